@@ -1,0 +1,57 @@
+"""Stateless random numbers, keyed by (seed, purpose, nimg, sample index).
+
+Each sample has a stream of its own, so a number depends on neither the batch size nor the layout of processes,
+and drawing again gives the same number: resuming and repeating a step are exact by construction. Numbers are
+drawn on the CPU, hence equal on every device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def stream(seed: int, purpose: str, nimg: int = 0, index: int = 0) -> np.random.Generator:
+    """The random stream of one key (counter-based Philox, keyed by a hash)."""
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{nimg}/{index}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
+
+
+class SampleRandom:
+    """Random tensors for a batch, one stream a sample; successive draws continue the streams.
+
+    Args:
+        seed: of the run.
+        purpose: what the numbers are for, such as 'z'; different purposes are independent.
+        nimg: images seen when the step began.
+        indices: the samples' indices within the step (globally, not within a process).
+        device: where drawn tensors are put.
+    """
+
+    def __init__(
+        self, seed: int, purpose: str, nimg: int, indices: Sequence[int], device: torch.device | str = "cpu"
+    ) -> None:
+        self.device = torch.device(device)
+        self.streams = [stream(seed, purpose, nimg, index) for index in indices]
+
+    def __len__(self) -> int:
+        return len(self.streams)
+
+    def normal(self, *shape: int) -> Tensor:
+        """Standard normal numbers [n, *shape], float32."""
+        return self._stack([s.standard_normal(shape, dtype=np.float32) for s in self.streams])
+
+    def uniform(self, *shape: int) -> Tensor:
+        """Uniform numbers in [0, 1), [n, *shape], float32."""
+        return self._stack([s.random(shape, dtype=np.float32) for s in self.streams])
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        """Uniform integers in [0, high), [n, *shape], int64."""
+        return self._stack([s.integers(high, size=shape) for s in self.streams])
+
+    def _stack(self, rows: Sequence[np.ndarray | np.generic | float | int]) -> Tensor:
+        return torch.from_numpy(np.stack([np.asarray(row) for row in rows])).to(self.device, non_blocking=True)
