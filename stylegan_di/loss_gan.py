@@ -1,0 +1,61 @@
+"""StyleGAN2-ADA's losses: non-saturating logistic, R1, path length, and the control of ADA's p.
+
+Goodfellow et al. 2014; R1: Mescheder et al. 2018 (arXiv 1801.04406, eq. 9); path length: Karras et al. 2020
+(arXiv 1912.04958, eq. 4); ADA: Karras et al. 2020 (arXiv 2006.06676, section 3).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def generator_logistic(fake_logits: Tensor) -> Tensor:
+    """-log sigmoid(D(G(z))), per sample, as fake_logits [B,1]."""
+    return F.softplus(-fake_logits)
+
+
+def discriminator_logistic(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """-log(1 - sigmoid(D(fake))) - log sigmoid(D(real)), per sample [B,1]."""
+    return F.softplus(fake_logits) + F.softplus(-real_logits)
+
+
+def r1_penalty(real_logits: Tensor, reals: Tensor, gamma: float) -> Tensor:
+    """gamma / 2 * |grad_x D(x)|^2 at real images, per sample [B]; differentiable in D's parameters.
+
+    Args:
+        real_logits: D(reals) [B,1], with the graph.
+        reals: [B,C,H,W], requires grad.
+        gamma: weight of the penalty.
+    """
+    (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)) * (gamma / 2)
+
+
+def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
+    """|J_w^T y| per sample [B], y = noise / sqrt(H W): the root of the mean over layers of squared norms.
+
+    Args:
+        images: [B,C,H,W], with the graph.
+        ws: [B,num_ws,w_dim], requires grad.
+        noise: standard normal, as images.
+    """
+    probe = noise / math.sqrt(images.shape[2] * images.shape[3])
+    (gradient,) = torch.autograd.grad((images * probe).sum(), ws, create_graph=True)
+    return gradient.square().sum(dim=2).mean(dim=1).sqrt()
+
+
+def path_length_penalty(lengths: Tensor, pl_mean: Tensor, decay: float) -> tuple[Tensor, Tensor]:
+    """(lengths - a)^2 per sample [B] and the new a = lerp(pl_mean, mean length, decay), detached."""
+    new_mean = pl_mean.lerp(lengths.detach().mean(), decay)
+    return (lengths - new_mean).square(), new_mean
+
+
+def ada_adjust(p: float, real_signs_mean: float, *, target: float, images: int, ada_kimg: float) -> float:
+    """The next ADA probability: p moves by images / (ada_kimg * 1000) towards E[sign D(real)] = target, and stays >= 0."""
+    step = images / (ada_kimg * 1000)
+    direction = (real_signs_mean > target) - (real_signs_mean < target)
+    return max(p + direction * step, 0.0)
