@@ -1,0 +1,152 @@
+"""A data set of square images of one size, with optional labels, from a folder or zip in NVlabs' format."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+
+from dnnlib.util import UserError
+from stylegan_di.data.files import ImageFiles, Label, decode_image, read_labels
+
+CACHE_BYTES = 1 << 30  # a data set that decodes to no more than this is kept in memory
+
+
+class ImageDataset:
+    """Images of a folder or zip, sorted by name; item i is (image uint8 [C,H,W], label float32 [label_dim]).
+
+    Safe with threads, forked and spawned workers. Files are decoded when first asked for.
+
+    Args:
+        path: folder or .zip; see `stylegan_di.data.files` for the format.
+        use_labels: return the labels of dataset.json; False: labels of length 0.
+        max_size: keep at most this many images, chosen by `seed` (NVlabs' choice for equal arguments).
+        xflip: append a mirrored copy of every image; doubles the length.
+        seed: of the choice that `max_size` makes.
+        cache: keep decoded images in memory where all of them take at most CACHE_BYTES.
+
+    Raises UserError, naming the file, for a data set without images, an image that is damaged, not square or unlike
+    the first, missing or invalid labels when asked for. Images after the first are checked when they are read.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        use_labels: bool = False,
+        max_size: int | None = None,
+        xflip: bool = False,
+        seed: int = 0,
+        cache: bool = True,
+    ) -> None:
+        if max_size is not None and max_size < 1:
+            raise UserError(f"max_size is {max_size}; at least one image must remain.")
+        self._files = ImageFiles(path)
+        self._names = self._files.image_names
+        if not self._names:
+            raise UserError(f"{self._files.path} holds no images; make a data set with tools/dataset_tool.py.")
+        self.name = self._files.path.resolve().stem
+        self._shape = self._first_shape()
+        self._labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)
+        self._label_dim = int(self._labels.max()) + 1 if self._labels.ndim == 1 else self._labels.shape[1]
+
+        chosen = np.arange(len(self._names))
+        if max_size is not None and max_size < len(chosen):
+            np.random.RandomState(seed % (1 << 31)).shuffle(chosen)  # the old generator: NVlabs' choice of images
+            chosen = np.sort(chosen[:max_size])
+        self._chosen = chosen
+        self._xflip = xflip
+        keep = cache and len(self._names) * int(np.prod(self._shape)) <= CACHE_BYTES
+        self._cache: dict[int, np.ndarray] | None = {} if keep else None
+
+    def __len__(self) -> int:
+        return len(self._chosen) * (2 if self._xflip else 1)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of a data set of {len(self)}")
+        flipped, position = divmod(int(index) % len(self), len(self._chosen))
+        number = int(self._chosen[position])
+        image = self._image(number)
+        return (image[:, :, ::-1] if flipped else image).copy(), self._label(number)
+
+    @property
+    def resolution(self) -> int:
+        """Height and width of the images in pixels."""
+        return self._shape[1]
+
+    @property
+    def num_channels(self) -> int:
+        """1 (gray) or 3 (RGB)."""
+        return self._shape[0]
+
+    @property
+    def label_dim(self) -> int:
+        """Length of a label: the number of classes for one-hot labels; 0 without use_labels."""
+        return self._label_dim
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether labels are in use."""
+        return self.label_dim > 0
+
+    def preload(self) -> None:
+        """Decode every image once: fills the cache, and meets a damaged file now rather than hours into a training."""
+        for number in self._chosen:
+            self._image(int(number))
+
+    def _image(self, number: int) -> np.ndarray:
+        cached = None if self._cache is None else self._cache.get(number)
+        if cached is not None:
+            return cached
+        name = self._names[number]
+        image = decode_image(self._files.read(name), self._files.where(name))
+        if image.shape != self._shape:
+            raise UserError(
+                f"{self._files.where(name)} is {_describe(image.shape)}, but {self._names[0]} is "
+                f"{_describe(self._shape)}; all images must be alike. Convert them with tools/dataset_tool.py."
+            )
+        if self._cache is not None:
+            self._cache[number] = image
+        return image
+
+    def _first_shape(self) -> tuple[int, int, int]:
+        where = self._files.where(self._names[0])
+        channels, height, width = decode_image(self._files.read(self._names[0]), where).shape
+        if height != width:
+            raise UserError(f"{where} is {width}x{height}; images must be square. Crop with tools/dataset_tool.py.")
+        return channels, height, width
+
+    def _label(self, number: int) -> np.ndarray:
+        if self._labels.ndim == 2:
+            return self._labels[number].copy()
+        onehot = np.zeros(self.label_dim, dtype=np.float32)
+        onehot[self._labels[number]] = 1
+        return onehot
+
+    def _load_labels(self) -> np.ndarray:
+        """Class indices int64 [N] or vectors float32 [N, label_dim], for all images of the files."""
+        by_name = read_labels(self._files)
+        where = self._files.where("dataset.json")
+        if by_name is None:
+            raise UserError(
+                f"{self._files.path} has no labels (in {where}); train without --cond, or make a labelled data set "
+                "with tools/dataset_tool.py."
+            )
+        missing = [name for name in self._names if name not in by_name]
+        if missing:
+            raise UserError(f"{where} has no label for {missing[0]!r} ({len(missing)} of {len(self._names)} lack one).")
+        labels = [by_name[name] for name in self._names]
+        kind = _kind(labels[0])
+        for name, label in zip(self._names, labels, strict=True):
+            if _kind(label) != kind:
+                raise UserError(f"{where}: {name!r} has {_kind(label)}, {self._names[0]!r} has {kind}; use one kind.")
+        return np.array(labels, dtype=np.int64 if isinstance(labels[0], int) else np.float32)
+
+
+def _kind(label: Label) -> str:
+    return "a class index" if isinstance(label, int) else f"a vector of {len(label)} numbers"
+
+
+def _describe(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[1]} {'gray' if shape[0] == 1 else 'RGB'}"

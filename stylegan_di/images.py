@@ -1,0 +1,77 @@
+"""Images between networks and files: float [-1,1] <-> uint8 (NVlabs' convention), single images and grids.
+
+uint8 = clamp(127.5 x + 128, 0, 255) truncated; x = uint8 / 127.5 - 1.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dnnlib.util import UserError
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images, nominally in [-1,1], any shape -> uint8 in 0..255."""
+    return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """uint8 images in 0..255, any shape -> float32 in [-1,1]."""
+    return images.to(torch.float32) / 127.5 - 1
+
+
+def to_rgb(images: Tensor) -> Tensor:
+    """Images [N,1,H,W] or [N,3,H,W], any dtype -> [N,3,H,W]; gray is repeated."""
+    if images.shape[1] not in (1, 3):
+        raise ValueError(f"images of {images.shape[1]} channels; expected 1 or 3")
+    return images.expand(-1, 3, -1, -1)
+
+
+def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
+    """Write image uint8 [C,H,W], C = 1 or 3, in the format of the path's suffix (.png, .jpg, ...), atomically."""
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ValueError(f"image is {image.dtype} {list(image.shape)}; expected uint8 [1,H,W] or [3,H,W]")
+    path = Path(path)
+    format = Image.registered_extensions().get(path.suffix.lower())
+    if format is None or format not in Image.SAVE:
+        raise UserError(f"{path}: images cannot be written as {path.suffix!r}; use a name that ends in .png or .jpg.")
+    pixels = image.cpu().permute(1, 2, 0).contiguous().numpy()
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(temporary, format=format)
+
+
+def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int, pad: int = 0) -> None:
+    """Write images uint8 [N,C,H,W] as one image, row by row.
+
+    Args:
+        columns: images in a row; an incomplete last row is filled with black.
+        pad: black pixels between neighbours.
+    """
+    n, channels, height, width = images.shape
+    rows = -(-n // columns)
+    grid = images.new_zeros([channels, rows * (height + pad) - pad, columns * (width + pad) - pad])
+    for index, image in enumerate(images):
+        top, left = index // columns * (height + pad), index % columns * (width + pad)
+        grid[:, top : top + height, left : left + width] = image
+    save_image(grid, path)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path to write to; it becomes `path` (flushed to disk, renamed) when the block ends without error."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
