@@ -1,1 +1,27 @@
 """Make the GAN you already have better with the diffusion model you already have, with no data."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dnnlib.util import UserError
+    from stylegan_di.checkpoint import load_denoiser, load_generator
+    from torch_utils.persistence import RefusedFileError
+
+__all__ = ["RefusedFileError", "UserError", "load_denoiser", "load_generator"]
+
+_HOMES = {
+    "RefusedFileError": "torch_utils.persistence",
+    "UserError": "dnnlib.util",
+    "load_denoiser": "stylegan_di.checkpoint",
+    "load_generator": "stylegan_di.checkpoint",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public names, found on first use: importing one small module of the package does not import the networks."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,11 +1,53 @@
-"""NVlabs' pickle format, read as inert data and written; no other module of the project unpickles."""
+"""NVlabs' pickle format (their torch_utils.persistence, version 6): read as inert data, and written.
+
+With its two halves of the reader, `pickle_machine` and `pickle_reader`, the only part of the project that parses
+pickles. What is written opens in NVlabs' own tools (torch 1.7 and later): every module is a call of
+`_reconstruct_persistent_obj` on {type, version, module_src, class_name, state}, where `module_src` is one import line
+of their repository and `state` the module's attributes as torch 1.7 keeps them.
+"""
 
 from __future__ import annotations
 
 import copy
+import copyreg
+import io
+import pickle
+import sys
+from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
+
+from dnnlib.util import UserError
+from torch_utils.pickle_reader import (
+    FORMAT_VERSION,
+    STORAGE_DTYPES,
+    STORAGE_MAGIC,
+    STORAGE_PROTOCOL,
+    PersistentObject,
+    RefusedFileError,
+    read_pickle,
+)
+
+__all__ = [
+    "PersistentModule",
+    "PersistentObject",
+    "RefusedFileError",
+    "flatten_state",
+    "read_pickle",
+    "write_pickle",
+]
+
+NETWORKS_SOURCE = "from training.networks import *"  # where NVlabs' repositories keep their networks
+MODULE_SOURCES = {"AugmentPipe": "from training.augment import *"}  # class name -> import line, for all others
+
+_PICKLE_PROTOCOL = 4
+_CONTAINERS = (torch.nn.ModuleDict, torch.nn.ModuleList)
+_STORAGES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items()}
+_TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 
 
 class PersistentModule(torch.nn.Module):
@@ -27,3 +69,172 @@ class PersistentModule(torch.nn.Module):
     def init_kwargs(self) -> dict[str, Any]:
         """The keyword arguments this module was built with, as a copy."""
         return copy.deepcopy(self._init_kwargs)
+
+
+def flatten_state(module: PersistentObject) -> OrderedDict[str, Tensor]:
+    """The state dict of a module read from a file: its parameters, its buffers, then its children's, depth first.
+
+    Raises:
+        RefusedFileError: if the object is no module, or has something else where a tensor belongs.
+    """
+    result: OrderedDict[str, Tensor] = OrderedDict()
+    _flatten(module, "", result)
+    return result
+
+
+def _flatten(module: PersistentObject, prefix: str, result: OrderedDict[str, Tensor]) -> None:
+    transient = module.state.get("_non_persistent_buffers_set") or ()
+    for group in ("_parameters", "_buffers", "_modules"):
+        entries = module.state.get(group)
+        if not isinstance(entries, dict):
+            raise RefusedFileError(module.source, f"a {module.class_name} without {group}")
+        for name, entry in entries.items():
+            if entry is None or (group == "_buffers" and name in transient):
+                continue
+            if group == "_modules" and isinstance(entry, PersistentObject):
+                _flatten(entry, f"{prefix}{name}.", result)
+            elif group != "_modules" and isinstance(entry, Tensor):
+                result[prefix + name] = entry
+            else:
+                raise RefusedFileError(module.source, f"a {type(entry).__name__} as {prefix}{name} in {group}")
+
+
+def write_pickle(obj: Any, *, module_sources: Mapping[str, str] = MODULE_SOURCES) -> bytes:
+    """A pickle in NVlabs' format; the same tree gives the same bytes.
+
+    Modules are written as NVlabs' snapshots are: in evaluation mode, without gradients, on the CPU, whatever their
+    present mode and device. Numpy numbers become Python's; buffers that are not persistent are left out.
+
+    Args:
+        obj: a tree of dict (str keys), list, tuple, str, bytes, bool, int, float, None, Tensor, PersistentModule.
+        module_sources: class name -> the line written as its source; for other classes NETWORKS_SOURCE.
+
+    Raises:
+        TypeError: for anything else in the tree or in a module's attributes.
+    """
+    buffer = io.BytesIO()
+    _Pickler(buffer, module_sources).dump(_plain(obj, "the snapshot"))
+    return buffer.getvalue()
+
+
+def _reconstruct_persistent_obj(meta: Any) -> Any:
+    """Stands for NVlabs' function of this name, which pickles name; unpickling is not how this project reads them."""
+    raise UserError(
+        "This pickle holds networks in NVlabs' format; pickle.load does not read it here. "
+        "Use stylegan_di.load_generator, load_denoiser or checkpoint.load_snapshot."
+    )
+
+
+class _StorageBytes:
+    """A tensor's storage on its way into a pickle."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+class _Pickler(pickle.Pickler):
+    """Python's pickler with NVlabs' and torch 1.7's way of writing modules and tensors."""
+
+    def __init__(self, file: io.BytesIO, module_sources: Mapping[str, str]) -> None:
+        super().__init__(file, protocol=_PICKLE_PROTOCOL)
+        self.module_sources = module_sources
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, PersistentModule):
+            return _reconstruct_persistent_obj, (self.meta(obj),)
+        if isinstance(obj, _CONTAINERS):
+            return copyreg.__newobj__, (type(obj),), _module_state(obj)  # type: ignore[attr-defined]
+        if isinstance(obj, torch.nn.Parameter):
+            return torch._utils._rebuild_parameter, (obj.detach(), False, OrderedDict())
+        if isinstance(obj, Tensor):
+            plain = obj.detach().cpu().contiguous()
+            storage = _StorageBytes(_storage_stream(plain))
+            layout: tuple[Any, ...] = (storage, 0, tuple(plain.shape), tuple(plain.stride()), False, OrderedDict())
+            return torch._utils._rebuild_tensor_v2, layout
+        if isinstance(obj, _StorageBytes):
+            return torch.storage._load_from_bytes, (obj.data,)
+        return NotImplemented
+
+    def meta(self, module: PersistentModule) -> dict[str, Any]:
+        class_name = type(module).__name__
+        return {
+            "type": "class",
+            "version": FORMAT_VERSION,
+            "module_src": sys.intern(self.module_sources.get(class_name, NETWORKS_SOURCE) + "\n"),
+            "class_name": sys.intern(class_name),
+            "state": _module_state(module),
+        }
+
+
+def _module_state(module: torch.nn.Module) -> dict[str, Any]:
+    """A module's __dict__ with the entries that torch 1.7 gives every module, its own attributes, its arguments."""
+    transient = module._non_persistent_buffers_set
+    state: dict[str, Any] = {
+        "training": False,
+        "_parameters": OrderedDict(module._parameters),
+        "_buffers": OrderedDict((name, b) for name, b in module._buffers.items() if name not in transient),
+        "_non_persistent_buffers_set": set(),
+        "_backward_hooks": OrderedDict(),
+        "_forward_hooks": OrderedDict(),
+        "_forward_pre_hooks": OrderedDict(),
+        "_state_dict_hooks": OrderedDict(),
+        "_load_state_dict_pre_hooks": OrderedDict(),
+        "_modules": OrderedDict(module._modules),
+    }
+    where = type(module).__name__
+    last = ("_init_args", "_init_kwargs")
+    own = [name for name in vars(module) if name not in _TORCH_ATTRIBUTES and name not in last]
+    for name in [*own, *(name for name in last if name in vars(module))]:
+        state[name] = _plain(getattr(module, name), f"{where}.{name}")
+    return state
+
+
+def _plain(value: Any, where: str) -> Any:
+    """The value with Python numbers, and with equal strings made one object: bytes must not depend on identity."""
+    if value is None or isinstance(value, bool | bytes | Tensor | PersistentModule):
+        return value
+    if isinstance(value, np.generic):
+        return _plain(value.item(), where)
+    if isinstance(value, str):
+        return sys.intern(str(value))
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, tuple):
+        return tuple([_plain(item, where) for item in value])
+    if isinstance(value, list):
+        return [_plain(item, where) for item in value]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {_plain(key, where): _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    raise TypeError(f"{where}: a {type(value).__name__} cannot be written to a network pickle")
+
+
+class _StoragePickler(pickle.Pickler):
+    """Writes the reference to its storage that a legacy torch stream holds."""
+
+    def persistent_id(self, obj: Any) -> Any:
+        return obj.reference if isinstance(obj, _StorageReference) else None
+
+
+class _StorageReference:
+    def __init__(self, reference: tuple[Any, ...]) -> None:
+        self.reference = reference
+
+
+def _storage_stream(tensor: Tensor) -> bytes:
+    """The legacy torch stream of a contiguous tensor's storage, as torch.save wrote it before 1.6."""
+    if tensor.dtype not in _STORAGES:
+        raise TypeError(f"a tensor of {tensor.dtype} cannot be written to a network pickle")
+    system = {
+        "protocol_version": STORAGE_PROTOCOL,
+        "little_endian": True,
+        "type_sizes": {"short": 2, "int": 4, "long": 4},
+    }
+    reference = _StorageReference(("storage", _STORAGES[tensor.dtype], "0", "cpu", tensor.numel(), None))
+    stream = io.BytesIO()
+    for part in (STORAGE_MAGIC, STORAGE_PROTOCOL, system, reference, ["0"]):
+        _StoragePickler(stream, protocol=2).dump(part)
+    stream.write(tensor.numel().to_bytes(8, "little"))
+    stream.write(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return stream.getvalue()

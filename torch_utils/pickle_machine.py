@@ -1,0 +1,375 @@
+"""Pickle opcodes, protocols 2 to 5, into inert nodes: the first half of reading a network file as data.
+
+The machine keeps a stack and a memo as the pickle format prescribes, but where a pickle names a class or calls a
+function it only notes so: it imports nothing and calls nothing. Whatever a network file has no need of is refused: any
+global outside `KNOWN_GLOBALS`, and every opcode not in the table at the end. Its cost is bounded by the file's length.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+MAX_OPCODES = 250_000  # several times what the largest published networks need
+MAX_MARKS = 100  # nested MARKs
+MAX_INT_BYTES = 16
+
+# (module, name) -> role: the only names a network file may contain. numpy 2 renamed numpy.core to numpy._core;
+# up to protocol 3 an empty set is written as a call of the built-in type (of `__builtin__` in protocol 2).
+KNOWN_GLOBALS: dict[tuple[str, str], str] = {
+    ("torch_utils.persistence", "_reconstruct_persistent_obj"): "persistent",
+    ("collections", "OrderedDict"): "ordered_dict",
+    ("dnnlib.util", "EasyDict"): "easy_dict",
+    ("torch._utils", "_rebuild_parameter"): "parameter",
+    ("torch._utils", "_rebuild_tensor_v2"): "tensor",
+    ("torch.storage", "_load_from_bytes"): "storage",
+    ("torch.nn.modules.container", "ModuleDict"): "container",
+    ("torch.nn.modules.container", "ModuleList"): "container",
+    ("numpy", "dtype"): "dtype",
+    ("numpy", "ndarray"): "ndarray",
+    ("numpy.core.multiarray", "scalar"): "scalar",
+    ("numpy._core.multiarray", "scalar"): "scalar",
+    ("numpy.core.multiarray", "_reconstruct"): "array",
+    ("numpy._core.multiarray", "_reconstruct"): "array",
+    ("builtins", "set"): "set",
+    ("__builtin__", "set"): "set",
+}
+TENSORFLOW_GLOBAL = ("dnnlib.tflib.network", "Network")
+
+_CALLED = {"persistent", "ordered_dict", "parameter", "tensor", "storage", "dtype", "scalar", "array", "set"}
+_CREATED = {"easy_dict", "container"}
+_FILLED = {"ordered_dict", "easy_dict"}
+_BUILT = {"dtype", "array", "container"}
+_OPCODE_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
+
+NOT_A_NETWORK = "It is no network file of stylegan2-ada-pytorch or edm; use a copy from a source you trust."
+DAMAGED = "The file is damaged; download or copy it again."
+
+
+class Refusal(Exception):
+    """What was found in a file and what to do about it; the reader adds the file's name."""
+
+    def __init__(self, found: str, remedy: str = NOT_A_NETWORK) -> None:
+        super().__init__(found)
+        self.found = found
+        self.remedy = remedy
+
+
+@dataclass(eq=False)
+class Global:
+    """A name from KNOWN_GLOBALS, never looked up."""
+
+    module: str
+    name: str
+    role: str
+
+
+@dataclass(eq=False)
+class Call:
+    """A call that is noted, not made: the function, its arguments, what was put in or set on the result."""
+
+    function: Global
+    arguments: tuple[Any, ...]
+    pairs: list[tuple[Any, Any]] = field(default_factory=list)
+    state: Any = None
+
+
+@dataclass(eq=False)
+class Pairs:
+    """A dict, keys not hashed yet."""
+
+    pairs: list[tuple[Any, Any]] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class Members:
+    """A set, members not hashed yet."""
+
+    members: list[Any] = field(default_factory=list)
+
+
+@dataclass(eq=False)
+class PersistentId:
+    """A reference out of the stream: the storage of a legacy torch stream."""
+
+    value: Any
+
+
+class Machine:
+    """Runs one pickle stream of `data` from `position`; `run` returns its root node.
+
+    Args:
+        data: the whole file, or the nested stream.
+        position: where the stream begins; after `run`, where it ended.
+        known: the globals it may name, to their roles.
+        opcodes: opcodes already spent on this file.
+        allow_persistent_ids: whether it may refer to storages, as nested streams do.
+    """
+
+    def __init__(
+        self,
+        data: memoryview,
+        position: int = 0,
+        *,
+        known: Mapping[tuple[str, str], str] = KNOWN_GLOBALS,
+        opcodes: int = 0,
+        allow_persistent_ids: bool = False,
+    ) -> None:
+        self.data = data
+        self.start = self.position = position
+        self.known = known
+        self.opcodes = opcodes
+        self.allow_persistent_ids = allow_persistent_ids
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: list[Any] = []
+
+    def run(self) -> Any:
+        if self.data[self.start : self.start + 1] != b"\x80":
+            raise Refusal("no pickle of protocol 2 to 5")
+        steps = _STEPS
+        while True:
+            code = self.unpack(_UINT8)
+            self.opcodes += 1
+            if self.opcodes > MAX_OPCODES:
+                raise Refusal(f"more than {MAX_OPCODES} pickle opcodes")
+            if code == _STOP:
+                break
+            step = steps.get(code)
+            if step is None:
+                raise Refusal(f"pickle opcode {_OPCODE_NAMES.get(code, hex(code))} at byte {self.position - 1}")
+            step(self)
+        root = self.pop()
+        if self.stack or self.marks:
+            raise Refusal(f"a pickle with {len(self.stack)} left-over values", DAMAGED)
+        return root
+
+    # Reading.
+
+    def take(self, count: int) -> memoryview:
+        end = self.position + count
+        if end > len(self.data):
+            raise Refusal(f"the end of the file after {len(self.data)} bytes, in the middle of a value", DAMAGED)
+        taken = self.data[self.position : end]
+        self.position = end
+        return taken
+
+    def unpack(self, form: struct.Struct) -> Any:
+        return form.unpack(self.take(form.size))[0]
+
+    def take_line(self) -> str:
+        """A text argument (of GLOBAL), to the newline; names are short."""
+        line = bytes(self.data[self.position : self.position + 256])
+        end = line.find(b"\n")
+        if end < 0:
+            raise Refusal("a global whose name does not end")
+        self.position += end + 1
+        return _decode(line[:end])
+
+    # The stack.
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def pop(self) -> Any:
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise Refusal(f"a pickle that takes from an empty stack at byte {self.position}", DAMAGED)
+        return self.stack.pop()
+
+    def pop_to_mark(self) -> list[Any]:
+        if not self.marks:
+            raise Refusal(f"a pickle that misses a MARK at byte {self.position}", DAMAGED)
+        mark = self.marks.pop()
+        values = self.stack[mark:]
+        del self.stack[mark:]
+        return values
+
+    def top(self) -> Any:
+        value = self.pop()
+        self.push(value)
+        return value
+
+    # Opcodes.
+
+    def proto(self) -> None:
+        protocol = self.unpack(_UINT8)
+        if self.position != self.start + 2 or not 2 <= protocol <= 5:
+            raise Refusal(f"pickle protocol {protocol} at byte {self.position - 2}, not 2 to 5 at the beginning")
+
+    def frame(self) -> None:
+        if self.unpack(_UINT64) > len(self.data) - self.position:
+            raise Refusal("a pickle frame that goes beyond the end of the file", DAMAGED)
+
+    def mark(self) -> None:
+        if len(self.marks) >= MAX_MARKS:
+            raise Refusal(f"more than {MAX_MARKS} nested pickle MARKs")
+        self.marks.append(len(self.stack))
+
+    def global_(self) -> None:
+        self.push(self.known_global(self.take_line(), self.take_line()))
+
+    def stack_global(self) -> None:
+        name, module = self.pop(), self.pop()
+        if not isinstance(name, str) or not isinstance(module, str):
+            raise Refusal("a global whose name is no text")
+        self.push(self.known_global(module, name))
+
+    def known_global(self, module: str, name: str) -> Global:
+        role = self.known.get((module, name))
+        if role is None:
+            if (module, name) == TENSORFLOW_GLOBAL:
+                raise Refusal(
+                    "a TensorFlow-era network (dnnlib.tflib)",
+                    "Convert it with legacy.py of stylegan2-ada-pytorch, which writes a PyTorch pickle, and use that.",
+                )
+            raise Refusal(f"the global {module[:80]!r} {name[:80]!r}, which no network needs and which could run code")
+        return Global(module, name, role)
+
+    def reduce(self) -> None:
+        self.call(_CALLED)
+
+    def newobj(self) -> None:
+        self.call(_CREATED)
+
+    def call(self, roles: set[str]) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, Global) or function.role not in roles or not isinstance(arguments, tuple):
+            raise Refusal(f"a call of something that is not called in network files, at byte {self.position - 1}")
+        self.push(Call(function, arguments))
+
+    def build(self) -> None:
+        state, target = self.pop(), self.top()
+        if not isinstance(target, Call) or target.function.role not in _BUILT or target.state is not None:
+            raise Refusal(f"a BUILD of something that has no state, at byte {self.position - 1}")
+        target.state = state
+
+    def setitem(self) -> None:
+        value, key = self.pop(), self.pop()
+        self.pairs_of_top().append((key, value))
+
+    def setitems(self) -> None:
+        values = self.pop_to_mark()
+        self.pairs_of_top().extend(_paired(values))
+
+    def pairs_of_top(self) -> list[tuple[Any, Any]]:
+        target = self.top()
+        if isinstance(target, Pairs) or (isinstance(target, Call) and target.function.role in _FILLED):
+            return target.pairs
+        raise Refusal(f"SETITEM on something that is no dict, at byte {self.position - 1}")
+
+    def list_of_top(self, kind: type) -> Any:
+        target = self.top()
+        if not isinstance(target, kind):
+            raise Refusal(f"items added to something that cannot hold them, at byte {self.position - 1}")
+        return target
+
+    def append(self) -> None:
+        value = self.pop()
+        self.list_of_top(list).append(value)
+
+    def appends(self) -> None:
+        values = self.pop_to_mark()
+        self.list_of_top(list).extend(values)
+
+    def additems(self) -> None:
+        values = self.pop_to_mark()
+        self.list_of_top(Members).members.extend(values)
+
+    def tuple_(self, count: int) -> None:
+        values = [self.pop() for _ in range(count)]
+        self.push(tuple(reversed(values)))
+
+    def integer(self, count: int) -> None:
+        if count > MAX_INT_BYTES:
+            raise Refusal(f"an integer of {count} bytes")
+        self.push(int.from_bytes(self.take(count), "little", signed=True))
+
+    def memoize(self) -> None:
+        self.memo.append(self.top())
+
+    def put(self, index: int) -> None:
+        if index < len(self.memo):
+            self.memo[index] = self.top()
+        elif index == len(self.memo):
+            self.memo.append(self.top())
+        else:
+            raise Refusal(f"memo index {index} after {len(self.memo)} entries")
+
+    def get(self, index: int) -> None:
+        if index >= len(self.memo):
+            raise Refusal(f"memo index {index} of {len(self.memo)} entries", DAMAGED)
+        self.push(self.memo[index])
+
+    def binpersid(self) -> None:
+        if not self.allow_persistent_ids:
+            raise Refusal("a reference out of the pickle (BINPERSID)")
+        self.push(PersistentId(self.pop()))
+
+
+def _paired(values: list[Any]) -> list[tuple[Any, Any]]:
+    if len(values) % 2:
+        raise Refusal("a dict with a key that has no value", DAMAGED)
+    return list(zip(values[::2], values[1::2], strict=True))
+
+
+def _decode(data: bytes | memoryview) -> str:
+    try:
+        return str(data, "utf-8")
+    except UnicodeDecodeError:
+        raise Refusal("a text that is not UTF-8", DAMAGED) from None
+
+
+_UINT8, _UINT16, _UINT32, _UINT64 = (struct.Struct(form) for form in ("<B", "<H", "<I", "<Q"))
+_INT32, _FLOAT64 = struct.Struct("<i"), struct.Struct(">d")
+_STOP = ord(".")
+
+_STEPS_BY_NAME: dict[str, Callable[[Machine], None]] = {
+    "PROTO": Machine.proto,
+    "FRAME": Machine.frame,
+    "MARK": Machine.mark,
+    "NONE": lambda m: m.push(None),
+    "NEWTRUE": lambda m: m.push(True),
+    "NEWFALSE": lambda m: m.push(False),
+    "BININT": lambda m: m.push(m.unpack(_INT32)),
+    "BININT1": lambda m: m.push(m.unpack(_UINT8)),
+    "BININT2": lambda m: m.push(m.unpack(_UINT16)),
+    "LONG1": lambda m: m.integer(m.unpack(_UINT8)),
+    "LONG4": lambda m: m.integer(m.unpack(_UINT32)),
+    "BINFLOAT": lambda m: m.push(m.unpack(_FLOAT64)),
+    "SHORT_BINUNICODE": lambda m: m.push(_decode(m.take(m.unpack(_UINT8)))),
+    "BINUNICODE": lambda m: m.push(_decode(m.take(m.unpack(_UINT32)))),
+    "BINUNICODE8": lambda m: m.push(_decode(m.take(m.unpack(_UINT64)))),
+    "SHORT_BINBYTES": lambda m: m.push(m.take(m.unpack(_UINT8))),
+    "BINBYTES": lambda m: m.push(m.take(m.unpack(_UINT32))),
+    "BINBYTES8": lambda m: m.push(m.take(m.unpack(_UINT64))),
+    "EMPTY_TUPLE": lambda m: m.push(()),
+    "TUPLE1": lambda m: m.tuple_(1),
+    "TUPLE2": lambda m: m.tuple_(2),
+    "TUPLE3": lambda m: m.tuple_(3),
+    "TUPLE": lambda m: m.push(tuple(m.pop_to_mark())),
+    "EMPTY_LIST": lambda m: m.push([]),
+    "LIST": lambda m: m.push(m.pop_to_mark()),
+    "APPEND": Machine.append,
+    "APPENDS": Machine.appends,
+    "EMPTY_DICT": lambda m: m.push(Pairs()),
+    "DICT": lambda m: m.push(Pairs(_paired(m.pop_to_mark()))),
+    "SETITEM": Machine.setitem,
+    "SETITEMS": Machine.setitems,
+    "EMPTY_SET": lambda m: m.push(Members()),
+    "ADDITEMS": Machine.additems,
+    "GLOBAL": Machine.global_,
+    "STACK_GLOBAL": Machine.stack_global,
+    "REDUCE": Machine.reduce,
+    "NEWOBJ": Machine.newobj,
+    "BUILD": Machine.build,
+    "MEMOIZE": Machine.memoize,
+    "BINPUT": lambda m: m.put(m.unpack(_UINT8)),
+    "LONG_BINPUT": lambda m: m.put(m.unpack(_UINT32)),
+    "BINGET": lambda m: m.get(m.unpack(_UINT8)),
+    "LONG_BINGET": lambda m: m.get(m.unpack(_UINT32)),
+    "BINPERSID": Machine.binpersid,
+}
+_STEPS = {code: _STEPS_BY_NAME[name] for code, name in _OPCODE_NAMES.items() if name in _STEPS_BY_NAME}
