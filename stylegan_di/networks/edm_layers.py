@@ -1,0 +1,272 @@
+"""Layers of EDM's networks: resampling convolutions, embeddings, self-attention and the residual block.
+
+Names of classes, arguments, attributes and parameters are those of NVlabs' file format (arXiv 2206.00364, app. F.2 for
+the block): every attribute of a layer is written to its pickle, so layers keep nothing but what the format has.
+
+Layers cast their parameters to the type of their input: modules made `.double()` compute in float64 throughout, and
+float32 parameters serve float16 activations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Parameter
+
+from torch_utils.persistence import PersistentModule
+
+
+def random_weight(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> Tensor:
+    """Initial values of a parameter, of variance 2 / (fan_in + fan_out) ('xavier_*') or 1 / fan_in ('kaiming_*').
+
+    Drawn from torch's global generator, uniform ('*_uniform') or normal ('*_normal').
+    """
+    std = {"xavier": math.sqrt(2 / (fan_in + fan_out)), "kaiming": math.sqrt(1 / fan_in)}
+    family, _, law = mode.partition("_")
+    if family not in std or law not in ("uniform", "normal"):
+        raise ValueError(f"init_mode={mode!r}; accepted: {{xavier,kaiming}}_{{uniform,normal}}")
+    if law == "normal":
+        return torch.randn(shape) * std[family]
+    return (torch.rand(shape) * 2 - 1) * (std[family] * math.sqrt(3))
+
+
+def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
+    """The parameter in the type of x, None for none."""
+    return None if parameter is None else parameter.to(x.dtype)
+
+
+class Linear(PersistentModule):
+    """x [..., in_features] -> [..., out_features]."""
+
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        init_mode: str = "kaiming_normal",
+        init_weight: float = 1,
+        init_bias: float = 0,
+    ) -> None:
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        draw = partial(random_weight, mode=init_mode, fan_in=in_features, fan_out=out_features)
+        self.weight = Parameter(draw([out_features, in_features]) * init_weight)
+        self.bias = Parameter(draw([out_features]) * init_bias) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype), cast(self.bias, x))
+
+
+def upsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
+    """Twice the size: zeros in between, then the filter [1,1,n,n] with a gain of 4; two taps repeat every pixel."""
+    if resample_filter.shape[-1] == 2:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    channels = x.shape[1]
+    kernel = (resample_filter * 4).to(x.dtype).expand(channels, -1, -1, -1)
+    return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=channels)
+
+
+def downsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
+    """Half the size: the filter [1,1,n,n] at every other pixel; two taps take the mean of 2x2 pixels."""
+    if resample_filter.shape[-1] == 2:
+        return F.avg_pool2d(x, 2)
+    channels = x.shape[1]
+    kernel = resample_filter.to(x.dtype).expand(channels, -1, -1, -1)
+    return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
+
+
+class Conv2d(PersistentModule):
+    """Resampling by two (up, down or none), then a convolution of odd size `kernel`, 0 for resampling alone.
+
+    `fused_resample` pads once for both, so that only the borders differ; going down, it convolves first.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    resample_filter: Tensor
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        bias: bool = True,
+        up: bool = False,
+        down: bool = False,
+        resample_filter: Sequence[float] = (1, 1),
+        fused_resample: bool = False,
+        init_mode: str = "kaiming_normal",
+        init_weight: float = 1,
+        init_bias: float = 0,
+    ) -> None:
+        super().__init__()
+        if up and down:
+            raise ValueError("a Conv2d goes up or down, not both")
+        if list(resample_filter) != list(resample_filter)[::-1]:
+            raise ValueError(f"resample_filter={list(resample_filter)}; accepted: symmetric taps, such as [1, 3, 3, 1]")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.up = up
+        self.down = down
+        self.fused_resample = fused_resample
+        area = kernel**2
+        draw = partial(random_weight, mode=init_mode, fan_in=in_channels * area, fan_out=out_channels * area)
+        self.weight = Parameter(draw([out_channels, in_channels, kernel, kernel]) * init_weight) if kernel else None
+        self.bias = Parameter(draw([out_channels]) * init_bias) if kernel and bias else None
+        taps = torch.as_tensor(resample_filter, dtype=torch.float32)
+        taps = torch.outer(taps, taps)[None, None] / taps.sum().square()
+        self.register_buffer("resample_filter", taps if up or down else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        resample = upsample if self.up else downsample
+        filter_pad = (self.resample_filter.shape[-1] - 1) // 2 if self.up or self.down else 0
+        if self.weight is None:
+            return resample(x, self.resample_filter, filter_pad) if self.up or self.down else x
+        weight, bias = self.weight.to(x.dtype), cast(self.bias, x)
+        weight_pad = weight.shape[-1] // 2
+        if self.fused_resample and self.up:
+            x = upsample(x, self.resample_filter, max(filter_pad - weight_pad, 0))
+            return F.conv2d(x, weight, bias, padding=max(weight_pad - filter_pad, 0))
+        if self.fused_resample and self.down:
+            x = F.conv2d(x, weight, bias, padding=weight_pad + filter_pad)
+            return downsample(x, self.resample_filter, 0)  # its taps sum to 1, hence the bias may come first
+        if self.up or self.down:
+            x = resample(x, self.resample_filter, filter_pad)
+        return F.conv2d(x, weight, bias, padding=weight_pad)
+
+
+class GroupNorm(PersistentModule):
+    """Normalisation over groups of at least four channels, 32 groups at most."""
+
+    def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.num_groups = min(32, num_channels // 4)
+        self.eps = eps
+        self.weight = Parameter(torch.ones(num_channels))
+        self.bias = Parameter(torch.zeros(num_channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class PositionalEmbedding(PersistentModule):
+    """x [B] -> [B,num_channels]: cosines, then sines, of frequencies falling geometrically from 1 to 1 / max_positions.
+
+    The last frequency is 1 / max_positions itself with `endpoint`, else one factor above.
+    """
+
+    def __init__(self, num_channels: int, max_positions: int = 10000, endpoint: bool = False) -> None:
+        super().__init__()
+        self.num_channels = num_channels
+        self.max_positions = max_positions
+        self.endpoint = endpoint
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.num_channels // 2
+        exponents = torch.arange(half, dtype=x.dtype, device=x.device) / (half - (1 if self.endpoint else 0))
+        angles = torch.outer(x, (1 / self.max_positions) ** exponents)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(PersistentModule):
+    """x [B] -> [B,num_channels]: cosines, then sines, of random frequencies (a buffer, never trained)."""
+
+    freqs: Tensor
+
+    def __init__(self, num_channels: int, scale: float = 16) -> None:
+        super().__init__()
+        self.register_buffer("freqs", torch.randn(num_channels // 2) * scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.outer(x, 2 * math.pi * self.freqs.to(x.dtype))
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def attention(qkv: Tensor, num_heads: int) -> Tensor:
+    """Self-attention over pixels; qkv [B, heads * C * 3, H, W] with q, k, v fastest -> [B, heads * C, H, W].
+
+    The softmax is computed in float32 (float64 for float64 inputs), also for half-precision inputs.
+    """
+    batch, channels, height, width = qkv.shape
+    q, k, v = qkv.reshape(batch, num_heads, channels // (3 * num_heads), 3, height * width).permute(3, 0, 1, 4, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels // 3, height, width)
+
+
+class UNetBlock(PersistentModule):
+    """Residual block of both U-Nets, conditioned on emb [B,emb_channels], with optional resampling and self-attention.
+
+    Heads have `channels_per_head` channels unless `num_heads` is given: a block of fewer channels than that has no
+    head, and no attention either.
+    """
+
+    skip: Conv2d | None
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int,
+        up: bool = False,
+        down: bool = False,
+        attention: bool = False,
+        num_heads: int | None = None,
+        channels_per_head: int = 64,
+        dropout: float = 0,
+        skip_scale: float = 1,
+        eps: float = 1e-5,
+        resample_filter: Sequence[float] = (1, 1),
+        resample_proj: bool = False,
+        adaptive_scale: bool = True,
+        init: dict[str, Any] | None = None,
+        init_zero: dict[str, Any] | None = None,
+        init_attn: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        init = init or {}
+        init_zero = {"init_weight": 0} if init_zero is None else init_zero
+        init_attn = init if init_attn is None else init_attn
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.emb_channels = emb_channels
+        self.num_heads = 0 if not attention else num_heads or out_channels // channels_per_head
+        self.dropout = dropout
+        self.skip_scale = skip_scale
+        self.adaptive_scale = adaptive_scale
+
+        resample: dict[str, Any] = {"up": up, "down": down, "resample_filter": resample_filter}
+        self.norm0 = GroupNorm(in_channels, eps=eps)
+        self.conv0 = Conv2d(in_channels, out_channels, kernel=3, **resample, **init)
+        self.affine = Linear(emb_channels, out_channels * (2 if adaptive_scale else 1), **init)
+        self.norm1 = GroupNorm(out_channels, eps=eps)
+        self.conv1 = Conv2d(out_channels, out_channels, kernel=3, **init_zero)
+        self.skip = None
+        if in_channels != out_channels or up or down:
+            kernel = 1 if resample_proj or in_channels != out_channels else 0
+            self.skip = Conv2d(in_channels, out_channels, kernel=kernel, **resample, **init)
+        if self.num_heads:
+            self.norm2 = GroupNorm(out_channels, eps=eps)
+            self.qkv = Conv2d(out_channels, out_channels * 3, kernel=1, **init_attn)
+            self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        h = self.conv0(F.silu(self.norm0(x)))
+        params = self.affine(emb).to(x.dtype)[:, :, None, None]
+        if self.adaptive_scale:
+            scale, shift = params.chunk(2, dim=1)
+            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = F.silu(self.norm1(h + params))
+        h = self.conv1(F.dropout(h, p=self.dropout, training=self.training))
+        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+        if self.num_heads:
+            x = (self.proj(attention(self.qkv(self.norm2(x)), self.num_heads)) + x) * self.skip_scale
+        return x

@@ -1,0 +1,34 @@
+"""Denoisers around trained networks: what a student learns from, and what a fake score starts from."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from stylegan_di.interfaces import Denoiser
+from stylegan_di.networks.edm import Precond
+
+
+class EDMTeacher(Denoiser):
+    """An EDM network as a Denoiser.
+
+    `labels=None` on a conditional network is the null label (zeros). Inputs are cast to the network's precision.
+
+    Args:
+        network: a preconditioned network, kept as `.network`.
+    """
+
+    def __init__(self, network: Precond) -> None:
+        super().__init__()
+        self.network = network
+        self.img_resolution = network.img_resolution
+        self.img_channels = network.img_channels
+        self.label_dim = network.label_dim
+        self.sigma_min = network.sigma_min
+        self.sigma_max = network.sigma_max
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        return self.network(x, sigma, labels)
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        """The nearest noise levels that the network knows."""
+        return self.network.round_sigma(sigma)
