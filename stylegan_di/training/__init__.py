@@ -1,0 +1,1 @@
+"""The three trainings: a denoiser (edm), a GAN (gan), Diff-Instruct (di)."""

@@ -1,0 +1,226 @@
+"""From a configuration to what a training needs: networks, optimizers, data; mismatches are refused here, before it starts."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dnnlib.util import UserError
+from stylegan_di.checkpoint import Snapshot, as_denoiser, as_generator, load_snapshot
+from stylegan_di.config import TrainConfig
+from stylegan_di.data.augment import AUGMENT_PIPES, AugmentPipe
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.networks.stylegan2 import Discriminator
+from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
+from stylegan_di.random import stream
+from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.teachers import EDMTeacher
+from stylegan_di.training.state import TrainState
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "ddpmpp": dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",
+                   decoder_type="standard", channel_mult_noise=1, resample_filter=[1, 1]),
+    "ncsnpp": dict(model_type="SongUNet", embedding_type="fourier", encoder_type="residual",
+                   decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1]),
+    "adm": dict(model_type="DhariwalUNet"),
+}  # fmt: skip
+
+
+@dataclass
+class Job:
+    """A training ready to start."""
+
+    config: TrainConfig
+    state: TrainState
+    device: torch.device
+    dataset: ImageDataset | None = None
+    teacher: Denoiser | None = None
+
+
+def build(config: TrainConfig, device: torch.device) -> Job:
+    """Opens, checks and constructs everything a run needs.
+
+    Raises:
+        UserError: a file that cannot be used, or a teacher, GAN and data set that do not match.
+    """
+    dataset = None
+    if config.needs_data and config.data is not None:
+        dataset = ImageDataset(config.data, use_labels=config.cond, xflip=config.mirror, seed=config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(stream(config.seed, "init").integers(2**31)))
+        builder = {"edm": _build_edm, "gan": _build_gan, "di": _build_di}[config.kind]
+        state, teacher = builder(config, dataset)
+    for module in (state.model, state.ema, state.fake_score, state.discriminator, state.augment_pipe, teacher):
+        if module is not None:
+            module.to(device).eval().requires_grad_(False)
+    state.pl_mean = state.pl_mean.to(device)
+    state.optimizers = _optimizers(config, state)
+    return Job(config, state, device, dataset, teacher)
+
+
+def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
+    assert dataset is not None
+    kwargs: dict[str, Any] = dict(
+        img_resolution=dataset.resolution,
+        img_channels=dataset.num_channels,
+        label_dim=dataset.label_dim,
+        **ARCHITECTURES[config.arch],
+        model_channels=config.model_channels,
+        channel_mult=list(config.channel_mult),
+        num_blocks=config.num_blocks,
+        attn_resolutions=list(config.attn_resolutions),
+        dropout=config.dropout,
+    )
+    model = EDMTeacher(EDMPrecond(**kwargs))
+    return TrainState(model, copy.deepcopy(model), {}), None
+
+
+def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
+    assert dataset is not None
+    common: dict[str, Any] = dict(
+        c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
+    )
+    widths: dict[str, Any] = dict(channel_base=config.cbase, channel_max=config.cmax)
+    if config.fp16_res:
+        widths |= dict(num_fp16_res=config.fp16_res, conv_clamp=256)
+    synthesis = widths if config.noise_inputs else widths | dict(use_noise=False)
+    generator = StyleGAN2(
+        z_dim=config.w_dim,
+        w_dim=config.w_dim,
+        mapping_kwargs=dict(num_layers=config.map_depth),
+        synthesis_kwargs=synthesis,
+        **common,
+    )
+    discriminator = Discriminator(
+        **common, **widths, block_kwargs={}, mapping_kwargs={}, epilogue_kwargs=dict(mbstd_group_size=config.mbstd_group)
+    )
+    model = StyleGAN2Student(generator)
+    state = TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator)
+    state.augment_pipe = _augment_pipe(config)
+    return state, None
+
+
+def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, Denoiser]:
+    assert config.teacher is not None
+    teacher = as_denoiser(load_snapshot(config.teacher))
+    discriminator: torch.nn.Module | None = None
+    model: Generator
+    if config.gan_pkl is None:
+        assert isinstance(teacher, EDMTeacher)
+        model = OneStepStudent(copy.deepcopy(teacher.network), config.sigma_init)
+    else:
+        snapshot = load_snapshot(config.gan_pkl)
+        model = as_generator(snapshot)
+        _check_match(config, teacher, model)
+        discriminator = _discriminator_of(config, snapshot)
+    if dataset is not None:
+        _check_dataset(config, dataset, model)
+    state = TrainState(model, copy.deepcopy(model), {}, copy.deepcopy(teacher), discriminator)
+    if config.adv_weight:
+        state.augment_pipe = _augment_pipe(config)
+    return state, teacher
+
+
+def _augment_pipe(config: TrainConfig) -> AugmentPipe | None:
+    if config.aug == "noaug":
+        return None
+    if config.augpipe not in AUGMENT_PIPES:
+        raise UserError(f"--augpipe={config.augpipe}: accepted are {', '.join(AUGMENT_PIPES)}")
+    pipe = AugmentPipe(**AUGMENT_PIPES[config.augpipe])
+    pipe.p.copy_(torch.as_tensor(config.p))
+    return pipe
+
+
+def _discriminator_of(config: TrainConfig, snapshot: Snapshot) -> torch.nn.Module | None:
+    """The GAN's own discriminator: trained with --adv-weight, else handed on untouched."""
+    discriminator = snapshot.networks.get("D")
+    if discriminator is None and config.adv_weight:
+        raise UserError(
+            f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which --adv-weight needs; "
+            "use the training's own .pkl, or leave --adv-weight out"
+        )
+    return discriminator
+
+
+def _check_match(config: TrainConfig, teacher: Denoiser, gan: Generator) -> None:
+    """Refuses a teacher and a GAN that do not speak of the same images."""
+    for what, teachers, gans in (
+        ("resolution", teacher.img_resolution, gan.img_resolution),
+        ("channels", teacher.img_channels, gan.img_channels),
+        ("classes", teacher.label_dim, gan.label_dim),
+    ):
+        if teachers != gans:
+            raise UserError(
+                f"--teacher={config.teacher} and --gan-pkl={config.gan_pkl} do not match: "
+                f"{what} {teachers} against {gans}; choose a teacher trained on images like the GAN's"
+            )
+
+
+def _check_dataset(config: TrainConfig, dataset: ImageDataset, gan: Generator) -> None:
+    found = (dataset.resolution, dataset.num_channels, dataset.label_dim)
+    expected = (gan.img_resolution, gan.img_channels, gan.label_dim)
+    if found != expected:
+        raise UserError(
+            f"--data={config.data}: resolution, channels, classes are {found}, the GAN's {expected}; "
+            "--cond=true reads the labels of the data set, tools/dataset_tool.py resizes it"
+        )
+
+
+def _optimizers(config: TrainConfig, state: TrainState) -> dict[str, torch.optim.Optimizer]:
+    """Adam for each network that moves; lazy regularisation scales its rate and betas (arXiv 1912.04958, app. B)."""
+
+    def adam(module: torch.nn.Module, lr: float, interval: int | None, beta2: float = config.beta2) -> torch.optim.Adam:
+        ratio = 1.0 if interval is None else interval / (interval + 1)
+        betas = (float(config.beta1) ** ratio, float(beta2) ** ratio)
+        optimizer = torch.optim.Adam(module.parameters(), lr=lr * ratio, betas=betas, eps=1e-8, fused=True)
+        for group in optimizer.param_groups:
+            group["initial_lr"] = lr * ratio
+        return optimizer
+
+    path_length = config.pl_interval if config.kind == "gan" and config.pl_weight else None
+    optimizers: dict[str, torch.optim.Optimizer] = {"model": adam(state.model, config.lr, path_length)}
+    if state.fake_score is not None:
+        optimizers["fake_score"] = adam(state.fake_score, config.fake_lr or config.lr, None)
+    if state.discriminator is not None and (config.kind == "gan" or config.adv_weight):
+        optimizers["discriminator"] = adam(state.discriminator, config.dlr or config.lr, config.r1_interval, 0.99)
+    return optimizers
+
+
+def r1_gamma(config: TrainConfig, resolution: int) -> float:
+    """--gamma, or StyleGAN2-ADA's heuristic 0.0002 * resolution^2 / batch."""
+    return config.gamma if config.gamma is not None else 0.0002 * resolution**2 / config.batch
+
+
+def run_name(config: TrainConfig) -> str:
+    """'fashion-gan-di-ikl-batch64': what a run folder is called after its number."""
+    source = config.gan_pkl or config.data or config.teacher or "run"
+    stem = source.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].split(".")[0]
+    parts = [stem, config.kind]
+    if config.kind == "di":
+        parts.append(config.divergence.replace(":", "-").replace("=", "").replace(",", "-"))
+        if config.adv_weight:
+            parts.append(f"adv{config.adv_weight:g}")
+    if config.cond:
+        parts.append("cond")
+    parts.append(f"batch{config.batch}")
+    if config.desc:
+        parts.append(config.desc)
+    return "-".join(parts)
+
+
+def lr_scale(config: TrainConfig, nimg: int) -> float:
+    """Factor on the learning rates: a linear rise over lr_rampup kimg; from share lr_decay of the run a linear fall to 3 %."""
+    scale = 1.0
+    if config.lr_rampup:
+        scale = min(nimg / (config.lr_rampup * 1000), 1.0)
+    if config.lr_decay is not None:
+        done = (nimg / (config.kimg * 1000) - config.lr_decay) / (1 - config.lr_decay)
+        scale *= 1 - 0.97 * min(max(done, 0.0), 1.0)
+    assert math.isfinite(scale)
+    return scale

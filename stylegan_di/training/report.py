@@ -1,0 +1,101 @@
+"""What a run tells its user: statistics by tick, the log line, the table at the end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+SIGMA_BINS = (0.2, 1.0)  # denoising losses are told apart below, between and above these noise levels
+
+
+class Statistics:
+    """Means and deviations of named scalars since the last report; values stay on their device until then."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[Tensor]] = {}
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """Records scalars, or vectors of per-sample values."""
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(torch.as_tensor(value).detach().flatten())
+
+    def drain(self) -> dict[str, dict[str, float]]:
+        """{name: {num, mean, std}} of what was added, and starts anew; names without a value are left out."""
+        result = {}
+        for name, values in sorted(self._values.items()):
+            flat = torch.cat([value.to("cpu", torch.float64) for value in values])
+            if flat.numel():
+                std = float(flat.std(correction=0))
+                result[name] = {"num": flat.numel(), "mean": float(flat.mean()), "std": std}
+        self._values.clear()
+        return result
+
+
+def by_sigma(name: str, values: Tensor, sigma: Tensor) -> dict[str, Tensor]:
+    """Per-sample values [B] split into bins of noise level: {'name/sigma<0.2': [...], ...}."""
+    low, high = SIGMA_BINS
+    return {
+        f"{name}/sigma<{low:g}": values[sigma < low],
+        f"{name}/sigma{low:g}-{high:g}": values[(sigma >= low) & (sigma < high)],
+        f"{name}/sigma>{high:g}": values[sigma >= high],
+    }
+
+
+def format_time(seconds: float) -> str:
+    """'45s', '12m 05s', '3h 20m'."""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m {seconds % 60:02d}s"
+    return f"{seconds // 3600}h {seconds // 60 % 60:02d}m"
+
+
+class Clock:
+    """Time since the start of a run and time to go, from the images seen since the start."""
+
+    def __init__(self, total_nimg: int, nimg: int = 0) -> None:
+        self.start = time.monotonic()
+        self._start_nimg = nimg
+        self._total_nimg = total_nimg
+        self._last = (self.start, nimg)
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.start
+
+    def tick(self, nimg: int) -> str:
+        """'images/s 120, elapsed 1m 05s, left 3m 20s' for the time since the last tick."""
+        now = time.monotonic()
+        last, last_nimg = self._last
+        self._last = (now, nimg)
+        rate = (nimg - last_nimg) / max(now - last, 1e-9)
+        overall = (nimg - self._start_nimg) / max(now - self.start, 1e-9)
+        left = (self._total_nimg - nimg) / overall if overall else 0.0
+        per_kimg = 1000 / rate if rate else 0.0
+        return (
+            f"sec/kimg {per_kimg:<7.2f} images/s {rate:<7.1f} elapsed {format_time(now - self.start):<8s} "
+            f"left {format_time(max(left, 0.0))}"
+        )
+
+
+def append_json_line(path: Path, values: Mapping[str, object]) -> None:
+    """Adds one line to a .jsonl file."""
+    with path.open("a") as file:
+        file.write(json.dumps(values) + "\n")
+
+
+def comparison_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
+    """The metrics before and after, one row each."""
+    width = max([len("metric"), *map(len, after)])
+    lines = [f"{'metric':<{width}s}  {'before':>10s}  {'after':>10s}  {'ratio':>7s}"]
+    for name, value in after.items():
+        old = before.get(name)
+        start = "-" if old is None else f"{old:.4f}"
+        ratio = f"{value / old:.3f}" if old else "-"
+        lines.append(f"{name:<{width}s}  {start:>10s}  {value:>10.4f}  {ratio:>7s}")
+    return "\n".join(lines)

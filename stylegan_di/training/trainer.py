@@ -1,0 +1,226 @@
+"""The loop: `step` reads as the updates of the run's kind plus EMA; `run` owns ticks, snapshots, metrics, the report."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylegan_di.checkpoint import save_snapshot
+from stylegan_di.data.sampler import iterate_batches
+from stylegan_di.images import from_uint8
+from stylegan_di.loss_di import parse_divergence
+from stylegan_di.loss_gan import ada_adjust
+from stylegan_di.random import stream
+from stylegan_di.training import updates
+from stylegan_di.training.build import Job, lr_scale, r1_gamma
+from stylegan_di.training.ema import ema_beta, update_ema
+from stylegan_di.training.evaluation import Evaluation
+from stylegan_di.training.folder import RunFolder
+from stylegan_di.training.report import Clock, Statistics
+from stylegan_di.training.state import Batch
+from torch_utils import distributed
+
+ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        job: networks, data and options.
+        folder: where the run is written.
+        evaluation: metrics and grids.
+    """
+
+    def __init__(self, job: Job, folder: RunFolder, evaluation: Evaluation) -> None:
+        self.job = job
+        self.config = job.config
+        self.state = job.state
+        self.folder = folder
+        self.evaluation = evaluation
+        self.report = Statistics()
+        self.real_signs = Statistics()
+        self.total_nimg = round(self.config.kimg * 1000)
+        share = self.config.batch // distributed.world_size()
+        self.batch_gpu = min(self.config.batch_gpu or share, share)
+        self.divergence = parse_divergence(self.config.divergence)
+        self.noise_law = updates.NoiseLaw(self.config.P_mean, self.config.P_std)
+        if job.dataset is not None:
+            self.data = iterate_batches(
+                job.dataset,
+                seed=self.config.seed,
+                nimg=self.state.cur_nimg,
+                batch=self.config.batch,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+                num_workers=self.config.workers,
+            )
+        self.fake_noise_law = updates.NoiseLaw(self.config.fake_P_mean, self.config.fake_P_std)
+
+    # The step.
+
+    def step(self) -> None:
+        """One step of the run's kind on the next `batch` images, then EMA."""
+        batch = self.next_batch()
+        self.set_learning_rates()
+        torch.manual_seed(int(stream(batch.seed, "dropout", batch.nimg, distributed.rank()).integers(2**31)))
+        {"edm": self.edm_step, "gan": self.gan_step, "di": self.di_step}[self.config.kind](batch)
+        self.state.cur_nimg += batch.size
+        self.state.cur_step += 1
+        beta = ema_beta(
+            batch.size, halflife_kimg=self.config.ema, rampup=self.config.ema_rampup, nimg=self.state.cur_nimg
+        )
+        update_ema(self.state.ema, self.state.model, beta)
+
+    def edm_step(self, batch: Batch) -> None:
+        """Denoising loss on real images."""
+        reals = self.reals(batch)
+        updates.denoiser_update(self.state, batch, reals, self.noise_law, self.config.label_dropout, self.report)
+
+    def gan_step(self, batch: Batch) -> None:
+        """Generator, discriminator and their lazy regularisations."""
+        config, state = self.config, self.state
+        updates.generator_update(state, batch, config.mixing, self.report)
+        if config.pl_weight and state.cur_step % config.pl_interval == 0:
+            updates.path_length_update(
+                state, batch, config.mixing, config.pl_weight, 0.01, config.pl_interval, self.report
+            )
+        self.discriminator_step(
+            batch, lambda chunk: updates.gan_images(state, batch, chunk, "discriminator", config.mixing)[::2]
+        )
+
+    def di_step(self, batch: Batch) -> None:
+        """Fake score on the student's samples; then the student; with --adv-weight the discriminator."""
+        config, state, teacher = self.config, self.state, self.job.teacher
+        assert teacher is not None
+        updates.fake_score_update(state, batch, self.fake_noise_law, self.report)
+        if state.cur_nimg >= config.fake_warmup * 1000:
+            updates.student_update(
+                state, batch, teacher, self.divergence, self.noise_law, config.adv_weight, self.report
+            )
+        if config.adv_weight:
+            self.discriminator_step(
+                batch, lambda chunk: updates.student_images(state.model, batch, chunk, "discriminator")
+            )
+
+    def discriminator_step(
+        self, batch: Batch, fakes_of: Callable[[range], tuple[Tensor, Tensor | None]]
+    ) -> None:
+        """The discriminator's logistic loss, lazily R1, and ADA's control of p."""
+        config, state = self.config, self.state
+        reals = self.reals(batch)
+        updates.discriminator_update(state, batch, reals, fakes_of, self.report, self.real_signs)
+        gamma = r1_gamma(config, self.evaluation.resolution)
+        if gamma and state.cur_step % config.r1_interval == 0:
+            updates.r1_update(state, batch, reals, gamma, config.r1_interval, self.report)
+        if config.aug == "ada" and state.augment_pipe is not None and state.cur_step % ADA_INTERVAL == 0:
+            self.adjust_augmentation(batch.size * ADA_INTERVAL)
+
+    def adjust_augmentation(self, images: int) -> None:
+        """Moves p by ADA's rule."""
+        signs = torch.tensor(self.real_signs.drain()["Signs/real"]["mean"], device=self.job.device)
+        distributed.average([signs])
+        p: Tensor = self.state.augment_pipe.p  # type: ignore[union-attr, assignment]
+        target, ada_kimg = self.config.target, self.config.ada_kimg
+        p.fill_(ada_adjust(float(p), float(signs), target=target, images=images, ada_kimg=ada_kimg))
+        self.report.add({"Progress/augment": p.clone()})
+
+    # What a step needs.
+
+    def next_batch(self) -> Batch:
+        return Batch.of_step(
+            seed=self.config.seed,
+            nimg=self.state.cur_nimg,
+            size=self.config.batch,
+            batch_gpu=self.batch_gpu,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            device=self.job.device,
+        )
+
+    def reals(self, batch: Batch) -> updates.Reals:
+        """The real images of a step, chunk by chunk: this process's share of the shuffled data set's next images."""
+        dataset, device = self.job.dataset, self.job.device
+        assert dataset is not None
+        images, labels = next(self.data)
+        first = batch.chunks[0].start
+
+        def load(chunk: range) -> tuple[Tensor, Tensor | None]:
+            part = slice(chunk.start - first, chunk.stop - first)
+            return from_uint8(images[part].to(device)), labels[part].to(device) if dataset.label_dim else None
+
+        return load
+
+    def set_learning_rates(self) -> None:
+        scale = lr_scale(self.config, self.state.cur_nimg)
+        for optimizer in self.state.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * scale
+
+    # The run.
+
+    def run(self) -> dict[str, Any]:
+        """Trains to the end; returns what result.json holds."""
+        state, config = self.state, self.config
+        before = self.evaluation.begin()
+        clock = Clock(self.total_nimg)
+        next_tick = min(config.tick * 1000, self.total_nimg)
+        metrics = before
+        while state.cur_nimg < self.total_nimg:
+            self.step()
+            done = state.cur_nimg >= self.total_nimg
+            if not done and state.cur_nimg < next_tick:
+                continue
+            state.cur_tick += 1
+            next_tick += config.tick * 1000
+            self.tick(clock)
+            if done or state.cur_tick % config.snap == 0:
+                metrics = self.snapshot()
+        return self.evaluation.finish(before, metrics, clock.elapsed())
+
+    def tick(self, clock: Clock) -> None:
+        """One line to the log, one to stats.jsonl."""
+        distributed.average(b for b in self.state.model.buffers() if b.is_floating_point())
+        if distributed.rank() != 0:
+            return
+        state = self.state
+        values = self.report.drain()
+        line = f"tick {state.cur_tick:<4d} kimg {state.cur_nimg / 1000:<8.1f} {clock.tick(state.cur_nimg)}"
+        if state.augment_pipe is not None:
+            line += f" augment {float(state.augment_pipe.p):.3f}"  # type: ignore[arg-type]
+        print(line, flush=True)
+        values["Progress/distance_from_start"] = self.evaluation.distance_from_start()
+        self.folder.add_statistics(values | {"Progress/kimg": _scalar(state.cur_nimg / 1000)})
+
+    def snapshot(self) -> dict[str, float]:
+        """Weights, grid and metrics of the EMA; the best by the first metric is kept as network-best."""
+        metrics: dict[str, float] = {}
+        if distributed.rank() == 0:
+            kimg = self.state.cur_nimg / 1000
+            metrics, is_best = self.evaluation.measure(kimg)
+            paths = [self.folder.snapshot_path(kimg)] + ([self.folder.best_path()] if is_best else [])
+            for path in paths:
+                save_snapshot(path, self.evaluation.networks(), extras=self.evaluation.extras(), metadata=self.provenance(metrics))
+        distributed.barrier()
+        return metrics
+
+    def provenance(self, metrics: dict[str, float]) -> dict[str, str | float]:
+        """Where a snapshot comes from, as written into it."""
+        config = self.config
+        origin = {"command": " ".join(sys.argv), "kind": config.kind, "date": time.strftime("%Y-%m-%d")}
+        named = {"teacher": config.teacher, "gan_pkl": config.gan_pkl, "data": config.data}
+        return (
+            origin
+            | {key: value for key, value in named.items() if value}
+            | {"seed": float(config.seed), "kimg": self.state.cur_nimg / 1000}
+            | {f"metric/{name}": value for name, value in metrics.items()}
+        )
+
+
+def _scalar(value: float) -> dict[str, float]:
+    return {"num": 1, "mean": value, "std": 0.0}

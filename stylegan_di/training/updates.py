@@ -1,0 +1,227 @@
+"""One function an update. Each moves one network, and reports named scalars or per-sample values.
+
+Gradients are means over the samples of the step, accumulated over chunks, averaged over processes; NaN becomes 0 and
+infinities +-1e5 before the optimizer's step, as in StyleGAN2-ADA and Diff-Instruct.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stylegan_di import loss_gan
+from stylegan_di.diffusion import sigma_from_normal
+from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.loss_di import Divergence, denoising_loss
+from stylegan_di.training.report import Statistics, by_sigma
+from stylegan_di.training.state import Batch, TrainState, trainable
+from torch_utils import distributed
+
+GRADIENT_LIMIT = 1e5
+Reals = Callable[[range], tuple[Tensor, Tensor | None]]  # a chunk -> images in [-1,1], labels
+
+
+@dataclass(frozen=True)
+class NoiseLaw:
+    """ln sigma ~ N(P_mean, P_std^2)."""
+
+    P_mean: float = -1.2
+    P_std: float = 1.2
+
+    def draw(self, batch: Batch, purpose: str, chunk: range, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise as image [n,C,H,W] and noise levels [n] of a chunk."""
+        rng = batch.random(purpose, chunk)
+        sigma = sigma_from_normal(rng.normal(), self.P_mean, self.P_std)
+        return rng.normal(*image.shape[1:]), sigma
+
+
+def apply_gradients(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
+    """Averages the gradients over processes, cleans them, steps the optimizer; returns their norm before cleaning."""
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    distributed.average(gradients)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    for gradient in gradients:
+        torch.nan_to_num(gradient, nan=0.0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=gradient)
+        gradient.clamp_(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+def student_images(generator: Generator, batch: Batch, chunk: range, purpose: str) -> tuple[Tensor, Tensor | None]:
+    """Images of fresh latents and uniformly drawn labels."""
+    labels = batch.labels(purpose, chunk, generator.label_dim)
+    z = generator.sample_latents(len(chunk), rng=batch.random(f"{purpose}/z", chunk))
+    return generator(z, labels, rng=batch.random(f"{purpose}/noise", chunk)), labels
+
+
+def denoiser_update(
+    state: TrainState, batch: Batch, reals: Reals, noise_law: NoiseLaw, label_dropout: float, report: Statistics
+) -> None:
+    """Moves the model, a Denoiser, by the denoising loss on real images; labels are zeroed with probability label_dropout."""
+    assert isinstance(state.model, Denoiser)
+    with trainable(state.model, train_mode=True):
+        for chunk in batch.chunks:
+            images, labels = reals(chunk)
+            if labels is not None and label_dropout:
+                keep = batch.random("label_dropout", chunk).uniform(1) >= label_dropout
+                labels = labels * keep
+            noise, sigma = noise_law.draw(batch, "denoiser", chunk, images)
+            loss = denoising_loss(state.model, images, noise, sigma, labels)
+            (loss.sum() / batch.local_size).backward()
+            report.add(by_sigma("Loss/denoising", loss.detach(), sigma) | {"Loss/denoising": loss.detach()})
+        report.add({"Gradient/model": apply_gradients(state.model, state.optimizers["model"])})
+
+
+def fake_score_update(state: TrainState, batch: Batch, noise_law: NoiseLaw, report: Statistics) -> None:
+    """Moves the fake score by the denoising loss on the student's samples."""
+    assert isinstance(state.fake_score, Denoiser)
+    assert isinstance(state.model, Generator)
+    with trainable(state.fake_score, train_mode=False):
+        for chunk in batch.chunks:
+            with torch.no_grad():
+                images, labels = student_images(state.model, batch, chunk, "student")
+            noise, sigma = noise_law.draw(batch, "fake_score", chunk, images)
+            loss = denoising_loss(state.fake_score, images, noise, sigma, labels)
+            (loss.sum() / batch.local_size).backward()
+            report.add(by_sigma("Loss/fake_score", loss.detach(), sigma) | {"Loss/fake_score": loss.detach()})
+        report.add({"Gradient/fake_score": apply_gradients(state.fake_score, state.optimizers["fake_score"])})
+
+
+def student_update(
+    state: TrainState,
+    batch: Batch,
+    teacher: Denoiser,
+    divergence: Divergence,
+    noise_law: NoiseLaw,
+    adv_weight: float,
+    report: Statistics,
+) -> None:
+    """Moves the student by the gradient of a divergence on its samples, plus adv_weight times the adversarial one."""
+    assert isinstance(state.model, Generator)
+    assert state.fake_score is not None
+    with trainable(state.model, train_mode=True):
+        for chunk in batch.chunks:
+            images, labels = student_images(state.model, batch, chunk, "student")
+            noise, sigma = noise_law.draw(batch, "divergence", chunk, images)
+            x = images.detach().requires_grad_()
+            loss = divergence.student_loss(x, noise, sigma, teacher, state.fake_score, labels).sum()
+            (gradient,) = torch.autograd.grad(loss, x)
+            report.add(by_sigma("Gradient/divergence_per_pixel", gradient.square().mean(dim=(1, 2, 3)).sqrt(), sigma))
+            if adv_weight:
+                logits = discriminator_logits(state, x, labels, batch, chunk, "augment/student")
+                (adversarial,) = torch.autograd.grad(loss_gan.generator_logistic(logits).sum(), x)
+                report.add({"Gradient/adversarial_per_pixel": adversarial.square().mean(dim=(1, 2, 3)).sqrt()})
+                gradient = gradient + adv_weight * adversarial
+            images.backward(gradient / batch.local_size)
+        report.add({"Gradient/student": apply_gradients(state.model, state.optimizers["model"])})
+
+
+def discriminator_logits(
+    state: TrainState, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str
+) -> Tensor:
+    """D of the (augmented) images, [n,1]."""
+    assert state.discriminator is not None
+    if state.augment_pipe is not None:
+        images = state.augment_pipe(images, rng=batch.random(purpose, chunk))
+    return state.discriminator(images, labels)
+
+
+def gan_images(
+    state: TrainState, batch: Batch, chunk: range, purpose: str, mixing: float
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Images, their ws and labels from a StyleGAN2, with style mixing in a share `mixing` of the samples.
+
+    Style mixing (arXiv 1812.04948, section 3.1): from a random layer on, the ws come from a second latent.
+    """
+    assert isinstance(state.model, Generator)
+    network = state.model.network
+    labels = batch.labels(purpose, chunk, state.model.label_dim)
+    rng = batch.random(f"{purpose}/z", chunk)
+    ws = network.mapping(state.model.sample_latents(len(chunk), rng=rng), labels)
+    if mixing:
+        second = network.mapping(
+            state.model.sample_latents(len(chunk), rng=rng), labels, skip_w_avg_update=True
+        )
+        mixed = rng.uniform() < mixing
+        cutoff = torch.where(mixed, 1 + rng.integers(ws.shape[1] - 1), ws.shape[1])
+        layer = torch.arange(ws.shape[1], device=ws.device)
+        ws = torch.where((layer[None, :] < cutoff[:, None])[:, :, None], ws, second)
+    noise = batch.random(f"{purpose}/noise", chunk)
+    return network.synthesis(ws, noise_mode="random", noise_source=noise.normal), ws, labels
+
+
+def generator_update(state: TrainState, batch: Batch, mixing: float, report: Statistics) -> None:
+    """Moves the generator by the non-saturating logistic loss."""
+    with trainable(state.model, train_mode=True):
+        for chunk in batch.chunks:
+            fakes, _, labels = gan_images(state, batch, chunk, "generator", mixing)
+            logits = discriminator_logits(state, fakes, labels, batch, chunk, "augment/generator")
+            loss = loss_gan.generator_logistic(logits)
+            (loss.sum() / batch.local_size).backward()
+            report.add({"Loss/generator": loss.detach(), "Signs/fake": logits.detach().sign()})
+        report.add({"Gradient/model": apply_gradients(state.model, state.optimizers["model"])})
+
+
+def path_length_update(
+    state: TrainState, batch: Batch, mixing: float, weight: float, decay: float, interval: int, report: Statistics
+) -> None:
+    """Moves the generator by path length regularisation, scaled for being done once in `interval` steps."""
+    with trainable(state.model, train_mode=True):
+        means = []
+        for chunk in batch.chunks:
+            fakes, ws, _ = gan_images(state, batch, chunk, "path_length", mixing)
+            noise = batch.random("path_length/probe", chunk).normal(*fakes.shape[1:])
+            lengths = loss_gan.path_lengths(fakes, ws, noise)
+            penalty, mean = loss_gan.path_length_penalty(lengths, state.pl_mean, decay)
+            (penalty.sum() * weight * interval / batch.local_size).backward()
+            means.append(mean)
+            report.add({"Loss/path_length": penalty.detach()})
+        state.pl_mean = torch.stack(means).mean()
+        distributed.average([state.pl_mean])
+        apply_gradients(state.model, state.optimizers["model"])
+
+
+def discriminator_update(
+    state: TrainState,
+    batch: Batch,
+    reals: Reals,
+    fakes_of: Callable[[range], tuple[Tensor, Tensor | None]],
+    report: Statistics,
+    real_signs: Statistics,
+) -> None:
+    """Moves the discriminator by the logistic loss on real images and on fakes_of(chunk) -> images, labels.
+
+    real_signs collects sign D(real) for ADA's control of p.
+    """
+    assert state.discriminator is not None
+    with trainable(state.discriminator, train_mode=True):
+        for chunk in batch.chunks:
+            with torch.no_grad():
+                fakes, fake_labels = fakes_of(chunk)
+            images, labels = reals(chunk)
+            fake_logits = discriminator_logits(state, fakes, fake_labels, batch, chunk, "augment/fakes")
+            real_logits = discriminator_logits(state, images, labels, batch, chunk, "augment/reals")
+            loss = loss_gan.discriminator_logistic(fake_logits, real_logits)
+            (loss.sum() / batch.local_size).backward()
+            signs = {"Signs/real": real_logits.detach().sign()}
+            real_signs.add(signs)
+            report.add({"Loss/discriminator": loss.detach()} | signs)
+        report.add({"Gradient/discriminator": apply_gradients(state.discriminator, state.optimizers["discriminator"])})
+
+
+def r1_update(state: TrainState, batch: Batch, reals: Reals, gamma: float, interval: int, report: Statistics) -> None:
+    """Moves the discriminator by the R1 penalty, scaled for being done once in `interval` steps."""
+    assert state.discriminator is not None
+    with trainable(state.discriminator, train_mode=True):
+        for chunk in batch.chunks:
+            images, labels = reals(chunk)
+            images = images.detach().requires_grad_()
+            logits = discriminator_logits(state, images, labels, batch, chunk, "augment/r1")
+            penalty = loss_gan.r1_penalty(logits, images, gamma)
+            (penalty.sum() * interval / batch.local_size).backward()
+            report.add({"Loss/r1": penalty.detach()})
+        apply_gradients(state.discriminator, state.optimizers["discriminator"])

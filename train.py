@@ -1,0 +1,141 @@
+"""Trains: `--kind=di` refines a GAN or distils a teacher by Diff-Instruct, `--kind=edm` a denoiser, `--kind=gan` a StyleGAN2-ADA.
+
+    python train.py --kind=di --gan-pkl=fashion-gan.pkl
+    python train.py --kind=di --teacher=edm-cifar10-32x32-uncond-vp.pkl
+    python train.py --kind=edm --data=datasets/fashion-32.zip --cond=true
+    python train.py --kind=gan --data=datasets/fashion-32.zip --cond=true
+    torchrun --standalone --nproc_per_node=2 train.py ...
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from dnnlib.cli import default_device, user_errors
+from stylegan_di import zoo
+from stylegan_di.config import GROUPS, TrainConfig, resolve
+from stylegan_di.training.launch import launch
+
+HELP: dict[str, str] = {
+    "outdir": "Folder that gets the run's folder.",
+    "desc": "Text added to the run folder's name.",
+    "data": "Training images: ZIP or folder (tools/dataset_tool.py makes them). For --kind=di only with --adv-weight.",
+    "cond": "Train a class-conditional model; the data set needs labels.",
+    "mirror": "Double the data set by horizontal flips.",
+    "gan_pkl": "The GAN to refine: known name, path or URL. Without it the teacher is distilled to one step.",
+    "teacher": "EDM teacher: known name, path or URL. Known GANs have a default.",
+    "ref": "Reference statistics (.npz) of the metrics. Known GANs and teachers have a default, else --data.",
+    "detector_file": "Weights of the metrics' feature extractor, where they cannot be downloaded.",
+    "seed": "Random seed; same seed, same run.",
+    "device": "cuda, cuda:N or cpu. [default: cuda when there]",
+    "workers": "Threads that load images ahead; 0: none.",
+    "batch": "Images a step, over all processes.",
+    "batch_gpu": "Images at a time in a process; more are accumulated. [default: all]",
+    "kimg": "Length of the run in thousands of images.",
+    "tick": "Thousands of images between lines of the log.",
+    "snap": "Ticks between snapshots, with metrics and grids.",
+    "snap_format": "pkl (NVlabs' tools open it) or safetensors.",
+    "metrics": "Comma-separated, or none; the first decides which snapshot is best.",
+    "metric_samples": "Samples the metrics are measured on.",
+    "lr": "Learning rate.",
+    "lr_rampup": "Thousands of images over which learning rates rise linearly.",
+    "lr_decay": "Share of the run after which learning rates fall linearly to 3 %. [default: never]",
+    "beta1": "Adam's beta1.",
+    "beta2": "Adam's beta2 (a discriminator's is 0.99).",
+    "ema": "Half-life of the weights' average in thousands of images.",
+    "ema_rampup": "While young, the half-life is at most this share of the images seen.",
+    "P_mean": "Mean of ln sigma; for --kind=di in the student's update.",
+    "P_std": "Standard deviation of ln sigma; for --kind=di in the student's update.",
+    "arch": "U-Net architecture: ddpmpp, ncsnpp or adm.",
+    "model_channels": "Channels of the U-Net at full resolution, before --channel-mult.",
+    "channel_mult": "Multipliers of the channels, one a resolution, comma-separated.",
+    "num_blocks": "Residual blocks a resolution.",
+    "attn_resolutions": "Resolutions with self-attention, comma-separated.",
+    "dropout": "Dropout of the U-Net.",
+    "label_dropout": "Probability to train without the label.",
+    "cbase": "Channels at resolution r are min(cbase / r, cmax), in generator and discriminator.",
+    "cmax": "Most channels.",
+    "w_dim": "Dimensions of z and w.",
+    "map_depth": "Layers of the mapping network.",
+    "noise_inputs": "Per-pixel noise inputs in the synthesis network.",
+    "fp16_res": "Highest resolutions computed in float16.",
+    "mixing": "Probability of style mixing.",
+    "pl_weight": "Weight of path length regularisation; 0: none.",
+    "pl_interval": "Steps between path length updates.",
+    "gamma": "Weight of the R1 penalty. [default: 0.0002 * resolution^2 / batch]",
+    "r1_interval": "Steps between R1 updates.",
+    "dlr": "Learning rate of the discriminator. [default: --lr]",
+    "aug": "Discriminator augmentation: noaug, ada (p by ADA's rule) or fixed (p by --p).",
+    "augpipe": "Augmentations: blit, geom, color, ... and their sums such as bgc.",
+    "p": "Augmentation probability (fixed), or where ADA starts.",
+    "target": "ADA's target for E[sign D(real)].",
+    "ada_kimg": "Thousands of images over which ADA's p can move by 1.",
+    "mbstd_group": "Group size of the minibatch standard deviation.",
+    "divergence": "ikl, ikl:weight=one, ikl:weight=dmd, sid, sid:alpha=1.2.",
+    "sigma_init": "Noise level at which a one-step student starts.",
+    "fake_lr": "Learning rate of the fake score. [default: --lr]",
+    "fake_P_mean": "Mean of ln sigma in the fake score's update.",
+    "fake_P_std": "Standard deviation of ln sigma in the fake score's update.",
+    "fake_warmup": "Thousands of images on which only the fake score learns, inside --kimg.",
+    "adv_weight": "Weight of the adversarial loss of the GAN's own discriminator beside the divergence; needs --data.",
+}
+
+
+class CommaList(click.ParamType):
+    """'a,b' -> ('a', 'b'); 'none' -> ()."""
+
+    name = "list"
+
+    def __init__(self, item: type) -> None:
+        self.item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        if value == "none":
+            return ()
+        try:
+            return tuple(self.item(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a comma-separated list of {self.item.__name__}", param, ctx)
+
+
+def _type_of(name: str) -> Any:
+    """The click type of a field of TrainConfig, from its annotation."""
+    annotation = str(TrainConfig.__annotations__[name]).replace(" | None", "")
+    if annotation.startswith("Literal["):
+        return click.Choice([part.strip(" \"'") for part in annotation[8:-1].split(",")])
+    if annotation.startswith("tuple["):
+        return CommaList(int if "int" in annotation else str)
+    return {"str": str, "int": int, "float": float, "bool": bool}[annotation]
+
+
+def _options(command: Any) -> Any:
+    """One option for each field of TrainConfig."""
+    for name, text in reversed(HELP.items()):
+        kinds = GROUPS.get(name)
+        text = f"[{', '.join(kinds)}] {text}" if kinds else text
+        command = click.option(f"--{name.replace('_', '-')}", name, type=_type_of(name), help=text)(command)
+    return command
+
+
+@click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
+@click.option("--kind", type=click.Choice(["di", "edm", "gan"]), required=True, help="What to train.")
+@_options
+@click.option("-n", "--dry-run", is_flag=True, help="Print the resolved options and exit.")
+@user_errors
+def main(kind: Any, dry_run: bool, device: str | None, **given: Any) -> None:
+    known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
+    if kind == "di" and known is not None and given["teacher"] is None:
+        given["teacher"] = known.teacher
+    config = resolve(kind, given | {"device": device or default_device()}, known.name if known else None)
+    if dry_run:
+        click.echo(config.to_json())
+        return
+    launch(config)
+
+
+if __name__ == "__main__":
+    main()
