@@ -1,0 +1,39 @@
+# make test, make demo: from a fresh clone, with Python 3.10 or newer and pip. PYTHON=python3.12 make test picks another.
+
+PYTHON ?= python3
+SEED ?= 0
+
+VENV := .venv
+PY := $(VENV)/bin/python
+INSTALLED := $(VENV)/installed
+
+.PHONY: venv lint test demo demo-distill clean
+
+venv: $(INSTALLED)
+
+# PyTorch first and by itself: a fixed version, so that the figures in the documentation can be had again.
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+lint: venv
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+test: lint
+	$(PY) -m pytest
+
+# Refines the shipped GAN with the shipped teacher and shows it before and after.
+demo: venv
+	$(PY) tools/demo.py --seed=$(SEED)
+
+# Distils the shipped teacher to one step.
+demo-distill: venv
+	$(PY) tools/demo_distill.py --seed=$(SEED)
+
+# Removes what make made; never runs/, datasets/ or out/.
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
+	find stylegan_di torch_utils dnnlib tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
