@@ -6,15 +6,13 @@ uint8 = clamp(127.5 x + 128, 0, 255) truncated; x = uint8 / 127.5 - 1.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, atomic_file
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -43,8 +41,8 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
     if format is None or format not in Image.SAVE:
         raise UserError(f"{path}: images cannot be written as {path.suffix!r}; use a name that ends in .png or .jpg.")
     pixels = image.cpu().permute(1, 2, 0).contiguous().numpy()
-    with atomic_path(path) as temporary:
-        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(temporary, format=format)
+    with atomic_file(path) as file:
+        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format=format)
 
 
 def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int, pad: int = 0) -> None:
@@ -61,17 +59,3 @@ def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int, pad: i
         top, left = index // columns * (height + pad), index % columns * (width + pad)
         grid[:, top : top + height, left : left + width] = image
     save_image(grid, path)
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path to write to; it becomes `path` (flushed to disk, renamed) when the block ends without error."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -10,34 +10,17 @@ dataset.json, the IDX labels file, or the subfolders' names. Example:
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
+from dnnlib.cli import user_errors
+from dnnlib.progress import Progress
 from dnnlib.util import UserError
 from stylegan_di.data.convert import TRANSFORMS, convert, open_source
 from stylegan_di.data.idx import SPLITS
-
-
-class Progress:
-    """Images done and time left: one line rewritten on a terminal, else a line every ten seconds."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-        self.start = self.shown = time.monotonic()
-        self.terminal = sys.stderr.isatty()
-
-    def __call__(self, done: int) -> None:
-        now = time.monotonic()
-        last = done == self.total and self.terminal
-        if now - self.shown < (0.2 if self.terminal else 10) and not last:
-            return
-        self.shown = now
-        text = f"{done}/{self.total} images, {(now - self.start) / done * (self.total - done):.0f} s left"
-        click.echo(f"\r{text:<50}" if self.terminal else text, err=True, nl=last or not self.terminal)
 
 
 def parse_resolution(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -64,6 +47,7 @@ def parse_resolution(_context: click.Context, _option: click.Parameter, value: s
 @click.option("--max-images", type=click.IntRange(min=1), help="Take the first images only")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Convert to gray (1) or RGB (3)")
 @click.option("--labels/--no-labels", default=None, help="Insist on labels / leave them out; without: if there are any")
+@user_errors
 def main(
     source: Path,
     dest: Path,
@@ -74,25 +58,24 @@ def main(
     channels: str | None,
     labels: bool | None,
 ) -> None:
-    try:
-        if transform is not None and size is None:
-            raise UserError(f"--transform={transform} needs --resolution, such as --resolution=32x32.")
-        if source.resolve() == dest.resolve():
-            raise UserError(f"--dest={dest} is the source itself; give another name.")
-        images = open_source(source, split=split, labels=labels)
-        images = images.first(max_images or len(images.where))
-        count = len(images.where)
-        kind = convert(
-            images,
-            dest,
-            transform=transform,
-            size=size,
-            channels=None if channels is None else int(channels),
-            progress=Progress(count),
-        )
-    except UserError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
+    """Convert a data set."""
+    if transform is not None and size is None:
+        raise UserError(f"--transform={transform} needs --resolution, such as --resolution=32x32.")
+    if source.resolve() == dest.resolve():
+        raise UserError(f"--dest={dest} is the source itself; give another name.")
+    images = open_source(source, split=split, labels=labels)
+    images = images.first(max_images or len(images.where))
+    count = len(images.where)
+    progress = Progress("images", count)
+    kind = convert(
+        images,
+        dest,
+        transform=transform,
+        size=size,
+        channels=None if channels is None else int(channels),
+        progress=progress.update,
+    )
+    progress.close()
     classes = len({label for label in images.labels or [] if isinstance(label, int)})
     click.echo(f"{dest}: {count} images, {kind}, {f'{classes} classes' if classes else 'no class labels'}")
 

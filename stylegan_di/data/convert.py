@@ -18,10 +18,9 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image, ImageOps
 
-from dnnlib.util import UserError
+from dnnlib.util import UserError, atomic_file
 from stylegan_di.data.files import ImageFiles, Label, open_image, read_labels
 from stylegan_di.data.idx import find_idx_images, find_idx_labels, read_idx
-from stylegan_di.images import atomic_path
 
 TRANSFORMS = ("center-crop", "center-crop-wide", "pad")
 
@@ -137,7 +136,7 @@ def open_dest(path: Path) -> Iterator[Callable[[str, bytes], None]]:
     """Gives write(name, data); a zip (by its suffix) or folder appears at `path` when the block ends without error."""
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() == ".zip":
-        with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo's date is fixed: 1980
         return
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
