@@ -1,49 +1,50 @@
-"""What the scripts' command lines share, on top of click: lists of seeds, users' mistakes, the default device."""
+"""What the command-line scripts share: their seeds, their errors, their device."""
 
 from __future__ import annotations
 
 import functools
 import re
-import sys
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import click
 import torch
 
 from dnnlib.util import UserError
 
-MAX_SEED = 2**32 - 1  # numpy's RandomState takes no larger ones
+MAX_SEED = 2**32 - 1  # what numpy's RandomState takes
 MAX_SEEDS = 1_000_000
 
-P = ParamSpec("P")
-R = TypeVar("R")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def parse_seeds(text: str) -> list[int]:
-    """'0,3,10-20' -> [0, 3, 10, 11, ..., 20]; ranges include both ends.
+    """'0,3,10-12' -> [0, 3, 10, 11, 12], in the order given.
 
     Raises:
-        UserError: for anything else, seeds above 2^32 - 1, or more than a million of them.
+        UserError: if the text is no such list, or names a seed above 2^32 - 1 or more than a million of them.
     """
     seeds: list[int] = []
     for part in text.split(","):
-        match = re.fullmatch(r"\s*([0-9]{1,20})(?:\s*-\s*([0-9]{1,20}))?\s*", part)
+        match = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
         if match is None:
-            raise UserError(f"'{text}' holds '{part}'; accepted are whole numbers and ranges, such as 0,3,10-20")
+            raise UserError(
+                f"seeds '{text[:80]}': {part.strip()[:40]!r} is no seed; accepted are whole numbers "
+                f"from 0 to {MAX_SEED} and ranges of them, such as 0,3,10-20"
+            )
         first, last = int(match[1]), int(match[2] or match[1])
-        if first > last:
-            raise UserError(f"'{text}' holds '{part}', a range that runs backwards; write {last}-{first}")
-        if last > MAX_SEED:
-            raise UserError(f"'{text}' holds '{part}'; seeds go from 0 to {MAX_SEED}")
-        if len(seeds) + last - first >= MAX_SEEDS:
-            raise UserError(f"'{text}' holds more than {MAX_SEEDS} seeds; split it into several calls")
+        if last > MAX_SEED or first > MAX_SEED:
+            raise UserError(f"seeds '{text[:80]}': {part.strip()} is beyond {MAX_SEED}, the largest seed")
+        if last < first:
+            raise UserError(f"seeds '{text[:80]}': the range {part.strip()} runs backwards; write {last}-{first}")
+        if len(seeds) + last - first + 1 > MAX_SEEDS:
+            raise UserError(f"seeds '{text[:80]}': more than {MAX_SEEDS:,} seeds; ask for fewer at a time")
         seeds.extend(range(first, last + 1))
     return seeds
 
 
 class Seeds(click.ParamType):
-    """A click type: text as `parse_seeds` reads it, to a list of seeds."""
+    """An option's value such as '0,3,10-20', as a list of seeds (see `parse_seeds`)."""
 
     name = "seeds"
 
@@ -56,20 +57,38 @@ class Seeds(click.ParamType):
             self.fail(str(error), param, ctx)
 
 
-def user_errors(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of a command: a UserError becomes one line 'Error: ...' on stderr and exit status 2, no traceback."""
+class Device(click.ParamType):
+    """'cpu', 'cuda' or 'cuda:N', of a device that is there."""
+
+    name = "device"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,3}))?", value)
+        if match is None:
+            self.fail(f"'{value}' is no device; accepted are cpu, cuda and cuda:N", param, ctx)
+        count = torch.cuda.device_count() if value != "cpu" else 1
+        if count <= int(match[1] or 0):
+            self.fail(f"'{value}': PyTorch finds {count} GPUs here; use cpu or another number", param, ctx)
+        return value
+
+
+class _UserMistake(click.ClickException):
+    exit_code = 2  # as for the options that click itself refuses
+
+
+def user_errors(function: Function) -> Function:
+    """Makes a command end with one line on stderr, 'Error: ...', and exit status 2 where it raises a UserError."""
 
     @functools.wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except UserError as error:
-            click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)
-            sys.exit(2)
+            raise _UserMistake(" ".join(str(error).splitlines())) from None
 
-    return wrapper
+    return wrapped  # type: ignore[return-value]
 
 
 def default_device() -> str:
-    """'cuda' on a machine where PyTorch can use it, else 'cpu'."""
+    """'cuda' where PyTorch finds a GPU, else 'cpu'."""
     return "cuda" if torch.cuda.is_available() else "cpu"

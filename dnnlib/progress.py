@@ -1,4 +1,4 @@
-"""Progress of a long job in plain text: how much is done, how fast, and how long the rest will take."""
+"""How far a long loop has come: a line that rewrites itself on a terminal, now and then a plain line in a log."""
 
 from __future__ import annotations
 
@@ -6,75 +6,76 @@ import sys
 import time
 from typing import TextIO
 
-TERMINAL_SECONDS = 0.2  # at least, between two rewritings of the line on a terminal
-PLAIN_SECONDS = 10.0  # at least, between two lines anywhere else, such as in a log
+_TERMINAL_SECONDS = 0.1  # between rewritings
+_LOG_SECONDS = 10.0  # between lines
 
 
 class Progress:
-    """One line that rewrites itself on a terminal, or a plain line every 10 seconds elsewhere.
-
-    Use as a context manager, or call `close`. A job shorter than 10 seconds prints nothing outside a terminal.
+    """Reports '<label>: done/total, rate, time left, note'.
 
     Args:
-        label: what is being done, such as 'Sampling'.
-        total: of the units that `update` counts.
-        stream: where lines go; None: stderr.
+        label: what is being done.
+        total: the steps that make it complete.
+        stream: where to report; stderr when None.
     """
 
     def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
         self.label = label
         self.total = total
         self.stream = sys.stderr if stream is None else stream
-        self.interval = TERMINAL_SECONDS if self.stream.isatty() else PLAIN_SECONDS
-        self.start = self.shown = time.monotonic()
-        self.width = 0  # of the line that stands on the terminal
+        self.rewrites = self.stream.isatty()
+        self.started = self.reported = time.monotonic()
+        self.pending = ""
+        self.width = 0  # of what stands on the terminal's line
 
     def update(self, done: int, note: str = "") -> None:
-        """Reports `done` units of the total, counted from the beginning; `note` is added to the line."""
+        """Reports that `done` of the steps are complete, unless the last report is too recent."""
         now = time.monotonic()
-        if now - self.shown < self.interval and not (done == self.total and self.width):
-            return
-        self.shown = now
-        line = progress_line(self.label, done, self.total, now - self.start, note)
-        if self.stream.isatty():
-            self.stream.write("\r" + line.ljust(self.width))
-            self.width = len(line)
-        else:
-            self.stream.write(line + "\n")
-        self.stream.flush()
+        self.pending = self._line(done, now - self.started, note)
+        if now - self.reported >= (_TERMINAL_SECONDS if self.rewrites else _LOG_SECONDS):
+            self.reported = now
+            self._write()
 
     def close(self) -> None:
-        """Leaves the line on the terminal and goes to the next one."""
-        if self.width:
+        """Reports the last update if it has not been reported, and ends the line."""
+        if self.pending:
+            self._write()
+        if self.rewrites and self.width:
             self.stream.write("\n")
-            self.stream.flush()
             self.width = 0
+        self.stream.flush()
 
-    def __enter__(self) -> Progress:
-        return self
+    def _line(self, done: int, seconds: float, note: str) -> str:
+        parts = [f"{self.label}: {done}/{self.total}"]
+        if done > 0 and seconds > 0:
+            parts.append(_rate(done / seconds))
+            if done < self.total:
+                parts.append(f"{format_time(seconds * (self.total - done) / done)} left")
+            else:
+                parts.append(f"{format_time(seconds)} in all")
+        return ", ".join([*parts, note] if note else parts)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def _write(self) -> None:
+        if self.rewrites:
+            self.stream.write("\r" + self.pending.ljust(self.width))
+            self.width = len(self.pending)
+        else:
+            self.stream.write(self.pending + "\n")
+        self.stream.flush()
+        self.pending = ""
 
 
-def progress_line(label: str, done: int, total: int, seconds: float, note: str = "") -> str:
-    """'Sampling: 128/1000 (13 %), 42.7/s, 20s left'; done so far took `seconds`."""
-    share = f"{label}: {done}/{total} ({100 * done / max(total, 1):.0f} %)"
-    parts = [share]
-    if done > 0 and seconds > 0:
-        rate = done / seconds
-        parts.append(f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
-        parts.append(f"{format_seconds((total - done) / rate)} left" if done < total else format_seconds(seconds))
-    return ", ".join(parts + [note] * bool(note))
+def _rate(per_second: float) -> str:
+    return f"{per_second:.3g}/s" if per_second >= 1 else f"{1 / per_second:.3g} s each"
 
 
-def format_seconds(seconds: float) -> str:
-    """'42s', '7m 05s', '3h 20m', '2d 04h'."""
-    s = round(seconds)
-    if s < 60:
-        return f"{s}s"
-    if s < 3600:
-        return f"{s // 60}m {s % 60:02d}s"
-    if s < 86400:
-        return f"{s // 3600}h {s % 3600 // 60:02d}m"
-    return f"{s // 86400}d {s % 86400 // 3600:02d}h"
+def format_time(seconds: float) -> str:
+    """Seconds as '42s', '3m 05s', '2h 07m', '4d 03h'."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole // 60 % 60:02}m"
+    return f"{whole // 86400}d {whole // 3600 % 24:02}h"
