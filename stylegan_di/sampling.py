@@ -12,7 +12,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from stylegan_di.interfaces import Denoiser
+from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.random import SampleRandom
 
 
 def sigma_steps(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
@@ -78,3 +79,37 @@ def heun_sampler(
             x_next = x + (sigma_next - sigma) * (d + slope(x_next, sigma_next)) / 2
         x = x_next
     return x
+
+
+class HeunGenerator(Generator):
+    """A denoiser with Heun's sampler as a Generator, for what measures or shows one; latents are the initial noise.
+
+    Args:
+        denoiser: kept as `.network`.
+        num_steps: noise levels; the rest of `heun_sampler` is at its defaults.
+        round_sigma: the nearest noise level that the network knows, if it knows only some.
+    """
+
+    network: Denoiser
+
+    def __init__(
+        self, denoiser: Denoiser, num_steps: int = 18, round_sigma: Callable[[Tensor], Tensor] = torch.as_tensor
+    ) -> None:
+        super().__init__()
+        self.network = denoiser
+        self.num_steps = num_steps
+        self.round_sigma = round_sigma
+        self.img_resolution = denoiser.img_resolution
+        self.img_channels = denoiser.img_channels
+        self.label_dim = denoiser.label_dim
+
+    def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
+        """Standard normal latents [n,C,H,W]; rng holds n streams."""
+        if len(rng) != n:
+            raise ValueError(f"{n} latents from {len(rng)} random streams; one stream a sample is needed")
+        return rng.normal(self.img_channels, self.img_resolution, self.img_resolution)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
+        """z [B,C,H,W]; labels [B,label_dim] one-hot, None the null label; rng is not needed. Carries no gradient."""
+        images = heun_sampler(self.network, z, labels, num_steps=self.num_steps, round_sigma=self.round_sigma)
+        return images.float()

@@ -7,6 +7,7 @@ Format (that of NVlabs' stylegan2-ada-pytorch and edm): images sorted by name; `
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -65,6 +66,14 @@ class ImageFiles:
     def where(self, name: str) -> str:
         """How an error calls the file."""
         return f"{self.path}:{name}" if self.is_zip else str(self.path / name)
+
+    def fingerprint(self) -> str:
+        """Where the images are, and their files' (the zip's) sizes and times of change, hashed."""
+        digest = hashlib.sha256(str(self.path.resolve()).encode())
+        for path in [self.path] if self.is_zip else [self.path / name for name in self.image_names]:
+            status = path.stat()
+            digest.update(f"/{path.name}/{status.st_size}/{status.st_mtime_ns}".encode())
+        return digest.hexdigest()
 
     def read(self, name: str) -> bytes:
         """The bytes of one file; UserError where it is damaged, unreadable or larger than MAX_FILE_BYTES."""
