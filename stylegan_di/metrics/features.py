@@ -1,0 +1,119 @@
+"""Features of image sets: generated ones, and data sets, whose statistics are cached on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dnnlib.util import UserError, cache_folder
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.data.sampler import load_batch
+from stylegan_di.images import to_rgb, to_uint8
+from stylegan_di.interfaces import FeatureExtractor, Generator
+from stylegan_di.metrics.statistics import FeatureStats, FeatureSums, load_stats, save_stats
+from stylegan_di.random import SampleRandom
+
+Report = Callable[[str, int, int], None]  # called with what is being done, how many images are, of how many
+
+
+def generated_images(
+    generator: Generator, *, num: int, batch: int, seed: int = 0, device: torch.device | str = "cpu"
+) -> Iterator[Tensor]:
+    """`num` images uint8 [<=batch,3,H,W] of a generator on `device`, its inner noise fixed.
+
+    Latents, and labels uniform over the classes, are each sample's own: equal seeds mean equal samples, whatever the
+    batch.
+    """
+    for start in range(0, num, batch):
+        rng = SampleRandom(seed, "metrics", 0, range(start, min(start + batch, num)), device)
+        z = generator.sample_latents(len(rng), rng=rng)
+        labels = None
+        if generator.label_dim:
+            labels = torch.nn.functional.one_hot(rng.integers(generator.label_dim), generator.label_dim).float()
+        with torch.no_grad():
+            images = generator(z, labels)
+        yield to_rgb(to_uint8(images))
+
+
+def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Iterator[Tensor]:
+    """The first `num` images uint8 [<=batch,3,H,W] of a data set, on the CPU."""
+    for start in range(0, num, batch):
+        images, _ = load_batch(dataset, np.arange(start, min(start + batch, num)))
+        yield to_rgb(images)
+
+
+def extract(
+    images: Iterable[Tensor],
+    extractors: Sequence[FeatureExtractor],
+    *,
+    keep: Collection[str] = (),
+    device: torch.device | str = "cpu",
+    report: Callable[[int], None] | None = None,
+) -> dict[str, FeatureStats]:
+    """Statistics of every extractor's features, by its name, in one pass over the images.
+
+    Args:
+        images: batches uint8 [B,3,H,W].
+        extractors: on `device`.
+        keep: names of the extractors whose features themselves are kept.
+        report: called with the number of images done.
+    """
+    sums = {net.name: FeatureSums(net.dim, keep_features=net.name in keep) for net in extractors}
+    done = 0
+    for chunk in images:
+        for extractor in extractors:
+            with torch.no_grad():
+                sums[extractor.name].append(extractor(chunk.to(device)))
+        done += len(chunk)
+        if report is not None:
+            report(done)
+    return {name: total.finish(extractor=name) for name, total in sums.items()}
+
+
+def dataset_features(
+    dataset: ImageDataset,
+    extractor: FeatureExtractor,
+    *,
+    keep_features: bool = False,
+    batch: int = 64,
+    device: torch.device | str = "cpu",
+    report: Report | None = None,
+) -> FeatureStats:
+    """Statistics of one extractor's features over a whole data set; what was computed before comes from the cache.
+
+    The cache is the folder 'metrics' beside the downloads (`dnnlib.util.cache_folder`). It goes by the files' names,
+    sizes and times, the choice among them, and the extractor's weights.
+
+    Raises:
+        UserError: if an image cannot be read, or the cache cannot be written.
+    """
+    key = f"{dataset.fingerprint()}/{extractor.name}/{_weights_digest(extractor)}/{keep_features}"
+    folder = cache_folder().parent / "metrics"
+    path = folder / f"{dataset.name}-{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    if path.is_file():
+        return load_stats(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stats = extract(
+            dataset_images(dataset, num=len(dataset), batch=batch),
+            [extractor],
+            keep=[extractor.name] if keep_features else [],
+            device=device,
+            report=None if report is None else lambda done: report("Reference images", done, len(dataset)),
+        )[extractor.name]
+        save_stats(path, stats)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); set DNNLIB_CACHE_DIR to a folder that can.") from error
+    return stats
+
+
+def _weights_digest(module: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,28 @@
+"""The Frechet distance of two normal distributions (Dowson & Landau 1982; of Inception features FID, arXiv 1706.08500).
+
+    d = |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
+
+with means mu and covariances S. The trace of the root is the sum of the singular values of S1^(1/2) S2^(1/2), whose two
+factors come from symmetric eigenvalues: exact for singular covariances too, and real by construction.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
+    """The (squared) Frechet distance, in squared units of the features.
+
+    Args:
+        mu1, mu2: means [dim].
+        sigma1, sigma2: covariances [dim,dim], symmetric and positive semi-definite.
+    """
+    root_trace = np.linalg.svd(_root(sigma1) @ _root(sigma2), compute_uv=False).sum()
+    return float(np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * root_trace)
+
+
+def _root(sigma: np.ndarray) -> np.ndarray:
+    """The symmetric root of a positive semi-definite matrix; eigenvalues below zero are rounding errors."""
+    values, vectors = np.linalg.eigh(sigma)
+    return (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
