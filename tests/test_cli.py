@@ -1,0 +1,107 @@
+"""The scripts' seeds, devices and errors."""
+
+from __future__ import annotations
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+
+from dnnlib.cli import MAX_SEED, MAX_SEEDS, Device, Seeds, default_device, parse_seeds, user_errors
+from dnnlib.util import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("7", [7]),
+        ("0,3,10-13", [0, 3, 10, 11, 12, 13]),
+        ("5-5", [5]),
+        (" 4 , 2-3 ", [4, 2, 3]),
+        ("3,1,3", [3, 1, 3]),
+        (str(MAX_SEED), [MAX_SEED]),
+    ],
+)
+def test_seeds_are_listed_in_the_order_given(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("5-3", "5-3 runs backwards; write 3-5"),
+        ("a", "'a' is no seed; accepted are whole numbers"),
+        ("-1", "'-1' is no seed"),
+        ("", "'' is no seed"),
+        ("1,,2", "'' is no seed"),
+        ("1.5", "'1.5' is no seed"),
+        ("0-1e12", "'0-1e12' is no seed"),
+        ("٣", "is no seed"),
+        ("1_000", "is no seed"),
+        ("9" * 5000, "is no seed"),
+        (str(MAX_SEED + 1), "beyond 4294967295, the largest seed"),
+        (f"0-{MAX_SEED}", "more than 1,000,000 seeds"),
+        (f"0-{MAX_SEEDS - 1},0", "more than 1,000,000 seeds"),
+    ],
+)
+def test_other_seeds_are_refused_and_the_message_says_what_is_accepted(text: str, message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        parse_seeds(text)
+    assert message in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+
+
+@click.command()
+@click.option("--seeds", type=Seeds(), default="0-2")
+@click.option("--device", type=Device(), default=default_device())
+@click.option("--trouble")
+@user_errors
+def command(seeds: list[int], device: str, trouble: str | None) -> None:
+    if trouble is not None:
+        raise UserError(trouble)
+    click.echo(f"{seeds} {device}")
+
+
+def test_a_command_gets_seeds_and_a_device() -> None:
+    result = CliRunner().invoke(command, ["--seeds=1,4-5", "--device=cpu"])
+    assert result.exit_code == 0
+    assert result.output == "[1, 4, 5] cpu\n"
+    assert CliRunner().invoke(command, []).output.startswith("[0, 1, 2] ")
+
+
+def test_a_wrong_seed_is_an_error_of_its_option() -> None:
+    result = CliRunner().invoke(command, ["--seeds=5-3"])
+    assert result.exit_code == 2
+    assert "'--seeds'" in result.stderr
+    assert "write 3-5" in result.stderr
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "meta", "", "cuda:999"])
+def test_a_device_that_is_not_there_is_refused(device: str) -> None:
+    result = CliRunner().invoke(command, [f"--device={device}"])
+    assert result.exit_code == 2
+    assert "'--device'" in result.stderr
+
+
+def test_a_users_mistake_is_one_line_on_stderr_and_status_2() -> None:
+    result = CliRunner().invoke(command, ["--trouble=no such file\nhere"])
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr == "Error: no such file here\n"
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    @user_errors
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fails()
+    assert fails.__name__ == "fails"
+
+
+def test_the_default_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert default_device() == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert default_device() == "cpu"
