@@ -19,7 +19,8 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
         sigma1, sigma2: covariances [dim,dim], symmetric and positive semi-definite.
     """
     root_trace = np.linalg.svd(_root(sigma1) @ _root(sigma2), compute_uv=False).sum()
-    return float(np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * root_trace)
+    distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * root_trace
+    return max(float(distance), 0.0)  # below zero by rounding only
 
 
 def _root(sigma: np.ndarray) -> np.ndarray:

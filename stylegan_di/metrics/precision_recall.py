@@ -9,23 +9,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 1000  # rows of the distance matrix at a time
+from dnnlib.util import UserError
+
+CHUNK = 1000  # rows of the matrix of distances at a time
 
 
 def precision_recall(reals: Tensor, fakes: Tensor, *, k: int = 3) -> tuple[float, float]:
     """Precision and recall, each in [0,1].
 
     Args:
-        reals, fakes: features [N,dim] and [M,dim] of one dtype (float32 does; float16 moves results by some 1/N).
+        reals, fakes: features [N,dim] and [M,dim], both float32 or both float64.
         k: the neighbour whose distance is a ball's radius.
+
+    Raises:
+        UserError: if either set has no k neighbours.
     """
-    return _share_inside(fakes, reals, k), _share_inside(reals, fakes, k)
+    if min(len(reals), len(fakes)) <= k:
+        raise UserError(
+            f"precision and recall take more than {k} real and generated images, not {len(reals)} and {len(fakes)}"
+        )
+    center = reals.mean(dim=0)  # changes no distance, and makes rounding errors smaller
+    reals, fakes = reals - center, fakes - center
+    real_radii, fake_radii = _radii(reals, k), _radii(fakes, k)
+    precise = []
+    recalled = torch.zeros(len(reals), dtype=torch.bool, device=reals.device)
+    for rows, radii in zip(fakes.split(CHUNK), fake_radii.split(CHUNK), strict=True):
+        distances = torch.cdist(rows, reals)
+        precise.append((distances <= real_radii).any(dim=1))
+        recalled |= (distances <= radii[:, None]).any(dim=0)
+    return float(torch.cat(precise).double().mean()), float(recalled.double().mean())
 
 
-def _share_inside(probes: Tensor, manifold: Tensor, k: int) -> float:
-    if len(manifold) <= k:
-        raise ValueError(f"{len(manifold)} features have no {k} neighbours each")
-    # The nearest of all is the feature itself, hence k + 1; a probe on a ball's surface is inside.
-    radii = torch.cat([torch.cdist(x, manifold).kthvalue(k + 1, dim=1).values for x in manifold.split(CHUNK)])
-    inside = [(torch.cdist(x, manifold) <= radii).any(dim=1).sum() for x in probes.split(CHUNK)]
-    return float(torch.stack(inside).sum()) / len(probes)
+def _radii(features: Tensor, k: int) -> Tensor:
+    """The distance [N] from each feature to its k-th nearest other one; the nearest of all is the feature itself."""
+    return torch.cat([torch.cdist(rows, features).kthvalue(k + 1, dim=1).values for rows in features.split(CHUNK)])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,9 @@ from torch import Tensor
 from dnnlib.util import UserError, atomic_file
 
 MAX_DIM = 1 << 14  # of features in a file
+
+# What numpy and zipfile raise on files that are not what they seem; ValueError also for the checks of our own.
+_DAMAGED = (ValueError, TypeError, OSError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
                 raise ValueError("it holds a single array")
             arrays = {name: file[name] for name in ("mu", "sigma", "num", "extractor", "features") if name in file}
         return _checked_stats(arrays)
-    except (ValueError, TypeError, OSError, EOFError, MemoryError, zipfile.BadZipFile, NotImplementedError) as error:
+    except _DAMAGED as error:
         raise UserError(f"{path} holds no reference statistics ({str(error)[:160]}); make them with --data.") from None
 
 

@@ -1,0 +1,161 @@
+"""Measures a network or a folder of images against a data set or reference statistics.
+
+    python calc_metrics.py --network=cifar10.pkl --metrics=fid50k_full
+    python calc_metrics.py --network=runs/00000-.../network-best.pkl --metrics=fd_fashion,pr_fashion --num=10000
+    python calc_metrics.py --images=out/ --data=datasets/fashion-32-test.zip --metrics=fd_fashion
+
+Results are printed as a table and as lines of JSON like those of stylegan2-ada-pytorch, which are also appended to
+metric-<name>.jsonl in --outdir or in the run folder that the network lies in.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from dnnlib.cli import Device, default_device, user_errors
+from dnnlib.progress import Progress, format_time
+from dnnlib.util import UserError
+from stylegan_di import zoo
+from stylegan_di.checkpoint import as_denoiser, as_generator, load_snapshot
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.interfaces import Generator
+from stylegan_di.metrics.evaluate import METRICS, Evaluator
+from stylegan_di.sampling import HeunGenerator
+from stylegan_di.students import StyleGAN2Student
+from stylegan_di.teachers import EDMTeacher
+
+
+def load(network: str, trunc: float | None, steps: int | None) -> Generator:
+    """The generator of a network file, or its diffusion teacher with Heun's sampler."""
+    snapshot = load_snapshot(network)
+    is_teacher = "ema" in snapshot.networks and "sigma_init" not in snapshot.extras
+    model = as_denoiser(snapshot) if is_teacher else as_generator(snapshot)
+    if steps is not None and not is_teacher:
+        raise UserError(f"--steps={steps} is for a diffusion teacher, which --network={network} is not; leave it out")
+    if trunc is not None and not isinstance(model, StyleGAN2Student):
+        raise UserError(f"--trunc={trunc:g} is for a GAN, which --network={network} is not; leave it out")
+    if isinstance(model, EDMTeacher):
+        return HeunGenerator(model, num_steps=steps or 18, round_sigma=model.round_sigma)
+    if isinstance(model, StyleGAN2Student) and trunc is not None:
+        return StyleGAN2Student(model.network, truncation_psi=trunc)
+    assert isinstance(model, Generator)
+    return model
+
+
+def reference_of(network: str | None, data: str | None, ref: str | None) -> str:
+    """What to compare with: --data, --ref, or what belongs to a known network."""
+    if data is not None and ref is not None:
+        raise UserError("--data and --ref are both given; give the one to compare with")
+    known = zoo.entry(network or "")
+    reference = data or ref or (known.reference if known is not None else None)
+    if reference is None:
+        raise UserError(f"no reference is known for {network or '--images'}; give --data=ZIP|DIR or --ref=NPZ")
+    return reference
+
+
+def results_folder(outdir: Path | None, network: str | None) -> Path | None:
+    """Where metric-<name>.jsonl goes: --outdir, else the run folder of the network; None: nowhere."""
+    if outdir is not None:
+        outdir.mkdir(parents=True, exist_ok=True)
+        return outdir
+    folder = Path(network or "").parent
+    return folder if (folder / "training_options.json").is_file() else None
+
+
+class Report:
+    """Progress of one pass after another."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if self.progress is None or self.progress.label != label:
+            self.progress = Progress(label, total)
+        self.progress.update(done)
+        if done == total:
+            self.progress.close()
+            self.progress = None
+
+
+def table(results: Mapping[str, float], title: str) -> str:
+    width = max(map(len, results))
+    return "\n".join([title, *(f"  {name:<{width}}  {value:.6g}" for name, value in results.items())])
+
+
+def json_lines(results: Mapping[str, float], source: str, num: int, seconds: float) -> dict[str, str]:
+    """By metric, a line of metric-<name>.jsonl with the fields of stylegan2-ada-pytorch, and the number of samples."""
+    common = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": 1, "num_samples": num,
+              "snapshot_pkl": source, "timestamp": time.time()}  # fmt: skip
+    names = [name for name in METRICS if any(key.startswith(name) for key in results)]
+    return {
+        name: json.dumps({"results": {k: v for k, v in results.items() if k.startswith(name)}, "metric": name} | common)
+        for name in names
+    }
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.option("--network", metavar="NAME|PATH|URL", help="Network file, or a known name.")
+@click.option("--images", metavar="DIR|ZIP", help="Images to measure, instead of a network's.")
+@click.option("--data", metavar="DIR|ZIP", help="Data set to compare with; its statistics are cached.")
+@click.option("--ref", metavar="NAME|NPZ", help="Statistics to compare with.  [default: a known network's]")
+@click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST",
+              help=f"Comma-separated, out of {', '.join(METRICS)}.")
+@click.option("--num", type=click.IntRange(min=2), default=50000, show_default=True, help="Images to measure.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of latents and labels.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--detector-file", metavar="FILE", help="Inception's weights, where they cannot be downloaded.")
+@click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
+@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps of the sampler.  [default: 18]")
+@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Folder for metric-<name>.jsonl.")
+@user_errors
+def main(
+    network: str | None,
+    images: str | None,
+    data: str | None,
+    ref: str | None,
+    metrics: str,
+    num: int,
+    seed: int,
+    batch: int,
+    device: str | None,
+    detector_file: str | None,
+    trunc: float | None,
+    steps: int | None,
+    outdir: Path | None,
+) -> None:
+    if (network is None) == (images is None):
+        raise UserError("give either --network or --images: what is to be measured")
+    if images is not None and (trunc, steps) != (None, None):
+        raise UserError("--trunc and --steps are for --network; leave them out with --images")
+    start = time.monotonic()
+    device = device or default_device()
+    generator = None if network is None else load(network, trunc, steps).to(device)
+    evaluator = Evaluator(
+        metrics.split(","), reference_of(network, data, ref), num,
+        batch=batch, detector_file=detector_file, device=device, report=Report(),
+    )  # fmt: skip
+    if generator is not None:
+        results = evaluator(generator, seed)
+    else:
+        dataset = ImageDataset(images or "")
+        num = min(num, len(dataset))
+        results = evaluator.measure_dataset(dataset)
+
+    source = network or images or ""
+    folder = results_folder(outdir, network)
+    click.echo(table(results, f"{source}, {num} images:"))
+    for name, line in json_lines(results, source, num, time.monotonic() - start).items():
+        click.echo(line)
+        if folder is not None:
+            with open(folder / f"metric-{name}.jsonl", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""Makes reference statistics (.npz) of a data set, for --ref of train.py and calc_metrics.py; the shipped one is this:
+
+    python tools/make_reference.py --data=datasets/fashion-32-test.zip --dest=stylegan_di/assets/fashion-reference.npz
+
+The file holds mu and sigma (over N - 1) as EDM's references do, num, extractor, and where asked for the features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from dnnlib.cli import Device, default_device, user_errors
+from dnnlib.progress import Progress
+from dnnlib.util import UserError
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
+from stylegan_di.metrics.features import dataset_images, extract
+from stylegan_di.metrics.statistics import save_stats
+
+
+def label_counts(data: str) -> dict[str, np.ndarray]:
+    """{'label_counts': images of each class, int64 [label_dim]}, or nothing for a data set without labels."""
+    try:
+        dataset = ImageDataset(data, use_labels=True)
+    except UserError:
+        return {}
+    return {"label_counts": np.sum([dataset[index][1] for index in range(len(dataset))], axis=0).astype(np.int64)}
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.option("--data", required=True, metavar="ZIP|DIR", help="The data set.")
+@click.option("--dest", required=True, metavar="FILE.npz", help="File to write.")
+@click.option("--extractor", type=click.Choice(list(EXTRACTORS)), default="fashion", show_default=True)
+@click.option("--detector-file", metavar="FILE", help="The extractor's weights.  [default: published or shipped ones]")
+@click.option("--features", type=click.Choice(["none", "float16", "float32"]), default="float16", show_default=True,
+              help="Type in which the features themselves are kept; precision and recall need them.")
+@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@user_errors
+def main(
+    data: str, dest: str, extractor: str, detector_file: str | None, features: str, batch: int, device: str | None
+) -> None:
+    if Path(dest).suffix != ".npz":
+        raise UserError(f"--dest={dest}: its name must end in .npz")
+    device = device or default_device()
+    network = open_extractor(extractor, detector_file).to(device)
+    dataset = ImageDataset(data)
+    progress = Progress("Images", len(dataset))
+    images = dataset_images(dataset, num=len(dataset), batch=batch)
+    keep = [] if features == "none" else [extractor]
+    stats = extract(images, [network], keep=keep, device=device, report=progress.update)[extractor]
+    progress.close()
+    if stats.features is not None:
+        stats = dataclasses.replace(stats, features=stats.features.astype(features))
+    save_stats(dest, stats, label_counts(data))
+    click.echo(f"{dest}: {extractor} features of {len(dataset)} images, {Path(dest).stat().st_size / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    main()
