@@ -1,0 +1,261 @@
+"""The house's rules on imports, read from the source: what may stand on what, and what may never be done where."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# From top to bottom; a module imports from its own layer and from those below. A name stands for the modules in it too.
+LAYERS: list[tuple[str, ...]] = [
+    ("train", "generate", "calc_metrics", "tools"),
+    ("stylegan_di.training",),
+    ("stylegan_di.checkpoint", "stylegan_di.seeded"),
+    ("stylegan_di.teachers", "stylegan_di.students"),
+    (
+        "stylegan_di.networks",
+        "stylegan_di.loss_di",
+        "stylegan_di.loss_gan",
+        "stylegan_di.metrics",
+        "stylegan_di.data",
+        "stylegan_di.sampling",
+    ),
+    (
+        "stylegan_di.diffusion",
+        "stylegan_di.interfaces",
+        "stylegan_di.random",
+        "stylegan_di.config",
+        "stylegan_di.zoo",
+        "stylegan_di.images",
+    ),
+    ("torch_utils",),
+    ("dnnlib",),
+]
+FACADE = "stylegan_di"  # the package itself: names found on first use, so that importing it imports nothing
+LOSSES = ("stylegan_di.loss_di", "stylegan_di.loss_gan")
+LIBRARY = ("stylegan_di", "torch_utils", "dnnlib")
+NOT_OURS = {"tests", "build", "runs", "datasets", "out"}  # folders beside the code
+
+PICKLE_MODULES = {"pickle", "_pickle", "pickletools", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+MAY_PICKLE = ("torch_utils.persistence", "torch_utils.pickle_machine", "torch_utils.pickle_reader")
+MAY_USE_CLICK = ("dnnlib.cli",)
+MAY_PRINT = ("stylegan_di.training", "dnnlib.util")  # a run's log, and the progress of a download
+MAY_USE_DISTRIBUTED = ("torch_utils.distributed",)
+
+
+def within(module: str, names: tuple[str, ...]) -> bool:
+    """Whether a module is one of `names` or inside one of them."""
+    return any(module == name or module.startswith(name + ".") for name in names)
+
+
+def layer(module: str) -> int:
+    """How high a module stands; KeyError for one that is not in the table."""
+    for height, names in enumerate(reversed(LAYERS)):
+        if within(module, names):
+            return height
+    raise KeyError(module)
+
+
+def ours(module: str) -> bool:
+    return module.partition(".")[0] in {name.partition(".")[0] for names in LAYERS for name in names}
+
+
+def source_files() -> dict[str, Path]:
+    """All modules of the project by name, tests excepted: top-level scripts, and every package beside them."""
+    folders = [p for p in ROOT.iterdir() if p.is_dir() and p.name not in NOT_OURS and not p.name.startswith(".")]
+    paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
+    return {module_name(path.relative_to(ROOT)): path for path in sorted(paths)}
+
+
+def module_name(path: Path) -> str:
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(module: str, tree: ast.AST, known: set[str], is_package: bool = False) -> set[str]:
+    """The modules that a module imports, wherever in it; of `from a import b` a.b if that is a module, else a."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: len(module.split(".")) - node.level + is_package] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                name = f"{base}.{alias.name}"
+                found.add(name if name in known else base)
+    return found
+
+
+def dotted(node: ast.AST) -> str:
+    """'torch.load' of the expression torch.load, '' of other expressions."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (base := dotted(node.value)):
+        return f"{base}.{node.attr}"
+    return ""
+
+
+def complaints(module: str, source: str, known: set[str], is_package: bool = False) -> Iterator[str]:
+    """Every rule that a module breaks."""
+    tree = ast.parse(source)
+    names = imported(module, tree, known, is_package)
+    yield from import_complaints(module, names)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield from call_complaints(module, node)
+        elif isinstance(node, ast.Attribute) and dotted(node) == "torch.distributed":
+            if not within(module, MAY_USE_DISTRIBUTED):
+                yield "uses torch.distributed"
+        elif isinstance(node, ast.Name) and node.id == "SystemExit" and within(module, LIBRARY):
+            yield "exits"
+
+
+def import_complaints(module: str, names: set[str]) -> Iterator[str]:
+    for name in sorted(names):
+        if ours(name) and module != FACADE:
+            if name == FACADE:
+                if within(module, LIBRARY):
+                    yield "imports the package itself"
+            elif layer(name) > layer(module):
+                yield f"imports upwards: {name}"
+            elif within(module, ("stylegan_di.networks",)) and not within(
+                name, ("stylegan_di.networks", "stylegan_di.diffusion", "torch_utils")
+            ):
+                yield f"a network imports {name}"
+            elif within(module, LOSSES) and within(name, ("stylegan_di.networks",)):
+                yield f"a loss imports {name}"
+        top = name.partition(".")[0]
+        if top in PICKLE_MODULES and not within(module, MAY_PICKLE):
+            yield f"imports {name}"
+        if top == "click" and within(module, LIBRARY) and not within(module, MAY_USE_CLICK):
+            yield "imports click"
+        if name.startswith("torch.distributed") and not within(module, MAY_USE_DISTRIBUTED):
+            yield "uses torch.distributed"
+
+
+def call_complaints(module: str, call: ast.Call) -> Iterator[str]:
+    function = dotted(call.func)
+    constants = {k.arg: k.value.value if isinstance(k.value, ast.Constant) else ... for k in call.keywords}
+    if not within(module, MAY_PICKLE):
+        if function == "torch.load" and constants.get("weights_only") is not True:
+            yield "calls torch.load without weights_only=True"
+        if constants.get("allow_pickle", False) is not False:
+            yield "calls with allow_pickle"
+    if within(module, LIBRARY):
+        if function == "print" and not within(module, MAY_PRINT):
+            yield "prints"
+        if function in ("sys.exit", "os._exit", "exit", "quit"):
+            yield "exits"
+        if function in ("importlib.import_module", "import_module", "__import__") and module != FACADE:
+            yield "imports by a string"
+
+
+def test_every_module_stands_in_the_table() -> None:
+    for module in source_files():
+        if module != FACADE:
+            layer(module)
+
+
+def test_no_module_breaks_a_rule() -> None:
+    files = source_files()
+    found = [
+        f"{module}: {complaint}"
+        for module, path in files.items()
+        for complaint in complaints(module, path.read_text(encoding="utf-8"), set(files), path.name == "__init__.py")
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_imports_run_in_no_circle() -> None:
+    files = source_files()
+    graph = {
+        module: imported(module, ast.parse(path.read_text(encoding="utf-8")), set(files), path.name == "__init__.py")
+        & files.keys()
+        for module, path in files.items()
+        if module != FACADE
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_unknown_modules_are_noticed() -> None:
+    for module in ("new_script", "new_package.part", "stylegan_di.new_part", "stylegan_di.networks2"):
+        with pytest.raises(KeyError):
+            layer(module)
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "complaint"),
+    [
+        ("dnnlib.util", "import torch_utils.persistence", "imports upwards: torch_utils.persistence"),
+        ("stylegan_di.data", "from stylegan_di.training import ema", "imports upwards: stylegan_di.training.ema"),
+        ("stylegan_di.metrics", "from stylegan_di import checkpoint", "imports upwards: stylegan_di.checkpoint"),
+        ("stylegan_di.checkpoint", "def f():\n    import train", "imports upwards: train"),
+        ("stylegan_di.students", "from .training.ema import x", "imports upwards: stylegan_di.training.ema"),
+        ("stylegan_di.loss_di", "from stylegan_di.networks.edm import x", "a loss imports stylegan_di.networks.edm"),
+        ("stylegan_di.networks.edm", "import stylegan_di.config", "a network imports stylegan_di.config"),
+        ("stylegan_di.networks.edm", "from ..data import dataset", "a network imports stylegan_di.data.dataset"),
+        ("stylegan_di.networks.edm", "from stylegan_di import loss_di", "a network imports stylegan_di.loss_di"),
+        ("stylegan_di.networks.edm", "from dnnlib.util import UserError", "a network imports dnnlib.util"),
+        ("stylegan_di.metrics.frechet", "import stylegan_di", "imports the package itself"),
+        ("stylegan_di.metrics.frechet", "from click import echo", "imports click"),
+        ("stylegan_di.metrics.frechet", "print(1)", "prints"),
+        ("stylegan_di.config", "import sys\nsys.exit(2)", "exits"),
+        ("stylegan_di.config", "raise SystemExit", "exits"),
+        ("stylegan_di.config", "import importlib\nimportlib.import_module('train')", "imports by a string"),
+        ("stylegan_di.checkpoint", "import pickle", "imports pickle"),
+        ("tools.convert", "from pickletools import genops", "imports pickletools"),
+        ("tools.convert", "torch.load(f, weights_only=False)", "calls torch.load without weights_only=True"),
+        ("tools.convert", "torch.load(f)", "calls torch.load without weights_only=True"),
+        ("tools.convert", "np.load(f, allow_pickle=yes)", "calls with allow_pickle"),
+        ("stylegan_di.training.ema", "torch.distributed.barrier()", "uses torch.distributed"),
+        ("stylegan_di.training.ema", "import torch.distributed as dist", "uses torch.distributed"),
+    ],
+)  # fmt: skip
+def test_broken_rules_are_noticed(module: str, source: str, complaint: str) -> None:
+    known = {"stylegan_di.training.ema", "stylegan_di.checkpoint", "stylegan_di.data.dataset", "stylegan_di.loss_di"}
+    assert list(complaints(module, source, known)) == [complaint]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("train", "import click\nfrom stylegan_di import training\nprint(1)"),
+        ("stylegan_di.training.ema", "print('kimg 1')\nfrom stylegan_di.training import ema"),
+        ("stylegan_di.networks.edm", "from torch_utils.persistence import PersistentModule"),
+        ("stylegan_di.metrics.frechet", "from stylegan_di.data import dataset\nnp.load(f, allow_pickle=False)"),
+        ("torch_utils.persistence", "import pickle"),
+        ("stylegan_di.checkpoint", "torch.load(f, weights_only=True)"),
+    ],
+)  # fmt: skip
+def test_what_is_allowed_passes(module: str, source: str) -> None:
+    assert not list(complaints(module, source, {"stylegan_di.training", "stylegan_di.training.ema"}))
+
+
+IMPORT_ALL = """
+import importlib, sys
+import click, numpy, PIL.Image, requests, safetensors.torch, scipy.linalg, torch, torch.utils.cpp_extension
+
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system"):
+        raise AssertionError(f"{event} {arguments} at import")
+
+sys.addaudithook(watch)
+for module in sys.argv[1:]:
+    importlib.import_module(module)
+assert not torch.cuda.is_initialized(), "CUDA was touched at import"
+"""
+
+
+def test_importing_the_library_compiles_downloads_and_touches_nothing() -> None:
+    modules = [module for module in source_files() if within(module, LIBRARY)]
+    command = [sys.executable, "-W", "error", "-c", IMPORT_ALL, *modules]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
