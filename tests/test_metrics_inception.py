@@ -1,0 +1,89 @@
+"""Inception: the graph against another implementation's features on weights made by a recipe; its file is checked."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dnnlib.util import UserError, cached_path
+from stylegan_di.metrics.extractors import open_extractor
+from stylegan_di.metrics.inception import WEIGHTS_URL, Inception, inception_of, resize_tf1
+
+GOLDEN = Path(__file__).parent / "golden" / "metrics"
+SHAPES: dict[str, list[int]] = json.loads((GOLDEN / "inception_random.json").read_text())["state_dict"]
+
+
+def recipe(name: str, shape: list[int]) -> Tensor:
+    """The golden values' weights, as their .json describes them."""
+    if name.endswith("num_batches_tracked"):
+        return torch.tensor(0)
+    v = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape)
+    if name.endswith("running_var"):
+        v = 0.5 + np.abs(v)
+    elif name.endswith("bn.weight"):
+        v = 1 + 0.1 * v
+    elif name.endswith(("running_mean", "bias")):
+        v = 0.1 * v
+    else:
+        v = v * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.from_numpy(v.astype(np.float32))
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    return {name: recipe(name, shape) for name, shape in SHAPES.items()}
+
+
+def test_names_and_shapes_are_those_of_the_published_file() -> None:
+    with torch.device("meta"):
+        state = Inception().state_dict()
+    assert {name: list(value.shape) for name, value in state.items()} == SHAPES
+
+
+@pytest.mark.parametrize("case", ["a32", "c64x48", "b299"])
+def test_features_at_every_depth(weights: dict[str, Tensor], case: str) -> None:
+    golden = np.load(GOLDEN / "inception_random.npz")
+    big = np.random.RandomState(2).randint(0, 256, (1, 3, 299, 299)).astype(np.uint8)
+    images = torch.from_numpy(big if case == "b299" else golden[f"{case}/x"])
+    for dtype in (torch.float32, torch.float64) if case == "c64x48" else (torch.float32,):
+        network = inception_of({name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()})
+        for name, value in network.depths(images).items():
+            expected = golden[f"{case}/{name}"]
+            assert value.dtype == dtype
+            np.testing.assert_allclose(value.numpy(), expected, rtol=0, atol=1e-6 * np.abs(expected).max())
+        features = network(images)
+        assert features.dtype == torch.float32
+        np.testing.assert_array_equal(features, network.depths(images)["2048"].float())
+
+
+def test_resizing_samples_where_tensorflow_1_does() -> None:
+    """Output pixel i is at i * 2 / 299 of the input: the second pixel's value is reached at 299/2 and then held."""
+    row = resize_tf1(torch.tensor([10.0, 20.0], dtype=torch.float64).expand(1, 1, 2, 2))[0, 0, 7]
+    position = np.arange(299) * 2 / 299
+    np.testing.assert_allclose(row, 10 + 10 * position.clip(max=1), rtol=1e-13)
+    image = torch.rand(1, 3, 299, 299, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(resize_tf1(image), image, rtol=0, atol=0)
+
+
+def test_another_file_is_refused(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    with pytest.raises(UserError, match=r"missing\.pth: there is no such file"):
+        open_extractor("inception", tmp_path / "missing.pth")
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.bias": weights["fc.bias"]}, path)
+    with pytest.raises(UserError, match=r"weights\.pth: its SHA-256 is .* not 6726825d"):
+        open_extractor("inception", path)
+
+
+def test_offline_it_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    with pytest.raises(UserError) as caught:
+        open_extractor("inception")
+    for part in (str(cached_path(WEIGHTS_URL)), "pt_inception-2015-12-05-6726825d.pth", "--detector-file"):
+        assert part in str(caught.value)
