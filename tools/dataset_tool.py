@@ -3,8 +3,7 @@
 The output is the format of NVlabs' stylegan2-ada-pytorch and edm; equal inputs give equal bytes. Labels come from
 dataset.json, the IDX labels file, or the subfolders' names. Example:
 
-    python tools/dataset_tool.py --source=/usr/share/datasets/fashion-mnist --transform=pad --resolution=32x32
-    --dest=datasets/fashion-32.zip
+    python tools/dataset_tool.py --source=fashion-mnist --transform=pad --resolution=32x32 --dest=fashion-32.zip
 """
 
 from __future__ import annotations
