@@ -1,4 +1,4 @@
-"""Trains: `--kind=di` refines a GAN or distils a teacher by Diff-Instruct, `--kind=edm` a denoiser, `--kind=gan` a StyleGAN2-ADA.
+"""Refines a GAN or distils a teacher by Diff-Instruct (--kind=di), trains a denoiser (edm) or a StyleGAN2-ADA (gan).
 
     python train.py --kind=di --gan-pkl=fashion-gan.pkl
     python train.py --kind=di --teacher=edm-cifar10-32x32-uncond-vp.pkl

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
@@ -105,7 +106,7 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 #: Fields that belong to some kinds only; given with another kind they are refused, never ignored.
-GROUPS: dict[str, tuple[str, ...]] = (
+GROUPS: Mapping[str, tuple[str, ...]] = (
     dict.fromkeys(("arch", "model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout",
                    "label_dropout"), ("edm",))
     | dict.fromkeys(("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "fp16_res", "mixing", "pl_weight",
@@ -135,12 +136,16 @@ def _check(config: TrainConfig) -> None:
     if config.lr_decay is not None:
         _require(config, "lr_decay", 0 <= config.lr_decay < 1, "a share of the run from 0 to below 1, or none")
     if config.kind in ("edm", "gan") and config.data is None:
-        raise UserError(f"--kind={config.kind} needs --data=ZIP|DIR, the images to learn from (see tools/dataset_tool.py)")
+        raise UserError(
+            f"--kind={config.kind} needs --data=ZIP|DIR, the images to learn from (see tools/dataset_tool.py)"
+        )
     if config.kind == "di" and config.teacher is None:
-        raise UserError("--kind=di needs --teacher=NAME|PATH|URL, an EDM network, unless --gan-pkl is a known name that has one")
+        raise UserError(
+            "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, unless --gan-pkl is a known name that has one"
+        )
     if config.adv_weight > 0 and (config.data is None or config.gan_pkl is None):
         raise UserError(
-            f"--adv-weight={config.adv_weight:g} needs --gan-pkl, whose discriminator it uses, and --data, the real images"
+            f"--adv-weight={config.adv_weight:g} needs --gan-pkl, whose discriminator it uses, and --data, real images"
         )
 
 
@@ -154,7 +159,7 @@ def _require(config: TrainConfig, name: str, holds: bool, accepted: str) -> None
 
 
 def resolve(kind: Kind, given: dict[str, Any], recipe_name: str | None) -> TrainConfig:
-    """The configuration of a run: given options, over the recipe of a known name, over the kind's, over the general ones."""
+    """The configuration of a run: given options over the recipe of a known name over the kind's over the general."""
     known = {field.name for field in fields(TrainConfig)}
     given = {name: value for name, value in given.items() if value is not None}
     for name in given:
@@ -162,7 +167,8 @@ def resolve(kind: Kind, given: dict[str, Any], recipe_name: str | None) -> Train
             raise KeyError(f"no such field of TrainConfig: {name}")
         if kind not in GROUPS.get(name, (kind,)):
             option = name.replace("_", "-")
-            raise UserError(f"--{option}={given[name]} belongs to --kind={' or '.join(GROUPS[name])}; this is --kind={kind}")
+            kinds = " or ".join(GROUPS[name])
+            raise UserError(f"--{option}={given[name]} belongs to --kind={kinds}; this is --kind={kind}")
     if kind == "di":
         _refuse_idle(given)
     values = KIND_DEFAULTS[kind] | RECIPES.get(recipe_name or "", {}) | given
@@ -171,8 +177,9 @@ def resolve(kind: Kind, given: dict[str, Any], recipe_name: str | None) -> Train
 
 def _refuse_idle(given: dict[str, Any]) -> None:
     """Raises UserError for options of Diff-Instruct that the others given leave without effect."""
-    idle = [] if given.get("adv_weight") else [name for name in (*DISCRIMINATOR, "data", "cond", "mirror") if name in given]
-    if idle:
-        raise UserError(f"--{idle[0].replace('_', '-')} has no effect without --adv-weight; leave it out, or give --adv-weight=1")
+    idle = [name for name in (*DISCRIMINATOR, "data", "cond", "mirror", "workers") if name in given]
+    if idle and not given.get("adv_weight"):
+        option = idle[0].replace("_", "-")
+        raise UserError(f"--{option} has no effect without --adv-weight; leave it out, or give --adv-weight=1")
     if "sigma_init" in given and "gan_pkl" in given:
-        raise UserError("--sigma-init is for distilling a teacher; with --gan-pkl the student is the GAN; leave one out")
+        raise UserError("--sigma-init is for distilling a teacher, and --gan-pkl gives a GAN to refine: leave it out")

@@ -28,7 +28,7 @@ EPS = 1e-8  # keeps 1 / mean|x - D_p| finite when the teacher returns its input
 
 
 def denoising_loss(denoiser: Denoiser, x: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-    """Denoising score matching, lambda(sigma) |D(x + sigma n; sigma) - x|^2, summed over pixels (arXiv 2206.00364, eq. 2).
+    """Denoising score matching, lambda(sigma) |D(x + sigma n; sigma) - x|^2 (arXiv 2206.00364, eq. 2 and table 1).
 
     Args:
         denoiser: network to be trained; gradients flow into it.
@@ -38,7 +38,7 @@ def denoising_loss(denoiser: Denoiser, x: Tensor, noise: Tensor, sigma: Tensor, 
         labels: [B,label_dim] or None.
 
     Returns:
-        [B], with lambda = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 and sigma_d = 0.5.
+        [B], summed over pixels, with lambda = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 and sigma_d = 0.5.
     """
     denoised = denoiser(add_noise(x, noise, sigma), sigma, labels)
     return edm_weight(sigma) * (denoised - x).square().sum(dim=(1, 2, 3))
@@ -52,7 +52,8 @@ def ikl_gradient(x: Tensor, sigma: Tensor, teacher_x0: Tensor, fake_x0: Tensor, 
         sigma: noise levels [B].
         teacher_x0: D_p at the noised samples.
         fake_x0: D_q at the noised samples.
-        weight: 'sigma2': w = sigma^2, k = 1; 'one': w = 1, k = 1 / sigma^2; 'dmd': k = 1 / mean|x - D_p| (arXiv 2311.18828, eq. 8).
+        weight: 'sigma2': w = sigma^2, k = 1; 'one': w = 1, k = 1 / sigma^2; 'dmd': k = 1 / mean|x - D_p|
+            (arXiv 2311.18828, eq. 8).
     """
     difference = fake_x0 - teacher_x0
     if weight == "sigma2":
@@ -99,7 +100,7 @@ class IKL(Divergence):
 
 @dataclass(frozen=True)
 class SiD(Divergence):
-    """Score identity distillation (Zhou et al. 2024, arXiv 2404.04057, eq. 23): k <D_p - D_q, (D_p - x) - alpha (D_p - D_q)>.
+    """Score identity distillation: k <D_p - D_q, (D_p - x) - alpha (D_p - D_q)> (Zhou et al. 2024, arXiv 2404.04057).
 
     k = 1 / mean|x - D_p|, detached. Gradients flow through both networks to x.
     """

@@ -55,7 +55,7 @@ def path_length_penalty(lengths: Tensor, pl_mean: Tensor, decay: float) -> tuple
 
 
 def ada_adjust(p: float, real_signs_mean: float, *, target: float, images: int, ada_kimg: float) -> float:
-    """The next ADA probability: p moves by images / (ada_kimg * 1000) towards E[sign D(real)] = target, and stays >= 0."""
+    """ADA's next p, >= 0: it moves by images / (ada_kimg * 1000) so that E[sign D(real)] nears the target."""
     step = images / (ada_kimg * 1000)
     direction = (real_signs_mean > target) - (real_signs_mean < target)
     return max(p + direction * step, 0.0)

@@ -1,9 +1,8 @@
-"""From a configuration to what a training needs: networks, optimizers, data; mismatches are refused here, before it starts."""
+"""From a configuration to networks, optimizers and data; what does not match is refused here, before the start."""
 
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,9 +96,8 @@ def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
         synthesis_kwargs=synthesis,
         **common,
     )
-    discriminator = Discriminator(
-        **common, **widths, block_kwargs={}, mapping_kwargs={}, epilogue_kwargs=dict(mbstd_group_size=config.mbstd_group)
-    )
+    epilogue = dict(mbstd_group_size=config.mbstd_group)
+    discriminator = Discriminator(**common, **widths, block_kwargs={}, mapping_kwargs={}, epilogue_kwargs=epilogue)
     model = StyleGAN2Student(generator)
     state = TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator)
     state.augment_pipe = _augment_pipe(config)
@@ -132,7 +130,8 @@ def _augment_pipe(config: TrainConfig) -> AugmentPipe | None:
         return None
     if config.augpipe not in AUGMENT_PIPES:
         raise UserError(f"--augpipe={config.augpipe}: accepted are {', '.join(AUGMENT_PIPES)}")
-    pipe = AugmentPipe(**AUGMENT_PIPES[config.augpipe])
+    multipliers: dict[str, Any] = AUGMENT_PIPES[config.augpipe]
+    pipe = AugmentPipe(**multipliers)
     pipe.p.copy_(torch.as_tensor(config.p))
     return pipe
 
@@ -215,12 +214,11 @@ def run_name(config: TrainConfig) -> str:
 
 
 def lr_scale(config: TrainConfig, nimg: int) -> float:
-    """Factor on the learning rates: a linear rise over lr_rampup kimg; from share lr_decay of the run a linear fall to 3 %."""
+    """Factor on the learning rates: linear rise over lr_rampup kimg, linear fall to 3 % after share lr_decay of the run."""
     scale = 1.0
     if config.lr_rampup:
         scale = min(nimg / (config.lr_rampup * 1000), 1.0)
     if config.lr_decay is not None:
         done = (nimg / (config.kimg * 1000) - config.lr_decay) / (1 - config.lr_decay)
         scale *= 1 - 0.97 * min(max(done, 0.0), 1.0)
-    assert math.isfinite(scale)
     return scale

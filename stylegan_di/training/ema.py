@@ -1,4 +1,4 @@
-"""Exponential moving average of weights, with a half-life in images and a ramp-up (arXiv 1912.04958, EDM's train.py options)."""
+"""Exponential moving average of weights, with a half-life in images and a ramp-up (as in StyleGAN2-ADA and EDM)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run shows of its EMA: image grids at fixed latents, metrics, the before/after table, and what a snapshot holds."""
+"""What a run shows of its EMA: image grids at fixed latents, metrics, the before/after table; what a snapshot holds."""
 
 from __future__ import annotations
 

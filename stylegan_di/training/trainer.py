@@ -1,4 +1,4 @@
-"""The loop: `step` reads as the updates of the run's kind plus EMA; `run` owns ticks, snapshots, metrics, the report."""
+"""The loop: `step` is the updates of the run's kind plus EMA; `run` owns ticks, snapshots, metrics and the report."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from stylegan_di.checkpoint import save_snapshot
 from stylegan_di.data.sampler import iterate_batches
 from stylegan_di.images import from_uint8
+from stylegan_di.interfaces import Generator
 from stylegan_di.loss_di import parse_divergence
 from stylegan_di.loss_gan import ada_adjust
 from stylegan_di.random import stream
@@ -104,8 +105,10 @@ class Trainer:
                 state, batch, teacher, self.divergence, self.noise_law, config.adv_weight, self.report
             )
         if config.adv_weight:
+            student = state.model
+            assert isinstance(student, Generator)
             self.discriminator_step(
-                batch, lambda chunk: updates.student_images(state.model, batch, chunk, "discriminator")
+                batch, lambda chunk: updates.student_images(student, batch, chunk, "discriminator")
             )
 
     def discriminator_step(
@@ -203,9 +206,9 @@ class Trainer:
         if distributed.rank() == 0:
             kimg = self.state.cur_nimg / 1000
             metrics, is_best = self.evaluation.measure(kimg)
-            paths = [self.folder.snapshot_path(kimg)] + ([self.folder.best_path()] if is_best else [])
-            for path in paths:
-                save_snapshot(path, self.evaluation.networks(), extras=self.evaluation.extras(), metadata=self.provenance(metrics))
+            networks, extras = self.evaluation.networks(), self.evaluation.extras()
+            for path in [self.folder.snapshot_path(kimg)] + ([self.folder.best_path()] if is_best else []):
+                save_snapshot(path, networks, extras=extras, metadata=self.provenance(metrics))
         distributed.barrier()
         return metrics
 

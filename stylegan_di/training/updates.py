@@ -16,6 +16,7 @@ from stylegan_di import loss_gan
 from stylegan_di.diffusion import sigma_from_normal
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.loss_di import Divergence, denoising_loss
+from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
 from stylegan_di.training.report import Statistics, by_sigma
 from stylegan_di.training.state import Batch, TrainState, trainable
 from torch_utils import distributed
@@ -61,7 +62,7 @@ def student_images(generator: Generator, batch: Batch, chunk: range, purpose: st
 def denoiser_update(
     state: TrainState, batch: Batch, reals: Reals, noise_law: NoiseLaw, label_dropout: float, report: Statistics
 ) -> None:
-    """Moves the model, a Denoiser, by the denoising loss on real images; labels are zeroed with probability label_dropout."""
+    """Moves the model, a Denoiser, by the denoising loss on real images, without label with chance label_dropout."""
     assert isinstance(state.model, Denoiser)
     with trainable(state.model, train_mode=True):
         for chunk in batch.chunks:
@@ -139,6 +140,7 @@ def gan_images(
     """
     assert isinstance(state.model, Generator)
     network = state.model.network
+    assert isinstance(network, StyleGAN2)
     labels = batch.labels(purpose, chunk, state.model.label_dim)
     rng = batch.random(f"{purpose}/z", chunk)
     ws = network.mapping(state.model.sample_latents(len(chunk), rng=rng), labels)
