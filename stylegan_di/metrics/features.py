@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -23,20 +24,36 @@ Report = Callable[[str, int, int], None]  # called with what is being done, how 
 def generated_images(
     generator: Generator, *, num: int, batch: int, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[Tensor]:
-    """`num` images uint8 [<=batch,3,H,W] of a generator on `device`, its inner noise fixed.
+    """`num` images uint8 [<=batch,3,H,W] of a generator on `device`, in evaluation mode, its inner noise fixed.
 
-    Latents, and labels uniform over the classes, are each sample's own: equal seeds mean equal samples, whatever the
-    batch.
+    Labels, uniform over the classes, and latents are each sample's own: equal seeds mean equal samples, whatever the
+    batch, and equal labels for all generators.
+
+    Raises:
+        UserError: if an image is not finite.
     """
     for start in range(0, num, batch):
         rng = SampleRandom(seed, "metrics", 0, range(start, min(start + batch, num)), device)
-        z = generator.sample_latents(len(rng), rng=rng)
         labels = None
         if generator.label_dim:
             labels = torch.nn.functional.one_hot(rng.integers(generator.label_dim), generator.label_dim).float()
-        with torch.no_grad():
-            images = generator(z, labels)
+        with torch.no_grad(), evaluation_mode(generator):
+            images = generator(generator.sample_latents(len(rng), rng=rng), labels)
+        if not images.isfinite().all():
+            raise UserError("the generator's images are not finite numbers: its weights are damaged, or have diverged.")
         yield to_rgb(to_uint8(images))
+
+
+@contextmanager
+def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
+    """Puts a module and all in it into evaluation mode, and each back into its own mode afterwards."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part in training:
+            part.training = True
 
 
 def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Iterator[Tensor]:

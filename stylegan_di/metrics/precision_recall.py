@@ -42,4 +42,5 @@ def precision_recall(reals: Tensor, fakes: Tensor, *, k: int = 3) -> tuple[float
 
 def _radii(features: Tensor, k: int) -> Tensor:
     """The distance [N] from each feature to its k-th nearest other one; the nearest of all is the feature itself."""
-    return torch.cat([torch.cdist(rows, features).kthvalue(k + 1, dim=1).values for rows in features.split(CHUNK)])
+    chunks = features.split(CHUNK)
+    return torch.cat([torch.cdist(rows, features).topk(k + 1, largest=False).values[:, -1] for rows in chunks])

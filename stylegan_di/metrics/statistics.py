@@ -114,7 +114,8 @@ def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such file; reference statistics are an .npz file with mu and sigma.")
     try:
-        with np.load(path, allow_pickle=False) as file:  # an object array, which only a pickle could hold, raises
+        # Opened here, because np.load leaves a damaged file open. An object array, hence a pickle, raises ValueError.
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             arrays = {name: file[name] for name in ("mu", "sigma", "num", "extractor", "features") if name in file}

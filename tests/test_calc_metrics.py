@@ -1,0 +1,111 @@
+"""calc_metrics.py through its command line: every kind of network, a folder of images, what is printed and appended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+import calc_metrics
+from stylegan_di.checkpoint import load_generator
+from stylegan_di.metrics.evaluate import Evaluator
+
+GOLDEN = Path(__file__).parent / "golden" / "pickles"
+GAN, TEACHER = GOLDEN / "sg2-cond.pkl", GOLDEN / "edm-uncond.pkl"
+METRICS = "--metrics=fd_fashion,pr_fashion"
+REF = "--ref=fashion-reference.npz"
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(calc_metrics.main, [*map(str, arguments), "--device=cpu"])
+
+
+def lines_of(result: Result) -> dict[str, dict[str, object]]:
+    """The JSON lines by metric."""
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    return {line["metric"]: line for line in lines}
+
+
+def test_a_gan(tmp_path: Path) -> None:
+    result = run(f"--network={GAN}", METRICS, REF, "--num=40", "--seed=3", "--batch=16", f"--outdir={tmp_path}")
+    lines = lines_of(result)
+    assert list(lines) == ["fd_fashion", "pr_fashion"]
+    expected = Evaluator(["fd_fashion", "pr_fashion"], "fashion-reference.npz", 40, batch=16)(load_generator(GAN), 3)
+    assert {**lines["fd_fashion"]["results"], **lines["pr_fashion"]["results"]} == pytest.approx(expected, rel=1e-6)
+    for name, line in lines.items():
+        assert (line["num_gpus"], line["num_samples"], line["snapshot_pkl"]) == (1, 40, str(GAN))
+        assert line["total_time"] > 0 < line["timestamp"]
+        appended = (tmp_path / f"metric-{name}.jsonl").read_text().splitlines()
+        assert [json.loads(text) for text in appended] == [line]
+    for name, value in expected.items():
+        assert f"{name} " in result.stdout
+        assert f"{value:.4g}"[:5] in result.stdout
+
+
+def test_truncation_changes_a_gans_figures() -> None:
+    plain, truncated = (
+        lines_of(run(f"--network={GAN}", "--metrics=fd_fashion", REF, "--num=10", *more))["fd_fashion"]["results"]
+        for more in ([], ["--trunc=0.1"])
+    )
+    assert plain != truncated
+
+
+def test_a_teacher_goes_through_the_sampler() -> None:
+    two, three = (
+        lines_of(run(f"--network={TEACHER}", "--metrics=fd_fashion", REF, "--num=4", f"--steps={steps}"))
+        for steps in (2, 3)
+    )
+    assert two["fd_fashion"]["results"] != three["fd_fashion"]["results"]
+
+
+def test_results_go_into_the_run_folder(tmp_path: Path) -> None:
+    shutil.copy(GAN, tmp_path / "network-snapshot-000001.pkl")
+    arguments = [f"--network={tmp_path / 'network-snapshot-000001.pkl'}", "--metrics=fd_fashion", REF, "--num=4"]
+    run(*arguments)
+    assert not list(tmp_path.glob("*.jsonl"))  # not a run folder
+    (tmp_path / "training_options.json").write_text("{}")
+    for count in (1, 2):
+        run(*arguments)
+        assert len((tmp_path / "metric-fd_fashion.jsonl").read_text().splitlines()) == count
+
+
+def test_images_against_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    images = tmp_path / "images"
+    images.mkdir()
+    for index, pixels in enumerate(np.random.default_rng(0).integers(256, size=[8, 28, 28], dtype=np.uint8)):
+        Image.fromarray(pixels).save(images / f"{index}.png")
+    lines = lines_of(run(f"--images={images}", f"--data={images}", METRICS))
+    assert lines["fd_fashion"]["results"]["fd_fashion"] == pytest.approx(0, abs=1e-6)
+    assert lines["pr_fashion"]["results"] == {"pr_fashion_precision": 1, "pr_fashion_recall": 1}
+    assert lines["fd_fashion"]["num_samples"] == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([REF], "either --network or --images"),
+        ([f"--network={GAN}", "--images=x", REF], "either --network or --images"),
+        ([f"--network={GAN}"], "no reference is known"),
+        ([f"--network={GAN}", REF, "--data=x"], "--data and --ref"),
+        ([f"--network={GAN}", REF, "--metrics=fid"], "no metric 'fid'"),
+        ([f"--network={GAN}", REF, "--metrics=fid50k_full,fd_fashion", "--detector-file=none.pth"], "none.pth"),
+        ([f"--network={GAN}", REF, "--metrics=fd_fashion", "--steps=3"], "--steps=3 is for a diffusion teacher"),
+        ([f"--network={TEACHER}", REF, "--metrics=fd_fashion", "--trunc=0.5"], "--trunc=0.5 is for a GAN"),
+        (["--images=x", REF, "--trunc=0.5"], "--trunc and --steps are for --network"),
+        (["--network=none.pkl", REF], "none.pkl"),
+        (["--images=none.zip", REF, "--metrics=fd_fashion"], "none.zip"),
+        ([f"--network={GAN}", REF, "--num=1"], "--num"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
