@@ -134,11 +134,23 @@ def _on_black(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 @contextmanager
 def open_dest(path: Path) -> Iterator[Callable[[str, bytes], None]]:
     """Gives write(name, data); a zip (by its suffix) or folder appears at `path` when the block ends without error."""
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix.lower() == ".zip":
-        with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo's date is fixed: 1980
-        return
+    opened = _zip_dest(path) if path.suffix.lower() == ".zip" else _folder_dest(path)
+    try:
+        path.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with opened as write:
+            yield write
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error}. Give another place.") from error
+
+
+@contextmanager
+def _zip_dest(path: Path) -> Iterator[Callable[[str, bytes], None]]:
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        yield lambda name, data: archive.writestr(zipfile.ZipInfo(name), data)  # ZipInfo's date is fixed: 1980
+
+
+@contextmanager
+def _folder_dest(path: Path) -> Iterator[Callable[[str, bytes], None]]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists; give the name of a new folder or of a .zip file.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
