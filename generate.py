@@ -17,7 +17,7 @@ from typing import Any
 import click
 import torch
 
-from dnnlib.cli import Device, Seeds, default_device, user_errors
+from dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
 from stylegan_di.checkpoint import as_denoiser, as_generator, load_snapshot
@@ -131,7 +131,9 @@ def main(
     draw = drawing(model, class_index, given)
     size = call_size(next(model.parameters()).device, model.img_resolution)
 
-    outdir.mkdir(parents=True, exist_ok=True)
+    writable_folder(f"--outdir={outdir}", outdir)
+    if grid is not None:
+        writable_folder(f"--grid={grid}", grid.parent)
     progress = Progress("Images", len(seeds))
     kept = []
     for start in range(0, len(seeds), batch):
@@ -144,7 +146,6 @@ def main(
         progress.update(start + len(chunk))
     progress.close()
     if grid is not None:
-        grid.parent.mkdir(parents=True, exist_ok=True)
         save_grid(torch.cat(kept), grid, columns=math.ceil(math.sqrt(len(seeds))))
     click.echo(f"{len(seeds)} images in {outdir}" + (f", all in {grid}" if grid is not None else ""))
 

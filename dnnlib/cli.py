@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import re
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -70,6 +72,20 @@ class Device(click.ParamType):
         if count <= int(match[1] or 0):
             self.fail(f"'{value}': PyTorch finds {count} GPUs here; use cpu or another number", param, ctx)
         return value
+
+
+def writable_folder(option: str, path: Path) -> Path:
+    """The folder of an option, made where it is missing.
+
+    Raises:
+        UserError: if it cannot be made or files cannot be written into it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UserError(f"{option}: cannot write into {path} ({error.strerror}); choose another folder") from None
 
 
 class _UserMistake(click.ClickException):

@@ -232,6 +232,17 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--outdir={file}", "--outdir={file}/out", "--grid={file}/grid.png"])
+def test_folders_that_cannot_be_written_are_refused_before_images_are_made(option: str, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    result = run(f"--network={SG2_COND}", "--seeds=0", f"--outdir={tmp_path / 'out'}", option.format(file=file))
+    assert result.exit_code == 2
+    assert option.partition("=")[0] in result.stderr
+    assert str(file) in result.stderr
+    assert not list(tmp_path.rglob("*.png"))
+
+
 def test_options_of_other_kinds_are_refused_for_a_one_step_student(one_step: str, tmp_path: Path) -> None:
     for option in ("--trunc=1", "--steps=18"):
         result = run(f"--network={one_step}", "--seeds=0", f"--outdir={tmp_path / 'out'}", option)
