@@ -1,276 +1,94 @@
-"""StyleGAN2's generator and discriminator (Karras et al. 2020, arXiv 1912.04958), as stylegan2-ada-pytorch files hold them.
+"""The networks of StyleGAN2 with adaptive discriminator augmentation.
 
-Names of classes, arguments, attributes and state-dict entries are those of the file format. Weights are unit normal
-and scaled at run time (equalised learning rates, arXiv 1710.10196, section 4.1). Symbols: z latent, c label, w/ws
-intermediate latents (one per layer), psi truncation. Everything follows the parameters' type, so `.double()` computes
-in float64; blocks marked `use_fp16` compute in float16 unless `force_fp32`.
+Karras et al. 2020 (arXiv 1912.04958 and 2006.06676). Names of classes, arguments, attributes and parameters are
+those of NVlabs' file format; layers are in `stylegan2_layers`.
+
+Symbols: z latent, c labels, w the mapped latent, ws one w for each layer, w_avg their mean, psi the truncation.
+A network made `.double()` computes in float64 throughout; blocks with use_fp16 compute in float16 from float32
+parameters, and RGB images in the parameters' type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import log2, sqrt
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
-from torch_utils.ops.conv2d_resample import conv2d_resample
-from torch_utils.ops.modulated_conv2d import modulated_conv2d
+from stylegan_di.networks.stylegan2_layers import (
+    RESAMPLE_FILTER,
+    Conv2dLayer,
+    FullyConnectedLayer,
+    MappingNetwork,
+    MinibatchStdLayer,
+    NoiseSource,
+    SynthesisLayer,
+    ToRGBLayer,
+    check_choice,
+    check_rows,
+)
 from torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
 from torch_utils.persistence import PersistentModule
 
-NoiseSource = Callable[[int, int, int], Tensor]  # (1, height, width) -> standard normal [N,1,height,width]
+__all__ = [
+    "Conv2dLayer",
+    "Discriminator",
+    "DiscriminatorBlock",
+    "DiscriminatorEpilogue",
+    "FullyConnectedLayer",
+    "Generator",
+    "MappingNetwork",
+    "MinibatchStdLayer",
+    "SynthesisBlock",
+    "SynthesisLayer",
+    "SynthesisNetwork",
+    "ToRGBLayer",
+]
+
+ARCHITECTURES = ("orig", "skip", "resnet")
 
 
-def normalize_2nd_moment(x: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
-    """x divided by its root mean square over dim."""
-    return x * (x.square().mean(dim=dim, keepdim=True) + eps).rsqrt()
+def block_precision(weight: Tensor, use_fp16: bool, channels_last: bool) -> tuple[torch.dtype, torch.memory_format]:
+    """Type and layout of a block's activations; float16 only beside float32 parameters."""
+    if use_fp16 and weight.dtype == torch.float32:
+        return torch.float16, torch.channels_last if channels_last else torch.contiguous_format
+    return weight.dtype, torch.contiguous_format
 
 
-class FullyConnectedLayer(PersistentModule):
-    """act(x W^T + b), x [N,in_features] -> [N,out_features]."""
-
-    def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        bias: bool = True,
-        activation: str = "linear",
-        lr_multiplier: float = 1,
-        bias_init: float = 0,
-    ) -> None:
-        super().__init__()
-        self.activation = activation
-        self.weight = torch.nn.Parameter(torch.randn([out_features, in_features]) / lr_multiplier)
-        self.bias = torch.nn.Parameter(torch.full([out_features], float(bias_init))) if bias else None
-        self.weight_gain = lr_multiplier / sqrt(in_features)
-        self.bias_gain = lr_multiplier
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x @ (self.weight * self.weight_gain).to(x.dtype).t()
-        b = None if self.bias is None else (self.bias * self.bias_gain).to(x.dtype)
-        return bias_act(y, b, act=self.activation)
+def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
+    """Feature maps at a resolution."""
+    return min(channel_base // resolution, channel_max)
 
 
-class Conv2dLayer(PersistentModule):
-    """Convolution with optional resampling, bias and activation, [N,in,H,W] -> [N,out,H*up/down,W*up/down]."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        bias: bool = True,
-        activation: str = "linear",
-        up: int = 1,
-        down: int = 1,
-        resample_filter: list[int] = [1, 3, 3, 1],  # noqa: B006 - init kwargs are part of the file format
-        conv_clamp: float | None = None,
-        channels_last: bool = False,
-        trainable: bool = True,
-    ) -> None:
-        super().__init__()
-        self.activation = activation
-        self.up = up
-        self.down = down
-        self.conv_clamp = conv_clamp
-        self.register_buffer("resample_filter", setup_filter(resample_filter))
-        self.padding = kernel_size // 2
-        self.weight_gain = 1 / sqrt(in_channels * kernel_size**2)
-        self.act_gain = ACTIVATIONS[activation].gain
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size]).to(memory_format=layout)
-        zeros = torch.zeros([out_channels]) if bias else None
-        if trainable:
-            self.weight = torch.nn.Parameter(weight)
-            self.bias = torch.nn.Parameter(zeros) if zeros is not None else None
-        else:
-            self.register_buffer("weight", weight)
-            if zeros is not None:
-                self.register_buffer("bias", zeros)
-            else:
-                self.bias = None
-
-    def forward(self, x: Tensor, gain: float = 1) -> Tensor:
-        w = (self.weight * self.weight_gain).to(x.dtype)
-        x = conv2d_resample(
-            x, w, self.resample_filter, up=self.up, down=self.down, padding=self.padding, flip_weight=self.up == 1
-        )
-        b = None if self.bias is None else self.bias.to(x.dtype)
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, b, act=self.activation, gain=self.act_gain * gain, clamp=clamp)
+def lowest_fp16_resolution(img_resolution: int, num_fp16_res: int) -> int:
+    """The resolution from which the num_fp16_res highest compute in float16; never below 8."""
+    return max(2 * img_resolution >> num_fp16_res, 8)
 
 
-class MappingNetwork(PersistentModule):
-    """z [N,z_dim] and c [N,c_dim] -> ws [N,num_ws,w_dim] ([N,w_dim] if num_ws is None)."""
-
-    def __init__(
-        self,
-        z_dim: int,
-        c_dim: int,
-        w_dim: int,
-        num_ws: int | None,
-        num_layers: int = 8,
-        embed_features: int | None = None,
-        layer_features: int | None = None,
-        activation: str = "lrelu",
-        lr_multiplier: float = 0.01,
-        w_avg_beta: float | None = 0.995,
-    ) -> None:
-        super().__init__()
-        self.z_dim = z_dim
-        self.c_dim = c_dim
-        self.w_dim = w_dim
-        self.num_ws = num_ws
-        self.num_layers = num_layers
-        self.w_avg_beta = w_avg_beta
-        embed = 0 if c_dim == 0 else w_dim if embed_features is None else embed_features
-        hidden = w_dim if layer_features is None else layer_features
-        widths = [z_dim + embed] + [hidden] * (num_layers - 1) + [w_dim]
-        if c_dim > 0:
-            self.embed = FullyConnectedLayer(c_dim, embed)
-        for index in range(num_layers):
-            layer = FullyConnectedLayer(
-                widths[index], widths[index + 1], activation=activation, lr_multiplier=lr_multiplier
-            )
-            setattr(self, f"fc{index}", layer)
-        if num_ws is not None and w_avg_beta is not None:
-            self.register_buffer("w_avg", torch.zeros([w_dim]))
-
-    def forward(
-        self,
-        z: Tensor | None,
-        c: Tensor | None,
-        truncation_psi: float = 1,
-        truncation_cutoff: int | None = None,
-        skip_w_avg_update: bool = False,
-    ) -> Tensor:
-        x = self._input(z, c)
-        for index in range(self.num_layers):
-            x = getattr(self, f"fc{index}")(x)
-        if self.w_avg_beta is not None and self.training and not skip_w_avg_update and self.num_ws is not None:
-            self.w_avg.copy_(x.detach().mean(dim=0).lerp(self.w_avg, self.w_avg_beta))
-        if self.num_ws is not None:
-            x = x.unsqueeze(1).repeat([1, self.num_ws, 1])
-        if truncation_psi != 1:
-            if self.num_ws is None or truncation_cutoff is None:
-                x = self.w_avg.lerp(x, truncation_psi)
-            else:
-                truncated = self.w_avg.lerp(x[:, :truncation_cutoff], truncation_psi)
-                x = torch.cat([truncated, x[:, truncation_cutoff:]], dim=1)
-        return x
-
-    def _input(self, z: Tensor | None, c: Tensor | None) -> Tensor:
-        dtype = self.fc0.weight.dtype if self.num_layers else self.embed.weight.dtype
-        parts = []
-        if self.z_dim > 0:
-            if z is None or z.shape[1:] != (self.z_dim,):
-                raise ValueError(f"z must be [N,{self.z_dim}], not {None if z is None else list(z.shape)}")
-            parts.append(normalize_2nd_moment(z.to(dtype)))
-        if self.c_dim > 0:
-            if c is None or c.shape[1:] != (self.c_dim,):
-                raise ValueError(f"c must be [N,{self.c_dim}], not {None if c is None else list(c.shape)}")
-            parts.append(normalize_2nd_moment(self.embed(c.to(dtype))))
-        return torch.cat(parts, dim=1)
-
-
-class SynthesisLayer(PersistentModule):
-    """Modulated convolution, noise, bias and activation, x [N,in,H,W] and w [N,w_dim] -> [N,out,H*up,W*up]."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        w_dim: int,
-        resolution: int,
-        kernel_size: int = 3,
-        up: int = 1,
-        use_noise: bool = True,
-        activation: str = "lrelu",
-        resample_filter: list[int] = [1, 3, 3, 1],  # noqa: B006 - init kwargs are part of the file format
-        conv_clamp: float | None = None,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__()
-        self.resolution = resolution
-        self.up = up
-        self.use_noise = use_noise
-        self.activation = activation
-        self.conv_clamp = conv_clamp
-        self.register_buffer("resample_filter", setup_filter(resample_filter))
-        self.padding = kernel_size // 2
-        self.act_gain = ACTIVATIONS[activation].gain
-        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
-        self.weight = torch.nn.Parameter(weight.to(memory_format=layout))
-        if use_noise:
-            self.register_buffer("noise_const", torch.randn([resolution, resolution]))
-            self.noise_strength = torch.nn.Parameter(torch.zeros([]))
-        self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
-
-    def forward(
-        self,
-        x: Tensor,
-        w: Tensor,
-        noise_mode: str = "random",
-        fused_modconv: bool = True,
-        gain: float = 1,
-        noise_source: NoiseSource | None = None,
-    ) -> Tensor:
-        """noise_mode: 'random' (from noise_source, or torch's global generator), 'const' or 'none'.
-
-        fused_modconv is part of the call signature; both values evaluate alike (see `modulated_conv2d`).
-        """
-        if noise_mode not in ("random", "const", "none"):
-            raise ValueError(f"noise_mode is 'random', 'const' or 'none', not {noise_mode!r}")
-        noise = None
-        if self.use_noise and noise_mode == "random":
-            size = (1, self.resolution, self.resolution)
-            drawn = noise_source(*size) if noise_source else torch.randn([x.shape[0], *size], device=x.device)
-            noise = drawn.to(self.noise_strength.dtype) * self.noise_strength
-        elif self.use_noise and noise_mode == "const":
-            noise = self.noise_const * self.noise_strength
-        x = modulated_conv2d(
-            x, self.weight, self.affine(w), noise=noise, up=self.up, padding=self.padding,
-            resample_filter=self.resample_filter, flip_weight=self.up == 1,
-        )  # fmt: skip
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp)
-
-
-class ToRGBLayer(PersistentModule):
-    """Modulated convolution to image channels, without demodulation."""
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        w_dim: int,
-        kernel_size: int = 1,
-        conv_clamp: float | None = None,
-        channels_last: bool = False,
-    ) -> None:
-        super().__init__()
-        self.conv_clamp = conv_clamp
-        self.affine = FullyConnectedLayer(w_dim, in_channels, bias_init=1)
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        weight = torch.randn([out_channels, in_channels, kernel_size, kernel_size])
-        self.weight = torch.nn.Parameter(weight.to(memory_format=layout))
-        self.bias = torch.nn.Parameter(torch.zeros([out_channels]))
-        self.weight_gain = 1 / sqrt(in_channels * kernel_size**2)
-
-    def forward(self, x: Tensor, w: Tensor, fused_modconv: bool = True) -> Tensor:
-        """fused_modconv is part of the call signature; both values evaluate alike."""
-        styles = self.affine(w) * self.weight_gain
-        x = modulated_conv2d(x, self.weight, styles, padding=self.weight.shape[2] // 2, demodulate=False)
-        return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
+def check_resolution(img_resolution: int) -> None:
+    """Raises ValueError unless the resolution is a power of two and 4 or more."""
+    if img_resolution < 4 or img_resolution & (img_resolution - 1):
+        raise ValueError(f"{img_resolution=}; accepted: powers of two from 4")
 
 
 class SynthesisBlock(PersistentModule):
-    """All layers of one resolution: x [N,in,H/2,W/2] -> [N,out,H,W] and the image so far [N,img_channels,H,W]."""
+    """The layers of one resolution.
+
+    Args:
+        in_channels: 0 for the first block, which starts from the constant `const`.
+        resolution: of the result.
+        is_last: whether this is the block of the highest resolution.
+        architecture: 'orig' (RGB from the last block), 'skip' (the sum of RGB from every block) or 'resnet'.
+        resample_filter: taps of the upsampling.
+        conv_clamp: largest absolute value of a layer's result, None for no limit.
+        use_fp16: whether it computes in float16; fp16_channels_last: and in that layout.
+        layer_kwargs: of the SynthesisLayers.
+    """
+
+    resample_filter: Tensor
 
     def __init__(
         self,
@@ -281,15 +99,15 @@ class SynthesisBlock(PersistentModule):
         img_channels: int,
         is_last: bool,
         architecture: str = "skip",
-        resample_filter: list[int] = [1, 3, 3, 1],  # noqa: B006 - init kwargs are part of the file format
+        resample_filter: Sequence[float] = RESAMPLE_FILTER,
         conv_clamp: float | None = None,
         use_fp16: bool = False,
         fp16_channels_last: bool = False,
         **layer_kwargs: Any,
     ) -> None:
-        _check_architecture(architecture)
+        check_choice("architecture", architecture, ARCHITECTURES)
         super().__init__()
-        self.in_channels = in_channels  # 0: the first block, which starts from a constant
+        self.in_channels = in_channels
         self.w_dim = w_dim
         self.resolution = resolution
         self.img_channels = img_channels
@@ -298,25 +116,36 @@ class SynthesisBlock(PersistentModule):
         self.use_fp16 = use_fp16
         self.channels_last = use_fp16 and fp16_channels_last
         self.register_buffer("resample_filter", setup_filter(resample_filter))
-        self.num_conv = 0
-        self.num_torgb = 0
-        common: dict[str, Any] = dict(conv_clamp=conv_clamp, channels_last=self.channels_last)
-        layer: dict[str, Any] = dict(w_dim=w_dim, resolution=resolution, **common, **layer_kwargs)
+        self.num_conv = 1 if in_channels == 0 else 2
+        self.num_torgb = 1 if is_last or architecture == "skip" else 0
+        layer_kwargs = dict(
+            layer_kwargs,
+            w_dim=w_dim,
+            resolution=resolution,
+            conv_clamp=conv_clamp,
+            channels_last=self.channels_last,
+        )
         if in_channels == 0:
-            self.const = torch.nn.Parameter(torch.randn([out_channels, resolution, resolution]))
+            self.const = Parameter(torch.randn([out_channels, resolution, resolution]))
         else:
-            self.conv0 = SynthesisLayer(in_channels, out_channels, up=2, resample_filter=resample_filter, **layer)
-            self.num_conv += 1
-        self.conv1 = SynthesisLayer(out_channels, out_channels, **layer)
-        self.num_conv += 1
-        if is_last or architecture == "skip":
-            self.torgb = ToRGBLayer(out_channels, img_channels, w_dim=w_dim, **common)
-            self.num_torgb += 1
+            self.conv0 = SynthesisLayer(
+                in_channels, out_channels, up=2, resample_filter=resample_filter, **layer_kwargs
+            )
+        self.conv1 = SynthesisLayer(out_channels, out_channels, **layer_kwargs)
+        if self.num_torgb:
+            self.torgb = ToRGBLayer(
+                out_channels, img_channels, w_dim=w_dim, conv_clamp=conv_clamp, channels_last=self.channels_last
+            )
         if in_channels != 0 and architecture == "resnet":
             self.skip = Conv2dLayer(
-                in_channels, out_channels, kernel_size=1, bias=False, up=2, resample_filter=resample_filter,
+                in_channels,
+                out_channels,
+                kernel_size=1,
+                bias=False,
+                up=2,
+                resample_filter=resample_filter,
                 channels_last=self.channels_last,
-            )  # fmt: skip
+            )
 
     def forward(
         self,
@@ -325,36 +154,46 @@ class SynthesisBlock(PersistentModule):
         ws: Tensor,
         force_fp32: bool = False,
         fused_modconv: bool | None = None,
-        **layer_kwargs: Any,
+        noise_mode: str = "random",
+        noise_source: NoiseSource | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """ws [N,num_conv+num_torgb,w_dim]; the image accumulates in the parameters' type."""
-        parameter = self.conv1.weight
-        half = self.use_fp16 and not force_fp32 and parameter.dtype == torch.float32
-        dtype = torch.float16 if half else parameter.dtype
-        layout = torch.channels_last if half and self.channels_last else torch.contiguous_format
-        styles = iter(ws.unbind(dim=1))
-        if x is None:
-            x = self.const.to(dtype=dtype).expand(ws.shape[0], -1, -1, -1)
-        x = x.to(dtype=dtype, memory_format=layout)
+        """x [N,in_channels,res/2,res/2], img [N,img_channels,res/2,res/2] or None, ws [N,num_conv+num_torgb,w_dim].
+
+        Returns x and img at this block's resolution. For the rest see `SynthesisNetwork.forward`.
+        """
+        dtype, layout = block_precision(self.conv1.weight, self.use_fp16 and not force_fp32, self.channels_last)
+        layer: dict[str, Any] = {"noise_mode": noise_mode, "noise_source": noise_source}
         if self.in_channels == 0:
-            x = self.conv1(x, next(styles), **layer_kwargs)
-        elif self.architecture == "resnet":
-            y = self.skip(x, gain=sqrt(0.5))
-            x = self.conv0(x, next(styles), **layer_kwargs)
-            x = y + self.conv1(x, next(styles), gain=sqrt(0.5), **layer_kwargs)
+            x = self.const.to(dtype=dtype, memory_format=layout).expand(len(ws), -1, -1, -1)
+            x = self.conv1(x, ws[:, 0], **layer)
         else:
-            x = self.conv0(x, next(styles), **layer_kwargs)
-            x = self.conv1(x, next(styles), **layer_kwargs)
+            assert x is not None
+            x = x.to(dtype=dtype, memory_format=layout)
+            if self.architecture == "resnet":
+                y = self.skip(x, gain=math.sqrt(0.5))
+                x = self.conv0(x, ws[:, 0], **layer)
+                x = y + self.conv1(x, ws[:, 1], gain=math.sqrt(0.5), **layer)
+            else:
+                x = self.conv0(x, ws[:, 0], **layer)
+                x = self.conv1(x, ws[:, 1], **layer)
         if img is not None:
             img = upsample2d(img, self.resample_filter)
         if self.num_torgb:
-            y = self.torgb(x, next(styles)).to(dtype=parameter.dtype, memory_format=torch.contiguous_format)
-            img = y if img is None else img + y
+            rgb = self.torgb(x, ws[:, self.num_conv]).to(self.conv1.weight.dtype)
+            img = rgb if img is None else img + rgb
         return x, img
 
 
 class SynthesisNetwork(PersistentModule):
-    """ws [N,num_ws,w_dim] -> images [N,img_channels,R,R], about [-1,1], not clamped."""
+    """ws to images.
+
+    Args:
+        w_dim: length of a w.
+        img_resolution, img_channels: of the images; the resolution is a power of two.
+        channel_base, channel_max: a resolution has min(channel_base / resolution, channel_max) feature maps.
+        num_fp16_res: how many of the highest resolutions compute in float16.
+        block_kwargs: of the SynthesisBlocks.
+    """
 
     def __init__(
         self,
@@ -366,44 +205,72 @@ class SynthesisNetwork(PersistentModule):
         num_fp16_res: int = 0,
         **block_kwargs: Any,
     ) -> None:
+        check_resolution(img_resolution)
         super().__init__()
         self.w_dim = w_dim
         self.img_resolution = img_resolution
-        self.img_resolution_log2 = _log2(img_resolution)
+        self.img_resolution_log2 = img_resolution.bit_length() - 1
         self.img_channels = img_channels
         self.block_resolutions = [2**i for i in range(2, self.img_resolution_log2 + 1)]
         self.num_ws = 0
-        first_fp16 = _first_fp16_resolution(self.img_resolution_log2, num_fp16_res)
+        fp16_resolution = lowest_fp16_resolution(img_resolution, num_fp16_res)
         in_channels = 0
-        for resolution in self.block_resolutions:
-            out_channels = min(channel_base // resolution, channel_max)
-            is_last = resolution == img_resolution
+        for res in self.block_resolutions:
+            out_channels = channels_at(res, channel_base, channel_max)
+            is_last = res == img_resolution
             block = SynthesisBlock(
-                in_channels, out_channels, w_dim=w_dim, resolution=resolution, img_channels=img_channels,
-                is_last=is_last, use_fp16=resolution >= first_fp16, **block_kwargs,
-            )  # fmt: skip
+                in_channels,
+                out_channels,
+                w_dim=w_dim,
+                resolution=res,
+                img_channels=img_channels,
+                is_last=is_last,
+                use_fp16=res >= fp16_resolution,
+                **block_kwargs,
+            )
             self.num_ws += block.num_conv + (block.num_torgb if is_last else 0)
-            setattr(self, f"b{resolution}", block)
+            setattr(self, f"b{res}", block)
             in_channels = out_channels
 
-    def forward(self, ws: Tensor, **block_kwargs: Any) -> Tensor:
-        """block_kwargs: noise_mode, noise_source, force_fp32, fused_modconv."""
-        if ws.shape[1:] != (self.num_ws, self.w_dim):
-            raise ValueError(f"ws must be [N,{self.num_ws},{self.w_dim}], not {list(ws.shape)}")
+    def forward(
+        self,
+        ws: Tensor,
+        noise_mode: str = "random",
+        force_fp32: bool = False,
+        fused_modconv: bool | None = None,
+        noise_source: NoiseSource | None = None,
+    ) -> Tensor:
+        """Images [N,img_channels,R,R], nominally in [-1,1], from ws [N,num_ws,w_dim].
+
+        Args:
+            noise_mode: of the per-pixel noise, 'random', 'const' (the stored noise) or 'none'.
+            force_fp32: whether float16 blocks compute in float32.
+            fused_modconv: part of NVlabs' signature, where it chooses between two ways to compute one sum; here there
+                is one way, see `modulated_conv2d`.
+            noise_source: where random noise comes from, called with (1, res, res) for [N,1,res,res] standard normal
+                numbers; None for torch's global generator.
+        """
+        ws = check_rows("ws", ws, self.num_ws, self.w_dim).to(next(self.parameters()).dtype)
         x = img = None
-        first = 0
-        for resolution in self.block_resolutions:
-            block = getattr(self, f"b{resolution}")
-            # A block's toRGB shares its w with the next block's first convolution.
-            used = ws[:, first : first + block.num_conv + block.num_torgb].to(block.conv1.weight.dtype)
-            x, img = block(x, img, used, **block_kwargs)
-            first += block.num_conv
+        index = 0
+        for res in self.block_resolutions:
+            block = getattr(self, f"b{res}")
+            block_ws = ws[:, index : index + block.num_conv + block.num_torgb]
+            x, img = block(x, img, block_ws, force_fp32, fused_modconv, noise_mode, noise_source)
+            index += block.num_conv
         assert img is not None
         return img
 
 
 class Generator(PersistentModule):
-    """z [N,z_dim] and c [N,c_dim] -> images [N,img_channels,R,R]."""
+    """images = synthesis(mapping(z, c)).
+
+    Args:
+        z_dim, c_dim, w_dim: lengths of latents, labels (0: unconditional) and mapped latents.
+        img_resolution, img_channels: of the images.
+        mapping_kwargs: of the MappingNetwork.
+        synthesis_kwargs: of the SynthesisNetwork.
+    """
 
     def __init__(
         self,
@@ -412,8 +279,8 @@ class Generator(PersistentModule):
         w_dim: int,
         img_resolution: int,
         img_channels: int,
-        mapping_kwargs: dict[str, Any] = {},  # noqa: B006 - init kwargs are part of the file format
-        synthesis_kwargs: dict[str, Any] = {},  # noqa: B006
+        mapping_kwargs: dict[str, Any] | None = None,
+        synthesis_kwargs: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.z_dim = z_dim
@@ -421,11 +288,9 @@ class Generator(PersistentModule):
         self.w_dim = w_dim
         self.img_resolution = img_resolution
         self.img_channels = img_channels
-        self.synthesis = SynthesisNetwork(
-            w_dim=w_dim, img_resolution=img_resolution, img_channels=img_channels, **synthesis_kwargs
-        )
+        self.synthesis = SynthesisNetwork(w_dim, img_resolution, img_channels, **(synthesis_kwargs or {}))
         self.num_ws = self.synthesis.num_ws
-        self.mapping = MappingNetwork(z_dim=z_dim, c_dim=c_dim, w_dim=w_dim, num_ws=self.num_ws, **mapping_kwargs)
+        self.mapping = MappingNetwork(z_dim, c_dim, w_dim, num_ws=self.num_ws, **(mapping_kwargs or {}))
 
     def forward(
         self,
@@ -435,33 +300,27 @@ class Generator(PersistentModule):
         truncation_cutoff: int | None = None,
         **synthesis_kwargs: Any,
     ) -> Tensor:
-        """synthesis_kwargs: noise_mode ('random', 'const', 'none'), noise_source, force_fp32, fused_modconv."""
+        """z [N,z_dim] standard normal; c [N,c_dim] one-hot, ignored if c_dim is 0.
+
+        For truncation see `MappingNetwork.forward`, for synthesis_kwargs and the result `SynthesisNetwork.forward`.
+        """
         ws = self.mapping(z, c, truncation_psi=truncation_psi, truncation_cutoff=truncation_cutoff)
         return self.synthesis(ws, **synthesis_kwargs)
 
 
-class MinibatchStdLayer(PersistentModule):
-    """Appends num_channels maps of standard deviations over groups of samples (arXiv 1710.10196, section 3)."""
-
-    def __init__(self, group_size: int | None, num_channels: int = 1) -> None:
-        super().__init__()
-        self.group_size = group_size
-        self.num_channels = num_channels
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, c, h, w = x.shape
-        group = n if self.group_size is None else min(self.group_size, n)
-        if n % group:
-            raise ValueError(f"{n} samples do not divide into groups of {group}, the discriminator's mbstd_group_size")
-        features = self.num_channels
-        y = x.reshape(group, n // group, features, c // features, h, w)
-        y = (y.var(dim=0, correction=0) + 1e-8).sqrt().mean(dim=[2, 3, 4])
-        y = y.reshape(n // group, features, 1, 1).repeat(group, 1, h, w)
-        return torch.cat([x, y], dim=1)
-
-
 class DiscriminatorBlock(PersistentModule):
-    """All layers of one resolution: x [N,in,R,R] and the image [N,img_channels,R,R] -> half their size."""
+    """The layers of one resolution, which they halve.
+
+    Args:
+        in_channels: 0 for the first block.
+        tmp_channels, out_channels: within and after the block.
+        resolution: of the input.
+        first_layer_idx: number of layers in the blocks before; layers below freeze_layers are not trainable.
+        architecture: 'orig', 'skip' (every block also sees the image at its resolution) or 'resnet'.
+        For the rest see `SynthesisBlock`.
+    """
+
+    resample_filter: Tensor
 
     def __init__(
         self,
@@ -473,15 +332,15 @@ class DiscriminatorBlock(PersistentModule):
         first_layer_idx: int,
         architecture: str = "resnet",
         activation: str = "lrelu",
-        resample_filter: list[int] = [1, 3, 3, 1],  # noqa: B006 - init kwargs are part of the file format
+        resample_filter: Sequence[float] = RESAMPLE_FILTER,
         conv_clamp: float | None = None,
         use_fp16: bool = False,
         fp16_channels_last: bool = False,
         freeze_layers: int = 0,
     ) -> None:
-        _check_architecture(architecture)
+        check_choice("architecture", architecture, ARCHITECTURES)
         super().__init__()
-        self.in_channels = in_channels  # 0: the first block
+        self.in_channels = in_channels
         self.resolution = resolution
         self.img_channels = img_channels
         self.first_layer_idx = first_layer_idx
@@ -491,28 +350,23 @@ class DiscriminatorBlock(PersistentModule):
         self.register_buffer("resample_filter", setup_filter(resample_filter))
         self.num_layers = 0
 
-        def layer(cin: int, cout: int, size: int, **kwargs: Any) -> Conv2dLayer:
+        def conv(cin: int, cout: int, kernel_size: int, **kwargs: Any) -> Conv2dLayer:
             trainable = first_layer_idx + self.num_layers >= freeze_layers
             self.num_layers += 1
-            return Conv2dLayer(cin, cout, size, trainable=trainable, channels_last=self.channels_last, **kwargs)
+            return Conv2dLayer(cin, cout, kernel_size, channels_last=self.channels_last, trainable=trainable, **kwargs)
 
+        act: dict[str, Any] = {"activation": activation, "conv_clamp": conv_clamp}
+        down: dict[str, Any] = {"down": 2, "resample_filter": resample_filter}
         if in_channels == 0 or architecture == "skip":
-            self.fromrgb = layer(img_channels, tmp_channels, 1, activation=activation, conv_clamp=conv_clamp)
-        self.conv0 = layer(tmp_channels, tmp_channels, 3, activation=activation, conv_clamp=conv_clamp)
-        self.conv1 = layer(
-            tmp_channels, out_channels, 3, activation=activation, down=2, resample_filter=resample_filter,
-            conv_clamp=conv_clamp,
-        )  # fmt: skip
+            self.fromrgb = conv(img_channels, tmp_channels, 1, **act)
+        self.conv0 = conv(tmp_channels, tmp_channels, 3, **act)
+        self.conv1 = conv(tmp_channels, out_channels, 3, **act, **down)
         if architecture == "resnet":
-            self.skip = layer(tmp_channels, out_channels, 1, bias=False, down=2, resample_filter=resample_filter)
+            self.skip = conv(tmp_channels, out_channels, 1, bias=False, **down)
 
-    def forward(
-        self, x: Tensor | None, img: Tensor | None, force_fp32: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
-        parameter = self.conv0.weight
-        half = self.use_fp16 and not force_fp32 and parameter.dtype == torch.float32
-        dtype = torch.float16 if half else parameter.dtype
-        layout = torch.channels_last if half and self.channels_last else torch.contiguous_format
+    def forward(self, x: Tensor | None, img: Tensor | None, force_fp32: bool = False) -> tuple[Tensor, Tensor | None]:
+        """x [N,in_channels,res,res] or None; img [N,img_channels,res,res]; returns both at half the resolution."""
+        dtype, layout = block_precision(self.conv0.weight, self.use_fp16 and not force_fp32, self.channels_last)
         if x is not None:
             x = x.to(dtype=dtype, memory_format=layout)
         if self.in_channels == 0 or self.architecture == "skip":
@@ -523,15 +377,21 @@ class DiscriminatorBlock(PersistentModule):
             img = downsample2d(img, self.resample_filter) if self.architecture == "skip" else None
         assert x is not None
         if self.architecture == "resnet":
-            y = self.skip(x, gain=sqrt(0.5))
-            x = y + self.conv1(self.conv0(x), gain=sqrt(0.5))
-        else:
-            x = self.conv1(self.conv0(x))
-        return x, img
+            y = self.skip(x, gain=math.sqrt(0.5))
+            return y + self.conv1(self.conv0(x), gain=math.sqrt(0.5)), img
+        return self.conv1(self.conv0(x)), img
 
 
 class DiscriminatorEpilogue(PersistentModule):
-    """The last resolution: x [N,in,4,4] -> logits [N,1], or, with cmap_dim, their projection on cmap [N,cmap_dim]."""
+    """The last block: 4x4 feature maps to logits, always in the parameters' precision.
+
+    Args:
+        cmap_dim: length of the mapped labels, 0 for none.
+        mbstd_group_size, mbstd_num_channels: of the MinibatchStdLayer; no channels, no layer.
+        For the rest see `DiscriminatorBlock`.
+    """
+
+    mbstd: MinibatchStdLayer | None
 
     def __init__(
         self,
@@ -545,7 +405,7 @@ class DiscriminatorEpilogue(PersistentModule):
         activation: str = "lrelu",
         conv_clamp: float | None = None,
     ) -> None:
-        _check_architecture(architecture)
+        check_choice("architecture", architecture, ARCHITECTURES)
         super().__init__()
         self.in_channels = in_channels
         self.cmap_dim = cmap_dim
@@ -559,24 +419,37 @@ class DiscriminatorEpilogue(PersistentModule):
             in_channels + mbstd_num_channels, in_channels, kernel_size=3, activation=activation, conv_clamp=conv_clamp
         )
         self.fc = FullyConnectedLayer(in_channels * resolution**2, in_channels, activation=activation)
-        self.out = FullyConnectedLayer(in_channels, 1 if cmap_dim == 0 else cmap_dim)
+        self.out = FullyConnectedLayer(in_channels, cmap_dim if cmap_dim > 0 else 1)
 
     def forward(self, x: Tensor, img: Tensor | None, cmap: Tensor | None, force_fp32: bool = False) -> Tensor:
-        """force_fp32 is part of the call signature; this block never computes in float16."""
-        x = x.to(dtype=self.conv.weight.dtype, memory_format=torch.contiguous_format)
+        """x [N,in_channels,res,res]; img, for 'skip', [N,img_channels,res,res]; cmap [N,cmap_dim] -> logits [N,1]."""
+        del force_fp32
+        dtype = self.fc.weight.dtype
+        x = x.to(dtype=dtype, memory_format=torch.contiguous_format)
         if self.architecture == "skip":
             assert img is not None
-            x = x + self.fromrgb(img.to(x.dtype))
+            x = x + self.fromrgb(img.to(dtype=dtype, memory_format=torch.contiguous_format))
         if self.mbstd is not None:
             x = self.mbstd(x)
         x = self.out(self.fc(self.conv(x).flatten(1)))
         if self.cmap_dim > 0:
-            x = (x * cmap).sum(dim=1, keepdim=True) / sqrt(self.cmap_dim)
+            assert cmap is not None
+            x = (x * cmap).sum(1, keepdim=True) / math.sqrt(self.cmap_dim)
         return x
 
 
 class Discriminator(PersistentModule):
-    """Images [N,img_channels,R,R] and c [N,c_dim] -> logits [N,1]."""
+    """Images to logits.
+
+    Args:
+        c_dim: length of the labels, 0: unconditional.
+        img_resolution, img_channels: of the images; the resolution is a power of two.
+        architecture: see `DiscriminatorBlock`.
+        channel_base, channel_max, num_fp16_res: see `SynthesisNetwork`.
+        conv_clamp: largest absolute value of a layer's result, None for no limit.
+        cmap_dim: length of the mapped labels; default: the feature maps at 4x4.
+        block_kwargs, mapping_kwargs, epilogue_kwargs: of DiscriminatorBlock, MappingNetwork, DiscriminatorEpilogue.
+    """
 
     def __init__(
         self,
@@ -589,62 +462,52 @@ class Discriminator(PersistentModule):
         num_fp16_res: int = 0,
         conv_clamp: float | None = None,
         cmap_dim: int | None = None,
-        block_kwargs: dict[str, Any] = {},  # noqa: B006 - init kwargs are part of the file format
-        mapping_kwargs: dict[str, Any] = {},  # noqa: B006
-        epilogue_kwargs: dict[str, Any] = {},  # noqa: B006
+        block_kwargs: dict[str, Any] | None = None,
+        mapping_kwargs: dict[str, Any] | None = None,
+        epilogue_kwargs: dict[str, Any] | None = None,
     ) -> None:
+        check_resolution(img_resolution)
         super().__init__()
         self.c_dim = c_dim
         self.img_resolution = img_resolution
-        self.img_resolution_log2 = _log2(img_resolution)
+        self.img_resolution_log2 = img_resolution.bit_length() - 1
         self.img_channels = img_channels
         self.block_resolutions = [2**i for i in range(self.img_resolution_log2, 2, -1)]
-        first_fp16 = _first_fp16_resolution(self.img_resolution_log2, num_fp16_res)
-
-        def channels(resolution: int) -> int:
-            return min(channel_base // resolution, channel_max)
-
-        if cmap_dim is None:
-            cmap_dim = channels(4)
-        if c_dim == 0:
-            cmap_dim = 0
-        common: dict[str, Any] = dict(img_channels=img_channels, architecture=architecture, conv_clamp=conv_clamp)
-        layers = 0
-        for resolution in self.block_resolutions:
+        widths = {res: channels_at(res, channel_base, channel_max) for res in [*self.block_resolutions, 4]}
+        cmap_dim = widths[4] if cmap_dim is None else cmap_dim
+        cmap_dim = 0 if c_dim == 0 else cmap_dim
+        fp16_resolution = lowest_fp16_resolution(img_resolution, num_fp16_res)
+        common: dict[str, Any] = {"img_channels": img_channels, "architecture": architecture, "conv_clamp": conv_clamp}
+        layer_count = 0
+        for res in self.block_resolutions:
             block = DiscriminatorBlock(
-                channels(resolution) if resolution < img_resolution else 0, channels(resolution),
-                channels(resolution // 2), resolution=resolution, first_layer_idx=layers,
-                use_fp16=resolution >= first_fp16, **block_kwargs, **common,
-            )  # fmt: skip
-            setattr(self, f"b{resolution}", block)
-            layers += block.num_layers
+                widths[res] if res < img_resolution else 0,
+                widths[res],
+                widths[res // 2],
+                resolution=res,
+                first_layer_idx=layer_count,
+                use_fp16=res >= fp16_resolution,
+                **common,
+                **(block_kwargs or {}),
+            )
+            layer_count += block.num_layers
+            setattr(self, f"b{res}", block)
         if c_dim > 0:
             self.mapping = MappingNetwork(
-                z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **mapping_kwargs
+                z_dim=0, c_dim=c_dim, w_dim=cmap_dim, num_ws=None, w_avg_beta=None, **(mapping_kwargs or {})
             )
-        self.b4 = DiscriminatorEpilogue(channels(4), cmap_dim=cmap_dim, resolution=4, **epilogue_kwargs, **common)
+        self.b4 = DiscriminatorEpilogue(
+            widths[4], cmap_dim=cmap_dim, resolution=4, **common, **(epilogue_kwargs or {})
+        )
 
-    def forward(self, img: Tensor, c: Tensor | None, **block_kwargs: Any) -> Tensor:
-        """block_kwargs: force_fp32."""
+    def forward(self, img: Tensor, c: Tensor | None, force_fp32: bool = False) -> Tensor:
+        """Logits [N,1] of images [N,img_channels,R,R] in [-1,1] with labels c [N,c_dim], ignored if c_dim is 0.
+
+        force_fp32: whether float16 blocks compute in float32.
+        """
         x: Tensor | None = None
-        rest: Tensor | None = img
-        for resolution in self.block_resolutions:
-            x, rest = getattr(self, f"b{resolution}")(x, rest, **block_kwargs)
+        y: Tensor | None = img
+        for res in self.block_resolutions:
+            x, y = getattr(self, f"b{res}")(x, y, force_fp32=force_fp32)
         cmap = self.mapping(None, c) if self.c_dim > 0 else None
-        return self.b4(x, rest, cmap)
-
-
-def _check_architecture(architecture: str) -> None:
-    if architecture not in ("orig", "skip", "resnet"):
-        raise ValueError(f"architecture is 'orig', 'skip' or 'resnet', not {architecture!r}")
-
-
-def _log2(resolution: int) -> int:
-    if resolution < 4 or resolution & (resolution - 1):
-        raise ValueError(f"img_resolution is a power of two from 4 on, not {resolution}")
-    return int(log2(resolution))
-
-
-def _first_fp16_resolution(log2_resolution: int, num_fp16_res: int) -> int:
-    """Blocks from this resolution on compute in float16."""
-    return max(2 ** (log2_resolution + 1 - num_fp16_res), 8)
+        return self.b4(x, y, cmap)

@@ -1,72 +1,85 @@
-"""Bias, activation, gain and clamp as one op: y = clamp(act(x + b) * gain), whose gradient is an op as well."""
+"""Bias, activation, gain and clamp in one operator: y = clamp(act(x + b; alpha) * gain, -clamp, clamp).
+
+StyleGAN2's layers end in it (Karras et al. 2020, arXiv 1912.04958). The operators are `stylegan_di::bias_act` and its
+gradient `stylegan_di::bias_act_grad`, which computes
+
+    dx = dy * gain * act'(x + b) * [|y| < clamp]
+
+from the output y, so that the input need not be kept; only swish, which has no inverse, needs x and b. Gradients of
+any order are available.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import sqrt
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-SELU_SCALE, SELU_ALPHA = 1.0507009873554805, 1.6732632423543772
+_SELU_SCALE = 1.0507009873554804934193349852946
+_SELU_ALPHA = 1.6732632423543772848170429916717
 
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation and its derivatives, each a function of (x, alpha)."""
+    """An activation a = act(u; alpha), its first derivative and what that derivative's derivative is.
+
+    `slope(r, alpha)` is act'(u), given r = a, or r = u if `needs_input`; `bend` is the derivative of `slope` in r,
+    None where it is zero everywhere.
+    """
 
     function: Callable[[Tensor, float], Tensor]
-    derivative: Callable[[Tensor, float], Tensor]
-    second: Callable[[Tensor, float], Tensor] | None  # None: zero almost everywhere
-    gain: float = 1.0
-    alpha: float = 0.0
+    slope: Callable[[Tensor, float], Tensor]
+    bend: Callable[[Tensor], Tensor] | None = None
+    default_gain: float = 1.0
+    default_alpha: float = 0.0
+    needs_input: bool = False
+    homogeneous: bool = False  # act(c * u) = c * act(u) for c > 0
 
 
-def _selu_derivative(x: Tensor, _: float) -> Tensor:
-    return SELU_SCALE * torch.where(x > 0, torch.ones_like(x), SELU_ALPHA * x.clamp(max=0).exp())
+def _swish_slope(u: Tensor, alpha: float) -> Tensor:
+    s = torch.sigmoid(u)
+    return s * (1 + u * (1 - s))
 
 
-def _selu_second(x: Tensor, _: float) -> Tensor:
-    return SELU_SCALE * torch.where(x > 0, torch.zeros_like(x), SELU_ALPHA * x.clamp(max=0).exp())
+def _swish_bend(u: Tensor) -> Tensor:
+    s = torch.sigmoid(u)
+    return s * (1 - s) * (2 + u * (1 - 2 * s))
 
 
-def _swish_second(x: Tensor, _: float) -> Tensor:
-    s = x.sigmoid()
-    return s * (1 - s) * (2 + x * (1 - 2 * s))
-
-
-def _sigmoid_second(x: Tensor, _: float) -> Tensor:
-    s = x.sigmoid()
-    return s * (1 - s) * (1 - 2 * s)
+def _negative(a: Tensor) -> Tensor:
+    return (a <= 0).to(a.dtype)
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "linear": Activation(lambda x, _: x, lambda x, _: torch.ones_like(x), None),
-    "relu": Activation(lambda x, _: F.relu(x), lambda x, _: (x > 0).to(x.dtype), None, gain=sqrt(2)),
+    "linear": Activation(lambda u, alpha: u, lambda a, alpha: torch.ones_like(a), homogeneous=True),
+    "relu": Activation(
+        lambda u, alpha: u.relu_(), lambda a, alpha: (a > 0).to(a.dtype), default_gain=math.sqrt(2), homogeneous=True
+    ),
     "lrelu": Activation(
-        lambda x, alpha: F.leaky_relu(x, alpha),
-        lambda x, alpha: torch.where(x > 0, 1.0, alpha).to(x.dtype),
-        None,
-        gain=sqrt(2),
-        alpha=0.2,
+        lambda u, alpha: F.leaky_relu_(u, alpha),
+        lambda a, alpha: torch.ones_like(a).masked_fill_(a <= 0, alpha),
+        default_gain=math.sqrt(2),
+        default_alpha=0.2,
+        homogeneous=True,
     ),
-    "tanh": Activation(
-        lambda x, _: x.tanh(), lambda x, _: 1 - x.tanh().square(), lambda x, _: -2 * x.tanh() * (1 - x.tanh().square())
+    "tanh": Activation(lambda u, alpha: u.tanh_(), lambda a, alpha: 1 - a * a, lambda a: -2 * a),
+    "sigmoid": Activation(lambda u, alpha: u.sigmoid_(), lambda a, alpha: a * (1 - a), lambda a: 1 - 2 * a),
+    "elu": Activation(lambda u, alpha: F.elu_(u), lambda a, alpha: a.clamp(max=0) + 1, _negative),
+    "selu": Activation(
+        lambda u, alpha: torch.selu_(u),
+        lambda a, alpha: torch.where(a > 0, _SELU_SCALE, a + _SELU_SCALE * _SELU_ALPHA),
+        _negative,
     ),
-    "sigmoid": Activation(lambda x, _: x.sigmoid(), lambda x, _: x.sigmoid() * (1 - x.sigmoid()), _sigmoid_second),
-    "elu": Activation(
-        lambda x, _: F.elu(x),
-        lambda x, _: torch.where(x > 0, torch.ones_like(x), x.clamp(max=0).exp()),
-        lambda x, _: torch.where(x > 0, torch.zeros_like(x), x.clamp(max=0).exp()),
-    ),
-    "selu": Activation(lambda x, _: F.selu(x), _selu_derivative, _selu_second),
     "softplus": Activation(
-        lambda x, _: F.softplus(x), lambda x, _: x.sigmoid(), lambda x, _: x.sigmoid() * (1 - x.sigmoid())
+        lambda u, alpha: F.softplus(u), lambda a, alpha: -torch.expm1(-a), lambda a: torch.exp(-a)
     ),
     "swish": Activation(
-        lambda x, _: F.silu(x), lambda x, _: x.sigmoid() * (1 + x * (1 - x.sigmoid())), _swish_second, gain=sqrt(2)
+        lambda u, alpha: F.silu(u), _swish_slope, _swish_bend, default_gain=math.sqrt(2), needs_input=True
     ),
 }
 
@@ -80,103 +93,146 @@ def bias_act(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """clamp(act(x + b; alpha) * gain) to [-clamp, clamp].
+    """clamp(act(x + b) * gain), of x's shape, type and layout.
 
     Args:
-        x: any shape and float type.
-        b: bias, [x.shape[dim]], or None.
-        dim: the dimension of x that the bias belongs to.
+        x: of any shape.
+        b: bias [x.shape[dim]], of x's type.
         act: a key of ACTIVATIONS.
-        alpha: slope parameter of lrelu; None: 0.2.
-        gain: None: the activation's own, which keeps the variance.
-        clamp: None: unbounded.
+        alpha: slope of lrelu below 0; default 0.2.
+        gain: > 0; default sqrt(2) for relu, lrelu and swish, else 1.
+        clamp: largest absolute value of the result, >= 0; None for no limit.
+
+    Raises:
+        ValueError: for an unknown activation, a gain or clamp out of range, or a bias that does not fit.
     """
-    spec = ACTIVATIONS[act]
-    alpha = spec.alpha if alpha is None else float(alpha)
-    gain = spec.gain if gain is None else float(gain)
+    if act not in ACTIVATIONS:
+        raise ValueError(f"{act=}; accepted: {', '.join(ACTIVATIONS)}")
+    activation = ACTIVATIONS[act]
+    alpha = activation.default_alpha if alpha is None else float(alpha)
+    gain = activation.default_gain if gain is None else float(gain)
+    if gain <= 0 or (clamp is not None and clamp < 0):
+        raise ValueError(f"{gain=}, {clamp=}; accepted: gain > 0, clamp >= 0 or None")
+    if b is not None and (b.ndim != 1 or len(b) != x.shape[dim]):
+        raise ValueError(f"a bias of shape {list(b.shape)} for dimension {dim} of {list(x.shape)}")
     if act == "linear" and b is None and gain == 1 and clamp is None:
         return x
-    return _bias_act(x, b, dim, act, alpha, gain, -1.0 if clamp is None else float(clamp))
+    return torch.ops.stylegan_di.bias_act(x, b, dim, act, alpha, gain, clamp)
 
 
-def _with_bias(x: Tensor, b: Tensor | None, dim: int) -> Tensor:
-    return x if b is None else x + b.reshape([-1 if i == dim else 1 for i in range(x.ndim)])
+def _along(b: Tensor, dim: int, ndim: int) -> Tensor:
+    """b [n] shaped to broadcast along dimension `dim` of `ndim`."""
+    return b.reshape([-1 if axis == dim else 1 for axis in range(ndim)])
+
+
+# The operators.
 
 
 @torch.library.custom_op("stylegan_di::bias_act", mutates_args=())
-def _bias_act(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    """The reference; a negative clamp means none."""
-    y = ACTIVATIONS[act].function(_with_bias(x, b, dim), alpha)
-    if gain != 1 or y is x:
-        y = y * gain
-    return y if clamp < 0 else y.clamp(-clamp, clamp)
+def _bias_act(
+    x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
+) -> Tensor:
+    activation = ACTIVATIONS[act]
+    scale = gain if activation.homogeneous else 1.0  # the gain costs nothing when it goes with the bias
+    u = x * scale if b is None else torch.add(_along(b * scale, dim, x.ndim), x, alpha=scale)
+    y = activation.function(u, alpha)
+    if scale != gain:
+        y.mul_(gain)
+    return y if clamp is None else y.clamp_(-clamp, clamp)
+
+
+@_bias_act.register_fake
+def _bias_act_fake(
+    x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
+) -> Tensor:
+    return torch.empty_like(x)
 
 
 @torch.library.custom_op("stylegan_di::bias_act_grad", mutates_args=())
 def _bias_act_grad(
-    dy: Tensor, x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float
+    dy: Tensor, ref: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
 ) -> Tensor:
-    """The gradient in x: dy * gain * act'(x + b), 0 where y is clamped."""
-    total = _with_bias(x, b, dim)
-    dx = ACTIVATIONS[act].derivative(total, alpha).mul_(gain).mul_(dy)
-    if clamp >= 0:
-        dx.masked_fill_(_clamped(total, act, alpha, gain, clamp), 0)
-    return dx
-
-
-def _clamped(total: Tensor, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    return (ACTIVATIONS[act].function(total, alpha) * gain).abs() >= clamp
-
-
-@_bias_act.register_fake
-def _(x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    return torch.empty_like(x)
+    if act == "linear":
+        dx = dy * gain
+    elif act == "lrelu":
+        dx = torch.ops.aten.leaky_relu_backward(dy, ref, alpha, False).mul_(gain)
+    else:
+        slope = ACTIVATIONS[act].slope(_argument(ref, b, dim, act, gain), alpha)
+        dx = slope.mul_(dy).mul_(gain)
+    return dx if clamp is None else dx.masked_fill_(_clamped(ref, b, dim, act, alpha, gain, clamp), 0)
 
 
 @_bias_act_grad.register_fake
-def _(dy: Tensor, x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float) -> Tensor:
-    return torch.empty_like(x)
+def _bias_act_grad_fake(
+    dy: Tensor, ref: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
+) -> Tensor:
+    return torch.empty_like(dy)
 
 
-def _bias_gradient(dx: Tensor, dim: int) -> Tensor:
-    return dx.sum([i for i in range(dx.ndim) if i != dim])
+def _argument(ref: Tensor, b: Tensor | None, dim: int, act: str, gain: float) -> Tensor:
+    """What `slope` and `bend` are functions of: x + b or act(x + b)."""
+    if not ACTIVATIONS[act].needs_input:
+        return ref / gain
+    return ref if b is None else ref + _along(b, dim, ref.ndim)
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, b, *ctx.options = inputs
-    ctx.save_for_backward(x, b)
+def _clamped(
+    ref: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float
+) -> Tensor:
+    """Where the output has reached the limit, bool."""
+    y = _bias_act(ref, b, dim, act, alpha, gain, None) if ACTIVATIONS[act].needs_input else ref
+    return y.abs() >= clamp
 
 
-def _backward(ctx, dy):  # type: ignore[no-untyped-def]
-    x, b = ctx.saved_tensors
-    dx = _bias_act_grad(dy, x, b, *ctx.options)
-    db = _bias_gradient(dx, ctx.options[0]) if b is not None and ctx.needs_input_grad[1] else None
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, b, dim, act, alpha, gain, clamp = inputs
+    ctx.options = dim, act, alpha, gain, clamp
+    ctx.has_bias = b is not None
+    if ACTIVATIONS[act].needs_input:
+        ctx.save_for_backward(x, b)
+    elif act != "linear" or clamp is not None:
+        ctx.save_for_backward(output, None)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    dim, act, _, gain, clamp = ctx.options
+    if act == "linear" and clamp is None:
+        dx = dy if gain == 1 else dy * gain
+    else:
+        ref, b = ctx.saved_tensors
+        dx = torch.ops.stylegan_di.bias_act_grad(dy, ref, b, *ctx.options)
+    db = _sum_to_bias(dx, dim) if ctx.has_bias and ctx.needs_input_grad[1] else None
     return dx, db, None, None, None, None, None
 
 
-_bias_act.register_autograd(_backward, setup_context=_setup_context)
+def _sum_to_bias(dx: Tensor, dim: int) -> Tensor:
+    axes = [axis for axis in range(dx.ndim) if axis != dim]
+    return dx.sum(axes) if axes else dx
 
 
-def _grad_setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    dy, x, b, *ctx.options = inputs
-    ctx.save_for_backward(dy, x, b)
+def _setup_grad_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dy, ref, b, *options = inputs
+    ctx.options = options
+    ctx.save_for_backward(dy, ref, b)
 
 
-def _grad_backward(ctx, ddx):  # type: ignore[no-untyped-def]
-    """bias_act_grad is linear in dy; in x it depends on the second derivative."""
-    dy, x, b = ctx.saved_tensors
+def _grad_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
+    """From dx = dy * gain * slope(r), r = ref + b or ref / gain: gradients in dy, ref and b."""
+    dy, ref, b = ctx.saved_tensors
     dim, act, alpha, gain, clamp = ctx.options
-    d_dy = _bias_act_grad(ddx, x, b, *ctx.options) if ctx.needs_input_grad[0] else None
-    second = ACTIVATIONS[act].second
-    d_x = d_b = None
-    if second is not None and any(ctx.needs_input_grad[1:3]):
-        total = _with_bias(x, b, dim)
-        d_x = ddx * dy * second(total, alpha) * gain
-        if clamp >= 0:
-            d_x = d_x.masked_fill(_clamped(total, act, alpha, gain, clamp), 0)
-        if b is not None and ctx.needs_input_grad[2]:
-            d_b = _bias_gradient(d_x, dim)
-    return d_dy, d_x, d_b, None, None, None, None, None
+    ddy = torch.ops.stylegan_di.bias_act_grad(ddx, ref, b, *ctx.options) if ctx.needs_input_grad[0] else None
+    bend = ACTIVATIONS[act].bend
+    dref = db = None
+    if bend is not None and ctx.needs_input_grad[1]:
+        dref = ddx * dy * bend(_argument(ref, b, dim, act, gain))
+        if ACTIVATIONS[act].needs_input:
+            dref = dref * gain
+        if clamp is not None:
+            dref = dref.masked_fill(_clamped(ref, b, dim, act, alpha, gain, clamp), 0)
+        if b is not None:
+            db = _sum_to_bias(dref, dim)
+    return ddy, dref, db, None, None, None, None, None
 
 
-_bias_act_grad.register_autograd(_grad_backward, setup_context=_grad_setup_context)
+_bias_act.register_autograd(_backward, setup_context=_setup_context)
+_bias_act_grad.register_autograd(_grad_backward, setup_context=_setup_grad_context)

@@ -1,15 +1,23 @@
-"""Convolution with FIR resampling, in the order that computes least.
+"""Convolution with filtered up- or downsampling (Karras et al. 2020, arXiv 1912.04958, appendix B).
 
-Upsampling and FIR, convolution, FIR and downsampling are linear and shift-invariant, so they commute: a strided or
-transposed convolution does the resampling where it can, and a 1x1 convolution works at the lower resolution.
+Defined as: upsample with the filter, convolve, filter and downsample. Everything is linear and shift-equivariant, so
+the parts are done in the order that is cheapest, with the same result up to rounding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_utils.ops.upfirdn2d import Size, downsample_padding, parse_padding, upfirdn2d, upsample_padding
+from torch_utils.ops.upfirdn2d import (
+    add_padding,
+    downsample_padding,
+    parse_padding,
+    upfirdn2d,
+    upsample_padding,
+)
 
 
 def conv2d_resample(
@@ -18,66 +26,61 @@ def conv2d_resample(
     f: Tensor | None = None,
     up: int = 1,
     down: int = 1,
-    padding: Size = 0,
+    padding: int | Sequence[int] = 0,
     groups: int = 1,
     flip_weight: bool = True,
     flip_filter: bool = False,
 ) -> Tensor:
-    """Equals: upfirdn2d(x, f, up, gain=up^2) if up > 1; convolution with w; upfirdn2d(f, down) if down > 1.
+    """Convolve x [N,Cin,H,W] with w [Cout,Cin/groups,kh,kw], of x's type, at another resolution.
 
     Args:
-        x: [N,C,H,W].
-        w: [O,C/groups,kh,kw], of x's type.
-        f: float32 filter of `setup_filter`, or None.
-        padding: with respect to the upsampled image, besides what the filters need; int, [x, y] or [x0, x1, y0, y1].
-        flip_weight: True: correlation, as torch's convolutions; False: convolution.
-        flip_filter: the same for f, with the meaning of `upfirdn2d`.
+        f: filter of the resampling, see `setup_filter`; None for the identity.
+        up, down: integer factors >= 1.
+        padding: of the upsampled image, one number, [x, y] or [x0, x1, y0, y1].
+        flip_weight: True correlates, as torch's conv2d does; False convolves.
+        flip_filter: as in `upfirdn2d`.
+
+    Returns [N,Cout,H',W'].
     """
     kh, kw = w.shape[2:]
-    px0, px1, py0, py1 = parse_padding(padding)
+    pads = parse_padding(padding)
     if up > 1:
-        px0, px1, py0, py1 = _add((px0, px1, py0, py1), upsample_padding(f, up, up))
+        pads = add_padding(pads, upsample_padding(f, [up, up]))
     if down > 1:
-        px0, px1, py0, py1 = _add((px0, px1, py0, py1), downsample_padding(f, down, down))
-    around = [px0, px1, py0, py1]
-    pointwise = kh == kw == 1
-
-    if pointwise and down > 1 and up == 1:
-        x = upfirdn2d(x, f, down=down, padding=around, flip_filter=flip_filter)
-        return _convolve(x, w, groups, flip_weight)
-    if pointwise and up > 1 and down == 1:
-        x = _convolve(x, w, groups, flip_weight)
-        return upfirdn2d(x, f, up=up, padding=around, gain=up**2, flip_filter=flip_filter)
-    if down > 1 and up == 1:
-        x = upfirdn2d(x, f, padding=around, flip_filter=flip_filter)
-        return _convolve(x, w, groups, flip_weight, stride=down)
-    if up > 1:
-        x = _convolve_transposed(x, w, groups, flip_weight, up)
-        around = [px0 - kw + 1, px1 + up - kw, py0 - kh + 1, py1 + up - kh]
-        x = upfirdn2d(x, f, padding=around, gain=up**2, flip_filter=flip_filter)
-        return upfirdn2d(x, f, down=down, flip_filter=flip_filter) if down > 1 else x
-    if px0 == px1 >= 0 and py0 == py1 >= 0:
-        return _convolve(x, w, groups, flip_weight, padding=(py0, px0))
-    return _convolve(F.pad(x, around), w, groups, flip_weight)
+        pads = add_padding(pads, downsample_padding(f, [down, down]))
+    if up == down == 1:
+        return _conv2d(x, w, 1, pads, groups, flip_weight)
+    if up == 1:
+        if kh == kw == 1:
+            x = upfirdn2d(x, f, down=down, padding=pads, flip_filter=flip_filter)
+            return _conv2d(x, w, 1, [0, 0, 0, 0], groups, flip_weight)
+        x = upfirdn2d(x, f, padding=pads, flip_filter=flip_filter)
+        return _conv2d(x, w, down, [0, 0, 0, 0], groups, flip_weight)
+    if kh == kw == 1:
+        x = _conv2d(x, w, 1, [0, 0, 0, 0], groups, flip_weight)
+        x = upfirdn2d(x, f, up=up, padding=pads, gain=up**2, flip_filter=flip_filter)
+    else:
+        # A transposed convolution equals padding by [size-1, size-up] and then convolving.
+        x = _conv_transpose2d(x, w, up, groups, flip_weight)
+        pads = add_padding(pads, [1 - kw, up - kw, 1 - kh, up - kh])
+        x = upfirdn2d(x, f, padding=pads, gain=up**2, flip_filter=flip_filter)
+    return x if down == 1 else upfirdn2d(x, f, down=down, flip_filter=flip_filter)
 
 
-def _add(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-    return first[0] + second[0], first[1] + second[1], first[2] + second[2], first[3] + second[3]
+def _conv2d(x: Tensor, w: Tensor, stride: int, padding: Sequence[int], groups: int, flip_weight: bool) -> Tensor:
+    w = w if flip_weight or w.shape[2:] == (1, 1) else w.flip([2, 3])
+    px0, px1, py0, py1 = padding
+    if px0 != px1 or py0 != py1 or px0 < 0 or py0 < 0:
+        x, px0, py0 = F.pad(x, list(padding)), 0, 0
+    return F.conv2d(x, w, stride=stride, padding=(py0, px0), groups=groups)
 
 
-def _convolve(
-    x: Tensor, w: Tensor, groups: int, flip_weight: bool, stride: int = 1, padding: tuple[int, int] = (0, 0)
-) -> Tensor:
-    if not flip_weight and w.shape[2:] != (1, 1):
-        w = w.flip([2, 3])
-    return F.conv2d(x, w, stride=stride, padding=padding, groups=groups)
-
-
-def _convolve_transposed(x: Tensor, w: Tensor, groups: int, flip_weight: bool, stride: int) -> Tensor:
-    """The full convolution of the zero-stuffed image; torch's transposed convolution does not flip."""
-    out_channels, in_per_group, kh, kw = w.shape
-    if flip_weight:
-        w = w.flip([2, 3])
-    w = w.reshape(groups, out_channels // groups, in_per_group, kh, kw).transpose(1, 2)
-    w = w.reshape(groups * in_per_group, out_channels // groups, kh, kw)
+def _conv_transpose2d(x: Tensor, w: Tensor, stride: int, groups: int, flip_weight: bool) -> Tensor:
+    w = w.flip([2, 3]) if flip_weight else w
+    cout, cin, kh, kw = w.shape
+    if groups == 1:
+        w = w.transpose(0, 1)
+    else:
+        w = w.reshape(groups, cout // groups, cin, kh, kw).transpose(1, 2)
+        w = w.reshape(groups * cin, cout // groups, kh, kw)
     return F.conv_transpose2d(x, w, stride=stride, groups=groups)

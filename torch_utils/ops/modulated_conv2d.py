@@ -1,15 +1,23 @@
-"""StyleGAN2's modulated convolution (arXiv 1912.04958, eq. 1-3) as scale, convolve, demodulate.
+"""Modulated convolution (Karras et al. 2020, arXiv 1912.04958, section 2.2, equations 1-3).
 
-Scaling the input by the style and the output by d = rsqrt(sum (w s)^2 + eps) equals convolving each sample with its
-own modulated weights, and d of all samples is one matrix product: sum_i s_i^2 sum_k w_oik^2.
+With styles s and weights w, the sample n is convolved with
+
+    w'[n,o,i,k] = s[n,i] * w[o,i,k],   or   w'[n,o,i,k] * d[n,o],   d[n,o] = rsqrt(sum_{i,k} w'[n,o,i,k]^2 + eps).
+
+By linearity the styles scale the input and d the output of one convolution that all samples share, and
+sum_{i,k} w'^2 = s^2 @ (sum_k w^2)^T: per-sample weights are never formed.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from torch_utils.ops.conv2d_resample import conv2d_resample
+
+EPSILON = 1e-8
 
 
 def modulated_conv2d(
@@ -18,34 +26,31 @@ def modulated_conv2d(
     styles: Tensor,
     noise: Tensor | None = None,
     up: int = 1,
-    padding: int = 0,
+    padding: int | Sequence[int] = 0,
     resample_filter: Tensor | None = None,
     demodulate: bool = True,
     flip_weight: bool = True,
 ) -> Tensor:
-    """Convolves x with weights scaled by a style per sample and input channel.
+    """Convolve each sample of x [N,I,H,W] with weight [O,I,kh,kw] scaled by its styles [N,I]; see `conv2d_resample`.
 
     Args:
-        x: [N,I,H,W].
-        weight: [O,I,k,k].
-        styles: [N,I].
-        noise: added after demodulation; broadcasts to the output, or None.
-        up: factor of upsampling by resample_filter.
-        padding: of the upsampled image, besides the filter's.
-        demodulate: scale output channels to unit expected variance.
-        flip_weight: True: correlation, False: convolution.
+        noise: added to the result, broadcast to [N,O,H',W'].
+        demodulate: whether each output channel's weights are brought to unit length.
 
-    Returns:
-        [N,O,H*up,W*up] for padding k // 2, in x's type.
+    Returns [N,O,H',W'], of x's type.
     """
     if x.dtype == torch.float16 and demodulate:
-        # Keeps products in float16's range; demodulation cancels both factors.
-        fan_in = weight[0].numel()
-        weight = weight / (fan_in**0.5 * weight.abs().amax(dim=[1, 2, 3], keepdim=True))
-        styles = styles / styles.abs().amax(dim=1, keepdim=True)
+        weight, styles = _within_half_range(weight, styles)
     x = x * styles.to(x.dtype)[:, :, None, None]
-    x = conv2d_resample(x, weight.to(x.dtype), resample_filter, up=up, padding=padding, flip_weight=flip_weight)
-    if demodulate:
-        energy = styles.square() @ weight.square().sum(dim=[2, 3]).t()
-        x = x * (energy + 1e-8).rsqrt().to(x.dtype)[:, :, None, None]
-    return x if noise is None else x + noise.to(x.dtype)
+    y = conv2d_resample(x, weight.to(x.dtype), resample_filter, up, padding=padding, flip_weight=flip_weight)
+    if not demodulate:
+        return y if noise is None else y + noise.to(y.dtype)
+    scale = torch.rsqrt(styles.square() @ weight.square().sum([2, 3]).t() + EPSILON).to(y.dtype)[:, :, None, None]
+    return y * scale if noise is None else torch.addcmul(noise.to(y.dtype), y, scale)
+
+
+def _within_half_range(weight: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and styles scaled so that sums stay within float16; demodulation takes the factors out again."""
+    fan_in = weight[0].numel()
+    weight = weight / (weight.abs().amax([1, 2, 3], keepdim=True) * fan_in**0.5)
+    return weight, styles / styles.abs().amax(1, keepdim=True)

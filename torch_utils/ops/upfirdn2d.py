@@ -1,192 +1,261 @@
-"""Upsample, FIR-filter and downsample images, as one op whose gradient is the same op.
+"""Resampling of images with FIR filters (Karras et al. 2020, arXiv 1912.04958, appendix B).
 
-With f the filter and all steps per channel: insert up - 1 zeros after each pixel; pad with zeros (negative: crop);
-convolve with f, keeping valid pixels; keep every down-th pixel. By linearity the gradient is the transposed chain:
-up and down swap, the filter flips, the padding follows from the sizes; so gradients of every order are this op.
+upfirdn2d = put up-1 zeros after every pixel, pad with zeros (negative: crop), filter each channel, keep every down-th
+pixel:
+
+    y[n,c,i] = sum_j  f[j] * xpad[n,c,i*down + size(f)-1 - j],   xpad = pad(insert_zeros(x, up))
+
+The operator `stylegan_di::upfirdn2d` is linear and its own gradient: upfirdn2d with up and down exchanged and the
+filter flipped. Filters are constants: no gradient flows to them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Size = int | Sequence[int]
+SEPARABLE_TAPS = 8  # a filter of this many taps or more is applied along each axis in turn
 
 
 def setup_filter(
-    f: Tensor | np.ndarray | Sequence[float] | float | None,
+    f: Tensor | Sequence[Any] | float | None,
+    *,
     normalize: bool = True,
     flip_filter: bool = False,
     gain: float = 1,
     separable: bool | None = None,
 ) -> Tensor:
-    """A filter for the functions below: float32 [h,w], or [taps] if separable (by default from 8 taps on).
+    """The filter tensor [fh,fw], or [taps] for a separable filter, float32, from its taps.
 
     Args:
-        f: taps, 0-D, 1-D or 2-D; None: the identity.
-        normalize: divide by the sum.
-        flip_filter: reverse every dimension.
-        gain: gain of the whole filter; a separable one carries its square root.
-        separable: keep a 1-D filter 1-D, to be applied along each axis.
+        f: taps, 1-D or 2-D; a number; None for the identity.
+        normalize: whether the taps are to sum to 1.
+        flip_filter: whether to turn them round.
+        gain: of the filter as a whole, on both axes together.
+        separable: whether 1-D taps stay 1-D; default: if there are 8 or more.
+
+    Raises:
+        ValueError: for an empty filter, or one of more than two dimensions.
     """
-    taps = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
-    if taps.ndim == 0:
-        taps = taps[None]
-    if taps.ndim > 2 or taps.numel() == 0:
-        raise ValueError(f"a filter has 1 or 2 dimensions and at least one tap, not the shape {tuple(taps.shape)}")
-    if separable is None:
-        separable = taps.ndim == 1 and taps.numel() >= 8
-    if taps.ndim == 1 and not separable:
-        taps = torch.outer(taps, taps)
+    f = torch.as_tensor(1 if f is None else f, dtype=torch.float32)
+    if f.ndim > 2 or f.numel() == 0:
+        raise ValueError(f"a filter of shape {list(f.shape)}; accepted: 1-D or 2-D, not empty")
+    f = f.reshape(1) if f.ndim == 0 else f
+    keep_1d = len(f) >= SEPARABLE_TAPS if separable is None else separable
+    if f.ndim == 1 and not keep_1d:
+        f = torch.outer(f, f)
     if normalize:
-        taps = taps / taps.sum()
+        f = f / f.sum()
     if flip_filter:
-        taps = taps.flip(list(range(taps.ndim)))
-    return taps * gain ** (taps.ndim / 2)
+        f = f.flip(list(range(f.ndim)))
+    return f * gain ** (f.ndim / 2)
 
 
 def upfirdn2d(
     x: Tensor,
     f: Tensor | None,
-    up: Size = 1,
-    down: Size = 1,
-    padding: Size = 0,
+    up: int | Sequence[int] = 1,
+    down: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """Upsamples, pads, filters and downsamples x [N,C,H,W]; see the module.
+    """Upsample, pad, filter and downsample each channel of x [N,C,H,W]; returns [N,C,H',W'] of x's type and layout.
 
     Args:
-        x: images, any float type.
-        f: float32 filter [h,w] or [taps] (separable) from `setup_filter`; None: the identity.
-        up: factor, or [x, y].
-        down: factor, or [x, y].
-        padding: pixels around the upsampled image; int, [x, y] or [x0, x1, y0, y1]; negative crops.
-        flip_filter: True: correlation, False: convolution.
-        gain: gain of the result.
+        f: [fh,fw] or separable [taps], of any floating type; None for the identity. See `setup_filter`.
+        up, down: integer factors >= 1, one or [x, y].
+        padding: pixels of the upsampled image, one, [x, y] or [x0, x1, y0, y1]; negative crops.
+        flip_filter: False convolves, True correlates.
+        gain: factor on the result.
+
+    Raises:
+        ValueError: for factors or padding in another form, or an image smaller than the filter.
     """
-    upx, upy = _pair(up)
-    downx, downy = _pair(down)
-    padx0, padx1, pady0, pady1 = parse_padding(padding)
+    up, down, padding = parse_factors(up), parse_factors(down), parse_padding(padding)
     if f is None:
-        f = x.new_ones([1, 1], dtype=torch.float32)
-    if f.ndim == 2:
-        return _upfirdn2d(x, f, upx, upy, downx, downy, padx0, padx1, pady0, pady1, flip_filter, float(gain))
-    root = float(gain) ** 0.5
-    y = _upfirdn2d(x, f[None, :], upx, 1, downx, 1, padx0, padx1, 0, 0, flip_filter, root)
-    return _upfirdn2d(y, f[:, None], 1, upy, 1, downy, 0, 0, pady0, pady1, flip_filter, root)
+        f = torch.ones([1, 1], dtype=torch.float32, device=x.device)
+    width, height = _output_size(x, f, up, down, padding)
+    if width < 1 or height < 1:
+        raise ValueError(f"an image {list(x.shape)} is too small: filter {list(f.shape)}, {up=}, {down=}, {padding=}")
+    return torch.ops.stylegan_di.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
 
 
-def filter2d(x: Tensor, f: Tensor | None, padding: Size = 0, flip_filter: bool = False, gain: float = 1) -> Tensor:
-    """Filters x [N,C,H,W] to the same size, plus the user's padding."""
+def filter2d(
+    x: Tensor, f: Tensor | None, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1
+) -> Tensor:
+    """Filter x [N,C,H,W], keeping its size but for the `padding` added; see `upfirdn2d`."""
     fw, fh = filter_size(f)
     px0, px1, py0, py1 = parse_padding(padding)
-    around = [px0 + fw // 2, px1 + (fw - 1) // 2, py0 + fh // 2, py1 + (fh - 1) // 2]
-    return upfirdn2d(x, f, padding=around, flip_filter=flip_filter, gain=gain)
+    pads = [px0 + fw // 2, px1 + (fw - 1) // 2, py0 + fh // 2, py1 + (fh - 1) // 2]
+    return upfirdn2d(x, f, padding=pads, flip_filter=flip_filter, gain=gain)
 
 
 def upsample2d(
-    x: Tensor, f: Tensor | None, up: Size = 2, padding: Size = 0, flip_filter: bool = False, gain: float = 1
+    x: Tensor,
+    f: Tensor | None,
+    up: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
 ) -> Tensor:
-    """Upsamples x [N,C,H,W] by `up`, keeping its brightness, plus the user's padding."""
-    upx, upy = _pair(up)
-    around = [p + q for p, q in zip(parse_padding(padding), upsample_padding(f, upx, upy), strict=True)]
-    return upfirdn2d(x, f, up=up, padding=around, flip_filter=flip_filter, gain=gain * upx * upy)
+    """Enlarge x [N,C,H,W] by integer factors, keeping its mean; `padding` is of the result; see `upfirdn2d`."""
+    upx, upy = parse_factors(up)
+    pads = add_padding(parse_padding(padding), upsample_padding(f, [upx, upy]))
+    return upfirdn2d(x, f, up=[upx, upy], padding=pads, flip_filter=flip_filter, gain=gain * upx * upy)
 
 
 def downsample2d(
-    x: Tensor, f: Tensor | None, down: Size = 2, padding: Size = 0, flip_filter: bool = False, gain: float = 1
+    x: Tensor,
+    f: Tensor | None,
+    down: int | Sequence[int] = 2,
+    padding: int | Sequence[int] = 0,
+    flip_filter: bool = False,
+    gain: float = 1,
 ) -> Tensor:
-    """Downsamples x [N,C,H,W] by `down`, plus the user's padding."""
-    downx, downy = _pair(down)
-    around = [p + q for p, q in zip(parse_padding(padding), downsample_padding(f, downx, downy), strict=True)]
-    return upfirdn2d(x, f, down=down, padding=around, flip_filter=flip_filter, gain=gain)
+    """Reduce x [N,C,H,W] by integer factors; `padding` is of x; see `upfirdn2d`."""
+    factors = parse_factors(down)
+    pads = add_padding(parse_padding(padding), downsample_padding(f, factors))
+    return upfirdn2d(x, f, down=factors, padding=pads, flip_filter=flip_filter, gain=gain)
 
 
-def upsample_padding(f: Tensor | None, upx: int, upy: int) -> tuple[int, int, int, int]:
-    """Padding that makes upsampling by f exactly `up` times as large."""
-    fw, fh = filter_size(f)
-    return (fw + upx - 1) // 2, (fw - upx) // 2, (fh + upy - 1) // 2, (fh - upy) // 2
+# Sizes and paddings, x before y.
 
 
-def downsample_padding(f: Tensor | None, downx: int, downy: int) -> tuple[int, int, int, int]:
-    """Padding that makes downsampling by f exactly `down` times as small."""
-    fw, fh = filter_size(f)
-    return (fw - downx + 1) // 2, (fw - downx) // 2, (fh - downy + 1) // 2, (fh - downy) // 2
+def parse_factors(factors: int | Sequence[int]) -> list[int]:
+    """One factor or [x, y] as [x, y]."""
+    x, y = (factors, factors) if isinstance(factors, int) else factors
+    if x < 1 or y < 1:
+        raise ValueError(f"a resampling factor of {[x, y]}; accepted: 1 or more")
+    return [x, y]
+
+
+def parse_padding(padding: int | Sequence[int]) -> list[int]:
+    """One number, [x, y] or [x0, x1, y0, y1] as [x0, x1, y0, y1]."""
+    if isinstance(padding, int):
+        return [padding] * 4
+    if len(padding) == 2:
+        return [padding[0], padding[0], padding[1], padding[1]]
+    if len(padding) == 4:
+        return list(padding)
+    raise ValueError(f"{padding=}; accepted: one number, [x, y] or [x0, x1, y0, y1]")
+
+
+def add_padding(a: Sequence[int], b: Sequence[int]) -> list[int]:
+    """The sum of two paddings [x0, x1, y0, y1]."""
+    return [p + q for p, q in zip(a, b, strict=True)]
 
 
 def filter_size(f: Tensor | None) -> tuple[int, int]:
-    """Width and height of a filter."""
+    """Width and height of a filter; None is the identity."""
     return (1, 1) if f is None else (f.shape[-1], f.shape[0])
 
 
-def parse_padding(padding: Size) -> tuple[int, int, int, int]:
-    """int, [x, y] or [x0, x1, y0, y1] -> (x0, x1, y0, y1)."""
-    values = [padding] * 4 if isinstance(padding, int) else list(padding)
-    if len(values) == 2:
-        values = [values[0], values[0], values[1], values[1]]
-    x0, x1, y0, y1 = map(int, values)
-    return x0, x1, y0, y1
+def upsample_padding(f: Tensor | None, up: Sequence[int]) -> list[int]:
+    """The padding that centres the filter and makes the result exactly `up` times the size."""
+    pads = []
+    for size, factor in zip(filter_size(f), up, strict=True):
+        pads += [(size + factor - 1) // 2, (size - factor) // 2]
+    return pads
 
 
-def _pair(factor: Size) -> tuple[int, int]:
-    x, y = (factor, factor) if isinstance(factor, int) else factor
-    return int(x), int(y)
+def downsample_padding(f: Tensor | None, down: Sequence[int]) -> list[int]:
+    """The padding that centres the filter and makes the result `down` times smaller."""
+    pads = []
+    for size, factor in zip(filter_size(f), down, strict=True):
+        pads += [(size - factor + 1) // 2, (size - factor) // 2]
+    return pads
+
+
+def _output_size(
+    x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int]
+) -> tuple[int, int]:
+    (fw, fh), (px0, px1, py0, py1) = filter_size(f), padding
+    width = (x.shape[3] * up[0] + px0 + px1 - fw) // down[0] + 1
+    height = (x.shape[2] * up[1] + py0 + py1 - fh) // down[1] + 1
+    return width, height
+
+
+# The operator.
 
 
 @torch.library.custom_op("stylegan_di::upfirdn2d", mutates_args=())
 def _upfirdn2d(
-    x: Tensor, f: Tensor, upx: int, upy: int, downx: int, downy: int,
-    padx0: int, padx1: int, pady0: int, pady1: int, flip_filter: bool, gain: float,
-) -> Tensor:  # fmt: skip
-    """The reference; upsampling is a transposed convolution, so no zeros are multiplied."""
-    channels = x.shape[1]
-    fh, fw = f.shape
-    weight = (f * gain).to(x.dtype)
-    if upx == upy == 1:
-        kernel = weight if flip_filter else weight.flip([0, 1])
-        x = F.pad(x, [padx0, padx1, pady0, pady1])
-        return F.conv2d(x, kernel.expand(channels, 1, fh, fw), stride=(downy, downx), groups=channels)
-    kernel = weight.flip([0, 1]) if flip_filter else weight
-    out_h = x.shape[2] * upy + pady0 + pady1 - fh + 1
-    out_w = x.shape[3] * upx + padx0 + padx1 - fw + 1
-    full = F.conv_transpose2d(x, kernel.expand(channels, 1, fh, fw), stride=(upy, upx), groups=channels)
-    # The valid convolution of the padded image is a window of the full one.
-    top, left = fh - 1 - pady0, fw - 1 - padx0
-    window = F.pad(full, [-left, out_w + left - full.shape[3], -top, out_h + top - full.shape[2]])
-    return window[:, :, ::downy, ::downx].contiguous()
+    x: Tensor,
+    f: Tensor,
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    f = f.to(x.dtype) * gain ** (f.ndim / 2)
+    if not flip_filter:
+        f = f.flip(list(range(f.ndim)))  # from here on: correlation
+    layout = torch._prims_common.suggest_memory_format(x)
+    (upx, upy), (downx, downy), (px0, px1, py0, py1) = up, down, padding
+    if f.ndim == 1:
+        x = _correlate(x, f[:, None], [1, upy], [1, downy], [0, 0, py0, py1])
+        y = _correlate(x, f[None, :], [upx, 1], [downx, 1], [px0, px1, 0, 0])
+    else:
+        y = _correlate(x, f, up, down, padding)
+    return y.contiguous(memory_format=layout)
 
 
 @_upfirdn2d.register_fake
-def _(
-    x: Tensor, f: Tensor, upx: int, upy: int, downx: int, downy: int,
-    padx0: int, padx1: int, pady0: int, pady1: int, flip_filter: bool, gain: float,
-) -> Tensor:  # fmt: skip
-    height = (x.shape[2] * upy + pady0 + pady1 - f.shape[0]) // downy + 1
-    width = (x.shape[3] * upx + padx0 + padx1 - f.shape[1]) // downx + 1
-    return x.new_empty([x.shape[0], x.shape[1], height, width])
+def _upfirdn2d_fake(
+    x: Tensor,
+    f: Tensor,
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    width, height = _output_size(x, f, up, down, padding)
+    y = x.new_empty([x.shape[0], x.shape[1], height, width])
+    return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
 
 
-def _setup_context(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    x, f, *ctx.options = inputs
-    ctx.save_for_backward(f)
-    ctx.size_in, ctx.size_out = x.shape, output.shape
-
-
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
-    (f,) = ctx.saved_tensors
-    upx, upy, downx, downy, padx0, _, pady0, _, flip_filter, gain = ctx.options
+def _correlate(x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int]) -> Tensor:
+    """upfirdn2d for a 2-D filter that is correlated, as depthwise convolutions that skip the zeros between pixels."""
+    channels = x.shape[1]
+    if list(up) == [1, 1]:
+        weight = f.expand(channels, 1, -1, -1)
+        px0, px1, py0, py1 = padding
+        if px0 != px1 or py0 != py1 or px0 < 0 or py0 < 0:
+            x, px0, py0 = F.pad(x, list(padding)), 0, 0
+        return F.conv2d(x, weight, stride=(down[1], down[0]), padding=(py0, px0), groups=channels)
+    # A transposed convolution equals padding by [size-1, size-up] and then convolving.
     fh, fw = f.shape
-    padx1 = ctx.size_in[3] * upx - ctx.size_out[3] * downx + padx0 - upx + 1
-    pady1 = ctx.size_in[2] * upy - ctx.size_out[2] * downy + pady0 - upy + 1
-    grad_x = _upfirdn2d(
-        grad, f, downx, downy, upx, upy, fw - padx0 - 1, padx1, fh - pady0 - 1, pady1, not flip_filter, gain
-    )
-    return grad_x, *[None] * 11
+    px0, px1, py0, py1 = add_padding(padding, [1 - fw, up[0] - fw, 1 - fh, up[1] - fh])
+    crop_x, crop_y = max(min(-px0, -px1), 0), max(min(-py0, -py1), 0)
+    weight = f.flip([0, 1]).expand(channels, 1, -1, -1)
+    y = F.conv_transpose2d(x, weight, stride=(up[1], up[0]), padding=(crop_y, crop_x), groups=channels)
+    rest = [px0 + crop_x, px1 + crop_x, py0 + crop_y, py1 + crop_y]
+    if any(rest):
+        y = F.pad(y, rest)
+    return y[:, :, :: down[1], :: down[0]]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, f, ctx.up, ctx.down, ctx.padding, ctx.flip_filter, ctx.gain = inputs
+    ctx.size = x.shape[3], x.shape[2]
+    ctx.save_for_backward(f)
+
+
+def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    (f,) = ctx.saved_tensors
+    padding = []
+    for axis, (size, taps) in enumerate(zip(ctx.size, filter_size(f), strict=True)):
+        up, down, before = ctx.up[axis], ctx.down[axis], ctx.padding[2 * axis]
+        padding += [taps - 1 - before, (size - 1) * up + 1 - dy.shape[3 - axis] * down + before]
+    dx = torch.ops.stylegan_di.upfirdn2d(dy, f, ctx.down, ctx.up, padding, not ctx.flip_filter, ctx.gain)
+    return dx, None, None, None, None, None, None
 
 
 _upfirdn2d.register_autograd(_backward, setup_context=_setup_context)
