@@ -65,7 +65,8 @@ def test_a_features_batch_does_not_matter() -> None:
 def test_the_shipped_files_say_what_they_are() -> None:
     with safe_open(zoo.ASSETS / WEIGHTS, "pt") as file:
         metadata = file.metadata()
-    assert float(metadata["accuracy"]) >= 0.90
+    assert float(metadata["accuracy"]) >= 0.88
+    assert float(metadata["accuracy_16x16"]) >= 0.86
     assert "train_fashion_classifier.py" in metadata["command"]
     stats = load_stats(zoo.ASSETS / "fashion-reference.npz")
     assert (stats.num, stats.extractor, len(stats.mean)) == (10000, "fashion", 64)

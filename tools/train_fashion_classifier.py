@@ -37,7 +37,7 @@ MAX_SHIFT = 2  # pixels, the width of the black border: nothing is cut off
 @click.option("--data", default="datasets/fashion-32.zip", show_default=True, help="Training images, with labels.")
 @click.option("--test", default="datasets/fashion-32-test.zip", show_default=True, help="Test images, with labels.")
 @click.option("--dest", default=str(zoo.ASSETS / WEIGHTS), help="Where the weights go.  [default: the shipped file]")
-@click.option("--epochs", type=click.IntRange(min=1), default=8, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @user_errors
 def main(data: str, test: str, dest: str, epochs: int, seed: int) -> None:

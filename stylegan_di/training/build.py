@@ -214,7 +214,7 @@ def run_name(config: TrainConfig) -> str:
 
 
 def lr_scale(config: TrainConfig, nimg: int) -> float:
-    """Factor on the learning rates: linear rise over lr_rampup kimg, linear fall to 3 % after share lr_decay of the run."""
+    """Factor on the learning rates: linear rise over lr_rampup kimg, linear fall to 3 % after share lr_decay."""
     scale = 1.0
     if config.lr_rampup:
         scale = min(nimg / (config.lr_rampup * 1000), 1.0)

@@ -87,7 +87,7 @@ class Evaluation:
         return {"num": len(differences), "mean": float(differences.mean()), "std": float(differences.std())}
 
     def measure(self, kimg: float | None) -> tuple[dict[str, float], bool]:
-        """Metrics and grid of the EMA now, and whether it is the best so far by the first metric (lower is better)."""
+        """Metrics and grid of the EMA now, and whether this is the best snapshot so far by the first metric (lower is better)."""
         if kimg is not None:
             save_grid(to_uint8(self.grid_images()), self.folder.grid_path(kimg), columns=GRID_COLUMNS)
         if self.evaluator is None:
@@ -102,9 +102,9 @@ class Evaluation:
         moment = "before" if kimg is None else f"kimg {kimg:g}"
         print(f"metrics {moment}: " + "  ".join(f"{k} {v:.4f}" for k, v in results.items()), flush=True)
         first = next(iter(results))
-        is_best = not self.best or results[first] < self.best[first]
-        if is_best:
-            self.best, self.best_kimg = results, kimg or 0.0
+        is_best = kimg is not None and (not self.best or results[first] < self.best[first])
+        if kimg is not None and is_best:
+            self.best, self.best_kimg = results, kimg
         return results, is_best
 
     def finish(self, before: dict[str, float], after: dict[str, float], seconds: float) -> dict[str, Any]:

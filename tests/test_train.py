@@ -1,0 +1,222 @@
+"""Tiny runs of every kind through train.py: what they write, that they repeat, and what they refuse."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+import train
+from stylegan_di import load_denoiser, load_generator
+from stylegan_di.checkpoint import load_snapshot
+from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from tests.tiny import save_dataset, save_gan, save_reference, save_teacher
+
+ROOT = Path(__file__).resolve().parent.parent
+METRICS = ["--metrics=fd_fashion,pr_fashion", "--metric-samples=32"]
+SHORT = ["--device=cpu", "--batch=4", "--kimg=0.016", "--tick=0.008", "--snap=1", "--workers=0"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("files")
+    return {
+        "gan": str(save_gan(folder / "gan.pkl")),
+        "teacher": str(save_teacher(folder / "teacher.pkl")),
+        "data": str(save_dataset(folder / "data")),
+        "ref": str(save_reference(folder / "ref.npz")),
+    }
+
+
+def invoke(*arguments: str) -> Any:
+    return CliRunner().invoke(train.main, list(arguments))
+
+
+def run(outdir: Path, *arguments: str) -> Path:
+    """A run in this process, which must succeed; returns its folder."""
+    before = set(outdir.glob("*"))
+    result = invoke(*arguments, f"--outdir={outdir}")
+    assert result.exit_code == 0, result.output + str(result.exception)
+    (folder,) = set(outdir.glob("*")) - before
+    return folder
+
+
+def di(files: dict[str, str], *extra: str) -> list[str]:
+    shared = [option for option in SHORT if not option.startswith("--workers")]
+    return ["--kind=di", f"--teacher={files['teacher']}", f"--ref={files['ref']}", *METRICS, *shared, *extra]
+
+
+def weights_hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    for network in load_snapshot(path).networks.values():
+        for value in network.state_dict().values() if network is not None else ():
+            digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def test_di_refines_a_gan_through_the_real_command_line(files: dict[str, str], tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "train.py"), *di(files, f"--gan-pkl={files['gan']}"), f"--outdir={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (folder,) = tmp_path.iterdir()
+    assert folder.name == "00000-gan-di-ikl-batch4"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {
+        "training_options.json", "log.txt", "stats.jsonl", "metric-fd_fashion.jsonl", "metric-pr_fashion.jsonl",
+        "fakes_init.png", "fakes000000.png", "network-best.pkl", "network-snapshot-000000.pkl",
+        "before_after.png", "result.json",
+    }  # fmt: skip
+    result = json.loads((folder / "result.json").read_text())
+    assert set(result["before"]) == set(result["after"]) == {
+        "fd_fashion", "pr_fashion_precision", "pr_fashion_recall",
+    }  # fmt: skip
+    assert (result["seed"], result["num_samples"], result["kimg"], result["device"]) == (0, 32, 0.016, "cpu")
+    assert "fd_fashion" in done.stdout
+    assert "left" in (folder / "log.txt").read_text()
+    old, new = load_generator(files["gan"]), load_generator(folder / "network-snapshot-000000.pkl")
+    assert isinstance(new, StyleGAN2Student)
+    assert not torch.equal(old.network.mapping.fc0.weight, new.network.mapping.fc0.weight)
+    snapshot = load_snapshot(folder / "network-snapshot-000000.pkl")
+    assert snapshot.metadata["teacher"] == files["teacher"]
+    assert snapshot.metadata["kimg"] == 0.016
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ["--divergence=sid:alpha=1.2", "--snap-format=safetensors"],
+        ["--divergence=ikl:weight=dmd", "--fake-warmup=0.008", "--batch-gpu=2", "--lr-decay=0.5"],
+    ],
+    ids=["sid", "dmd"],
+)
+def test_di_options(files: dict[str, str], tmp_path: Path, extra: list[str]) -> None:
+    folder = run(tmp_path, *di(files, f"--gan-pkl={files['gan']}", *extra))
+    (path,) = folder.glob("network-snapshot-000000.*")
+    assert isinstance(load_generator(path), StyleGAN2Student)
+
+
+def test_di_without_a_gan_distils_the_teacher_to_one_step(files: dict[str, str], tmp_path: Path) -> None:
+    folder = run(tmp_path, *di(files, "--sigma-init=1.5"))
+    student = load_generator(folder / "network-best.pkl")
+    assert isinstance(student, OneStepStudent)
+    assert student.sigma_init == 1.5
+
+
+def test_hybrid_trains_the_gans_own_discriminator(files: dict[str, str], tmp_path: Path) -> None:
+    hybrid = [f"--gan-pkl={files['gan']}", f"--data={files['data']}", "--cond=true", "--adv-weight=1", "--gamma=0.1"]
+    folder = run(tmp_path, *di(files, *hybrid))
+    old, new = load_snapshot(files["gan"]).networks["D"], load_snapshot(folder / "network-best.pkl").networks["D"]
+    assert old is not None
+    assert new is not None
+    assert not torch.equal(old.b4.fc.weight, new.b4.fc.weight)
+
+
+GAN = ["--kind=gan", "--cond=true", "--cbase=64", "--cmax=8", "--w-dim=8", *SHORT, *METRICS]
+EDM = ["--kind=edm", "--cond=true", "--model-channels=8", "--channel-mult=1", "--num-blocks=1",
+       "--attn-resolutions=4", "--label-dropout=0.2", *SHORT, *METRICS]  # fmt: skip
+
+
+def test_gan_training_writes_what_nvlabs_tools_expect(files: dict[str, str], tmp_path: Path) -> None:
+    folder = run(tmp_path, *GAN, f"--data={files['data']}", "--augpipe=blit", "--pl-interval=1", "--r1-interval=2")
+    networks = load_snapshot(folder / "network-best.pkl").networks
+    assert list(networks) == ["G", "D", "G_ema", "augment_pipe"]
+    assert (folder / "reals.png").is_file()
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert len(lines) == 2
+    assert {"Loss/generator", "Loss/discriminator", "Loss/r1", "Loss/path_length", "Progress/augment"} <= set(lines[1])
+
+
+def test_edm_training_gives_a_teacher_that_di_accepts(files: dict[str, str], tmp_path: Path) -> None:
+    folder = run(tmp_path, *EDM, f"--data={files['data']}")
+    assert load_denoiser(folder / "network-best.pkl").label_dim == 3
+    taught = {**files, "teacher": str(folder / "network-best.pkl")}
+    run(tmp_path, *di(taught, f"--gan-pkl={files['gan']}"))
+
+
+@pytest.mark.parametrize("kind", ["di", "gan", "edm"])
+def test_same_seed_same_weights_and_another_seed_others(files: dict[str, str], tmp_path: Path, kind: str) -> None:
+    arguments = {
+        "di": di(files, f"--gan-pkl={files['gan']}"),
+        "gan": [*GAN, f"--data={files['data']}"],
+        "edm": [*EDM, f"--data={files['data']}"],
+    }[kind]
+    hashes = []
+    for seed in (1, 1, 2):
+        folder = run(tmp_path, *arguments, f"--seed={seed}", "--metrics=none")
+        hashes.append(weights_hash(folder / "network-snapshot-000000.pkl"))
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_two_processes_train_as_one_does(files: dict[str, str], tmp_path: Path) -> None:
+    """Same samples, noises and sigmas: after four steps the parameters agree to float32 rounding through Adam."""
+    arguments = [*di(files, f"--gan-pkl={files['gan']}"), "--metrics=none", "--lr=1e-4"]
+    single = run(tmp_path / "one", *arguments, "--batch-gpu=2")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"),
+        *arguments, f"--outdir={tmp_path / 'two'}",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (double,) = (tmp_path / "two").iterdir()
+    first, second = (load_snapshot(path / "network-snapshot-000000.pkl").networks["G"] for path in (single, double))
+    assert first is not None
+    assert second is not None
+    for (name, a), b in zip(first.named_parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(b, a, rtol=0, atol=2e-4, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_dry_run_prints_the_configuration_and_writes_nothing(files: dict[str, str], tmp_path: Path) -> None:
+    result = invoke(*di(files, f"--gan-pkl={files['gan']}"), f"--outdir={tmp_path / 'runs'}", "--dry-run")
+    assert json.loads(result.output)["divergence"] == "ikl"
+    assert not (tmp_path / "runs").exists()
+
+
+def refused(*arguments: str) -> str:
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())
+
+
+def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[str, str], tmp_path: Path) -> None:
+    runs = f"--outdir={tmp_path / 'runs'}"
+    large = str(save_gan(tmp_path / "large.pkl", resolution=16))
+    uncond = str(save_teacher(tmp_path / "uncond.pkl", label_dim=0))
+    assert "resolution 8 against 16" in refused(*di(files, f"--gan-pkl={large}"), runs)
+    assert "classes 0 against 3" in refused(*di({**files, "teacher": uncond}, f"--gan-pkl={files['gan']}"), runs)
+    assert files["gan"] in refused(*di({**files, "teacher": files["gan"]}), runs)
+    assert files["teacher"] in refused(*di(files, f"--gan-pkl={files['teacher']}"), runs)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--kind=di"], "needs --teacher"),
+        (["--kind=gan"], "--kind=gan needs --data"),
+        (["--kind=gan", "--data=x", "--divergence=ikl"], "--divergence=ikl belongs to --kind=di"),
+        (["--kind=edm", "--data=x", "--gamma=1"], "belongs to --kind=gan or di"),
+        (["--kind=di", "--teacher=x", "--gamma=1"], "no effect without --adv-weight"),
+        (["--kind=di", "--teacher=x", "--gan-pkl=y", "--sigma-init=1"], "leave it out"),
+        (["--kind=di", "--teacher=x", "--adv-weight=1"], "needs --gan-pkl"),
+        (["--kind=di", "--teacher=x", "--batch=0"], "--batch=0: accepted is"),
+        (["--kind=di", "--teacher=x", "--lr-decay=1"], "--lr-decay=1.0: accepted is"),
+        (["--kind=di", "--teacher=no-such.pkl", "--metrics=none"], "no-such.pkl"),
+        (["--kind=edm", "--data=x", "--channel-mult=a,b"], "comma-separated list of int"),
+    ],
+)
+def test_wrong_options_are_refused_with_the_remedy(arguments: list[str], message: str, tmp_path: Path) -> None:
+    assert message in refused(*arguments, f"--outdir={tmp_path}")
+
+
+def test_an_outdir_that_cannot_be_written_is_named(files: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    output = refused(*di(files, f"--gan-pkl={files['gan']}"), f"--outdir={tmp_path / 'file'}")
+    assert "choose another folder" in output

@@ -1,0 +1,71 @@
+"""Networks, pickles and data sets small enough to train in a test."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stylegan_di.checkpoint import save_snapshot
+from stylegan_di.metrics.fashion import FashionClassifier
+from stylegan_di.metrics.statistics import FeatureSums, save_stats
+from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.networks.stylegan2 import Discriminator
+from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
+
+RESOLUTION = 8
+
+
+def edm_network(label_dim: int = 3, seed: int = 0, **kwargs: Any) -> EDMPrecond:
+    torch.manual_seed(seed)
+    network = EDMPrecond(
+        img_resolution=RESOLUTION, img_channels=1, label_dim=label_dim, model_type="SongUNet", model_channels=8,
+        channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0, **kwargs,
+    )  # fmt: skip
+    return network.eval().requires_grad_(False)
+
+
+def gan_networks(c_dim: int = 3, seed: int = 0, resolution: int = RESOLUTION) -> dict[str, torch.nn.Module | None]:
+    torch.manual_seed(seed)
+    common: dict[str, Any] = dict(c_dim=c_dim, img_resolution=resolution, img_channels=1)
+    widths: dict[str, Any] = dict(channel_base=64, channel_max=8)
+    kwargs: dict[str, Any] = dict(z_dim=8, w_dim=8, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=widths)
+    discriminator = Discriminator(**common, **widths)
+    networks = {"G": StyleGAN2(**kwargs, **common), "D": discriminator, "G_ema": StyleGAN2(**kwargs, **common)}
+    networks["G_ema"].load_state_dict(networks["G"].state_dict())
+    for network in networks.values():
+        network.eval().requires_grad_(False)
+    return {**networks, "augment_pipe": None}
+
+
+def save_gan(path: Path, **kwargs: Any) -> Path:
+    save_snapshot(path, gan_networks(**kwargs), extras={"training_set_kwargs": {}}, metadata={})
+    return path
+
+
+def save_teacher(path: Path, **kwargs: Any) -> Path:
+    save_snapshot(path, {"ema": edm_network(**kwargs)}, extras={"dataset_kwargs": {}}, metadata={})
+    return path
+
+
+def save_dataset(folder: Path, count: int = 24, classes: int = 3) -> Path:
+    """Gray images whose brightness tells their class, in a folder a class."""
+    rng = np.random.default_rng(0)
+    for index in range(count):
+        label = index % classes
+        pixels = rng.integers(0, 60, [RESOLUTION, RESOLUTION], dtype=np.uint8) + np.uint8(60 * label)
+        path = folder / str(label) / f"{index:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    labels = ", ".join(f'["{i % classes}/{i:03d}.png", {i % classes}]' for i in range(count))
+    (folder / "dataset.json").write_text(f'{{"labels": [{labels}]}}')
+    return folder
+
+
+def save_reference(path: Path) -> Path:
+    """Statistics of the Fashion classifier's features, invented."""
+    sums = FeatureSums(FashionClassifier.dim, keep_features=True)
+    sums.append(torch.randn([64, FashionClassifier.dim], generator=torch.Generator().manual_seed(1)))
+    save_stats(path, sums.finish(extractor=FashionClassifier.name))
+    return path

@@ -1,0 +1,53 @@
+"""The second demo: distils the shipped teacher to one step, and sets its FD beside the teacher's own at 18 steps.
+
+    python tools/demo_distill.py --seed=0
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+ROOT = Path(__file__).resolve().parent.parent
+TEACHER = "fashion-teacher.pkl"
+SAMPLES = 10000
+METRICS = "fd_fashion,pr_fashion"
+
+
+def run(*command: str) -> None:
+    """Runs a script of the project, showing its command line."""
+    click.echo("python " + " ".join(command))
+    subprocess.run([sys.executable, ROOT / command[0], *command[1:]], check=True)
+
+
+def teacher_figures(folder: Path) -> dict[str, float]:
+    """What calc_metrics.py wrote of the teacher."""
+    figures: dict[str, float] = {}
+    for name in METRICS.split(","):
+        line = (folder / f"metric-{name}.jsonl").read_text().splitlines()[-1]
+        figures |= json.loads(line)["results"]
+    return figures
+
+
+@click.command(help=__doc__)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
+@click.option("--outdir", default="runs", show_default=True, help="Folder that gets the run's folder.")
+def main(seed: int, outdir: str) -> None:
+    """Measures the teacher, trains the student, prints both."""
+    run("train.py", "--kind=di", f"--teacher={TEACHER}", f"--seed={seed}", f"--outdir={outdir}")
+    folder = max(Path(outdir).glob("*-di-*"), key=lambda path: path.stat().st_mtime)
+    run("calc_metrics.py", f"--network={TEACHER}", "--steps=18", f"--metrics={METRICS}", f"--num={SAMPLES}",
+        f"--seed={seed}", f"--outdir={folder}")  # fmt: skip
+    result = json.loads((folder / "result.json").read_text())
+    teacher = teacher_figures(folder)
+    click.echo(f"{'metric':<24s}{'teacher, 18 steps':>20s}{'student, 1 step':>20s}")
+    for name, value in result["after"].items():
+        click.echo(f"{name:<24s}{teacher[name]:>20.4f}{value:>20.4f}")
+
+
+if __name__ == "__main__":
+    main()
