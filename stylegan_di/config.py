@@ -117,8 +117,15 @@ GROUPS: Mapping[str, tuple[str, ...]] = (
     | dict.fromkeys(("P_mean", "P_std"), ("edm", "di"))
 )  # fmt: skip
 
-#: Recipes of known GANs and teachers, by file name, over those of the kind.
-RECIPES: dict[str, dict[str, Any]] = {}
+#: Recipes of --kind=di for known GANs and teachers, by file name, over the kind's; how they were found: docs/demo.md.
+_FASHION: dict[str, Any] = dict(
+    batch=32, beta2=0.999, lr_decay=0.5, ema=5.0, tick=2.0, snap=100, metrics=("fd_fashion", "pr_fashion"),
+    metric_samples=10000,
+)  # fmt: skip
+RECIPES: dict[str, dict[str, Any]] = {
+    "fashion-gan.pkl": _FASHION | dict(kimg=44.0, lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05),
+    "fashion-teacher.pkl": _FASHION | dict(kimg=24.0, lr=5e-4),
+}
 
 
 def _check(config: TrainConfig) -> None:

@@ -16,7 +16,7 @@ for split in train test; do
         --dest="datasets/fashion-16$suffix.zip"
 done
 
-OMP_NUM_THREADS=1 $PY train.py --kind=gan --data=datasets/fashion-16.zip --cond=true --batch=32 --kimg=150 --tick=5 \
+OMP_NUM_THREADS=1 $PY train.py --kind=gan --data=datasets/fashion-16.zip --cond=true --batch=32 --kimg=100 --tick=5 \
     --snap=5 --metrics=none --cbase=1024 --cmax=64 --w-dim=64 --noise-inputs=false --mixing=0 --pl-weight=0 --aug=noaug \
     --gamma=0.05 --lr=2e-3 --ema=10 --device=cpu --outdir=runs --desc=asset &
 OMP_NUM_THREADS=1 $PY train.py --kind=edm --data=datasets/fashion-16.zip --cond=true --batch=64 --kimg=320 --tick=8 \
@@ -24,7 +24,7 @@ OMP_NUM_THREADS=1 $PY train.py --kind=edm --data=datasets/fashion-16.zip --cond=
     --label-dropout=0.1 --lr=2e-3 --lr-rampup=5 --lr-decay=0.5 --ema=5 --device=cpu --outdir=runs --desc=asset
 wait
 
-cp runs/*-gan-cond-batch32-asset/network-snapshot-000150.pkl $ASSETS/fashion-gan.pkl
+cp runs/*-gan-cond-batch32-asset/network-snapshot-000100.pkl $ASSETS/fashion-gan.pkl
 cp runs/*-edm-cond-batch64-asset/network-snapshot-000320.pkl $ASSETS/fashion-teacher.pkl
 $PY tools/train_fashion_classifier.py
 $PY tools/make_reference.py --data=datasets/fashion-16-test.zip --dest=$ASSETS/fashion-reference.npz
