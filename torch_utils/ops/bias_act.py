@@ -26,14 +26,14 @@ _SELU_ALPHA = 1.6732632423543772848170429916717
 
 @dataclass(frozen=True)
 class Activation:
-    """An activation a = act(u; alpha), its first derivative and what that derivative's derivative is.
+    """An activation a = act(u; alpha) and its derivatives, as functions of r = a, or of r = u if `needs_input`.
 
-    `slope(r, alpha)` is act'(u), given r = a, or r = u if `needs_input`; `bend` is the derivative of `slope` in r,
-    None where it is zero everywhere.
+    `forward(u, alpha)` may overwrite u; `backward(dy, r, alpha)` is a new tensor dy * act'(u); `bend(r)` is the
+    derivative in r of act'(u), None where it is zero everywhere.
     """
 
-    function: Callable[[Tensor, float], Tensor]
-    slope: Callable[[Tensor, float], Tensor]
+    forward: Callable[[Tensor, float], Tensor]
+    backward: Callable[[Tensor, Tensor, float], Tensor]
     bend: Callable[[Tensor], Tensor] | None = None
     default_gain: float = 1.0
     default_alpha: float = 0.0
@@ -41,9 +41,13 @@ class Activation:
     homogeneous: bool = False  # act(c * u) = c * act(u) for c > 0
 
 
-def _swish_slope(u: Tensor, alpha: float) -> Tensor:
+def _selu_backward(dy: Tensor, a: Tensor, alpha: float) -> Tensor:
+    return dy * torch.where(a > 0, _SELU_SCALE, a + _SELU_SCALE * _SELU_ALPHA)
+
+
+def _swish_backward(dy: Tensor, u: Tensor, alpha: float) -> Tensor:
     s = torch.sigmoid(u)
-    return s * (1 + u * (1 - s))
+    return dy * (s * (1 + u * (1 - s)))
 
 
 def _swish_bend(u: Tensor) -> Tensor:
@@ -56,30 +60,29 @@ def _negative(a: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Activation] = {
-    "linear": Activation(lambda u, alpha: u, lambda a, alpha: torch.ones_like(a), homogeneous=True),
+    "linear": Activation(lambda u, alpha: u, lambda dy, a, alpha: dy.clone(), homogeneous=True),
     "relu": Activation(
-        lambda u, alpha: u.relu_(), lambda a, alpha: (a > 0).to(a.dtype), default_gain=math.sqrt(2), homogeneous=True
+        lambda u, alpha: u.relu_(),
+        lambda dy, a, alpha: torch.ops.aten.threshold_backward(dy, a, 0),
+        default_gain=math.sqrt(2),
+        homogeneous=True,
     ),
     "lrelu": Activation(
         lambda u, alpha: F.leaky_relu_(u, alpha),
-        lambda a, alpha: torch.ones_like(a).masked_fill_(a <= 0, alpha),
+        lambda dy, a, alpha: torch.ops.aten.leaky_relu_backward(dy, a, alpha, False),  # a has the sign of u
         default_gain=math.sqrt(2),
         default_alpha=0.2,
         homogeneous=True,
     ),
-    "tanh": Activation(lambda u, alpha: u.tanh_(), lambda a, alpha: 1 - a * a, lambda a: -2 * a),
-    "sigmoid": Activation(lambda u, alpha: u.sigmoid_(), lambda a, alpha: a * (1 - a), lambda a: 1 - 2 * a),
-    "elu": Activation(lambda u, alpha: F.elu_(u), lambda a, alpha: a.clamp(max=0) + 1, _negative),
-    "selu": Activation(
-        lambda u, alpha: torch.selu_(u),
-        lambda a, alpha: torch.where(a > 0, _SELU_SCALE, a + _SELU_SCALE * _SELU_ALPHA),
-        _negative,
-    ),
+    "tanh": Activation(lambda u, alpha: u.tanh_(), lambda dy, a, alpha: dy * (1 - a * a), lambda a: -2 * a),
+    "sigmoid": Activation(lambda u, alpha: u.sigmoid_(), lambda dy, a, alpha: dy * (a * (1 - a)), lambda a: 1 - 2 * a),
+    "elu": Activation(lambda u, alpha: F.elu_(u), lambda dy, a, alpha: dy * (a.clamp(max=0) + 1), _negative),
+    "selu": Activation(lambda u, alpha: torch.selu_(u), _selu_backward, _negative),
     "softplus": Activation(
-        lambda u, alpha: F.softplus(u), lambda a, alpha: -torch.expm1(-a), lambda a: torch.exp(-a)
+        lambda u, alpha: F.softplus(u), lambda dy, a, alpha: dy * -torch.expm1(-a), lambda a: torch.exp(-a)
     ),
     "swish": Activation(
-        lambda u, alpha: F.silu(u), _swish_slope, _swish_bend, default_gain=math.sqrt(2), needs_input=True
+        lambda u, alpha: F.silu(u), _swish_backward, _swish_bend, default_gain=math.sqrt(2), needs_input=True
     ),
 }
 
@@ -127,15 +130,19 @@ def _along(b: Tensor, dim: int, ndim: int) -> Tensor:
 
 # The operators.
 
+_OPTIONS = "int dim, str act, float alpha, float gain, float? clamp"
 
-@torch.library.custom_op("stylegan_di::bias_act", mutates_args=())
+
+@torch.library.custom_op(
+    "stylegan_di::bias_act", mutates_args=(), schema=f"(Tensor x, Tensor? b, {_OPTIONS}) -> Tensor"
+)
 def _bias_act(
     x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
 ) -> Tensor:
     activation = ACTIVATIONS[act]
     scale = gain if activation.homogeneous else 1.0  # the gain costs nothing when it goes with the bias
     u = x * scale if b is None else torch.add(_along(b * scale, dim, x.ndim), x, alpha=scale)
-    y = activation.function(u, alpha)
+    y = activation.forward(u, alpha)
     if scale != gain:
         y.mul_(gain)
     return y if clamp is None else y.clamp_(-clamp, clamp)
@@ -148,17 +155,15 @@ def _bias_act_fake(
     return torch.empty_like(x)
 
 
-@torch.library.custom_op("stylegan_di::bias_act_grad", mutates_args=())
+@torch.library.custom_op(
+    "stylegan_di::bias_act_grad", mutates_args=(), schema=f"(Tensor dy, Tensor ref, Tensor? b, {_OPTIONS}) -> Tensor"
+)
 def _bias_act_grad(
     dy: Tensor, ref: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
 ) -> Tensor:
-    if act == "linear":
-        dx = dy * gain
-    elif act == "lrelu":
-        dx = torch.ops.aten.leaky_relu_backward(dy, ref, alpha, False).mul_(gain)
-    else:
-        slope = ACTIVATIONS[act].slope(_argument(ref, b, dim, act, gain), alpha)
-        dx = slope.mul_(dy).mul_(gain)
+    dx = ACTIVATIONS[act].backward(dy, _argument(ref, b, dim, act, gain), alpha)
+    if gain != 1:
+        dx.mul_(gain)
     return dx if clamp is None else dx.masked_fill_(_clamped(ref, b, dim, act, alpha, gain, clamp), 0)
 
 
@@ -170,7 +175,9 @@ def _bias_act_grad_fake(
 
 
 def _argument(ref: Tensor, b: Tensor | None, dim: int, act: str, gain: float) -> Tensor:
-    """What `slope` and `bend` are functions of: x + b or act(x + b)."""
+    """What `backward` and `bend` are functions of: x + b, or act(x + b), or anything of its sign where that is all."""
+    if ACTIVATIONS[act].homogeneous:
+        return ref
     if not ACTIVATIONS[act].needs_input:
         return ref / gain
     return ref if b is None else ref + _along(b, dim, ref.ndim)
@@ -217,13 +224,13 @@ def _setup_grad_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 
 def _grad_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
-    """From dx = dy * gain * slope(r), r = ref + b or ref / gain: gradients in dy, ref and b."""
+    """From dx = dy * gain * act'(r), r = ref + b or ref / gain: gradients in dy, ref and b."""
     dy, ref, b = ctx.saved_tensors
     dim, act, alpha, gain, clamp = ctx.options
     ddy = torch.ops.stylegan_di.bias_act_grad(ddx, ref, b, *ctx.options) if ctx.needs_input_grad[0] else None
     bend = ACTIVATIONS[act].bend
     dref = db = None
-    if bend is not None and ctx.needs_input_grad[1]:
+    if bend is not None and any(ctx.needs_input_grad[1:3]):
         dref = ddx * dy * bend(_argument(ref, b, dim, act, gain))
         if ACTIVATIONS[act].needs_input:
             dref = dref * gain

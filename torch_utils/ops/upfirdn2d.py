@@ -183,7 +183,11 @@ def _output_size(
 # The operator.
 
 
-@torch.library.custom_op("stylegan_di::upfirdn2d", mutates_args=())
+@torch.library.custom_op(
+    "stylegan_di::upfirdn2d",
+    mutates_args=(),
+    schema="(Tensor x, Tensor f, SymInt[] up, SymInt[] down, SymInt[] padding, bool flip_filter, float gain) -> Tensor",
+)
 def _upfirdn2d(
     x: Tensor,
     f: Tensor,
@@ -196,7 +200,7 @@ def _upfirdn2d(
     f = f.to(x.dtype) * gain ** (f.ndim / 2)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))  # from here on: correlation
-    layout = torch._prims_common.suggest_memory_format(x)
+    layout = _layout(x)
     (upx, upy), (downx, downy), (px0, px1, py0, py1) = up, down, padding
     if f.ndim == 1:
         x = _correlate(x, f[:, None], [1, upy], [1, downy], [0, 0, py0, py1])
@@ -218,7 +222,12 @@ def _upfirdn2d_fake(
 ) -> Tensor:
     width, height = _output_size(x, f, up, down, padding)
     y = x.new_empty([x.shape[0], x.shape[1], height, width])
-    return y.contiguous(memory_format=torch._prims_common.suggest_memory_format(x))
+    return y.contiguous(memory_format=_layout(x))
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _correlate(x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int]) -> Tensor:
