@@ -3,7 +3,6 @@
 import math
 
 import torch
-from golden_edm import assert_near, load_network
 
 from stylegan_di.diffusion import (
     add_noise,
@@ -13,6 +12,7 @@ from stylegan_di.diffusion import (
     score,
     sigma_from_normal,
 )
+from tests.golden_edm import assert_near, load_network
 
 SIGMAS = torch.tensor([0.002, 0.3, 1.0, 80.0], dtype=torch.float64)
 

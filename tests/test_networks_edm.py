@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_edm import GOLDEN, NETWORKS, assert_near, load_arrays, load_network, load_weights, probe
 
 from stylegan_di.networks import edm, edm_layers
 from stylegan_di.networks.edm import DhariwalUNet, EDMPrecond, SongUNet
 from stylegan_di.networks.edm_layers import Conv2d, GroupNorm, Linear, PositionalEmbedding, UNetBlock
+from tests.golden_edm import GOLDEN, NETWORKS, assert_near, load_arrays, load_network, load_weights, probe
 
 PUBLISHED = json.loads(gzip.decompress((GOLDEN / "format" / "published_shapes_edm.json.gz").read_bytes()))
 STATE_ATTRS = json.loads((GOLDEN / "format" / "state_attrs_edm.json").read_text())

@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from golden_edm import assert_near, load_network
 from torch import Tensor
 
 from stylegan_di.diffusion import per_sample
@@ -13,6 +12,7 @@ from stylegan_di.interfaces import Denoiser
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling import heun_sampler, sigma_steps
 from stylegan_di.teachers import EDMTeacher
+from tests.golden_edm import assert_near, load_network
 
 STD = 0.5  # of the images of the Gaussian below
 

@@ -1,9 +1,9 @@
 """An EDM network in the role of a Denoiser."""
 
 import torch
-from golden_edm import assert_near, load_network
 
 from stylegan_di.teachers import EDMTeacher
+from tests.golden_edm import assert_near, load_network
 
 
 def test_edm_teacher_is_its_network() -> None:

@@ -121,7 +121,7 @@ class Trainer:
         gamma = r1_gamma(config, self.evaluation.resolution)
         if gamma and state.cur_step % config.r1_interval == 0:
             updates.r1_update(state, batch, reals, gamma, config.r1_interval, self.report)
-        if config.aug == "ada" and state.augment_pipe is not None and state.cur_step % ADA_INTERVAL == 0:
+        if config.aug == "ada" and state.augment_pipe is not None and (state.cur_step + 1) % ADA_INTERVAL == 0:
             self.adjust_augmentation(batch.size * ADA_INTERVAL)
 
     def adjust_augmentation(self, images: int) -> None:
