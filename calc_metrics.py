@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 from dnnlib.cli import Device, default_device, user_errors
-from dnnlib.progress import Progress, format_time
+from dnnlib.progress import PassProgress, format_time
 from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.checkpoint import as_denoiser, as_generator, load_snapshot
@@ -65,21 +65,6 @@ def results_folder(outdir: Path | None, network: str | None) -> Path | None:
         return outdir
     folder = Path(network or "").parent
     return folder if (folder / "training_options.json").is_file() else None
-
-
-class Report:
-    """Progress of one pass after another."""
-
-    def __init__(self) -> None:
-        self.progress: Progress | None = None
-
-    def __call__(self, label: str, done: int, total: int) -> None:
-        if self.progress is None or self.progress.label != label:
-            self.progress = Progress(label, total)
-        self.progress.update(done)
-        if done == total:
-            self.progress.close()
-            self.progress = None
 
 
 def table(results: Mapping[str, float], title: str) -> str:
@@ -138,7 +123,7 @@ def main(
     generator = None if network is None else load(network, trunc, steps).to(device)
     evaluator = Evaluator(
         metrics.split(","), reference_of(network, data, ref), num,
-        batch=batch, detector_file=detector_file, device=device, report=Report(),
+        batch=batch, detector_file=detector_file, device=device, report=PassProgress(),
     )  # fmt: skip
     if generator is not None:
         results = evaluator(generator, seed)

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import default_device, user_errors
+from dnnlib.cli import Device, default_device, user_errors
 from stylegan_di import zoo
 from stylegan_di.config import GROUPS, TrainConfig, resolve
 from stylegan_di.training.launch import launch
@@ -104,6 +104,8 @@ class CommaList(click.ParamType):
 
 def _type_of(name: str) -> Any:
     """The click type of a field of TrainConfig, from its annotation."""
+    if name == "device":
+        return Device()
     annotation = str(TrainConfig.__annotations__[name]).replace(" | None", "")
     if annotation.startswith("Literal["):
         return click.Choice([part.strip(" \"'") for part in annotation[8:-1].split(",")])

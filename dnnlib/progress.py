@@ -65,6 +65,21 @@ class Progress:
         self.pending = ""
 
 
+class PassProgress:
+    """Progress of one pass after another: called with what a pass does, how far it is, and where it ends."""
+
+    def __init__(self) -> None:
+        self.progress: Progress | None = None
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if self.progress is None or self.progress.label != label:
+            self.progress = Progress(label, total)
+        self.progress.update(done)
+        if done == total:
+            self.progress.close()
+            self.progress = None
+
+
 def _rate(per_second: float) -> str:
     return f"{per_second:.3g}/s" if per_second >= 1 else f"{1 / per_second:.3g} s each"
 

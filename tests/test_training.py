@@ -13,7 +13,7 @@ from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
 from stylegan_di.training import updates
 from stylegan_di.training.ema import ema_beta, update_ema
-from stylegan_di.training.report import Statistics, comparison_table, format_time
+from stylegan_di.training.report import Statistics, comparison_table
 from stylegan_di.training.state import Batch, TrainState
 from tests.tiny import edm_network, gan_networks
 
@@ -173,4 +173,3 @@ def test_the_table_shows_before_after_and_ratio() -> None:
     table = comparison_table({"fd": 20.0}, {"fd": 15.0, "recall": 0.5}).splitlines()
     assert table[1].split() == ["fd", "20.0000", "15.0000", "0.750"]
     assert table[2].split() == ["recall", "-", "0.5000", "-"]
-    assert [format_time(s) for s in (45, 725, 12000)] == ["45s", "12m 05s", "3h 20m"]

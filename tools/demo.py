@@ -2,19 +2,20 @@
 
     python tools/demo.py --seed=0
 
-Runs `python train.py --kind=di --gan-pkl=fashion-gan.pkl --seed=SEED` with its defaults, and copies the grid to --dest.
+Runs `python train.py --kind=di --gan-pkl=fashion-gan.pkl --seed=SEED` with its defaults, and enlarges the grid.
 """
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import click
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
+SCALE = 4  # pixels of the picture for one of the grid
 
 
 @click.command(help=__doc__)
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @click.option("--outdir", default="runs", show_default=True, help="Folder that gets the run's folder.")
 @click.option("--dest", default="out/demo.png", show_default=True, help="The before/after grid.")
 def main(seed: int, outdir: str, dest: str) -> None:
-    """Trains, then copies the picture."""
+    """Trains, then enlarges the picture."""
     before = set(Path(outdir).glob("*"))
     command = ["train.py", "--kind=di", "--gan-pkl=fashion-gan.pkl", f"--seed={seed}", f"--outdir={outdir}"]
     click.echo("python " + " ".join(command))
@@ -30,7 +31,8 @@ def main(seed: int, outdir: str, dest: str) -> None:
     (run,) = set(Path(outdir).glob("*")) - before
     target = Path(dest)
     target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(run / "before_after.png", target)
+    with Image.open(run / "before_after.png") as grid:
+        grid.resize([SCALE * size for size in grid.size], Image.Resampling.NEAREST).save(target)
     click.echo(f"{target}: above as the GAN was, below after refinement, at the same latents")
 
 

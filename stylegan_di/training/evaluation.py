@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dnnlib.progress import PassProgress
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.images import save_grid, to_uint8
 from stylegan_di.interfaces import Denoiser, Generator
@@ -21,6 +22,7 @@ from stylegan_di.training.report import comparison_table
 from torch_utils import distributed
 
 GRID_COLUMNS = 10
+GRID_BATCH = 16  # images at a time
 
 
 class Evaluation:
@@ -59,13 +61,11 @@ class Evaluation:
     @torch.no_grad()
     def grid_images(self) -> Tensor:
         """The EMA's images at the grid's latents, [n,C,H,W]; noise inside the network is fixed."""
-        step = 16
-        chunks = zip(
-            self._z.split(step),
-            self._labels.split(step) if self._labels is not None else [None] * len(self._z),
-            strict=False,
-        )
-        return torch.cat([self.generator(z, labels) for z, labels in chunks])
+        parts = []
+        for start in range(0, len(self._z), GRID_BATCH):
+            part = slice(start, start + GRID_BATCH)
+            parts.append(self.generator(self._z[part], None if self._labels is None else self._labels[part]))
+        return torch.cat(parts)
 
     def begin(self) -> dict[str, float]:
         """Grids and metrics before the first step."""
@@ -168,6 +168,7 @@ def make_evaluator(job: Job, reference: str | ImageDataset | None) -> Evaluator 
         batch=128,
         detector_file=config.detector_file,
         device=job.device,
+        report=PassProgress(),
     )
 
 
