@@ -87,7 +87,7 @@ class Evaluation:
         return {"num": len(differences), "mean": float(differences.mean()), "std": float(differences.std())}
 
     def measure(self, kimg: float | None) -> tuple[dict[str, float], bool]:
-        """Metrics and grid of the EMA now, and whether it is the best snapshot so far (first metric, lower is better)."""
+        """Metrics and grid of the EMA, and whether it is the best snapshot yet (first metric, lower is better)."""
         if kimg is not None:
             save_grid(to_uint8(self.grid_images()), self.folder.grid_path(kimg), columns=GRID_COLUMNS)
         if self.evaluator is None:
