@@ -69,6 +69,10 @@ class OneStepStudent(Generator):
         self.img_channels = network.img_channels
         self.label_dim = network.label_dim
 
+    def train(self, mode: bool = True) -> OneStepStudent:
+        """Stays in evaluation mode: dropout is for training denoisers, a student's image is a function of its latent."""
+        return super().train(False)
+
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Standard normal latents [n,C,H,W]."""
         _check_streams(n, rng)

@@ -107,6 +107,17 @@ def test_the_student_starts_still_when_fake_score_is_the_teacher(kind: str) -> N
     assert all(torch.equal(before[key], parameters[key]) for key in parameters)
 
 
+def test_a_one_step_student_has_no_dropout_even_when_it_is_trained() -> None:
+    network = edm_network(seed=1)
+    for module in network.modules():
+        if hasattr(module, "dropout"):
+            module.dropout = 0.9
+    student = OneStepStudent(network, 2.5).train()
+    batch = make_batch()
+    first, second = (updates.student_images(student, batch, batch.chunks[0], "student")[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("name", ["fake_score", "student", "student sid", "generator"])
 def test_gradient_accumulation_equals_the_whole_batch(name: str) -> None:
     """float64, chunks of 2 against one of 4: the same samples, noise and sigmas, hence the same step."""
