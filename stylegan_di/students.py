@@ -70,7 +70,7 @@ class OneStepStudent(Generator):
         self.label_dim = network.label_dim
 
     def train(self, mode: bool = True) -> OneStepStudent:
-        """Stays in evaluation mode: dropout is for training denoisers, a student's image is a function of its latent."""
+        """Stays in evaluation mode: dropout is for training denoisers; here an image is a function of its latent."""
         return super().train(False)
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
