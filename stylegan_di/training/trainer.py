@@ -117,11 +117,13 @@ class Trainer:
         """The discriminator's logistic loss, lazily R1, and ADA's control of p."""
         config, state = self.config, self.state
         reals = self.reals(batch)
-        updates.discriminator_update(state, batch, reals, fakes_of, self.report, self.real_signs)
+        adaptive = config.aug == "ada" and state.augment_pipe is not None
+        signs = self.real_signs if adaptive else Statistics()
+        updates.discriminator_update(state, batch, reals, fakes_of, self.report, signs)
         gamma = r1_gamma(config, self.evaluation.resolution)
         if gamma and state.cur_step % config.r1_interval == 0:
             updates.r1_update(state, batch, reals, gamma, config.r1_interval, self.report)
-        if config.aug == "ada" and state.augment_pipe is not None and (state.cur_step + 1) % ADA_INTERVAL == 0:
+        if adaptive and (state.cur_step + 1) % ADA_INTERVAL == 0:
             self.adjust_augmentation(batch.size * ADA_INTERVAL)
 
     def adjust_augmentation(self, images: int) -> None:
