@@ -17,11 +17,11 @@ from pathlib import Path
 
 import click
 
-from dnnlib.cli import Device, default_device, user_errors
+from dnnlib.cli import Device, default_device, user_errors, writable_folder
 from dnnlib.progress import PassProgress, format_time
 from dnnlib.util import UserError
 from stylegan_di import zoo
-from stylegan_di.checkpoint import as_denoiser, as_generator, load_snapshot
+from stylegan_di.checkpoint import as_model, load_snapshot
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import METRICS, Evaluator
@@ -32,10 +32,8 @@ from stylegan_di.teachers import EDMTeacher
 
 def load(network: str, trunc: float | None, steps: int | None) -> Generator:
     """The generator of a network file, or its diffusion teacher with Heun's sampler."""
-    snapshot = load_snapshot(network)
-    is_teacher = "ema" in snapshot.networks and "sigma_init" not in snapshot.extras
-    model = as_denoiser(snapshot) if is_teacher else as_generator(snapshot)
-    if steps is not None and not is_teacher:
+    model = as_model(load_snapshot(network))
+    if steps is not None and not isinstance(model, EDMTeacher):
         raise UserError(f"--steps={steps} is for a diffusion teacher, which --network={network} is not; leave it out")
     if trunc is not None and not isinstance(model, StyleGAN2Student):
         raise UserError(f"--trunc={trunc:g} is for a GAN, which --network={network} is not; leave it out")
@@ -61,8 +59,7 @@ def reference_of(network: str | None, data: str | None, ref: str | None) -> str:
 def results_folder(outdir: Path | None, network: str | None) -> Path | None:
     """Where metric-<name>.jsonl goes: --outdir, else the run folder of the network; None: nowhere."""
     if outdir is not None:
-        outdir.mkdir(parents=True, exist_ok=True)
-        return outdir
+        return writable_folder("--outdir", outdir)
     folder = Path(network or "").parent
     return folder if (folder / "training_options.json").is_file() else None
 
@@ -119,6 +116,7 @@ def main(
     if images is not None and (trunc, steps) != (None, None):
         raise UserError("--trunc and --steps are for --network; leave them out with --images")
     start = time.monotonic()
+    folder = results_folder(outdir, network)
     device = device or default_device()
     generator = None if network is None else load(network, trunc, steps).to(device)
     evaluator = Evaluator(
@@ -133,7 +131,6 @@ def main(
         results = evaluator.measure_dataset(dataset)
 
     source = network or images or ""
-    folder = results_folder(outdir, network)
     click.echo(table(results, f"{source}, {num} images:"))
     for name, line in json_lines(results, source, num, time.monotonic() - start).items():
         click.echo(line)

@@ -20,7 +20,7 @@ import torch
 from dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
-from stylegan_di.checkpoint import as_denoiser, as_generator, load_snapshot
+from stylegan_di.checkpoint import as_model, load_snapshot
 from stylegan_di.images import save_grid, save_image
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.sampling import heun_sampler
@@ -40,9 +40,7 @@ NOT_NEGATIVE = click.FloatRange(min=0)
 
 def load(network: str) -> Generator | Denoiser:
     """The generator of a network file, or its diffusion teacher."""
-    snapshot = load_snapshot(network)
-    is_teacher = "ema" in snapshot.networks and "sigma_init" not in snapshot.extras
-    model = as_denoiser(snapshot) if is_teacher else as_generator(snapshot)
+    model = as_model(load_snapshot(network))
     if model.img_channels not in (1, 3):
         raise UserError(f"--network={network}: its images have {model.img_channels} channels; pictures have 1 or 3")
     return model

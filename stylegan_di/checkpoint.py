@@ -132,6 +132,12 @@ def as_denoiser(snapshot: Snapshot) -> interfaces.Denoiser:
     )
 
 
+def as_model(snapshot: Snapshot) -> interfaces.Generator | interfaces.Denoiser:
+    """What a snapshot is for: a diffusion teacher if it holds a denoiser, unless that is a one-step student; else a GAN."""
+    is_teacher = "ema" in snapshot.networks and "sigma_init" not in snapshot.extras
+    return as_denoiser(snapshot) if is_teacher else as_generator(snapshot)
+
+
 def _listing(snapshot: Snapshot) -> str:
     names = [*snapshot.networks, *snapshot.extras]
     return f"its entries are {', '.join(names)[:200]}" if names else "it is empty"

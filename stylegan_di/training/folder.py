@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from dnnlib.util import UserError, atomic_write
@@ -35,7 +36,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"--outdir={config.outdir}: cannot write there ({error}); choose another folder") from error
         folder = cls(path, config)
-        folder.write_json("training_options.json", json.loads(config.to_json()))
+        folder.write_json("training_options.json", asdict(config))
         return folder
 
     def snapshot_path(self, kimg: float) -> Path:
