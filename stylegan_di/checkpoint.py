@@ -133,7 +133,7 @@ def as_denoiser(snapshot: Snapshot) -> interfaces.Denoiser:
 
 
 def as_model(snapshot: Snapshot) -> interfaces.Generator | interfaces.Denoiser:
-    """What a snapshot is for: a diffusion teacher if it holds a denoiser, unless that is a one-step student; else a GAN."""
+    """What a snapshot is for: a teacher if it holds a denoiser that is no one-step student, else a generator."""
     is_teacher = "ema" in snapshot.networks and "sigma_init" not in snapshot.extras
     return as_denoiser(snapshot) if is_teacher else as_generator(snapshot)
 
