@@ -28,6 +28,7 @@ from stylegan_di.metrics.evaluate import METRICS, Evaluator
 from stylegan_di.sampling import HeunGenerator
 from stylegan_di.students import StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
+from torch_utils.ops import build as kernels
 
 
 def load(network: str, trunc: float | None, steps: int | None) -> Generator:
@@ -118,6 +119,7 @@ def main(
     start = time.monotonic()
     folder = results_folder(outdir, network)
     device = device or default_device()
+    kernels.load(device.partition(":")[0], may_build=False)
     generator = None if network is None else load(network, trunc, steps).to(device)
     evaluator = Evaluator(
         metrics.split(","), reference_of(network, data, ref), num,

@@ -26,6 +26,7 @@ from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.sampling import heun_sampler
 from stylegan_di.seeded import Draw, call_size, gan_images, one_step_images, teacher_images, uint8_images
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from torch_utils.ops import build as kernels
 
 GRID_FORMATS = (".png", ".jpg", ".jpeg")
 GAN = {"truncation_psi": "--trunc", "noise_mode": "--noise-mode"}
@@ -124,7 +125,9 @@ def main(
             raise UserError(f"{(GAN | SAMPLER)[name]}={value}: accepted are finite numbers")
     if grid is not None and grid.suffix.lower() not in GRID_FORMATS:
         raise UserError(f"--grid={grid}: its name must end in {', '.join(GRID_FORMATS)}")
-    model = load(network).to(device or default_device())
+    device = device or default_device()
+    kernels.load(device.partition(":")[0], may_build=False)
+    model = load(network).to(device)
     check_class(class_index, model.label_dim)
     draw = drawing(model, class_index, given)
     size = call_size(next(model.parameters()).device, model.img_resolution)

@@ -12,6 +12,7 @@ from tests.golden_sg2 import load_op
 from torch_utils.ops.conv2d_resample import conv2d_resample
 from torch_utils.ops.modulated_conv2d import modulated_conv2d
 
+pytestmark = pytest.mark.usefixtures("kernels")  # with the reference, and with native kernels
 RESAMPLE, RESAMPLE_INFO = load_op("conv2d_resample")
 MODULATED, MODULATED_INFO = load_op("modulated_conv2d")
 

@@ -11,6 +11,7 @@ from tests.golden_sg2 import load_op
 from torch_utils.ops import upfirdn2d as ops
 from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
+pytestmark = pytest.mark.usefixtures("kernels")  # with the reference, and with native kernels
 ARRAYS, INFO = load_op("upfirdn2d")
 TAPS = INFO["filters"]
 

@@ -14,7 +14,6 @@ import math
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -77,14 +76,12 @@ class FullyConnectedLayer(PersistentModule):
         self.bias_gain = lr_multiplier
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.to(x.dtype) * self.weight_gain
-        bias = self.bias
-        if bias is not None:
-            bias = bias.to(x.dtype)
-            bias = bias if self.bias_gain == 1 else bias * self.bias_gain
-        if self.activation == "linear":
-            return F.linear(x, weight, bias)
-        return bias_act(F.linear(x, weight), bias, act=self.activation)
+        weight = self.weight.to(x.dtype).t()
+        if self.bias is None:
+            y = (x * self.weight_gain) @ weight
+        else:  # both gains go with the product
+            y = torch.addmm(self.bias.to(x.dtype), x, weight, beta=self.bias_gain, alpha=self.weight_gain)
+        return bias_act(y, act=self.activation)
 
 
 class Conv2dLayer(PersistentModule):
@@ -272,7 +269,7 @@ class SynthesisLayer(PersistentModule):
         noise_source: NoiseSource | None = None,
     ) -> Tensor:
         """See `SynthesisNetwork.forward`; gain scales the result and the clamp; fused_modconv changes nothing."""
-        x = modulated_conv2d(
+        return modulated_conv2d(
             x,
             self.weight,
             self.affine(w),
@@ -281,9 +278,11 @@ class SynthesisLayer(PersistentModule):
             padding=self.padding,
             resample_filter=self.resample_filter,
             flip_weight=self.up == 1,
+            b=self.bias,
+            act=self.activation,
+            gain=self.act_gain * gain,
+            clamp=None if self.conv_clamp is None else self.conv_clamp * gain,
         )
-        clamp = None if self.conv_clamp is None else self.conv_clamp * gain
-        return bias_act(x, self.bias.to(x.dtype), act=self.activation, gain=self.act_gain * gain, clamp=clamp)
 
     def noise(self, batch: int, noise_mode: str, noise_source: NoiseSource | None) -> Tensor | None:
         """What is added to every feature map: [N,1,res,res], [res,res] or None."""
@@ -322,8 +321,9 @@ class ToRGBLayer(PersistentModule):
         """fused_modconv changes nothing, see `SynthesisNetwork.forward`."""
         styles = self.affine(w) * self.weight_gain
         padding = self.weight.shape[2] // 2
-        x = modulated_conv2d(x, self.weight, styles, padding=padding, demodulate=False)
-        return bias_act(x, self.bias.to(x.dtype), clamp=self.conv_clamp)
+        return modulated_conv2d(
+            x, self.weight, styles, padding=padding, demodulate=False, b=self.bias, clamp=self.conv_clamp
+        )
 
 
 class MinibatchStdLayer(PersistentModule):

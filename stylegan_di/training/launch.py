@@ -14,6 +14,7 @@ from stylegan_di.training.evaluation import Evaluation, make_evaluator
 from stylegan_di.training.folder import RunFolder
 from stylegan_di.training.trainer import Trainer
 from torch_utils import distributed
+from torch_utils.ops import build as kernels
 
 
 def launch(config: TrainConfig) -> dict[str, Any]:
@@ -28,12 +29,13 @@ def launch(config: TrainConfig) -> dict[str, Any]:
         if config.batch % distributed.world_size():
             raise UserError(f"--batch={config.batch} does not divide over {distributed.world_size()} processes")
         job = build(config, device)
+        ops = load_kernels(device.type)
         evaluator = make_evaluator(job, _reference(job))
         path = Path(distributed.broadcast_string(_new_folder(config)))
         folder = RunFolder(path, config)
         with Logger(path / "log.txt") if distributed.rank() == 0 else nullcontext():
             if distributed.rank() == 0:
-                print(describe(job), flush=True)
+                print(describe(job, ops), flush=True)
             return Trainer(job, folder, Evaluation(job, folder, evaluator)).run()
     finally:
         distributed.finish()
@@ -61,7 +63,15 @@ def _reference(job: Job) -> Any:
     )
 
 
-def describe(job: Job) -> str:
+def load_kernels(device: str) -> str:
+    """What the ops run on. Kernels for the CPU are built at first use; those for CUDA only when asked for."""
+    may_build = device == "cpu"
+    if may_build and not kernels.is_built(device) and distributed.rank() == 0:
+        print("building native kernels, once for this machine (10 to 30 s)", flush=True)
+    return kernels.load(device, may_build=may_build)
+
+
+def describe(job: Job, ops: str) -> str:
     """The header of a run: what trains on what, in how many parameters."""
     config, state = job.config, job.state
 
@@ -77,5 +87,6 @@ def describe(job: Job) -> str:
     if job.dataset is not None:
         lines.append(f"data            {config.data}, {len(job.dataset)} images")
     lines.append(f"batch           {config.batch} over {distributed.world_size()} process(es) on {job.device}")
+    lines.append(f"ops             {ops}")
     lines.append(f"length          {config.kimg:g} kimg, seed {config.seed}")
     return "\n".join(lines)

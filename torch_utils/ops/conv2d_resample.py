@@ -60,11 +60,21 @@ def conv2d_resample(
         x = _conv2d(x, w, 1, [0, 0, 0, 0], groups, flip_weight)
         x = upfirdn2d(x, f, up=up, padding=pads, gain=up**2, flip_filter=flip_filter)
     else:
-        # A transposed convolution equals padding by [size-1, size-up] and then convolving.
-        x = _conv_transpose2d(x, w, up, groups, flip_weight)
-        pads = add_padding(pads, [1 - kw, up - kw, 1 - kh, up - kh])
+        x, pads = upsampling_conv(x, w, up, pads, groups, flip_weight)
         x = upfirdn2d(x, f, padding=pads, gain=up**2, flip_filter=flip_filter)
     return x if down == 1 else upfirdn2d(x, f, down=down, flip_filter=flip_filter)
+
+
+def upsampling_conv(
+    x: Tensor, w: Tensor, up: int, padding: Sequence[int], groups: int = 1, flip_weight: bool = True
+) -> tuple[Tensor, list[int]]:
+    """x with zeros put in between and convolved, and the padding with which the filter comes after it.
+
+    A transposed convolution equals padding by [size-1, size-up] and then convolving.
+    """
+    kh, kw = w.shape[2:]
+    x = _conv_transpose2d(x, w, up, groups, flip_weight)
+    return x, add_padding(padding, [1 - kw, up - kw, 1 - kh, up - kh])
 
 
 def _conv2d(x: Tensor, w: Tensor, stride: int, padding: Sequence[int], groups: int, flip_weight: bool) -> Tensor:

@@ -6,6 +6,7 @@ With styles s and weights w, the sample n is convolved with
 
 By linearity the styles scale the input and d the output of one convolution that all samples share, and
 sum_{i,k} w'^2 = s^2 @ (sum_k w^2)^T: per-sample weights are never formed.
+Noise, bias, activation and clamp follow in the same operator as d, see `modconv_epilogue`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torch_utils.ops.conv2d_resample import conv2d_resample
+from torch_utils.ops.bias_act import bias_act
+from torch_utils.ops.conv2d_resample import conv2d_resample, upsampling_conv
+from torch_utils.ops.modconv_epilogue import FUSED_ACTIVATIONS, modconv_epilogue
+from torch_utils.ops.upfirdn2d import add_padding, parse_padding, upsample_padding
 
 EPSILON = 1e-8
 
@@ -30,23 +34,57 @@ def modulated_conv2d(
     resample_filter: Tensor | None = None,
     demodulate: bool = True,
     flip_weight: bool = True,
+    b: Tensor | None = None,
+    act: str = "linear",
+    gain: float | None = None,
+    clamp: float | None = None,
 ) -> Tensor:
     """Convolve each sample of x [N,I,H,W] with weight [O,I,kh,kw] scaled by its styles [N,I]; see `conv2d_resample`.
 
     Args:
         noise: added to the result, broadcast to [N,O,H',W'].
         demodulate: whether each output channel's weights are brought to unit length.
+        b, act, gain, clamp: what follows, as in `bias_act`.
 
     Returns [N,O,H',W'], of x's type.
     """
-    if x.dtype == torch.float16 and demodulate:
-        weight, styles = _within_half_range(weight, styles)
+    noise = None if noise is None else noise.to(x.dtype)
+    b = None if b is None else b.to(x.dtype)
+    scale = None
+    if demodulate:
+        if x.dtype == torch.float16:
+            weight, styles = _within_half_range(weight, styles)
+        scale = torch.rsqrt(styles.square() @ weight.square().sum([2, 3]).t() + EPSILON).to(x.dtype)
+    elif weight.shape[2:] == (1, 1) and up == 1 and padding in (0, [0, 0], [0, 0, 0, 0]):
+        y = _per_sample_product(x, weight[:, :, 0, 0], styles)
+        return bias_act(y if noise is None else y + noise, b, act=act, gain=gain, clamp=clamp)
     x = x * styles.to(x.dtype)[:, :, None, None]
-    y = conv2d_resample(x, weight.to(x.dtype), resample_filter, up, padding=padding, flip_weight=flip_weight)
-    if not demodulate:
-        return y if noise is None else y + noise.to(y.dtype)
-    scale = torch.rsqrt(styles.square() @ weight.square().sum([2, 3]).t() + EPSILON).to(y.dtype)[:, :, None, None]
-    return y * scale if noise is None else torch.addcmul(noise.to(y.dtype), y, scale)
+    y, fir = _convolve(x, weight.to(x.dtype), up, padding, resample_filter, flip_weight)
+    if act in FUSED_ACTIVATIONS:
+        noise = None if noise is None else noise.reshape(-1, 1, *noise.shape[-2:])
+        return modconv_epilogue(y, *fir, scale=scale, noise=noise, b=b, act=act, gain=gain, clamp=clamp)
+    y = modconv_epilogue(y, *fir, scale=scale)
+    return bias_act(y if noise is None else y + noise, b, act=act, gain=gain, clamp=clamp)
+
+
+def _per_sample_product(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
+    """The 1x1 convolution of each sample with weight [O,I] scaled by its styles, as one batched product."""
+    y = torch.bmm((weight * styles[:, None, :]).to(x.dtype), x.flatten(2))
+    return y.unflatten(2, x.shape[2:])
+
+
+Fir = tuple[Tensor | None, Sequence[int], float]  # a filter, its padding, its gain
+
+
+def _convolve(
+    x: Tensor, weight: Tensor, up: int, padding: int | Sequence[int], f: Tensor | None, flip_weight: bool
+) -> tuple[Tensor, Fir]:
+    """The convolution, and the filter that is yet to come."""
+    if up == 1 or f is None or f.ndim == 1 or weight.shape[2:] == (1, 1):
+        return conv2d_resample(x, weight, f, up, padding=padding, flip_weight=flip_weight), (None, [0, 0, 0, 0], 1)
+    pads = add_padding(parse_padding(padding), upsample_padding(f, [up, up]))
+    y, pads = upsampling_conv(x, weight, up, pads, flip_weight=flip_weight)
+    return y, (f, pads, up**2)
 
 
 def _within_half_range(weight: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:

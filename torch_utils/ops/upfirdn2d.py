@@ -200,14 +200,14 @@ def _upfirdn2d(
     f = f.to(x.dtype) * gain ** (f.ndim / 2)
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))  # from here on: correlation
-    layout = _layout(x)
+    memory_format = layout(x)
     (upx, upy), (downx, downy), (px0, px1, py0, py1) = up, down, padding
     if f.ndim == 1:
         x = _correlate(x, f[:, None], [1, upy], [1, downy], [0, 0, py0, py1])
         y = _correlate(x, f[None, :], [upx, 1], [downx, 1], [px0, px1, 0, 0])
     else:
         y = _correlate(x, f, up, down, padding)
-    return y.contiguous(memory_format=layout)
+    return y.contiguous(memory_format=memory_format)
 
 
 @_upfirdn2d.register_fake
@@ -222,10 +222,11 @@ def _upfirdn2d_fake(
 ) -> Tensor:
     width, height = _output_size(x, f, up, down, padding)
     y = x.new_empty([x.shape[0], x.shape[1], height, width])
-    return y.contiguous(memory_format=_layout(x))
+    return y.contiguous(memory_format=layout(x))
 
 
-def _layout(x: Tensor) -> torch.memory_format:
+def layout(x: Tensor) -> torch.memory_format:
+    """channels_last for an image stored so and not at the same time NCHW, else contiguous."""
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format
 

@@ -1,0 +1,224 @@
+"""Builds the ops' native kernels, once for each machine, and attaches them to the ops' schemas.
+
+    python -m torch_utils.ops.build                 # for the CPU, and with --device=cuda for the GPU
+
+A build is one call of the compiler on one file, whose library registers kernels with PyTorch's dispatcher: no Python
+binding, so that one library serves every Python version. It is kept in the cache under a hash of sources, PyTorch,
+compiler and flags; of several processes one builds, the others wait. Nothing is built or loaded at import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from dnnlib.util import UserError, atomic_write, cache_folder
+
+SOURCES = Path(__file__).parent / "csrc"
+TIMEOUT_SECONDS = {"cpu": 300, "cuda": 1200}
+CAPABILITY_FLAGS = {
+    "AVX512": ["-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-mavx2", "-mfma", "-mf16c"],
+    "AVX2": ["-mavx2", "-mfma", "-mf16c"],
+}
+COMPILERS = {"cpu": ("c++", "g++", "clang++"), "cuda": ("nvcc",)}
+INSTALL = {
+    "cpu": "install one (Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or name it in CXX",
+    "cuda": "install NVIDIA's CUDA toolkit of PyTorch's CUDA version, or put its nvcc on PATH",
+}
+
+
+class BuildError(UserError):
+    """The kernels cannot be built; the message is what the compiler said, in full."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the kernels of a device are made from what."""
+
+    device: str  # cpu or cuda
+    compiler: str
+    flags: tuple[str, ...]
+
+    @property
+    def source(self) -> Path:
+        return SOURCES / self.device / ("ops.cpp" if self.device == "cpu" else "ops.cu")
+
+    @cached_property
+    def key(self) -> str:
+        """A hash of all that the library depends on."""
+        version = subprocess.run([self.compiler, "--version"], capture_output=True, text=True, check=False)
+        parts = [torch.__version__, self.compiler, version.stdout, *self.flags]
+        for path in sorted(self.source.parent.iterdir()):
+            parts += [path.name, path.read_text(encoding="utf-8")]
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+    @property
+    def library(self) -> Path:
+        return cache_folder().parent / "ops" / f"{self.device}-{self.key}.so"
+
+    @property
+    def failure(self) -> Path:
+        """What the compiler said when it last failed; while it is there, `load` does not try again."""
+        return self.library.with_suffix(".error.txt")
+
+    def command(self, output: Path) -> list[str]:
+        library_folder = str(Path(torch.__file__).parent / "lib")
+        libraries = ["c10", "torch_cpu"] + (["c10_cuda", "torch_cuda"] if self.device == "cuda" else [])
+        link = [f"-L{library_folder}", *(f"-l{name}" for name in libraries)]
+        return [self.compiler, *self.flags, str(self.source), "-o", str(output), *link]
+
+
+def recipe(device: str) -> Recipe:
+    """The recipe of this machine.
+
+    Raises:
+        UserError: there is no compiler, or kernels are not built on this system.
+    """
+    if not sys.platform.startswith("linux"):
+        raise UserError(f"native kernels are built on Linux only, not on {sys.platform}")
+    names = COMPILERS[device]
+    if device == "cpu" and os.environ.get("CXX"):
+        names = (os.environ["CXX"],)
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        raise UserError(f"there is no compiler ({', '.join(names)}): {INSTALL[device]}")
+    return Recipe(device, compiler, tuple(cpu_flags() if device == "cpu" else cuda_flags(_gpu_architecture())))
+
+
+def _common_flags() -> list[str]:
+    include = str(Path(torch.__file__).parent / "include")
+    abi = int(torch.compiled_with_cxx11_abi())
+    return ["-std=c++20", "-O3", "-shared", f"-D_GLIBCXX_USE_CXX11_ABI={abi}", "-isystem", include]
+
+
+def cpu_flags() -> list[str]:
+    """The instruction set is the one PyTorch has found, which the headers of its vectors go by."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    flags = CAPABILITY_FLAGS.get(capability, [])
+    name = capability if flags else "DEFAULT"
+    return [*_common_flags(), "-fPIC", "-fopenmp", *flags, f"-DCPU_CAPABILITY={name}", f"-DCPU_CAPABILITY_{name}"]
+
+
+def cuda_flags(architecture: str) -> list[str]:
+    """For an architecture such as sm_90."""
+    macros = ["-DC10_USING_CUSTOM_GENERATED_MACROS", "-diag-suppress=177"]
+    return [*_common_flags(), "-Xcompiler", "-fPIC", f"-arch={architecture}", "--expt-relaxed-constexpr", *macros]
+
+
+def _gpu_architecture() -> str:
+    if not torch.cuda.is_available():
+        raise UserError("kernels for CUDA are built for the GPU that is there, and PyTorch finds none")
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"
+
+
+def build(plan: Recipe, *, again: bool = False) -> Path:
+    """The library, built if it is not in the cache; `again` tries once more what has failed before.
+
+    Raises:
+        BuildError: the compiler failed.
+    """
+    if plan.library.is_file():
+        return plan.library
+    plan.library.parent.mkdir(parents=True, exist_ok=True)
+    with _locked(plan.library.with_suffix(".lock")):
+        if plan.library.is_file():  # another process has built it meanwhile
+            return plan.library
+        if plan.failure.is_file() and not again:
+            raise BuildError(plan.failure.read_text(encoding="utf-8"))
+        error = _compile(plan)
+        if error is not None:
+            atomic_write(plan.failure, error.encode())
+            raise BuildError(error)
+        plan.failure.unlink(missing_ok=True)
+    return plan.library
+
+
+def is_built(device: str) -> bool:
+    """Whether `load` will find what it needs, or will not try: no build lies ahead."""
+    try:
+        plan = recipe(device)
+    except UserError:
+        return True
+    return plan.library.is_file() or plan.failure.is_file()
+
+
+def _compile(plan: Recipe) -> str | None:
+    """Compiles to a temporary name, then renames; returns what went wrong."""
+    temporary = plan.library.with_name(f".{plan.library.name}.{os.getpid()}.tmp")
+    command = plan.command(temporary)
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS[plan.device])
+        if result.returncode:
+            return f"{' '.join(command)}\nexit status {result.returncode}\n{result.stdout}{result.stderr}"
+        os.replace(temporary, plan.library)
+        return None
+    except (subprocess.TimeoutExpired, OSError) as error:
+        return f"{' '.join(command)}\n{error}"
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the system gives the lock back when its holder dies."""
+    import fcntl
+
+    with open(path, "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def load(device: str = "cpu", *, may_build: bool) -> str:
+    """Attaches native kernels to the ops, for all that follows in this process; returns in words what ops now use.
+
+    Args:
+        device: cpu; or cuda, whose kernels are used once they have been built with `python -m torch_utils.ops.build`.
+        may_build: whether to build what is not in the cache; else it is used only if it is there.
+
+    Without a compiler, or with a broken one, ops go on using their reference implementation, and the words say so.
+    """
+    try:
+        plan = recipe(device)
+        if not (may_build or plan.library.is_file()):
+            return "reference (native kernels are not built: python -m torch_utils.ops.build)"
+        library = build(plan)
+        if not attached(device):
+            torch.ops.load_library(str(library))
+    except BuildError:
+        return "reference (the build of native kernels failed: python tools/doctor.py says why)"
+    except (UserError, OSError) as error:
+        return f"reference ({str(error).splitlines()[0]})"
+    return f"native ({torch.backends.cpu.get_cpu_capability() if device == 'cpu' else _gpu_architecture()})"
+
+
+def attached(device: str) -> bool:
+    """Whether the ops have native kernels in this process."""
+    return torch._C._dispatch_has_kernel_for_dispatch_key("stylegan_di::bias_act", device.upper())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Builds, and says where the library is."""
+    parser = argparse.ArgumentParser(description="Builds the ops' native kernels.")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    device = parser.parse_args(arguments).device
+    try:
+        library = build(recipe(device), again=True)
+    except UserError as error:
+        parser.exit(1, f"{error}\n")
+    sys.stdout.write(f"{library}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+// What the kernels share: vectors, layouts, activations, rows of a FIR filter.
+//
+// An image [N,C,H,W] is seen as rows of W * S elements, S elements apart from pixel to pixel. In channels_last S is C,
+// and a sample has one plane; in NCHW S is 1, and it has C planes. One loop serves both layouts.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/cpu/vec/vec.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/library.h>
+
+#include <string_view>
+#include <vector>
+
+namespace stylegan_di {
+
+using at::Tensor;
+template <typename T> using Vec = at::vec::Vectorized<T>;
+using Optional = std::optional<Tensor>;
+
+// Calls body(i, count) for vectors that cover [0, n); count is less than a full vector only in the last.
+template <typename T, typename Body> inline void vectors(int64_t n, Body body) {
+  constexpr int64_t width = Vec<T>::size();
+  int64_t i = 0;
+  for (; i + width <= n; i += width) body(i, width);
+  if (i < n) body(i, n - i);
+}
+
+template <typename T> inline Vec<T> load(const T* p, int64_t count) {
+  return count == Vec<T>::size() ? Vec<T>::loadu(p) : Vec<T>::loadu(p, count);
+}
+
+template <typename T> inline void store(const Vec<T>& v, T* p, int64_t count) {
+  if (count == Vec<T>::size()) v.store(p);
+  else v.store(p, count);
+}
+
+template <typename T> inline T total(const Vec<T>& v) {
+  T lanes[Vec<T>::size()], sum = 0;
+  v.store(lanes);
+  for (T lane : lanes) sum += lane;
+  return sum;
+}
+
+template <typename T> inline const T* data_or_null(const Optional& t) {
+  return t.has_value() ? t->const_data_ptr<T>() : nullptr;
+}
+
+// float16 and bfloat16 compute in float32: on a CPU they are for tests, not for speed.
+inline bool computes(const Tensor& x) { return x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble; }
+
+inline Optional to(const Optional& t, at::ScalarType type) { return t.has_value() ? Optional(t->to(type)) : t; }
+
+inline Optional dense(const Optional& t, at::ScalarType type) {
+  return t.has_value() ? Optional(t->to(type).contiguous()) : t;
+}
+
+template <typename Body> inline void dispatch(at::ScalarType type, Body body) {
+  TORCH_CHECK(type == at::kFloat || type == at::kDouble, "float32 or float64 expected, not ", type);
+  if (type == at::kFloat) body(float());
+  else body(double());
+}
+
+// Layouts.
+
+inline bool is_channels_last(const Tensor& x) {
+  return x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
+}
+
+inline at::MemoryFormat layout_of(const Tensor& x) {
+  return is_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
+}
+
+inline Tensor like(const Tensor& x, int64_t height, int64_t width) {
+  return at::empty({x.size(0), x.size(1), height, width}, x.options(), layout_of(x));
+}
+
+// Activations: a = act(u); derivative in terms of r, which is a, or u for swish. See bias_act.py.
+
+enum class Act { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
+constexpr double kSeluScale = 1.0507009873554804934193349852946, kSeluAlpha = 1.6732632423543772848170429916717;
+
+inline Act parse_act(std::string_view name) {
+  constexpr std::string_view names[] = {"linear", "relu", "lrelu", "tanh", "sigmoid",
+                                        "elu",    "selu", "softplus", "swish"};
+  for (int i = 0; i < 9; i++)
+    if (names[i] == name) return static_cast<Act>(i);
+  TORCH_CHECK(false, "unknown activation ", std::string(name));
+}
+
+template <typename T> inline Vec<T> logistic(const Vec<T>& u) { return Vec<T>(1) / (Vec<T>(1) + u.neg().exp()); }
+
+template <Act act, typename T> inline Vec<T> activate(const Vec<T>& u, T alpha) {
+  using V = Vec<T>;
+  const V zero(0);
+  if constexpr (act == Act::linear) return u;
+  if constexpr (act == Act::relu) return at::vec::maximum(u, zero);
+  if constexpr (act == Act::lrelu) return V::blendv(u * V(alpha), u, u > zero);
+  if constexpr (act == Act::tanh) return u.tanh();
+  if constexpr (act == Act::sigmoid) return logistic(u);
+  if constexpr (act == Act::elu) return V::blendv(u.expm1(), u, u > zero);
+  if constexpr (act == Act::selu) return V::blendv(u.expm1() * V(kSeluAlpha), u, u > zero) * V(kSeluScale);
+  if constexpr (act == Act::softplus) return V::blendv(u.exp().log1p(), u, u > V(20));
+  if constexpr (act == Act::swish) return u * logistic(u);
+}
+
+template <Act act, typename T> inline Vec<T> derivative(const Vec<T>& r, T alpha) {
+  using V = Vec<T>;
+  const V zero(0), one(1);
+  if constexpr (act == Act::linear) return one;
+  if constexpr (act == Act::relu) return V::blendv(zero, one, r > zero);
+  if constexpr (act == Act::lrelu) return V::blendv(V(alpha), one, r > zero);
+  if constexpr (act == Act::tanh) return one - r * r;
+  if constexpr (act == Act::sigmoid) return r * (one - r);
+  if constexpr (act == Act::elu) return at::vec::minimum(r, zero) + one;
+  if constexpr (act == Act::selu) return V::blendv(r + V(kSeluScale * kSeluAlpha), V(kSeluScale), r > zero);
+  if constexpr (act == Act::softplus) return r.neg().expm1().neg();
+  if constexpr (act == Act::swish) {
+    const V s = logistic(r);
+    return s * (one + r * (one - s));
+  }
+}
+
+// Calls body with the activation as a compile-time constant.
+template <Act act> using Constant = std::integral_constant<Act, act>;
+
+template <typename Body> inline void with_piecewise_linear(Act act, Body body) {
+  switch (act) {
+    case Act::linear: return body(Constant<Act::linear>());
+    case Act::relu: return body(Constant<Act::relu>());
+    case Act::lrelu: return body(Constant<Act::lrelu>());
+    default: TORCH_CHECK(false, "linear, relu or lrelu expected");
+  }
+}
+
+template <typename Body> inline void with_act(Act act, Body body) {
+  switch (act) {
+    case Act::tanh: return body(Constant<Act::tanh>());
+    case Act::sigmoid: return body(Constant<Act::sigmoid>());
+    case Act::elu: return body(Constant<Act::elu>());
+    case Act::selu: return body(Constant<Act::selu>());
+    case Act::softplus: return body(Constant<Act::softplus>());
+    case Act::swish: return body(Constant<Act::swish>());
+    default: return with_piecewise_linear(act, body);
+  }
+}
+
+}  // namespace stylegan_di

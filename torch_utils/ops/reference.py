@@ -1,0 +1,35 @@
+"""Ops with their reference implementation although native kernels are loaded: what tests and benchmarks compare with."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+
+from torch_utils.ops import bias_act, group_norm_silu, modconv_epilogue, upfirdn2d
+
+OPERATORS = {
+    "bias_act": bias_act._bias_act,
+    "bias_act_grad": bias_act._bias_act_grad,
+    "upfirdn2d": upfirdn2d._upfirdn2d,
+    "modconv_epilogue": modconv_epilogue._modconv_epilogue,
+    "modconv_epilogue_grad": modconv_epilogue._modconv_epilogue_grad,
+    "group_norm_silu": group_norm_silu._group_norm_silu,
+    "group_norm_silu_grad": group_norm_silu._group_norm_silu_grad,
+}
+
+
+@contextlib.contextmanager
+def reference_kernels(device: str = "cpu") -> Iterator[None]:
+    """Inside, the ops' kernels on `device` are their references; outside, what was loaded is back."""
+    library = torch.library.Library("stylegan_di", "IMPL")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="(?s).*other operators may also be overridden")
+            for name, operator in OPERATORS.items():
+                library.impl(name, operator._init_fn, device.upper())
+        yield
+    finally:
+        library._destroy()
