@@ -31,6 +31,8 @@ from stylegan_di.networks.edm_layers import (
 )
 from torch_utils.persistence import PersistentModule
 
+LAYOUT = torch.channels_last  # of activations: the faster one for convolutions and normalisation
+
 
 class LayerPlan(NamedTuple):
     """A layer of a U-Net: its resolution, what it does, and its channels."""
@@ -230,6 +232,7 @@ class SongUNet(PersistentModule):
             augment_labels: [B,augment_dim], None for no augmentation.
         """
         emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
+        x = x.to(memory_format=LAYOUT)
         x, skips = self.encode(x, emb)
         return self.decode(x, skips, emb)
 
@@ -261,7 +264,7 @@ class SongUNet(PersistentModule):
                 case "aux_residual":
                     x = skips[-1] = aux = (x + layer(aux)) / math.sqrt(2)
                 case kind:
-                    x = layer(x) if kind == "conv" else layer(x, emb)
+                    x = layer(x).to(memory_format=LAYOUT) if kind == "conv" else layer(x, emb)
                     skips.append(x)
         return x, skips
 
@@ -273,7 +276,7 @@ class SongUNet(PersistentModule):
                 case "aux_up":
                     image = layer(image)
                 case "aux_norm":
-                    features = F.silu(layer(x))
+                    features = layer.then_silu(x)
                 case "aux_conv":
                     image = layer(features) if image is None else image + layer(features)
                 case kind:
@@ -341,13 +344,14 @@ class DhariwalUNet(PersistentModule):
     ) -> Tensor:
         """F(x): [B,out_channels,H,W]. Arguments as SongUNet's."""
         emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
+        x = x.to(memory_format=LAYOUT)
         skips: list[Tensor] = []
         for key, layer in self.enc.items():
-            x = layer(x) if key.endswith("_conv") else layer(x, emb)
+            x = layer(x).to(memory_format=LAYOUT) if key.endswith("_conv") else layer(x, emb)
             skips.append(x)
         for key, layer in self.dec.items():
             x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in key else x, emb)
-        return self.out_conv(F.silu(self.out_norm(x)))
+        return self.out_conv(self.out_norm.then_silu(x))
 
     def embed(
         self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, batch: int

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from torch_utils.ops.group_norm_silu import group_norm_silu
 from torch_utils.persistence import PersistentModule
 
 
@@ -120,18 +121,23 @@ class Conv2d(PersistentModule):
         self.fused_resample = fused_resample
         area = kernel**2
         draw = partial(random_weight, mode=init_mode, fan_in=in_channels * area, fan_out=out_channels * area)
-        self.weight = Parameter(draw([out_channels, in_channels, kernel, kernel]) * init_weight) if kernel else None
+        weight = (draw([out_channels, in_channels, kernel, kernel]) * init_weight) if kernel else None
+        self.weight = None if weight is None else Parameter(weight.to(memory_format=torch.channels_last))
         self.bias = Parameter(draw([out_channels]) * init_bias) if kernel and bias else None
         taps = torch.as_tensor(resample_filter, dtype=torch.float32)
         taps = torch.outer(taps, taps)[None, None] / taps.sum().square()
         self.register_buffer("resample_filter", taps if up or down else None)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, gain: float = 1) -> Tensor:
+        """The convolution of x [B,in_channels,H,W], times gain, which costs nothing on weight and bias."""
         resample = upsample if self.up else downsample
         filter_pad = (self.resample_filter.shape[-1] - 1) // 2 if self.up or self.down else 0
         if self.weight is None:
-            return resample(x, self.resample_filter, filter_pad) if self.up or self.down else x
+            x = resample(x, self.resample_filter, filter_pad) if self.up or self.down else x
+            return x if gain == 1 else x * gain
         weight, bias = self.weight.to(x.dtype), cast(self.bias, x)
+        if gain != 1:
+            weight, bias = weight * gain, None if bias is None else bias * gain
         weight_pad = weight.shape[-1] // 2
         if self.fused_resample and self.up:
             x = upsample(x, self.resample_filter, max(filter_pad - weight_pad, 0))
@@ -155,7 +161,22 @@ class GroupNorm(PersistentModule):
         self.bias = Parameter(torch.zeros(num_channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.group_norm(x, self.num_groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return group_norm_silu(x, *self.parameters_as(x), self.num_groups, self.eps, silu=False)
+
+    def then_silu(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
+        """silu(normalised x), of x + shift where no scale is given, else normalised x * (scale + 1) + shift.
+
+        shift, scale: [N or 1,C].
+        """
+        weight, bias = self.parameters_as(x)
+        if scale is not None:
+            assert shift is not None
+            weight, bias, shift = weight * (scale + 1), torch.addcmul(shift, bias, scale + 1), None
+        return group_norm_silu(x, weight, bias, self.num_groups, self.eps, shift=shift)
+
+    def parameters_as(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Weight and bias [C] in the type of x."""
+        return self.weight.to(x.dtype), self.bias.to(x.dtype)
 
 
 class PositionalEmbedding(PersistentModule):
@@ -258,15 +279,16 @@ class UNetBlock(PersistentModule):
             self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(F.silu(self.norm0(x)))
-        params = self.affine(emb).to(x.dtype)[:, :, None, None]
+        h = self.conv0(self.norm0.then_silu(x))
+        params = self.affine(emb).to(x.dtype)
         if self.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
-            h = F.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+            h = self.norm1.then_silu(h, shift, scale)
         else:
-            h = F.silu(self.norm1(h + params))
-        h = self.conv1(F.dropout(h, p=self.dropout, training=self.training))
-        x = (h + (x if self.skip is None else self.skip(x))) * self.skip_scale
+            h = self.norm1.then_silu(h, shift=params)
+        gain = self.skip_scale
+        h = self.conv1(F.dropout(h, p=self.dropout, training=self.training), gain)
+        x = h.add(x, alpha=gain) if self.skip is None else h + self.skip(x, gain)
         if self.num_heads:
-            x = (self.proj(attention(self.qkv(self.norm2(x)), self.num_heads)) + x) * self.skip_scale
+            x = self.proj(attention(self.qkv(self.norm2(x)), self.num_heads), gain).add(x, alpha=gain)
         return x

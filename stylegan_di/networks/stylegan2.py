@@ -48,6 +48,7 @@ __all__ = [
     "ToRGBLayer",
 ]
 
+LAYOUT = torch.channels_last  # of activations in float32 and float64, the faster one
 ARCHITECTURES = ("orig", "skip", "resnet")
 
 
@@ -55,7 +56,7 @@ def block_precision(weight: Tensor, use_fp16: bool, channels_last: bool) -> tupl
     """Type and layout of a block's activations; float16 only beside float32 parameters."""
     if use_fp16 and weight.dtype == torch.float32:
         return torch.float16, torch.channels_last if channels_last else torch.contiguous_format
-    return weight.dtype, torch.contiguous_format
+    return weight.dtype, LAYOUT
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
@@ -164,7 +165,7 @@ class SynthesisBlock(PersistentModule):
         dtype, layout = block_precision(self.conv1.weight, self.use_fp16 and not force_fp32, self.channels_last)
         layer: dict[str, Any] = {"noise_mode": noise_mode, "noise_source": noise_source}
         if self.in_channels == 0:
-            x = self.const.to(dtype=dtype, memory_format=layout).expand(len(ws), -1, -1, -1)
+            x = self.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=layout)
             x = self.conv1(x, ws[:, 0], **layer)
         else:
             assert x is not None

@@ -65,7 +65,7 @@ class Recipe:
 
     @property
     def library(self) -> Path:
-        return cache_folder().parent / "ops" / f"{self.device}-{self.key}.so"
+        return cache_folder().parent / "ops" / f"stylegan_di-{self.device}-{self.key}.so"
 
     @property
     def failure(self) -> Path:
@@ -205,7 +205,7 @@ def load(device: str = "cpu", *, may_build: bool) -> str:
 
 def attached(device: str) -> bool:
     """Whether the ops have native kernels in this process."""
-    return torch._C._dispatch_has_kernel_for_dispatch_key("stylegan_di::bias_act", device.upper())
+    return any(Path(path).name.startswith(f"stylegan_di-{device}-") for path in torch.ops.loaded_libraries)
 
 
 def main(arguments: list[str] | None = None) -> None:

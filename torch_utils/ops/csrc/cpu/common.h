@@ -6,6 +6,7 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -39,10 +40,7 @@ template <typename T> inline void store(const Vec<T>& v, T* p, int64_t count) {
 }
 
 template <typename T> inline T total(const Vec<T>& v) {
-  T lanes[Vec<T>::size()], sum = 0;
-  v.store(lanes);
-  for (T lane : lanes) sum += lane;
-  return sum;
+  return at::vec::vec_reduce_all<T>([](const Vec<T>& a, const Vec<T>& b) { return a + b; }, v);
 }
 
 template <typename T> inline const T* data_or_null(const Optional& t) {
@@ -91,7 +89,7 @@ inline Act parse_act(std::string_view name) {
   TORCH_CHECK(false, "unknown activation ", std::string(name));
 }
 
-template <typename T> inline Vec<T> logistic(const Vec<T>& u) { return Vec<T>(1) / (Vec<T>(1) + u.neg().exp()); }
+template <typename T> inline Vec<T> logistic(const Vec<T>& u) { return Vec<T>(1) / (Vec<T>(1) + u.neg().exp_u20()); }
 
 template <Act act, typename T> inline Vec<T> activate(const Vec<T>& u, T alpha) {
   using V = Vec<T>;

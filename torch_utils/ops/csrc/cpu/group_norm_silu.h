@@ -1,11 +1,14 @@
 // stylegan_di::group_norm_silu and its gradient. See group_norm_silu.py.
 #pragma once
 
-#include "modconv_epilogue.h"
+#include <array>
+
+#include "common.h"
 
 namespace stylegan_di {
 
-// One sample of x, dy or dx; channel c's pixels are `pixels` elements S apart, from c * (S == 1 ? pixels : 1) on.
+// The pixels of a sample, channel by channel; in channels_last a vector is `count` channels of one pixel, in NCHW it is
+// `count` pixels of one channel.
 struct NormShape {
   int64_t batch, channels, pixels, groups, per_group;
   bool last;
@@ -14,29 +17,44 @@ struct NormShape {
       : batch(x.size(0)), channels(x.size(1)), pixels(x.size(2) * x.size(3)), groups(groups),
         per_group(x.size(1) / groups), last(is_channels_last(x)) {}
 
-  // Calls body(offset, count, channel) for vectors that cover a sample, and done() after so many pixels that sums of
-  // single precision should be put away. In channels_last a vector is `count` channels, in NCHW pixels of one channel.
-  template <typename T, typename Body, typename Done> void each(Body body, Done done) const {
+  // Calls body(offset, count, channel, sums) for vectors that cover a sample; what it adds to the K sums goes, summed
+  // over pixels, to totals[K][channels]. Sums of single precision are put away every 32 pixels or at a channel's end.
+  template <int K, typename T, typename Body> void each(Body body, std::vector<double>* totals = nullptr) const {
+    constexpr int64_t kBlock = 32;
+    for (int k = 0; k < K; k++) totals[k].assign(channels, 0);
     if (last) {
-      for (int64_t p = 0; p < pixels; p++) {
-        vectors<T>(channels, [&](int64_t c, int64_t n) { body(p * channels + c, n, c); });
-        if (p % 32 == 31 || p + 1 == pixels) done();
+      for (int64_t first = 0; first < pixels; first += kBlock) {
+        const int64_t end = std::min(first + kBlock, pixels);
+        vectors<T>(channels, [&](int64_t c, int64_t n) {
+          std::array<Vec<T>, K> sums;
+          sums.fill(Vec<T>(0));
+          for (int64_t p = first; p < end; p++) body(p * channels + c, n, c, sums);
+          for (int k = 0; k < K; k++) {
+            T lanes[Vec<T>::size()];
+            sums[k].store(lanes);
+            for (int64_t i = 0; i < n; i++) totals[k][c + i] += lanes[i];
+          }
+        });
       }
     } else {
-      for (int64_t c = 0; c < channels; c++)
-        vectors<T>(pixels, [&](int64_t i, int64_t n) { body(c * pixels + i, n, c); });
-      done();
+      for (int64_t c = 0; c < channels; c++) {
+        std::array<Vec<T>, K> sums;
+        sums.fill(Vec<T>(0));
+        vectors<T>(pixels, [&](int64_t i, int64_t n) {
+          if (n == Vec<T>::size()) return body(c * pixels + i, n, c, sums);
+          std::array<Vec<T>, K> rest;  // lanes beyond the last pixel do not count
+          rest.fill(Vec<T>(0));
+          body(c * pixels + i, n, c, rest);
+          for (int k = 0; k < K; k++) sums[k] = sums[k] + Vec<T>::set(Vec<T>(0), rest[k], n);
+        });
+        for (int k = 0; k < K; k++) totals[k][c] += total(sums[k]);
+      }
     }
   }
 
   // A per-channel value as a vector: of `count` channels from c, or of the one channel c.
   template <typename T> Vec<T> channel(const std::vector<T>& values, int64_t c, int64_t count) const {
     return last ? load(values.data() + c, count) : Vec<T>(values[c]);
-  }
-
-  template <typename T> void accumulate(ChannelSums<T>& sums, int64_t c, int64_t count, const Vec<T>& v) const {
-    if (last) store(load(sums.row() + c, count) + v, sums.row() + c, count);
-    else sums.add(c, total(count == Vec<T>::size() ? v : Vec<T>::set(Vec<T>(0), v, count)));
   }
 };
 
@@ -72,26 +90,24 @@ inline std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x, const
     const T* source = in.const_data_ptr<T>();
     T *target = y.mutable_data_ptr<T>(), *means = mean.mutable_data_ptr<T>(), *rstds = rstd.mutable_data_ptr<T>();
     at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
-      std::vector<T> sums(C), slope(C), offset(C);
+      std::vector<T> slope(C), offset(C);
+      std::vector<double> sums;
       for (int64_t n = begin; n < end; n++) {
         const T* sample = source + n * size;
-        ChannelSums<T> first(C), second(C);
-        shape.each<T>([&](int64_t i, int64_t k, int64_t c) { shape.accumulate(first, c, k, load(sample + i, k)); },
-                      [&] { first.close_row(); });
-        first.write(sums.data());
+        shape.each<1, T>([&](int64_t i, int64_t k, int64_t c, auto& sum) { sum[0] = sum[0] + load(sample + i, k); },
+                         &sums);
         for (int64_t g = 0; g < groups; g++) {
           double sum = 0;
           for (int64_t c = g * D; c < (g + 1) * D; c++) sum += sums[c] + double(shape.pixels) * s(n, c);
           means[n * groups + g] = sum / (D * shape.pixels);
           for (int64_t c = g * D; c < (g + 1) * D; c++) offset[c] = s(n, c) - means[n * groups + g];
         }
-        shape.each<T>(
-            [&](int64_t i, int64_t k, int64_t c) {
+        shape.each<1, T>(
+            [&](int64_t i, int64_t k, int64_t c, auto& sum) {
               const Vec<T> centred = load(sample + i, k) + shape.channel(offset, c, k);
-              shape.accumulate(second, c, k, centred * centred);
+              sum[0] = at::vec::fmadd(centred, centred, sum[0]);
             },
-            [&] { second.close_row(); });
-        second.write(sums.data());
+            &sums);
         for (int64_t g = 0; g < groups; g++) {
           double sum = 0;
           for (int64_t c = g * D; c < (g + 1) * D; c++) sum += sums[c];
@@ -103,12 +119,11 @@ inline std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x, const
           }
         }
         T* out = target + n * size;
-        shape.each<T>(
-            [&](int64_t i, int64_t k, int64_t c) {
+        shape.each<0, T>(
+            [&](int64_t i, int64_t k, int64_t c, auto&) {
               const Vec<T> v = at::vec::fmadd(load(sample + i, k), shape.channel(slope, c, k), shape.channel(offset, c, k));
               store(silu ? v * logistic(v) : v, out + i, k);
-            },
-            [] {});
+            });
       }
     });
   });
@@ -142,7 +157,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_grad(
     T *dxs = dx.mutable_data_ptr<T>(), *dss = ds.mutable_data_ptr<T>(), *dws = dw.mutable_data_ptr<T>(),
       *dbs = db.mutable_data_ptr<T>();
     at::parallel_for(0, shape.batch, 1, [&](int64_t begin, int64_t end) {
-      std::vector<T> slope(C), offset(C), weights(C), biases(C), keep(C), lean(C), level(C), sums(C);
+      std::vector<T> slope(C), offset(C), weights(C), biases(C), keep(C), lean(C), level(C);
+      std::vector<double> sums[3];  // over pixels, of dv, dv * normalised, normalised
       for (int64_t n = begin; n < end; n++) {
         const T *sample = source + n * size, *up = above + n * size;
         T* out = dxs + n * size;
@@ -152,9 +168,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_grad(
           weights[c] = w(n, c);
           biases[c] = b(n, c);
         }
-        ChannelSums<T> of_dv(C), of_product(C), of_normalised(C);
-        shape.each<T>(
-            [&](int64_t i, int64_t k, int64_t c) {
+        shape.each<3, T>(
+            [&](int64_t i, int64_t k, int64_t c, auto& sum) {
               const Vec<T> normalised =
                   at::vec::fmadd(load(sample + i, k), shape.channel(slope, c, k), shape.channel(offset, c, k));
               Vec<T> dv = load(up + i, k);
@@ -163,37 +178,34 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_grad(
                 dv = dv * derivative<Act::swish, T>(v, 0);
               }
               store(dv, out + i, k);
-              shape.accumulate(of_dv, c, k, dv);
-              shape.accumulate(of_product, c, k, dv * normalised);
-              shape.accumulate(of_normalised, c, k, normalised);
+              sum[0] = sum[0] + dv;
+              sum[1] = at::vec::fmadd(dv, normalised, sum[1]);
+              sum[2] = sum[2] + normalised;
             },
-            [&] { of_dv.close_row(), of_product.close_row(), of_normalised.close_row(); });
-        T *sum_dv = dbs + n * C, *sum_product = dws + n * C, *sum_dx = dss + n * C;
-        of_dv.write(sum_dv);
-        of_product.write(sum_product);
-        of_normalised.write(sums.data());
+            sums);
+        std::copy(sums[0].begin(), sums[0].end(), dbs + n * C);
+        std::copy(sums[1].begin(), sums[1].end(), dws + n * C);
         for (int64_t g = 0; g < groups; g++) {
           double first = 0, second = 0;
           for (int64_t c = g * D; c < (g + 1) * D; c++) {
-            first += double(weights[c]) * sum_dv[c];
-            second += double(weights[c]) * sum_product[c];
+            first += double(weights[c]) * sums[0][c];
+            second += double(weights[c]) * sums[1][c];
           }
           first /= D * shape.pixels, second /= D * shape.pixels;
           const T r = rstds[n * groups + g];
           for (int64_t c = g * D; c < (g + 1) * D; c++) {  // dx = keep * dv - lean * x - level
-            sum_dx[c] = r * (double(weights[c]) * sum_dv[c] - first * shape.pixels - second * sums[c]);
+            dss[n * C + c] = r * (double(weights[c]) * sums[0][c] - first * shape.pixels - second * sums[2][c]);
             keep[c] = r * weights[c];
             lean[c] = r * second * slope[c];
             level[c] = r * (first + second * offset[c]);
           }
         }
-        shape.each<T>(
-            [&](int64_t i, int64_t k, int64_t c) {
+        shape.each<0, T>(
+            [&](int64_t i, int64_t k, int64_t c, auto&) {
               const Vec<T> pulled =
                   at::vec::fmadd(load(sample + i, k), shape.channel(lean, c, k), shape.channel(level, c, k));
               store(load(out + i, k) * shape.channel(keep, c, k) - pulled, out + i, k);
-            },
-            [] {});
+            });
       }
     });
   });
