@@ -140,6 +140,30 @@ def test_gradient_accumulation_equals_the_whole_batch(name: str) -> None:
             torch.testing.assert_close(results[1][key], value, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", ["gan", "onestep"])
+@pytest.mark.parametrize("divergence", [IKL(), SiD()])
+def test_samples_made_once_for_both_updates_change_no_bit(kind: str, divergence: IKL | SiD) -> None:
+    """Two steps, the second from networks that have moved; w_avg follows once a step in either way."""
+    results = []
+    for shared in (False, True):
+        state, teacher, law = make_state(kind), EDMTeacher(edm_network(seed=3)), updates.NoiseLaw()
+        for nimg in (0, 4):
+            batch = make_batch(nimg=nimg)
+            samples = updates.student_samples(state, batch) if shared else None
+            updates.fake_score_update(state, batch, law, Statistics(), samples)
+            updates.student_update(state, batch, teacher, divergence, law, 1.0, Statistics(), samples)
+        assert not any(p.grad is not None or p.requires_grad for p in state.model.parameters())
+        assert state.fake_score is not None
+        results.append(state.model.state_dict() | {f"q.{k}": v for k, v in state.fake_score.state_dict().items()})
+    start = make_state(kind).model.state_dict()
+    assert any(not torch.equal(value, results[0][key]) for key, value in start.items())
+    assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
+
+
+def test_samples_of_several_chunks_are_not_kept() -> None:
+    assert updates.student_samples(make_state(), make_batch(batch_gpu=2)) is None
+
+
 def test_processes_share_out_the_samples_of_one_process() -> None:
     whole = make_batch(size=8, batch_gpu=8)
     parts = [make_batch(size=8, batch_gpu=2, rank=rank, world_size=2) for rank in (0, 1)]
@@ -177,6 +201,16 @@ def test_statistics_are_means_over_all_values_since_the_last_report() -> None:
     drained = statistics.drain()
     assert drained["a"] == {"num": 3, "mean": 3.0, "std": pytest.approx((14 / 3) ** 0.5)}
     assert set(drained) == {"a", "b"}
+    assert statistics.drain() == {}
+
+
+def test_statistics_are_told_apart_by_noise_level() -> None:
+    statistics = Statistics()
+    statistics.add_by_sigma("a", torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 0.9, 2.0]))
+    drained = statistics.drain()
+    assert {name: value["mean"] for name, value in drained.items()} == {
+        "a/sigma<0.2": 1.0, "a/sigma0.2-1": 2.5, "a/sigma>1": 5.0
+    }  # fmt: skip
     assert statistics.drain() == {}
 
 

@@ -20,14 +20,23 @@ class Statistics:
 
     def __init__(self) -> None:
         self._values: dict[str, list[Tensor]] = {}
+        self._with_sigma: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         """Records scalars, or vectors of per-sample values."""
         for name, value in values.items():
             self._values.setdefault(name, []).append(torch.as_tensor(value).detach().flatten())
 
+    def add_by_sigma(self, name: str, values: Tensor, sigma: Tensor) -> None:
+        """Records per-sample values [B], to be told apart by their noise levels sigma [B]; see `by_sigma`."""
+        self._with_sigma.setdefault(name, []).append((values.detach(), sigma))
+
     def drain(self) -> dict[str, dict[str, float]]:
         """{name: {num, mean, std}} of what was added, and starts anew; names without a value are left out."""
+        for name, pairs in self._with_sigma.items():
+            for values, sigma in pairs:
+                self.add(by_sigma(name, values.cpu(), sigma.cpu()))
+        self._with_sigma.clear()
         result = {}
         for name, values in sorted(self._values.items()):
             flat = torch.cat([value.to("cpu", torch.float64) for value in values])

@@ -17,11 +17,12 @@ from stylegan_di.diffusion import sigma_from_normal
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.loss_di import Divergence, denoising_loss
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
-from stylegan_di.training.report import Statistics, by_sigma
+from stylegan_di.training.report import Statistics
 from stylegan_di.training.state import Batch, TrainState, trainable
 from torch_utils import distributed
 
 GRADIENT_LIMIT = 1e5
+Samples = tuple[Tensor, Tensor | None]  # images in [-1,1], labels
 Reals = Callable[[range], tuple[Tensor, Tensor | None]]  # a chunk -> images in [-1,1], labels
 
 
@@ -44,9 +45,10 @@ def apply_gradients(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
     distributed.average(gradients)
     norm = torch.nn.utils.get_total_norm(gradients)
+    torch._foreach_clamp_min_(gradients, -GRADIENT_LIMIT)
+    torch._foreach_clamp_max_(gradients, GRADIENT_LIMIT)
     for gradient in gradients:
-        torch.nan_to_num(gradient, nan=0.0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=gradient)
-        gradient.clamp_(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        gradient.nan_to_num_(nan=0.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return norm
@@ -57,6 +59,18 @@ def student_images(generator: Generator, batch: Batch, chunk: range, purpose: st
     labels = batch.labels(purpose, chunk, generator.label_dim)
     z = generator.sample_latents(len(chunk), rng=batch.random(f"{purpose}/z", chunk))
     return generator(z, labels, rng=batch.random(f"{purpose}/noise", chunk)), labels
+
+
+def student_samples(state: TrainState, batch: Batch) -> Samples | None:
+    """The student's images of a step, made once for both updates: the fake score sees them without their graph.
+
+    None if the step has several chunks, whose graphs are not to be kept: each update then makes the same images anew.
+    """
+    assert isinstance(state.model, Generator)
+    if len(batch.chunks) > 1:
+        return None
+    with trainable(state.model, train_mode=True):
+        return student_images(state.model, batch, batch.chunks[0], "student")
 
 
 def denoiser_update(
@@ -73,22 +87,27 @@ def denoiser_update(
             noise, sigma = noise_law.draw(batch, "denoiser", chunk, images)
             loss = denoising_loss(state.model, images, noise, sigma, labels)
             (loss.sum() / batch.local_size).backward()
-            report.add(by_sigma("Loss/denoising", loss.detach(), sigma) | {"Loss/denoising": loss.detach()})
+            report.add({"Loss/denoising": loss.detach()})
+            report.add_by_sigma("Loss/denoising", loss, sigma)
         report.add({"Gradient/model": apply_gradients(state.model, state.optimizers["model"])})
 
 
-def fake_score_update(state: TrainState, batch: Batch, noise_law: NoiseLaw, report: Statistics) -> None:
-    """Moves the fake score by the denoising loss on the student's samples."""
+def fake_score_update(
+    state: TrainState, batch: Batch, noise_law: NoiseLaw, report: Statistics, samples: Samples | None = None
+) -> None:
+    """Moves the fake score by the denoising loss on the student's samples, made here if not given."""
     assert isinstance(state.fake_score, Denoiser)
     assert isinstance(state.model, Generator)
     with trainable(state.fake_score, train_mode=False):
         for chunk in batch.chunks:
             with torch.no_grad():
-                images, labels = student_images(state.model, batch, chunk, "student")
+                images, labels = samples or student_images(state.model, batch, chunk, "student")
+            images = images.detach()
             noise, sigma = noise_law.draw(batch, "fake_score", chunk, images)
             loss = denoising_loss(state.fake_score, images, noise, sigma, labels)
             (loss.sum() / batch.local_size).backward()
-            report.add(by_sigma("Loss/fake_score", loss.detach(), sigma) | {"Loss/fake_score": loss.detach()})
+            report.add({"Loss/fake_score": loss.detach()})
+            report.add_by_sigma("Loss/fake_score", loss, sigma)
         report.add({"Gradient/fake_score": apply_gradients(state.fake_score, state.optimizers["fake_score"])})
 
 
@@ -100,12 +119,16 @@ def student_update(
     noise_law: NoiseLaw,
     adv_weight: float,
     report: Statistics,
+    samples: Samples | None = None,
 ) -> None:
-    """Moves the student by the gradient of a divergence on its samples, plus adv_weight times the adversarial one."""
+    """Moves the student by the gradient of a divergence on its samples, plus adv_weight times the adversarial one.
+
+    samples: with their graph, see `student_samples`; made here if not given.
+    """
     assert isinstance(state.model, Generator)
     with trainable(state.model, train_mode=True):
         for chunk in batch.chunks:
-            images, labels = student_images(state.model, batch, chunk, "student")
+            images, labels = samples or student_images(state.model, batch, chunk, "student")
             x = images.detach().requires_grad_()
             gradient = torch.zeros_like(images)
             if divergence is not None:
@@ -114,7 +137,7 @@ def student_update(
                 noise, sigma = noise_law.draw(batch, "divergence", chunk, images)
                 loss = divergence.student_loss(x, noise, sigma, teacher, state.fake_score, labels).sum()
                 (gradient,) = torch.autograd.grad(loss, x)
-                report.add(by_sigma("Gradient/divergence_per_pixel", rms(gradient), sigma))
+                report.add_by_sigma("Gradient/divergence_per_pixel", rms(gradient), sigma)
             if adv_weight:
                 logits = discriminator_logits(state, x, labels, batch, chunk, "augment/student")
                 (adversarial,) = torch.autograd.grad(loss_gan.generator_logistic(logits).sum(), x)
