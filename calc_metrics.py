@@ -28,6 +28,7 @@ from stylegan_di.metrics.evaluate import METRICS, Evaluator
 from stylegan_di.sampling import HeunGenerator
 from stylegan_di.students import StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
+from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import build as kernels
 
 
@@ -112,6 +113,7 @@ def main(
     steps: int | None,
     outdir: Path | None,
 ) -> None:
+    keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images: what is to be measured")
     if images is not None and (trunc, steps) != (None, None):

@@ -26,6 +26,7 @@ from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.sampling import heun_sampler
 from stylegan_di.seeded import Draw, call_size, gan_images, one_step_images, teacher_images, uint8_images
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import build as kernels
 
 GRID_FORMATS = (".png", ".jpg", ".jpeg")
@@ -119,6 +120,7 @@ def main(
     batch: int,
     **options: float | str | None,
 ) -> None:
+    keep_freed_memory()
     given = {name: value for name, value in options.items() if value is not None}
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("S_max", math.inf):

@@ -17,6 +17,7 @@ from dnnlib.cli import Device, default_device, user_errors
 from stylegan_di import zoo
 from stylegan_di.config import GROUPS, TrainConfig, resolve
 from stylegan_di.training.launch import launch
+from torch_utils.allocator import keep_freed_memory
 
 HELP: dict[str, str] = {
     "outdir": "Folder that gets the run's folder.",
@@ -130,6 +131,7 @@ def _options(command: Any) -> Any:
 @click.option("-n", "--dry-run", is_flag=True, help="Print the resolved options and exit.")
 @user_errors
 def main(kind: Any, dry_run: bool, device: str | None, **given: Any) -> None:
+    keep_freed_memory()
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
     if kind == "di" and known is not None and given["teacher"] is None and given["divergence"] != "none":
         given["teacher"] = known.teacher
