@@ -87,3 +87,12 @@ def test_offline_it_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pyte
         open_extractor("inception")
     for part in (str(cached_path(WEIGHTS_URL)), "pt_inception-2015-12-05-6726825d.pth", "--detector-file"):
         assert part in str(caught.value)
+
+
+def test_folded_normalisation_gives_the_same_features(weights: dict[str, Tensor]) -> None:
+    network = inception_of(weights)
+    images = torch.from_numpy(np.random.RandomState(3).randint(0, 256, (2, 3, 32, 32)).astype(np.uint8))
+    expected = network(images)
+    fast = inception_of(weights).optimized()
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
+    torch.testing.assert_close(fast(images), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))

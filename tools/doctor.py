@@ -32,7 +32,8 @@ Op = Callable[[Tensor], Tensor]
 def machine() -> Iterator[str]:
     """What the machine is, a line each."""
     yield f"python     {platform.python_version()} on {platform.platform()}"
-    yield f"torch      {torch.__version__}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    yield f"torch      {torch.__version__}, {torch.get_num_threads()} threads, {capability}"
     yield f"CPU cores  {os.cpu_count()}"
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

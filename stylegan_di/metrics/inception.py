@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dnnlib.util import UserError, open_url
 from stylegan_di.interfaces import FeatureExtractor
@@ -70,8 +71,20 @@ class Inception(FeatureExtractor):
         return features | {"logits_unbiased": unbiased, "logits": unbiased + self.fc.bias}
 
 
+    def optimized(self) -> Inception:
+        """Itself, with batch normalisation folded into the convolutions, weights in channels_last: sooner the same."""
+        for module in self.modules():
+            if isinstance(module, ConvBN) and isinstance(module.bn, nn.BatchNorm2d):
+                module.conv = fuse_conv_bn_eval(module.conv, module.bn)
+                module.bn = nn.Identity()
+                module.conv.weight.data = module.conv.weight.data.contiguous(memory_format=torch.channels_last)
+        return self
+
+
 class ConvBN(nn.Module):
     """Convolution, batch normalisation, ReLU."""
+
+    bn: nn.BatchNorm2d | nn.Identity
 
     def __init__(
         self,
@@ -237,7 +250,7 @@ def load_inception(path: str | os.PathLike[str] | None = None) -> Inception:
         if path is not None:
             raise
         raise UserError(f"{error} (These are Inception's weights, which FID needs: --detector-file=FILE.)") from None
-    return inception_of(torch.load(file, map_location="cpu", weights_only=True))
+    return inception_of(torch.load(file, map_location="cpu", weights_only=True)).optimized()
 
 
 def inception_of(weights: Mapping[str, Tensor]) -> Inception:

@@ -34,8 +34,8 @@ class Statistics:
     def drain(self) -> dict[str, dict[str, float]]:
         """{name: {num, mean, std}} of what was added, and starts anew; names without a value are left out."""
         for name, pairs in self._with_sigma.items():
-            for values, sigma in pairs:
-                self.add(by_sigma(name, values.cpu(), sigma.cpu()))
+            for of_samples, sigma in pairs:
+                self.add(by_sigma(name, of_samples.cpu(), sigma.cpu()))
         self._with_sigma.clear()
         result = {}
         for name, values in sorted(self._values.items()):

@@ -152,9 +152,9 @@ def _grad_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
     """By differentiating the gradient as it is written down, with mean and rstd as functions of x."""
     dy, x, shift, weight, bias = ctx.saved_tensors
     zero = x.new_zeros([1, x.shape[1]])
-    _, pull = torch.func.vjp(
+    pull = torch.func.vjp(
         lambda *tensors: _gradient(*tensors, *ctx.options), dy, x, zero if shift is None else shift, weight, bias
-    )
+    )[1]
     ddy, dx, dshift, dweight, dbias = pull(cotangents)
     return ddy, dx, None if shift is None else dshift, dweight, dbias, None, None, None, None, None
 

@@ -1,4 +1,4 @@
-"""Ops with their reference implementation although native kernels are loaded: what tests and benchmarks compare with."""
+"""Ops with their reference implementation although native kernels are loaded, to compare the two."""
 
 from __future__ import annotations
 

@@ -1,0 +1,47 @@
+"""CUDA kernels: compiled wherever nvcc is, and where there is a GPU compared with their references."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.golden_edm import assert_near
+from tests.test_ops_kernels import CASES, LAYOUTS, inputs
+from torch_utils.ops import build
+
+NVCC = shutil.which("nvcc")
+HEADERS = Path(torch.__file__).parent / "include" / "c10" / "cuda" / "CUDAStream.h"
+
+
+@pytest.mark.skipif(NVCC is None, reason="there is no nvcc")
+@pytest.mark.skipif(not HEADERS.is_file(), reason="this PyTorch brings no CUDA headers")
+def test_kernels_compile(tmp_path: Path) -> None:
+    """For GPUs of the A100's and of the H100's kind, in one go; they are not run."""
+    flags = [flag for flag in build.cuda_flags("sm_90") if flag not in ("-shared", "-arch=sm_90", "-O3")]
+    kinds = [f"-gencode=arch=compute_{kind},code=sm_{kind}" for kind in (80, 90)]
+    source, target = build.SOURCES / "cuda" / "ops.cu", tmp_path / "ops.o"
+    command = [str(NVCC), *flags, "-O1", *kinds, "--threads=2", "-c", str(source), "-o", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert target.stat().st_size > 100_000
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 5e-2)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_agree_with_the_cpu(
+    name: str, layout: torch.memory_format, dtype: torch.dtype, tolerance: float
+) -> None:
+    words = build.load("cuda", may_build=True)
+    assert words.startswith("native"), words
+    results = []
+    for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
+        leaves = [t.detach().to(dtype).to(device, kind).requires_grad_() for t in inputs(CASES[name], dtype, layout)]
+        y = CASES[name].function(*leaves)
+        results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    for expected, actual in zip(*results, strict=True):
+        assert_near(actual.detach().cpu().double(), expected.detach(), tolerance)

@@ -1,0 +1,367 @@
+"""Measures what is fast here against the plain way of computing the same numbers (tools/plain.py), row by row.
+
+    python tools/benchmark.py --rows=small --json=out/benchmark.json
+    python tools/benchmark.py --device=cuda
+
+Both sides of a row run by turns in one process, so that a busy machine disturbs both alike. On the CPU time is that of
+the process, one thread. A ratio is plain over ours, of medians; the spread is its quartiles over rounds. Before it is
+timed, a row verifies that both sides give the same numbers. Both have the same settings of the allocator.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import ctypes
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+
+from dnnlib.cli import Device, user_errors
+from dnnlib.util import UserError, atomic_write
+from stylegan_di.loss_di import IKL
+from stylegan_di.metrics.frechet import frechet_distance
+from stylegan_di.metrics.inception import Inception
+from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
+from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.teachers import EDMTeacher
+from stylegan_di.training import updates
+from stylegan_di.training.build import ARCHITECTURES
+from stylegan_di.training.ema import update_ema
+from stylegan_di.training.report import Statistics
+from stylegan_di.training.state import Batch, TrainState
+from tools.plain import fir_chain, plain_networks
+from torch_utils.allocator import keep_freed_memory
+from torch_utils.ops import build
+from torch_utils.ops.modconv_epilogue import modconv_epilogue
+from torch_utils.ops.upfirdn2d import setup_filter
+
+Side = Callable[[], Tensor]  # does the work once; returns numbers that both sides must share
+
+
+@dataclass(frozen=True)
+class Row:
+    """Two ways to the same numbers."""
+
+    name: str
+    target: float | None
+    images: int  # a call
+    make: Callable[[], tuple[Side, Side]]  # ours, plain
+    tolerance: float = 2e-5  # largest difference, relative to the largest magnitude
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a row; seconds are medians, of the process's time on the CPU."""
+
+    name: str
+    target: float | None
+    ratio: float
+    quartiles: tuple[float, float]
+    seconds: float
+    plain_seconds: float
+    images_per_second: float
+    peak_mib: float
+    plain_peak_mib: float
+    difference: float
+
+    def line(self) -> str:
+        target = "-" if self.target is None else f"{self.target:.2f}"
+        low, high = self.quartiles
+        return (
+            f"{self.name:<38s} {self.ratio:5.2f} ({low:.2f}-{high:.2f})  {target:>6s}  {self.images_per_second:9.1f} "
+            f"{self.peak_mib:8.0f} {self.plain_peak_mib:8.0f}  {self.difference:.0e}"
+        )
+
+
+HEADER = f"{'row':<38s} {'ratio (quartiles)':<17s} {'target':>7s}  {'images/s':>9s} {'MiB':>8s} {'plain':>8s}  differs"
+
+
+# Networks: the small ones are shaped as the shipped, the others as the published.
+
+
+def stylegan2(size: str, device: torch.device) -> StyleGAN2:
+    torch.manual_seed(0)
+    if size == "small":
+        widths: dict[str, Any] = dict(channel_base=1024, channel_max=64)
+        network = StyleGAN2(64, 10, 64, 32, 1, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=widths)
+    else:
+        network = StyleGAN2(512, 0, 512, 32, 3, mapping_kwargs=dict(num_layers=2))
+    return network.to(device).eval().requires_grad_(False)
+
+
+def unet(size: str, device: torch.device) -> EDMPrecond:
+    torch.manual_seed(1)
+    song = ARCHITECTURES["ddpmpp"] | dict(img_resolution=32)
+    if size == "small":
+        song |= dict(img_channels=1, label_dim=10, model_channels=32, channel_mult=[1, 2, 2], num_blocks=2)
+    else:
+        song |= dict(img_channels=3, label_dim=0, model_channels=128, channel_mult=[2, 2, 2], num_blocks=4)
+    network = EDMPrecond(**song, attn_resolutions=[16], dropout=0)
+    for parameter in network.parameters():
+        if parameter.detach().abs().max() < 1e-3:
+            torch.nn.init.normal_(parameter, std=0.02)  # a new network's last layers are zero, and hide all the others
+    return network.to(device).eval().requires_grad_(False)
+
+
+def inputs_of(
+    network: StyleGAN2 | EDMPrecond, batch: int, device: torch.device
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call."""
+    generator = torch.Generator().manual_seed(2)
+    classes = network.c_dim if isinstance(network, StyleGAN2) else network.label_dim
+    labels = torch.nn.functional.one_hot(torch.arange(batch) % classes, classes).float().to(device) if classes else None
+    if isinstance(network, StyleGAN2):
+        return (torch.randn([batch, network.z_dim], generator=generator).to(device), labels), {"noise_mode": "const"}
+    x = torch.randn([batch, network.img_channels, 32, 32], generator=generator).to(device)
+    return (x, torch.linspace(0.1, 5, batch, device=device), labels), {}
+
+
+def nchw(network: torch.nn.Module) -> torch.nn.Module:
+    """A copy whose weights are stored as the original's."""
+    network = copy.deepcopy(network)
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()
+    return network
+
+
+def network_sides(
+    network: StyleGAN2 | EDMPrecond, batch: int, device: torch.device, backward: bool
+) -> tuple[Side, Side]:
+    """A forward pass in evaluation mode, or forward and backward in train mode."""
+    args, kwargs = inputs_of(network, batch, device)
+
+    def run(module: torch.nn.Module) -> Tensor:
+        if not backward:
+            with torch.no_grad():
+                return module(*args, **kwargs)
+        module.requires_grad_(True).zero_grad()
+        module(*args, **kwargs).square().mean().backward()
+        return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+
+    other = nchw(network)
+
+    def plain() -> Tensor:
+        with plain_networks(grouped=not backward):
+            return run(other)
+
+    return lambda: run(network), plain
+
+
+class Step:
+    """A Diff-Instruct step with Adam and EMA; the plain one makes the student's images twice."""
+
+    def __init__(self, kind: str, batch: int, device: torch.device, plain: bool) -> None:
+        arrange: Callable[[Any], Any] = nchw if plain else copy.deepcopy
+        network = unet("small", device)
+        self.teacher = EDMTeacher(arrange(network))
+        student: StyleGAN2Student | OneStepStudent = OneStepStudent(arrange(network), 2.5)
+        if kind == "StyleGAN2":
+            student = StyleGAN2Student(arrange(stylegan2("small", device)))
+        fake_score = EDMTeacher(arrange(network))
+        for parameter in fake_score.parameters():
+            parameter.data.mul_(1.01)  # else the gradient is zero
+        self.state = TrainState(student, copy.deepcopy(student), {}, fake_score)
+        for name, module in (("model", student), ("fake_score", fake_score)):
+            speed = {"foreach": False} if plain else {"fused": True}
+            self.state.optimizers[name] = torch.optim.Adam(module.parameters(), lr=1e-7, betas=(0.0, 0.99), **speed)
+        self.batch = Batch.of_step(seed=0, nimg=0, size=batch, batch_gpu=batch, rank=0, world_size=1, device=device)
+        self.plain = plain
+
+    def __call__(self) -> Tensor:
+        """Returns the gradients of both updates, which Adam with beta1 = 0 holds as its mean."""
+        state, law, report = self.state, updates.NoiseLaw(), Statistics()
+        with plain_networks(grouped=False) if self.plain else contextlib.nullcontext():
+            samples = None if self.plain else updates.student_samples(state, self.batch)
+            updates.fake_score_update(state, self.batch, law, report, samples)
+            updates.student_update(state, self.batch, self.teacher, IKL(), law, 0.0, report, samples)
+            if self.plain:
+                with torch.no_grad():
+                    for average, parameter in zip(state.ema.parameters(), state.model.parameters(), strict=True):
+                        average.copy_(parameter.lerp(average, 0.99))
+            else:
+                update_ema(state.ema, state.model, 0.99)
+        moments = [entry["exp_avg"] for optimizer in state.optimizers.values() for entry in optimizer.state.values()]
+        return torch.cat([moment.flatten() for moment in moments])
+
+
+def fir_sides(batch: int, device: torch.device, backward: bool) -> tuple[Side, Side]:
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device).requires_grad_(backward)
+
+    x, scale, noise, b = leaf(batch, 64, 33, 33), leaf(batch, 64), leaf(batch, 1, 32, 32), leaf(64)
+    last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(backward)
+    f, pads = setup_filter([1, 3, 3, 1]).to(device), [1, 1, 1, 1]
+
+    def ours() -> Tensor:
+        return modconv_epilogue(last, f, pads, 4, scale=scale, noise=noise, b=b, act="lrelu")
+
+    def plain() -> Tensor:
+        return fir_chain(x, f, pads, scale, noise, b)
+
+    def gradients(function: Side, image: Tensor) -> Tensor:
+        y = function()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(y, [image, scale, noise, b], y.detach())])
+
+    return (lambda: gradients(ours, last), lambda: gradients(plain, x)) if backward else (ours, plain)
+
+
+def inception_sides(batch: int, device: torch.device) -> tuple[Side, Side]:
+    """Features, against those of the network as its file has it."""
+    torch.manual_seed(0)
+    network = Inception().to(device).eval().requires_grad_(False)
+    fast = copy.deepcopy(network).optimized()
+    images = torch.randint(0, 256, [batch, 3, 32, 32], dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = images.to(device)
+    return lambda: fast(images), lambda: network(images)
+
+
+def frechet_sides(dim: int = 1024) -> tuple[Side, Side]:
+    """Against scipy's root of the product of two covariances."""
+    from scipy.linalg import sqrtm
+
+    generator = torch.Generator().manual_seed(0)
+    features = [torch.randn([2 * dim, dim], generator=generator).double().numpy() for _ in range(2)]
+    (mu1, s1), (mu2, s2) = ((f.mean(0), (f.T @ f) / len(f)) for f in features)
+
+    def plain() -> Tensor:
+        value = ((mu1 - mu2) ** 2).sum() + s1.trace() + s2.trace() - 2 * sqrtm(s1 @ s2).real.trace()
+        return torch.tensor(value)
+
+    return lambda: torch.tensor(frechet_distance(mu1, s1, mu2, s2)), plain
+
+
+def rows(device: torch.device) -> list[Row]:
+    """The table; batches that suit the device."""
+    large = device.type == "cuda"
+    small, cifar, big = (512, 128, 128) if large else (64, 8, 2)
+
+    def network(name: str, target: float, batch: int, make: Callable[[], Any], backward: bool) -> Row:
+        sides = lambda: network_sides(make(), batch, device, backward)  # noqa: E731
+        return Row(name, target, batch, sides, 1e-4 if backward else 2e-5)
+
+    def step(kind: str, target: float) -> Row:
+        batch = 512 if large else 32
+        sides = lambda: (Step(kind, batch, device, False), Step(kind, batch, device, True))  # noqa: E731
+        return Row(f"Diff-Instruct step, small, {kind}", target, batch, sides, 1e-3)
+
+    table = [
+        network("StyleGAN2 cifar forward", 2.3, cifar, lambda: stylegan2("cifar", device), False),
+        network("StyleGAN2 cifar fwd+bwd", 1.8, cifar, lambda: stylegan2("cifar", device), True),
+        network("small StyleGAN2 forward", 3.2, small, lambda: stylegan2("small", device), False),
+        network("small StyleGAN2 fwd+bwd", 2.7, small, lambda: stylegan2("small", device), True),
+        network("small SongUNet forward", 1.3, small, lambda: unet("small", device), False),
+        network("small SongUNet fwd+bwd", 1.3, small, lambda: unet("small", device), True),
+        network("55.7M SongUNet forward", 1.15, big, lambda: unet("cifar", device), False),
+        network("55.7M SongUNet fwd+bwd", 1.1, big, lambda: unet("cifar", device), True),
+        step("EDM student", 1.4),
+        step("StyleGAN2", 1.6),
+        Row("fused FIR chain forward", 6, small, lambda: fir_sides(small, device, False)),
+        Row("fused FIR chain fwd+bwd", 4, small, lambda: fir_sides(small, device, True)),
+        Row("Inception features", 1.6, cifar, lambda: inception_sides(cifar, device)),
+    ]
+    return table if large else [*table, Row("Frechet distance, 1024 features", 6, 1, frechet_sides, 1e-6)]
+
+
+# Measuring.
+
+
+def seconds(side: Side, device: torch.device) -> float:
+    """The time of one call: the process's on the CPU, the GPU's until it is done."""
+    if device.type == "cpu":
+        start = time.process_time()
+        side()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    side()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_mib(side: Side, device: torch.device) -> float:
+    """Memory that one call takes at its most, beyond what was held before; on the CPU as Linux counts pages."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        side()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest size so far
+    before = _status("VmRSS")
+    side()
+    return (_status("VmHWM") - before) / 2**10
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def measure(row: Row, rounds: int, device: torch.device) -> Result:
+    """Verifies, then times both sides by turns.
+
+    Raises:
+        UserError: the two sides do not give the same numbers.
+    """
+    ours, plain = row.make()
+    actual, expected = ours().detach().double(), plain().detach().double()
+    difference = float((actual - expected).abs().max() / expected.abs().max())
+    if not difference <= row.tolerance:
+        raise UserError(f"{row.name}: the two sides differ by {difference:.1e}, more than {row.tolerance:.0e}")
+    times = [(seconds(ours, device), seconds(plain, device)) for _ in range(rounds)]
+    own, other = (statistics.median(side) for side in zip(*times, strict=True))
+    low, _, high = statistics.quantiles([b / a for a, b in times], n=4)
+    peaks = peak_mib(ours, device), peak_mib(plain, device)
+    return Result(row.name, row.target, other / own, (low, high), own, other, row.images / own, *peaks, difference)
+
+
+def selected(names: str | None, device: torch.device) -> Iterator[Row]:
+    """The rows whose names contain one of the comma-separated texts."""
+    for row in rows(device):
+        if names is None or any(name in row.name for name in names.split(",")):
+            yield row
+
+
+@click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
+@click.option("--rows", "names", help="Only rows whose names contain one of these, comma-separated.")
+@click.option("--rounds", type=click.IntRange(min=2), default=7, show_default=True, help="Timings a side.")
+@click.option("--device", type=Device(), default="cpu", show_default=True)
+@click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
+@user_errors
+def main(names: str | None, rounds: int, device: str, target: Path | None) -> None:
+    """Prints a line a row as it is done."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    where = torch.device(device)
+    ops = build.load(where.type, may_build=where.type == "cpu")
+    chosen = list(selected(names, where))
+    if not chosen:
+        raise UserError(f"--rows={names}: no such row; there are {', '.join(row.name for row in rows(where))}")
+    click.echo(f"ops: {ops}; torch {torch.__version__}; {rounds} rounds\n{HEADER}")
+    results = []
+    for row in chosen:
+        results.append(measure(row, rounds, where))
+        click.echo(results[-1].line())
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        report = {"ops": ops, "torch": torch.__version__, "device": device, "rounds": rounds}
+        text = json.dumps(report | {"rows": [asdict(result) for result in results]}, indent=1)
+        atomic_write(target, text.encode())
+
+
+if __name__ == "__main__":
+    main()
