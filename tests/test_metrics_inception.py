@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError, cached_path
+from dnnlib.download import cached_path
+from dnnlib.util import UserError
+from stylegan_di import zoo
 from stylegan_di.metrics.extractors import open_extractor
-from stylegan_di.metrics.inception import WEIGHTS_URL, Inception, inception_of, resize_tf1
+from stylegan_di.metrics.inception import WEIGHTS, Inception, inception_of, resize_tf1
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"
 SHAPES: dict[str, list[int]] = json.loads((GOLDEN / "inception_random.json").read_text())["state_dict"]
@@ -85,5 +87,6 @@ def test_offline_it_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
     with pytest.raises(UserError) as caught:
         open_extractor("inception")
-    for part in (str(cached_path(WEIGHTS_URL)), "pt_inception-2015-12-05-6726825d.pth", "--detector-file"):
+    path = cached_path(zoo.PYTORCH_FID + WEIGHTS)
+    for part in (str(path), "pt_inception-2015-12-05-6726825d.pth", "--detector-file"):
         assert part in str(caught.value)

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError, cache_folder
+from dnnlib.download import cache_folder
+from dnnlib.util import UserError
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import load_batch
 from stylegan_di.images import to_rgb, to_uint8

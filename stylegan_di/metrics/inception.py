@@ -14,13 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnnlib.util import UserError, open_url
+from stylegan_di import zoo
 from stylegan_di.interfaces import FeatureExtractor
 
 RESOLUTION = 299
 NUM_CLASSES = 1008
-WEIGHTS_URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class Inception(FeatureExtractor):
@@ -231,13 +230,7 @@ def load_inception(path: str | os.PathLike[str] | None = None) -> Inception:
     Raises:
         UserError: if they cannot be had, or the file is another.
     """
-    try:
-        file = open_url(WEIGHTS_URL if path is None else path, sha256=WEIGHTS_SHA256)
-    except UserError as error:
-        if path is not None:
-            raise
-        raise UserError(f"{error} (These are Inception's weights, which FID needs: --detector-file=FILE.)") from None
-    return inception_of(torch.load(file, map_location="cpu", weights_only=True))
+    return inception_of(torch.load(zoo.published(WEIGHTS, path), map_location="cpu", weights_only=True))
 
 
 def inception_of(weights: Mapping[str, Tensor]) -> Inception:
