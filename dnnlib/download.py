@@ -241,7 +241,7 @@ def _fetch(source: str, partial: _Partial, sha256: str | None, verbose: bool) ->
                 raise  # asking again will not help
             failures = 1 if partial.size() > most else failures + 1
             most = max(most, partial.size())
-            if failures >= ATTEMPTS:
+            if failures >= (ATTEMPTS if most else 2):  # where nothing ever came, there is likely no connection
                 raise
             time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
 
