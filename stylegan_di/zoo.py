@@ -26,6 +26,9 @@ BASELINE = EDM + "baseline/"
 FID_REFS = NVIDIA + "edm/fid-refs/"
 EDM2 = NVIDIA + "edm2/posthoc-reconstructions/"
 EDM2_REFS = NVIDIA + "edm2/dataset-refs/"
+STYLEGAN2 = NVIDIA + "stylegan2/networks/"
+DETECTORS = SG2 + "metrics/"
+NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/"
 PYTORCH_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
 TORCHVISION = "https://download.pytorch.org/models/"
 LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/"
@@ -43,7 +46,9 @@ FOLDERS = {
 
 #: What may be done with files, by how their URLs begin.
 TERMS = {
-    NVIDIA + "stylegan2": "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan2-ada-pytorch)",
+    NVIDIA + "stylegan2/": "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan2)",
+    NVIDIA + "stylegan2-ada-pytorch/": "NVIDIA Source Code License, non-commercial use only (stylegan2-ada-pytorch)",
+    NGC: "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan3)",
     NVIDIA + "edm/": "CC BY-NC-SA 4.0, non-commercial use only (NVlabs/edm)",
     NVIDIA + "edm2/": "CC BY-NC-SA 4.0, non-commercial use only (NVlabs/edm2)",
     PYTORCH_FID: "Apache-2.0, converted from TensorFlow's Inception-v3 (mseitzer/pytorch-fid)",
@@ -95,6 +100,7 @@ _TABLE: list[tuple[str, str | None, int | None, str | None, str | None]] = [
     ("ffhq-res1024-mirror-stylegan2-noaug.pkl",  TRANSFER, 0,    None,                            None),
     ("celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl", TRANSFER, 0, None,              None),
     ("lsundog-res256-paper256-kimg100000-noaug.pkl", TRANSFER, 0,   None,                            None),
+    ("stylegan2-cat-config-f.pkl",               STYLEGAN2, 0,   None,                            None),
     ("edm-cifar10-32x32-cond-vp.pkl",            EDM,      10,   None,                            _CIFAR),
     ("edm-cifar10-32x32-cond-ve.pkl",            EDM,      10,   None,                            _CIFAR),
     ("edm-cifar10-32x32-uncond-vp.pkl",          EDM,      0,    None,                            _CIFAR),
@@ -141,10 +147,12 @@ def _entries() -> dict[str, Entry]:
     for run, names in _EDM2_RUNS.items():
         label_dim, reference = 0 if "uncond" in run else 1000, run.partition("-")[0] + ".pkl"
         found += [Entry(f"edm2-{run}-{name}.pkl", EDM2, label_dim, None, reference) for name in names.split()]
-    found += [  # detectors; NVIDIA publishes no hashes
+    found += [  # detectors; NVIDIA publishes no hashes, and two of its three files are not used here (docs/metrics.md)
+        Entry("vgg16.pt", DETECTORS, None),
+        Entry("inception-2015-12-05.pkl", NGC, None),
         Entry("pt_inception-2015-12-05-6726825d.pth", PYTORCH_FID, None,
               sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
-        Entry("inception-2015-12-05.pt", SG2 + "metrics/", None,
+        Entry("inception-2015-12-05.pt", DETECTORS, None,
               sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"),
         Entry("vgg16-397923af.pth", TORCHVISION, None,
               sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"),
