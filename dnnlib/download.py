@@ -217,8 +217,9 @@ def _partial_file(path: Path) -> Iterator[_Partial]:
         file = open(name, "a+b")  # noqa: SIM115
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
-        if name.exists() and os.path.samestat(os.fstat(file.fileno()), name.stat()):
-            break
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(name)):
+                break
         file.close()  # the process before has renamed or removed it
     with file:
         partial = _Partial(name, file)
@@ -264,12 +265,15 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
             partial.discard()
             raise _BrokenTransferError(f"the server has no bytes from {have}")
         response.raise_for_status()
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise _BrokenTransferError("a web page instead of the file")
         start, total = _extent(response)
-        if start not in (0, have):
+        validator, before = _validator(response), begun.validator if begun is not None and start else None
+        if start not in (0, have) or (start and validator not in (None, before)):
             partial.discard()
-            raise _BrokenTransferError(f"bytes from {start} instead of {have}")
-        partial.begin(_Origin(source, _validator(response)), start)
-        _receive(response, partial.file, None if total is None else total - start, verbose)
+            raise _BrokenTransferError(f"other bytes than those from {have} of the same version")
+        partial.begin(_Origin(source, validator or before), start)
+        _receive(response, partial.file, source, None if total is None else total - start, verbose)
     if total is not None and partial.size() != total:
         size = partial.size()
         if size > total:
@@ -277,9 +281,9 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
         raise _BrokenTransferError(f"{size} of {total} bytes received")
 
 
-def _receive(response: requests.Response, file: IO[bytes], length: int | None, verbose: bool) -> None:
+def _receive(response: requests.Response, file: IO[bytes], source: str, length: int | None, verbose: bool) -> None:
     """Appends an answer's bytes, `length` of them where that is known."""
-    progress = Progress(f"Downloading {response.url}, MB", None if length is None else -(-length // 10**6))
+    progress = Progress(f"Downloading {source}, MB", None if length is None else -(-length // 10**6))
     received = 0
     try:
         for chunk in response.iter_content(_CHUNK):

@@ -55,6 +55,16 @@ class Handler(BaseHTTPRequestHandler):
             self.ranged(CONTENT, shift=-7)
         elif manner == "elsewhere":
             self.answer(CONTENT[:HALF], len(CONTENT))
+        elif manner == "switches" and first:  # the old version breaks off, and of the new one a part comes all the same
+            self.answer(b"o" * (1 << 16), 100_000, etag='"old"')
+        elif manner == "switches" and self.headers.get("If-Range") == '"old"':
+            self.headers.replace_header("If-Range", '"new"')
+            self.ranged(CONTENT)
+        elif manner == "page":
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.end_headers()
+            self.wfile.write(b"<html>Please log in")
         elif manner == "chunked":
             self.send_response(200)
             self.end_headers()
@@ -159,6 +169,7 @@ def test_a_broken_transfer_goes_on_where_it_was(server: Server, tmp_path: Path, 
         ("changes", [None, "bytes=65536-"]),  # another version: the old beginning is dropped
         ("overstates", [None, f"bytes={len(CONTENT)}-"]),  # the server says in the end that nothing is missing
         ("elsewhere", [None, f"bytes={HALF}-", None]),  # other bytes than asked for: from the beginning
+        ("switches", [None, "bytes=65536-", None]),  # If-Range is ignored, but the answer names its version
         ("bare", [None, None]),  # neither ETag nor date nor hash: parts cannot be told to fit
         ("chunked", [None]),
     ],
@@ -210,7 +221,10 @@ def test_an_altered_cached_file_is_refused(server: Server, tmp_path: Path) -> No
         open_url(server.root + "/net.pkl", sha256=SHA256, cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize(("manner", "reason", "requests"), [("missing", "404", 1), ("short", "IncompleteRead", 5)])
+@pytest.mark.parametrize(
+    ("manner", "reason", "requests"),
+    [("missing", "404", 1), ("short", "IncompleteRead", 5), ("page", "a web page instead", 2)],
+)
 def test_a_failed_download_says_where_to_put_the_file(
     server: Server, tmp_path: Path, manner: str, reason: str, requests: int
 ) -> None:

@@ -15,6 +15,7 @@ from stylegan_di.metrics.statistics import FeatureStats, FeatureSums
 from stylegan_di.metrics.table import METRICS, Metric, PathMetric, figures_of, is_better, metric, need_reals
 
 IMAGES = sorted(name for name, entry in METRICS.items() if isinstance(entry, Metric))
+CPU = torch.device("cpu")
 DOCS = Path(__file__).parent.parent / "docs" / "metrics.md"
 
 
@@ -52,12 +53,12 @@ def test_good_images_are_better_than_bad_ones(name: str) -> None:
     entry = METRICS[name]
     assert isinstance(entry, Metric)
     reals = samples(name, "good", 0)
-    good, bad = (entry.compute(reals, samples(name, quality, 1)) for quality in ("good", "bad"))
+    good, bad = (entry.compute(reals, samples(name, quality, 1), CPU) for quality in ("good", "bad"))
     assert len(good) == len(bad) == len(entry.suffixes)
     assert all(type(value) is float and np.isfinite(value) for value in (*good, *bad))
     assert is_better(name, good[0], bad[0])
     assert not is_better(name, bad[0], good[0])
-    assert entry.compute(reals, samples(name, "good", 1)) == good  # no hidden state
+    assert entry.compute(reals, samples(name, "good", 1), CPU) == good  # no hidden state
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -67,7 +68,7 @@ def test_features_are_used_only_if_asked_for(name: str) -> None:
     assert isinstance(entry, Metric)
     fakes, one, other = samples(name, "good", 1), samples(name, "good", 0), samples(name, "bad", 2)
     assert (fakes.features is not None) == entry.needs_features
-    assert (entry.compute(one, fakes) != entry.compute(other, fakes)) == entry.uses_reals
+    assert (entry.compute(one, fakes, CPU) != entry.compute(other, fakes, CPU)) == entry.uses_reals
 
 
 def test_the_lineages_names_are_all_there() -> None:

@@ -45,9 +45,8 @@ def lin_recipe() -> dict[str, np.ndarray]:
 
 
 def plain_convolution(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    return np.stack([sum(correlate(c, w, mode="constant") for c, w in zip(x, k, strict=True)) for k in weight]) + (
-        bias[:, None, None]
-    )
+    maps = [sum(correlate(c, w, mode="constant") for c, w in zip(x, kernel, strict=True)) for kernel in weight]
+    return np.stack(maps) + bias[:, None, None]
 
 
 def plain_depths(image: np.ndarray, weights: dict[str, np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:

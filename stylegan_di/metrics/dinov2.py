@@ -96,12 +96,12 @@ def load_dinov2(path: str | os.PathLike[str] | None = None) -> DinoV2:
         UserError: if there is no file, or it is of something else.
     """
     if path is None:
-        raise UserError(f"fd_dinov2 needs --detector-file=dinov2=FILE, a local copy of {WEIGHTS_URL} (1.2 GB)")
+        raise UserError(f"DINOv2 needs --detector-file=dinov2=FILE, a local copy of {WEIGHTS_URL} (1.2 GB)")
     try:
         return dinov2_of(torch.load(path, map_location="cpu", weights_only=True))
     except (OSError, RuntimeError, EOFError, KeyError, TypeError, AttributeError, pickle.UnpicklingError) as error:
         raise UserError(
-            f"--detector-file=dinov2={os.fspath(path)}: not the weights of DINOv2's ViT-L/14 "
+            f"{os.fspath(path)}: not the weights of DINOv2's ViT-L/14 "
             f"({str(error).splitlines()[0][:120]}); they are published at {WEIGHTS_URL}"
         ) from None
 

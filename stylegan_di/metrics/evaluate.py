@@ -101,7 +101,7 @@ class Evaluator:
             stats = fakes[entry.extractor]
             if entry.of_classes:
                 stats = self._class_probabilities(entry.extractor, stats)
-            figures = entry.compute(self.references.get(name, stats), stats)
+            figures = entry.compute(self.references.get(name, stats), stats, self.device)
             results |= {name + suffix: value for suffix, value in zip(entry.suffixes, figures, strict=True)}
         return results
 

@@ -21,15 +21,16 @@ from stylegan_di.metrics.statistics import FeatureStats
 class Metric:
     """One entry of the table.
 
-    `extractor` names the features; `estimator` says what is estimated and how. `compute(reals, fakes)` gives one
-    figure, or several, whose names are the metric's with the `suffixes`. Real images are the first `max_reals` (None:
+    `extractor` names the features; `estimator` says what is estimated and how. `compute(reals, fakes, device)` gives
+    one figure, or several, whose names are the metric's with the `suffixes`; what is slow about it is done on the
+    device. Real images are the first `max_reals` (None:
     all), with their mirrored copies only if `mirrored`; `uses_reals` is false where none are needed. `needs_features`:
     mean and covariance do not do; `of_classes`: the features are the class probabilities of a classifier.
     """
 
     extractor: str
     estimator: str
-    compute: Callable[[FeatureStats, FeatureStats], tuple[float, ...]]
+    compute: Callable[[FeatureStats, FeatureStats, torch.device], tuple[float, ...]]
     suffixes: tuple[str, ...] = ("",)
     max_reals: int | None = None
     mirrored: bool = False
@@ -51,19 +52,19 @@ class PathMetric:
     higher_is_better: bool = False
 
 
-def _frechet(reals: FeatureStats, fakes: FeatureStats) -> tuple[float]:
+def _frechet(reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float]:
     return (frechet_distance(fakes.mean, fakes.covariance(ddof=1), reals.mean, reals.covariance(ddof=1)),)
 
 
-def _kernel(reals: FeatureStats, fakes: FeatureStats) -> tuple[float]:
+def _kernel(reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float]:
     return (kernel_distance(_features(reals), _features(fakes)),)
 
 
-def _precision_recall(reals: FeatureStats, fakes: FeatureStats) -> tuple[float, float]:
-    return precision_recall(torch.from_numpy(_features(reals)), torch.from_numpy(_features(fakes)), k=3)
+def _precision_recall(reals: FeatureStats, fakes: FeatureStats, device: torch.device) -> tuple[float, float]:
+    return precision_recall(*(torch.from_numpy(_features(stats)).to(device) for stats in (reals, fakes)), k=3)
 
 
-def _inception_score(_reals: FeatureStats, fakes: FeatureStats) -> tuple[float, float]:
+def _inception_score(_reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float, float]:
     return inception_score(_features(fakes), splits=10)
 
 
