@@ -66,7 +66,7 @@ def reference_of(
     known = zoo.entry(network or "")
     reference = data or ref or (known.reference if known is not None else None)
     if reference is None:
-        raise UserError(f"no reference is known for {network or '--images'}; give --data=ZIP|DIR or --ref=NPZ")
+        raise UserError(f"no reference is known for {network or '--images'}; give --data=ZIP|DIR or --ref=NPZ|PKL")
     return reference
 
 
@@ -102,7 +102,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--network", metavar="NAME|PATH|URL", help="Network file, or a known name.")
 @click.option("--images", metavar="DIR|ZIP", help="Images to measure, instead of a network's.")
 @click.option("--data", metavar="DIR|ZIP", help="Data set to compare with; its statistics are cached.")
-@click.option("--ref", metavar="NAME|NPZ", help="Statistics to compare with.  [default: a known network's]")
+@click.option("--ref", metavar="NAME|NPZ|PKL", help="Statistics to compare with.  [default: a known network's]")
 @click.option("--mirror", type=bool, default=False, metavar="BOOL",
               help="Count the mirrored copies of --data too, for the metrics without _full.")
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST",

@@ -26,7 +26,7 @@ HELP: dict[str, str] = {
     "mirror": "Double the data set by horizontal flips.",
     "gan_pkl": "The GAN to refine: known name, path or URL. Without it the teacher is distilled to one step.",
     "teacher": "EDM teacher: known name, path or URL. Known GANs have a default.",
-    "ref": "Reference statistics (.npz) of the metrics. Known GANs and teachers have a default, else --data.",
+    "ref": "Reference statistics (.npz, .pkl) of the metrics. Known GANs and teachers have a default, else --data.",
     "detector_file": "Weights that cannot be downloaded: FILE, or inception=FILE,vgg16=FILE of several networks.",
     "resume": "GAN to train on: a .pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
     "seed": "Random seed; same seed, same run.",

@@ -23,11 +23,18 @@ from stylegan_di.metrics.features import dataset_features, dataset_images, evalu
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception import Classifier
 from stylegan_di.metrics.inception_score import inception_score
+from stylegan_di.metrics.path_length import Path as LatentPath
+from stylegan_di.metrics.path_length import path_distances, trimmed_mean
 from stylegan_di.metrics.precision_recall import precision_recall
 from stylegan_di.metrics.statistics import load_stats, save_stats
 from stylegan_di.metrics.table import METRICS
+from stylegan_di.metrics.vgg16 import lpips_of, vgg16_of
+from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling import HeunGenerator
+from stylegan_di.students import StyleGAN2Student
+from tests.tiny import gan_networks
+from tests.tiny_vgg16 import lin_recipe, recipe, tensors
 
 REFERENCE = "fashion-reference.npz"  # a known name: the shipped one
 PAIR = ("fd_fashion", "pr_fashion")
@@ -197,6 +204,28 @@ def test_the_inception_score_needs_no_reference_and_takes_probabilities(monkeypa
     expected = inception_score(torch.stack([light, 1 - light], dim=1).numpy())
     assert list(results) == ["is50k_mean", "is50k_std"]
     assert tuple(results.values()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_path_lengths_and_other_metrics_in_the_order_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow VGG-16 stands for the published one."""
+    vgg = vgg16_of({name: value.float() for name, value in tensors(recipe()).items()})
+    lpips = lpips_of(vgg, {name: value.float() for name, value in tensors(lin_recipe()).items()})
+    opened: list[object] = []
+    monkeypatch.setitem(EXTRACTORS, "vgg16", lambda path: opened.append(path) or vgg)
+    monkeypatch.setattr(evaluate, "load_lpips", lambda network, path: opened.append((network, path)) or lpips)
+    network = gan_networks(resolution=16)["G_ema"]
+    assert isinstance(network, stylegan2.Generator)
+    generator = StyleGAN2Student(network)
+    evaluator = Evaluator(["fd_fashion", "ppl2_wend"], REFERENCE, 6, batch=4, detector_file="vgg16=a.pth,lpips=b.pth")
+    assert opened == ["a.pth", (vgg, "b.pth")]
+    results = evaluator(generator, seed=1)
+    assert list(results) == ["fd_fashion", "ppl2_wend"]
+    path = LatentPath("w", "end", crop=False)
+    expected = trimmed_mean(path_distances(generator, lpips, path, num=6, batch=4, seed=1))
+    assert results["ppl2_wend"] == pytest.approx(expected, rel=1e-6)
+    assert expected > 0
+    with pytest.raises(UserError, match="ppl2_wend: path lengths are for a GAN, not for images"):
+        Evaluator(["ppl2_wend"], None, 6).measure_dataset(ImageDataset(folder))
 
 
 def test_mean_and_spread_over_blocks() -> None:

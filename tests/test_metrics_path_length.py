@@ -44,7 +44,7 @@ def distances(generator: Generator, path: LatentPath, **options: int) -> np.ndar
 
 @pytest.fixture
 def student() -> StyleGAN2Student:
-    network = gan_networks()["G_ema"]
+    network = gan_networks(resolution=16)["G_ema"]
     assert isinstance(network, stylegan2.Generator)
     return StyleGAN2Student(network.double())
 
@@ -119,5 +119,7 @@ def test_what_lpips_is_shown() -> None:
 def test_what_has_no_paths_is_refused(student: StyleGAN2Student) -> None:
     with pytest.raises(UserError, match="for a GAN"):
         distances(OneStepStudent(edm_network(), 2.5), WEND)
+    with pytest.raises(UserError, match="32 pixels or more"):
+        distances(student, LatentPath("w", "end", crop=True))
     with pytest.raises(UserError, match="without truncation"):
         distances(StyleGAN2Student(student.network, truncation_psi=0.5), WEND)

@@ -64,6 +64,7 @@ class Evaluator:
         self.device = torch.device(device)
         self.report = report
         self.keep = {entry.extractor for entry in self.of_images.values() if entry.needs_features}
+        self.keep_reals = {e.extractor for e in self.of_images.values() if e.needs_features and e.uses_reals}
         self._open_extractors(detector_file)
         self.references = self._open_references(reference)
 
@@ -152,7 +153,7 @@ class Evaluator:
             dataset,
             self.extractors[entry.extractor],
             num=num if entry.max_reals is None else min(num, entry.max_reals),
-            keep_features=entry.extractor in self.keep,
+            keep_features=entry.extractor in self.keep_reals,
             batch=self.batch,
             device=self.device,
             report=self.report,

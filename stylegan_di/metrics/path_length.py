@@ -27,6 +27,7 @@ from stylegan_di.random import SampleRandom
 
 EPSILON = 1e-4
 RESOLUTION = 256  # larger images are brought to about this
+SMALLEST = 16  # pixels that VGG-16 halves four times
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,16 @@ def path_distances(
     Labels, uniform over the classes, and noise inside are each path's own, and the same at its two points.
 
     Raises:
-        UserError: if the generator is no StyleGAN2, or truncated.
+        UserError: if the generator is no StyleGAN2, truncated, or its images are too small for VGG-16.
     """
     network = generator.network
     if not isinstance(network, stylegan2.Generator):
         raise UserError("path lengths (ppl...) are for a GAN, which has a mapping network; choose other --metrics")
     if getattr(generator, "truncation_psi", 1) != 1:
         raise UserError("path lengths (ppl...) are defined without truncation; leave --trunc out")
+    if network.img_resolution // (2 if path.crop else 1) < SMALLEST:
+        least = SMALLEST * (2 if path.crop else 1)
+        raise UserError(f"this path length takes images of {least} pixels or more; choose other --metrics")
     device = next(network.parameters()).device
     found = []
     with torch.no_grad(), evaluation_mode(generator):
