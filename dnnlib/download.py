@@ -25,14 +25,13 @@ from urllib.request import url2pathname
 import requests
 
 from dnnlib.progress import Progress
-from dnnlib.util import UserError, atomic_write, sha256_of_file
+from dnnlib.util import UserError, atomic_write, cache_folder, sha256_of_file
 
 try:
     import fcntl
 except ImportError:  # Windows: two processes that fetch one file at once are not told apart there
     fcntl = None  # type: ignore[assignment]
 
-CACHE = "DNNLIB_CACHE_DIR"
 MIRRORS = "DNNLIB_MIRRORS"
 ATTEMPTS = 5  # in a row that bring nothing new, before a transfer is given up
 PAUSE_SECONDS = 1.0  # before the second attempt, twice that before the third, ...
@@ -45,12 +44,6 @@ _CHUNK = 1 << 16  # less than one of them is lost where a transfer breaks off
 def is_url(text: str) -> bool:
     """Whether a text is an address that `open_url` fetches: http, https or file."""
     return text.startswith(("http://", "https://", "file://"))
-
-
-def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where downloads are kept: `cache_dir`, else DNNLIB_CACHE_DIR, else ~/.cache/dnnlib; in it, 'downloads'."""
-    root = cache_dir or os.environ.get(CACHE) or Path.home() / ".cache" / "dnnlib"
-    return Path(root) / "downloads"
 
 
 def cached_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -81,7 +74,7 @@ def open_url(
     Args:
         path_or_url: a path, file://, http:// or https://.
         sha256: of the contents, checked where given (also of a file already in the cache).
-        cache_dir: see `cache_folder`.
+        cache_dir: see `dnnlib.util.cache_folder`.
         verbose: whether progress goes to stderr.
 
     Raises:

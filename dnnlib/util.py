@@ -61,6 +61,12 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
+def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where downloads are kept: `cache_dir`, else DNNLIB_CACHE_DIR, else ~/.cache/dnnlib; in it, 'downloads'."""
+    root = cache_dir or os.environ.get("DNNLIB_CACHE_DIR") or Path.home() / ".cache" / "dnnlib"
+    return Path(root) / "downloads"
+
+
 def _sync_directory(path: Path) -> None:
     """Puts a rename on disk, where the system can open directories."""
     if os.name == "posix":

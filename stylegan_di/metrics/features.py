@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.download import cache_folder
-from dnnlib.util import UserError
+from dnnlib.util import UserError, cache_folder
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import load_batch
 from stylegan_di.images import to_rgb, to_uint8
@@ -104,8 +103,8 @@ def dataset_features(
 ) -> FeatureStats:
     """Statistics of one extractor's features over a data set; what was computed before comes from the cache.
 
-    The cache is the folder 'metrics' beside the downloads (`dnnlib.download.cache_folder`). It goes by the files'
-    names, sizes and times, the choice among them, and the extractor's weights.
+    The cache is the folder 'metrics' beside the downloads (`dnnlib.util.cache_folder`). It goes by the files' names,
+    sizes and times, the choice among them, and the extractor's weights.
 
     Args:
         num: of the first images, None for all.
