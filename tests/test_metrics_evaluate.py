@@ -15,13 +15,12 @@ from torch import Tensor
 from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.interfaces import Denoiser, FeatureExtractor, Generator
+from stylegan_di.interfaces import Classifier, Denoiser, FeatureExtractor, Generator
 from stylegan_di.metrics import evaluate, features
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
 from stylegan_di.metrics.features import dataset_features, dataset_images, evaluation_mode, extract, generated_images
 from stylegan_di.metrics.frechet import frechet_distance
-from stylegan_di.metrics.inception import Classifier
 from stylegan_di.metrics.inception_score import inception_score
 from stylegan_di.metrics.path_length import Path as LatentPath
 from stylegan_di.metrics.path_length import path_distances, trimmed_mean

@@ -17,8 +17,10 @@ from torch import Tensor
 from dnnlib.download import cached_path
 from dnnlib.util import UserError
 from stylegan_di import zoo
+from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.metrics.extractors import open_extractor
-from stylegan_di.metrics.inception import SCRIPT, WEIGHTS, Inception, ScriptedInception, inception_of, resize_tf1
+from stylegan_di.metrics.inception import WEIGHTS, Inception, inception_of, resize_tf1
+from stylegan_di.metrics.inception_script import SCRIPT, ScriptedInception
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"
 SHAPES: dict[str, list[int]] = json.loads((GOLDEN / "inception_random.json").read_text())["state_dict"]
@@ -145,11 +147,16 @@ def test_nvidias_torchscript_is_called_as_their_metrics_do(tmp_path: Path, monke
         torch.testing.assert_close(probabilities, plain(images, no_output_bias=True))
 
 
-def test_a_torchscript_that_behaves_otherwise_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torchscript_that_behaves_otherwise_has_features_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
-    save_script(tmp_path / "inception.pt", BiasedScript(), monkeypatch)
+    path = tmp_path / "inception.pt"
+    save_script(path, BiasedScript(), monkeypatch)
+    network = open_extractor("inception", path)
+    assert network(torch.zeros([1, 3, 8, 8], dtype=torch.uint8)).shape == (1, 2048)
     with pytest.raises(UserError, match="class probabilities"):
-        open_extractor("inception", tmp_path / "inception.pt")
+        Evaluator(["is50k"], None, 20, detector_file=path)
 
 
 def test_a_torchscript_of_another_hash_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,9 @@ from torch import Tensor
 from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.interfaces import FeatureExtractor, Generator
+from stylegan_di.interfaces import Classifier, FeatureExtractor, Generator
 from stylegan_di.metrics.extractors import detector_files, open_extractor
 from stylegan_di.metrics.features import Report, dataset_features, dataset_images, extract, generated_images
-from stylegan_di.metrics.inception import Classifier
 from stylegan_di.metrics.path_length import path_distances, trimmed_mean
 from stylegan_di.metrics.references import SUFFIXES, load_references
 from stylegan_di.metrics.statistics import FeatureStats
@@ -127,6 +126,10 @@ class Evaluator:
         uses = [*names, *(["vgg16", "lpips"] if self.of_paths else [])]
         files = detector_files(detector_file, uses)
         self.extractors = {name: open_extractor(name, files.get(name)).to(self.device) for name in names}
+        for extractor in {entry.extractor for entry in self.of_images.values() if entry.of_classes}:
+            classifier = self.extractors[extractor]
+            assert isinstance(classifier, Classifier)
+            classifier.probabilities(torch.zeros([1, classifier.dim], device=self.device))  # or fails before the images
         self.lpips = None
         if self.of_paths:
             vgg = self.extractors.get("vgg16") or open_extractor("vgg16", files.get("vgg16"))

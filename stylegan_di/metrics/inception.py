@@ -7,10 +7,7 @@ published conversion to PyTorch. Images are resized to 299x299 as TensorFlow 1 d
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import warnings
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -19,23 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnnlib.util import UserError
 from stylegan_di import zoo
-from stylegan_di.interfaces import FeatureExtractor
+from stylegan_di.interfaces import Classifier
+from stylegan_di.metrics.inception_script import SCRIPT, ScriptedInception
 
 RESOLUTION = 299
 NUM_CLASSES = 1008
 DIM = 2048
-WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"  # a state dict
-SCRIPT = "inception-2015-12-05.pt"  # NVIDIA's TorchScript
-
-
-class Classifier(FeatureExtractor):
-    """An extractor whose features a last layer turns into class probabilities."""
-
-    @abstractmethod
-    def probabilities(self, features: Tensor) -> Tensor:
-        """features [B,dim] -> probabilities [B,classes], as the Inception score takes them: without the bias."""
+WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class Inception(Classifier):
@@ -244,36 +232,6 @@ def _interpolation(size: int) -> Tensor:
     return pixels[left] * (1 - fraction) + pixels[right] * fraction
 
 
-class ScriptedInception(Classifier):
-    """NVIDIA's TorchScript of the same network: called as their metrics call it, its resizing included.
-
-    Raises:
-        UserError: if it does not behave as they describe.
-    """
-
-    name = "inception"
-    dim = DIM
-
-    def __init__(self, script: nn.Module) -> None:
-        super().__init__()
-        self.script = script
-        self.weight = script.state_dict().get("output.weight", torch.empty(0))
-        probe = torch.arange(3 * 32 * 32).remainder(256).to(torch.uint8).view(1, 3, 32, 32)
-        expected, found = script(probe, no_output_bias=True), None
-        if self.weight.shape == (NUM_CLASSES, DIM):
-            found = self.probabilities(self(probe))
-        if found is None or not torch.allclose(found, expected, rtol=1e-3, atol=1e-6):
-            raise UserError(f"{SCRIPT}: its class probabilities are not those of its features and its output.weight")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """images uint8 [B,3,H,W] -> features float32 [B,2048]."""
-        return self.script(images, return_features=True)
-
-    def probabilities(self, features: Tensor) -> Tensor:
-        """See `Classifier`."""
-        return F.linear(features, self.weight.to(features)).softmax(dim=1)
-
-
 def load_inception(path: str | os.PathLike[str] | None = None) -> Classifier:
     """The network with the published weights: of a local copy, or downloaded once (95 MB).
 
@@ -285,16 +243,8 @@ def load_inception(path: str | os.PathLike[str] | None = None) -> Classifier:
     if path is not None and Path(path).is_file():
         data = Path(path).read_bytes()
         if hashlib.sha256(data).hexdigest() == zoo.ENTRIES[SCRIPT].sha256:
-            return _scripted(data)
+            return ScriptedInception.load(data)
     return inception_of(torch.load(zoo.published(WEIGHTS, path), map_location="cpu", weights_only=True))
-
-
-def _scripted(data: bytes) -> ScriptedInception:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is on its way out of PyTorch
-        script = torch.jit.load(io.BytesIO(data), map_location="cpu")
-    with torch.no_grad():
-        return ScriptedInception(script.eval()).requires_grad_(False)
 
 
 def inception_of(weights: Mapping[str, Tensor]) -> Inception:

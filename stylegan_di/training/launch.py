@@ -48,6 +48,9 @@ def _reference(job: Job) -> Any:
     """What metrics compare with: --ref, else the training's data set, else the zoo's reference of a known name."""
     config = job.config
     if not need_reals(config.metrics):
+        if config.metrics and config.ref is not None:
+            metrics = ",".join(config.metrics)
+            raise UserError(f"--ref={config.ref}: --metrics={metrics} compares with no real images; leave it out")
         return None
     if config.ref is not None:
         return str(zoo.resolve(config.ref))
