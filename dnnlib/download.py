@@ -143,7 +143,8 @@ def _download(url: str, mirrors: list[str], path: Path, sha256: str | None, verb
 
 
 def _brief(error: Exception) -> str:
-    return f"{type(error).__name__.lstrip('_')}: {error}"[:200]
+    reason = getattr(error.args[0], "reason", None) if error.args else None  # requests hides it in its own message
+    return f"{type(error).__name__.lstrip('_')}: {reason or error}"[:200]
 
 
 class _BrokenTransferError(Exception):

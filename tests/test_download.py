@@ -240,7 +240,7 @@ def test_a_failed_download_says_where_to_put_the_file(
 def test_without_a_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
-    with pytest.raises(UserError, match="Without a connection, put the file at"):
+    with pytest.raises(UserError, match=r"Connection refused.*Without a connection, put the file at"):
         open_url("http://127.0.0.1:1/net.pkl", cache_dir=tmp_path)
     assert files(tmp_path) == []
 
