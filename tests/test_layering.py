@@ -46,7 +46,7 @@ NOT_OURS = {"tests", "build", "runs", "datasets", "out"}  # folders beside the c
 PICKLE_MODULES = {"pickle", "_pickle", "pickletools", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 MAY_PICKLE = ("torch_utils.persistence", "torch_utils.pickle_machine", "torch_utils.pickle_reader")
 MAY_USE_CLICK = ("dnnlib.cli",)
-MAY_PRINT = ("stylegan_di.training", "dnnlib.util")  # a run's log, and the progress of a download
+MAY_PRINT = ("stylegan_di.training", "dnnlib.download")  # a run's log, and the terms of what is downloaded
 MAY_USE_DISTRIBUTED = ("torch_utils.distributed",)
 
 

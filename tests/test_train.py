@@ -278,6 +278,11 @@ def test_wrong_options_are_refused_with_the_remedy(arguments: list[str], message
     assert message in refused(*arguments, f"--outdir={tmp_path}")
 
 
+def test_a_reference_that_no_metric_uses_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    output = refused(*di(files, f"--gan-pkl={files['gan']}", "--metrics=is50k"), f"--outdir={tmp_path}")
+    assert "--metrics=is50k compares with no real images" in output
+
+
 def test_an_outdir_that_cannot_be_written_is_named(files: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     output = refused(*di(files, f"--gan-pkl={files['gan']}"), f"--outdir={tmp_path / 'file'}")

@@ -9,6 +9,7 @@ from typing import Any
 from dnnlib.util import Logger, UserError
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
+from stylegan_di.metrics.table import need_reals
 from stylegan_di.training.build import Job, build, run_name
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
 from stylegan_di.training.folder import RunFolder
@@ -46,7 +47,10 @@ def _new_folder(config: TrainConfig) -> str:
 def _reference(job: Job) -> Any:
     """What metrics compare with: --ref, else the training's data set, else the zoo's reference of a known name."""
     config = job.config
-    if not config.metrics:
+    if not need_reals(config.metrics):
+        if config.metrics and config.ref is not None:
+            metrics = ",".join(config.metrics)
+            raise UserError(f"--ref={config.ref}: --metrics={metrics} compares with no real images; leave it out")
         return None
     if config.ref is not None:
         return str(zoo.resolve(config.ref))
