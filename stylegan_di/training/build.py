@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dnnlib.progress import PassProgress
 from dnnlib.util import UserError
 from stylegan_di.checkpoint import Snapshot, as_denoiser, as_generator, load_snapshot
 from stylegan_di.config import TrainConfig
@@ -48,9 +49,7 @@ def build(config: TrainConfig, device: torch.device) -> Job:
     Raises:
         UserError: a file that cannot be used, or a teacher, GAN and data set that do not match.
     """
-    dataset = None
-    if config.needs_data and config.data is not None:
-        dataset = ImageDataset(config.data, use_labels=config.cond, xflip=config.mirror, seed=config.seed)
+    dataset = _open_dataset(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(config.seed, "init").integers(2**31)))
         builder = {"edm": _build_edm, "gan": _build_gan, "di": _build_di}[config.kind]
@@ -63,8 +62,26 @@ def build(config: TrainConfig, device: torch.device) -> Job:
     return Job(config, state, device, dataset, teacher)
 
 
+def _open_dataset(config: TrainConfig) -> ImageDataset | None:
+    """The training's images. Those that fit in memory are decoded now: a damaged file is met before the start."""
+    if not config.needs_data or config.data is None:
+        return None
+    dataset = ImageDataset(config.data, use_labels=config.cond, xflip=config.mirror, seed=config.seed)
+    if dataset.is_cached:
+        progress = PassProgress()
+        dataset.preload(lambda done, total: progress("Reading images", done, total))
+    return dataset
+
+
 def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
+    multiple = 2 ** (len(config.channel_mult) - 1)
+    if dataset.resolution % multiple:
+        raise UserError(
+            f"--data={config.data} has images of {dataset.resolution}x{dataset.resolution}; --channel-mult of "
+            f"{len(config.channel_mult)} resolutions needs a side divisible by {multiple}: resize with "
+            "tools/dataset_tool.py"
+        )
     kwargs: dict[str, Any] = dict(
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
@@ -82,6 +99,11 @@ def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
 
 def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
+    if dataset.resolution < 4 or dataset.resolution & (dataset.resolution - 1):
+        raise UserError(
+            f"--data={config.data} has images of {dataset.resolution}x{dataset.resolution}; --kind=gan needs a side "
+            "that is a power of two, from 4: resize with tools/dataset_tool.py"
+        )
     common: dict[str, Any] = dict(
         c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
     )
