@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from dnnlib.util import UserError, atomic_file
-from stylegan_di.data.files import MAX_PIXELS
+from stylegan_di.data.files import MAX_PIXELS, open_image
 from stylegan_di.data.labels import LABELS_FILE, Label
 from stylegan_di.data.sources import Source
 
@@ -81,6 +82,17 @@ def _on_black(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     canvas = Image.new(image.mode, size)
     canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
     return canvas
+
+
+def load_picture(path: Path, side: int, channels: int) -> np.ndarray:
+    """The largest central square of an image file, resized: uint8 [channels,side,side]; UserError naming the file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Give an image file.") from None
+    image = convert_mode(open_image(data, str(path)), channels, str(path))
+    pixels = np.asarray(transform_image(image, "center-crop", (side, side), str(path)))
+    return pixels.reshape(side, side, channels).transpose(2, 0, 1).copy()
 
 
 @contextmanager
