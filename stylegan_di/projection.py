@@ -11,21 +11,29 @@ take over what w should say; after each step they are put back to mean 0 and var
 
 from __future__ import annotations
 
+import io
 import math
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from dnnlib.util import UserError, atomic_write
 from stylegan_di.images import from_uint8, to_uint8
 from stylegan_di.networks.stylegan2 import Generator
 from stylegan_di.random import SampleRandom
 
 Features = Callable[[Tensor], Tensor]  # images [N,C,H,W], nominally in [-1,1] -> [N,F]; distance: sum of squares
 
+NOISE = "noise_const"  # how buffers of noise maps are called
 LEARNING_RATE = 0.1
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # of the steps: the learning rate rises linearly, then falls as half a cosine
 EXPLORATION, EXPLORED = 0.05, 0.75  # deviation of e at the start in sigma_w; the share of the steps that has it
@@ -62,9 +70,8 @@ def multi_scale(images: Tensor) -> Tensor:
         images = F.avg_pool2d(images, 2)
 
 
-def render(network: Generator, w: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
-    """Images float32 [N,C,R,R] of w [N,w_dim] with noise maps as `Projection` has them; others are the network's."""
-    ws = w[:, None].expand(-1, network.num_ws, -1)
+def render(network: Generator, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
+    """Images float32 [N,C,R,R] of ws [N,num_ws,w_dim], with the noise maps of a `Projection`, else the network's."""
     return functional_call(network.synthesis, dict(noises), (ws,), {"noise_mode": "const", "force_fp32": True})
 
 
@@ -96,12 +103,12 @@ def project(
     noises = {
         name: random.normal(*buffer.shape)[0].requires_grad_()
         for name, buffer in network.synthesis.named_buffers()
-        if name.endswith("noise_const")
+        if name.endswith(NOISE)
     }
     optimizer = torch.optim.Adam([w, *noises.values()], betas=(0.9, 0.999), lr=LEARNING_RATE)
 
     def distance(at: Tensor) -> Tensor:
-        return (features(render(network, at[None], noises)) - wanted).square().sum()
+        return (features(render(network, at.expand(1, network.num_ws, -1), noises)) - wanted).square().sum()
 
     with torch.no_grad():
         start = float(distance(w))
@@ -156,6 +163,42 @@ def autocorrelation(noise: Tensor) -> Tensor:
 
 def projected_images(network: Generator, projection: Projection, steps: list[int]) -> Tensor:
     """Images uint8 [n,C,R,R] of w as it was after the steps given, with the final noise maps; on the CPU."""
-    with torch.no_grad():
-        frames = [render(network, projection.path[step, None], projection.noises) for step in steps]
-    return to_uint8(torch.cat(frames)).cpu()
+    ws = projection.path[steps, None].expand(-1, network.num_ws, -1)
+    return draw(network, ws, projection.noises)
+
+
+@torch.no_grad()
+def draw(network: Generator, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
+    """What `render` gives, uint8 on the CPU; images are made one by one."""
+    return to_uint8(torch.cat([render(network, one[None], noises) for one in ws])).cpu()
+
+
+def save_projection(projection: Projection, network: Generator, path: Path) -> None:
+    """Writes an .npz of w [1,num_ws,w_dim], as NVlabs' tools have it, and the noise maps by their buffers' names."""
+    w = projection.w.expand(1, network.num_ws, -1)
+    arrays: dict[str, Any] = {name: array.cpu().numpy() for name, array in ({"w": w} | projection.noises).items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    atomic_write(path, buffer.getvalue())
+
+
+def load_projection(path: Path, network: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """The ws [N,num_ws,w_dim] and noise maps (those of NVlabs' files: none) of an .npz, on the network's device.
+
+    Raises UserError for a file that is none or was made with another network.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: torch.from_numpy(file[name]).float() for name in file.files}
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as .npz: {error}. Give the projected_w.npz of a projection.") from None
+    expected = {name: tuple(b.shape) for name, b in network.synthesis.named_buffers() if name.endswith(NOISE)}
+    ws = arrays.pop("w", torch.empty(0))
+    if ws.ndim != 3 or not len(ws) or ws.shape[1:] != (network.num_ws, network.w_dim):
+        found = f"w of shape {list(ws.shape)}" if ws.numel() else "no w"
+        raise UserError(f"{path} has {found}; this network's are [N, {network.num_ws}, {network.w_dim}].")
+    for name, array in arrays.items():
+        if expected.get(name) != tuple(array.shape):
+            raise UserError(f"{path} has {name} of shape {list(array.shape)}, which this network has not.")
+    device = next(network.parameters()).device
+    return ws.to(device), {name: array.to(device) for name, array in arrays.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
+import generate
 from stylegan_di.checkpoint import load_generator
 from stylegan_di.images import from_uint8, to_uint8
 from stylegan_di.networks.stylegan2 import Generator
@@ -41,6 +43,10 @@ def image_of(generator: Generator, seed: int, labels: Tensor | None) -> Tensor:
         return to_uint8(generator(z, labels, noise_mode="const", force_fp32=True))[0]
 
 
+def ws_of(generator: Generator, w: Tensor) -> Tensor:
+    return w.expand(1, generator.num_ws, -1)
+
+
 def test_an_image_of_the_generator_is_found_again() -> None:
     """200 steps bring the distance below a hundredth, and the w alone draws the image to 4 of 255 on average."""
     generator = network("fashion-gan.pkl")
@@ -52,7 +58,7 @@ def test_an_image_of_the_generator_is_found_again() -> None:
     assert [done for done, _ in reported] == list(range(1, 201))
     assert reported[-1][1] < reported[0][1] / 50
     with torch.no_grad():
-        image = to_uint8(render(generator, found.w[None], found.noises))[0]
+        image = to_uint8(render(generator, ws_of(generator, found.w), found.noises))[0]
     assert (image.float() - target.float()).abs().mean() < 4
     torch.testing.assert_close(found.path[-1], found.w)
     for name, value in generator.state_dict().items():
@@ -73,7 +79,7 @@ def test_noise_maps_help_and_stay_noise() -> None:
     fresh = {name: torch.randn_like(noise) for name, noise in found.noises.items()}
     target = multi_scale(from_uint8(image_of(generator, 7, labels)[None]))
     with torch.no_grad():
-        other = (multi_scale(render(generator, found.w[None], fresh)) - target).square().sum()
+        other = (multi_scale(render(generator, ws_of(generator, found.w), fresh)) - target).square().sum()
     assert found.end < 0.8 * float(other)
 
 
@@ -149,7 +155,7 @@ def test_the_tool_writes_what_it_found(photo: Path, tmp_path: Path) -> None:
         noises = {name: torch.from_numpy(file[name]) for name in file.files if name != "w"}
     assert w.shape == (1, generator.num_ws, generator.w_dim)
     with torch.no_grad():
-        expected = to_uint8(render(generator, w[:, 0], noises))[0, 0]
+        expected = to_uint8(render(generator, w, noises))[0, 0]
     np.testing.assert_array_equal(np.asarray(Image.open(out / "proj.png")), expected.numpy())
     with Image.open(photo) as image:
         cropped = image.convert("L").crop((10, 0, 30, 20)).resize((16, 16), Image.Resampling.LANCZOS)
@@ -188,3 +194,65 @@ def test_what_the_tool_refuses(options: list[str], message: str, photo: Path, tm
     assert result.exit_code == 2
     assert message in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+# generate.py --projected-w.
+
+
+def again(*options: str | Path) -> Result:
+    return CliRunner().invoke(generate.main, [*map(str, options), "--device=cpu"])
+
+
+def test_a_projection_is_drawn_again(photo: Path, tmp_path: Path) -> None:
+    options = ["--num-steps=2", "--save-video=false", f"--target={photo}", f"--outdir={tmp_path}"]
+    assert run(f"--network={SG2_UNCOND}", *options).exit_code == 0
+    npz = tmp_path / "projected_w.npz"
+    result = again(f"--network={SG2_UNCOND}", f"--projected-w={npz}", f"--outdir={tmp_path / 'out'}")
+    assert result.exit_code == 0, result.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["proj00.png"]
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "proj00.png")),
+                                  np.asarray(Image.open(tmp_path / "proj.png")))  # fmt: skip
+
+
+def test_w_alone_is_drawn_with_the_networks_own_noise(tmp_path: Path) -> None:
+    """As NVlabs' projector writes it; several images."""
+    generator = network(SG2_UNCOND)
+    ws = torch.randn(2, generator.num_ws, generator.w_dim, generator=torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "w.npz", w=ws.numpy())
+    result = again(f"--network={SG2_UNCOND}", f"--projected-w={tmp_path / 'w.npz'}", f"--outdir={tmp_path / 'out'}")
+    assert result.exit_code == 0, result.output
+    for index in range(2):
+        with torch.no_grad():
+            image = generator.synthesis(ws[index : index + 1], noise_mode="const", force_fp32=True)
+        found = np.asarray(Image.open(tmp_path / "out" / f"proj{index:02d}.png"))
+        np.testing.assert_array_equal(found, to_uint8(image)[0].permute(1, 2, 0).numpy())
+
+
+@pytest.mark.parametrize(
+    ("arrays", "options", "message"),
+    [
+        ({"w": np.zeros([1, 6, 32])}, ["--seeds=0"], "--seeds is for images of seeds; leave it out with --projected-w"),
+        ({"w": np.zeros([1, 6, 32])}, ["--trunc=1"], "--trunc is for images of seeds; leave it out with --projected-w"),
+        ({"w": np.zeros([1, 6, 64])}, [], "w.npz has w of shape [1, 6, 64]; this network's are [N, 6, 32]."),
+        ({"z": np.zeros([1, 6, 32])}, [], "w.npz has no w; this network's are [N, 6, 32]."),
+        ({"w": np.zeros([1, 6, 32]), "b4.conv1.noise_const": np.zeros([8, 8])}, [], "which this network has not."),
+        ({"w": np.array([None])}, [], "w.npz cannot be read as .npz"),
+        (None, [], "w.npz cannot be read as .npz"),
+    ],
+)
+def test_projections_that_are_refused(
+    arrays: dict[str, Any] | None, options: list[str], message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "w.npz"
+    path.write_bytes(b"<html>") if arrays is None else np.savez(path, **arrays)
+    result = again(f"--network={SG2_UNCOND}", f"--projected-w={path}", f"--outdir={tmp_path / 'out'}", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_projections_are_of_gans_and_seeds_are_needed_without_one(tmp_path: Path) -> None:
+    np.savez(tmp_path / "w.npz", w=np.zeros([1, 6, 32]))
+    result = again(f"--network={EDM_COND}", f"--projected-w={tmp_path / 'w.npz'}")
+    assert "is for a GAN; this network is a diffusion teacher" in result.stderr
+    assert "give --seeds, or --projected-w of a GAN" in again(f"--network={EDM_COND}").stderr

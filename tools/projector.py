@@ -9,11 +9,9 @@ proj.gif or proj.mp4, the way there. The distance is that of the pixels at every
 
 from __future__ import annotations
 
-import io
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
@@ -24,25 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from dnnlib.cli import Device, default_device, user_errors, writable_folder
 from dnnlib.progress import Progress
-from dnnlib.util import atomic_write
 from stylegan_di.data.convert import load_picture
 from stylegan_di.images import save_image
 from stylegan_di.networks.stylegan2 import Generator
-from stylegan_di.projection import Projection, project, projected_images
+from stylegan_di.projection import Projection, project, projected_images, save_projection
 from stylegan_di.video import check_video, save_video
 from tools.gan_network import load_gan, one_label
 
 FPS = 10
 MAX_FRAMES = 100  # of the video, evenly over the steps
-
-
-def save_latents(projection: Projection, network: Generator, path: Path) -> None:
-    """w [1,num_ws,w_dim], as NVlabs' tools read it, and the noise maps by their buffers' names."""
-    w = projection.w.expand(1, network.num_ws, -1)
-    arrays: dict[str, Any] = {name: array.cpu().numpy() for name, array in ({"w": w} | projection.noises).items()}
-    buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
-    atomic_write(path, buffer.getvalue())
 
 
 def way_there(projection: Projection, network: Generator, target: Tensor) -> Iterator[Tensor]:
@@ -95,7 +83,7 @@ def main(
     progress.close()
     save_image(pixels, outdir / "target.png")
     save_image(projected_images(student.network, projection, [num_steps - 1])[0], outdir / "proj.png")
-    save_latents(projection, student.network, outdir / "projected_w.npz")
+    save_projection(projection, student.network, outdir / "projected_w.npz")
     if with_video:
         save_video(way_there(projection, student.network, pixels), video, FPS)
     click.echo(f"{outdir}: distance {projection.start:.4g} at the mean image, {projection.end:.4g} at the projection")
