@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import itertools
 import json
 import pickle
 import struct
@@ -12,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -215,6 +217,9 @@ def test_transforms() -> None:
     assert scaled[:, 7].min() >= 198
     cropped = transformed("center-crop", (16, 16))
     assert np.array_equal(cropped, np.asarray(wide)[:, 8:24])
+    odd = Image.fromarray(np.random.default_rng(0).integers(256, size=[21, 40], dtype=np.uint8))
+    expected = Image.fromarray(np.asarray(odd)[:, 9:30]).resize((8, 8), Image.Resampling.LANCZOS)
+    assert np.array_equal(np.asarray(transform_image(odd, "center-crop", (8, 8), "image")), np.asarray(expected))
     letterbox = transformed("center-crop-wide", (16, 8))
     assert letterbox.shape == (16, 16)
     assert not letterbox[:4].any()
@@ -336,26 +341,30 @@ def test_fashion_mnist(tmp_path: Path) -> None:
 def python2_pickle(pixels: np.ndarray, labels: list[int], filenames: list[str]) -> bytes:
     """A batch as Python 2's cPickle wrote CIFAR-10's: protocol 2, 8-bit strings, a memo from 1."""
 
+    memo = itertools.count(1)
+
+    def put() -> bytes:
+        index = next(memo)
+        return b"q" + bytes([index]) if index < 256 else b"r" + struct.pack("<I", index)
+
     def text(value: str) -> bytes:
-        return b"U" + bytes([len(value)]) + value.encode()
+        return b"U" + bytes([len(value)]) + value.encode() + put()
 
     def integer(value: int) -> bytes:
         return b"J" + struct.pack("<i", value)
 
     rows, columns = pixels.shape
-    dtype = b"cnumpy\ndtype\n" + text("u1") + b"K\x00K\x01\x87R"
-    dtype += b"(K\x03" + text("|") + b"NNN" + 2 * integer(-1) + b"K\x00tb"
-    array = (
-        b"cnumpy.core.multiarray\n_reconstruct\nq\x02cnumpy\nndarray\nq\x03K\x00\x85" + text("b") + b"\x87R"
-        b"(K\x01" + integer(rows) + integer(columns) + b"\x86" + dtype + b"\x89T" + struct.pack("<I", pixels.size)
-        + pixels.tobytes() + b"tb"
-    )  # fmt: skip
-    return (
-        b"\x80\x02}q\x01(" + text("batch_label") + text("training batch 1 of 5")
-        + text("labels") + b"](" + b"".join(map(integer, labels)) + b"e"
-        + text("data") + array
-        + text("filenames") + b"](" + b"".join(map(text, filenames)) + b"eu."
-    )  # fmt: skip
+    parts = [
+        b"\x80\x02}", put(), b"(", text("batch_label"), text("training batch 1 of 5"),
+        text("labels"), b"]", put(), b"(", *map(integer, labels), b"e",
+        text("data"), b"cnumpy.core.multiarray\n_reconstruct\n", put(), b"cnumpy\nndarray\n", put(),
+        b"K\x00\x85", text("b"), b"\x87R", put(), b"(K\x01", integer(rows), integer(columns), b"\x86",
+        b"cnumpy\ndtype\n", put(), text("u1"), b"K\x00K\x01\x87R", put(),
+        b"(K\x03", text("|"), b"NNN", integer(-1), integer(-1), b"K\x00tb",
+        b"\x89T", struct.pack("<I", pixels.size), pixels.tobytes(), b"tb",
+        text("filenames"), b"]", put(), b"(", *map(text, filenames), b"eu.",
+    ]  # fmt: skip
+    return b"".join(parts)
 
 
 def cifar_batches(count: int = 2) -> dict[str, tuple[np.ndarray, list[int]]]:
@@ -370,7 +379,8 @@ def cifar_batches(count: int = 2) -> dict[str, tuple[np.ndarray, list[int]]]:
 def save_cifar(path: Path, files: dict[str, bytes] | None = None) -> Path:
     """CIFAR-10's archive of the files, or of cifar_batches."""
     if files is None:
-        files = {name: python2_pickle(*batch, ["a.png", "b.png"]) for name, batch in cifar_batches().items()}
+        filenames = [f"{index}.png" for index in range(400)]
+        files = {name: python2_pickle(*batch, filenames) for name, batch in cifar_batches().items()}
     with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
         for name, data in {"readme.html": b"<html>", **files}.items():
             member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
@@ -445,6 +455,11 @@ def test_bad_archives_of_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         for _ in range(2):
             archive.addfile(tarfile.TarInfo("data_batch_1"), io.BytesIO())
     assert "holds data_batch_1 twice" in refused(path, tmp_path / "out.zip")
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("data_batch_1")  # holes of 1 TB
+        member.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(10**12)}
+        archive.addfile(member)
+    assert "holds no data_batch_1" in refused(path, tmp_path / "out.zip")
     monkeypatch.setattr("stylegan_di.data.cifar.MAX_ARCHIVE_BYTES", 100_000)
     with tarfile.open(path, "w:gz") as archive:
         member = tarfile.TarInfo("zeros")
@@ -457,7 +472,6 @@ def test_bad_archives_of_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def save_database(path: Path, values: dict[bytes, bytes]) -> Path:
-    lmdb = pytest.importorskip("lmdb")
     with lmdb.open(str(path), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
         for key, value in values.items():
             transaction.put(key, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -37,7 +38,6 @@ def test_gif(tmp_path: Path, channels: int) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_mp4(tmp_path: Path, channels: int) -> None:
     """H.264 changes pixels a little: 3 of 255 on average."""
-    av = pytest.importorskip("av")
     path = tmp_path / "a.mp4"
     given = frames(channels)
     save_video(iter(given), path, fps=30)

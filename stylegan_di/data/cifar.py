@@ -47,17 +47,19 @@ def read_cifar(path: Path, split: str) -> tuple[np.ndarray, list[int]]:
 
 
 def _read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """The named files of the archive, in whatever folder of it; links and all else are passed over."""
+    """The named files of the archive, in whatever folder of it; links, sparse files and all else are passed over."""
     found: dict[str, bytes] = {}
     try:
         with _unpacked(path) as file, tarfile.open(fileobj=file, mode="r|") as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
-                content = archive.extractfile(member) if member.isreg() and name in names else None
-                if content is not None:
-                    if name in found:
-                        raise UserError(f"{path} holds {name} twice. {_REMEDY}")
-                    found[name] = content.read()
+                if not member.isreg() or member.issparse() or name not in names:
+                    continue
+                if name in found:
+                    raise UserError(f"{path} holds {name} twice. {_REMEDY}")
+                content = archive.extractfile(member)
+                assert content is not None  # as it is a regular file
+                found[name] = content.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{path} cannot be read: {error}. {_REMEDY}") from error
     return found

@@ -61,8 +61,16 @@ def transform_image(image: Image.Image, transform: str | None, size: tuple[int, 
         return _on_black(image, size)
     if transform == "center-crop-dhariwal":
         return _crop_after_resizing(image, size[0], where)
-    cropped = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    cropped = _largest_crop(image, size).resize(size, Image.Resampling.LANCZOS)
     return cropped if transform == "center-crop" else _on_black(cropped, (size[0], size[0]))
+
+
+def _largest_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """The largest central part that has the proportions of `shape`, in whole pixels."""
+    scale = min(image.width / shape[0], image.height / shape[1])
+    width, height = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _crop_after_resizing(image: Image.Image, side: int, where: str) -> Image.Image:
