@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import struct
+import sys
 import time
 import zipfile
 import zlib
@@ -188,11 +189,20 @@ def test_images_whose_side_is_no_power_of_two(target: Path) -> None:
     assert_check_names(target, wrong)
 
 
-def test_no_images(target: Path) -> None:
-    assert_refused(
-        write(target, {"readme.txt": b"hello"}),
-        f"{target} holds no images; make a data set with tools/dataset_tool.py.",
-    )
+@pytest.mark.parametrize("files", [{"readme.txt": b"hello"}, {"dataset.json": labels_file([])}])
+def test_no_images(target: Path, files: dict[str, bytes]) -> None:
+    write(target, files)
+    assert_refused(target, f"{target} holds no images; make a data set with tools/dataset_tool.py.")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are text on this system")
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = write(tmp_path / "data", image_files(3))
+    (path / os.fsdecode(b"\xff.png")).write_bytes(b"")
+    message = f"{path}/\udcff.png (0 bytes) is no image of {FORMATS}. Replace or remove it."
+    assert_opening_refuses(path, message, labels=False)
+    assert_check_names(path, message.replace("\udcff", "\\udcff"))
+    assert ImageDataset(path).fingerprint() == ImageDataset(path).fingerprint()
 
 
 # Labels.

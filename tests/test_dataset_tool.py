@@ -515,7 +515,7 @@ def test_lsun_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_imagenet_folders(tmp_path: Path) -> None:
-    """Classes from folders, sorted; JPEGs of any mode and shape; the transform of ImageNet at 64x64."""
+    """Classes from folders, sorted; JPEGs of any mode and shape."""
     rng = np.random.default_rng(0)
     modes = {"n02/b.JPEG": "CMYK", "n01/a.JPEG": "L", "n02/a.JPEG": "RGB"}
     for name, mode in modes.items():

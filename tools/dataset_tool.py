@@ -5,10 +5,8 @@ dataset.json, the IDX labels file, CIFAR-10's batches or the subfolders' names.
 
     python tools/dataset_tool.py --source=fashion-mnist --transform=pad --resolution=32x32 --dest=fashion-32.zip
     python tools/dataset_tool.py --source=cifar-10-python.tar.gz --dest=cifar10-32x32.zip
-    python tools/dataset_tool.py --source=ILSVRC/Data/CLS-LOC/train --channels=3 --resolution=64x64
-                                 --transform=center-crop-dhariwal --dest=imagenet-64x64.zip
-    python tools/dataset_tool.py --source=church_outdoor_train_lmdb --max-images=100000 --resolution=256x256
-                                 --transform=center-crop --dest=church-256x256.zip
+    python tools/dataset_tool.py --source=train --channels=3 --transform=center-crop --resolution=64 --dest=imagenet.zip
+    python tools/dataset_tool.py --source=church_outdoor_train_lmdb --transform=center-crop --resolution=256 --dest=out
     python tools/dataset_tool.py --source=cifar10-32x32.zip --check
 """
 
@@ -45,7 +43,7 @@ def check(source: Path) -> None:
     progress = PassProgress()
     findings = check_dataset(source, lambda done, total: progress("Images", done, total))
     for complaint in findings.complaints:
-        click.echo(" ".join(complaint.splitlines()))
+        click.echo(" ".join(complaint.splitlines()).encode(errors="backslashreplace"))  # names may be no text
     kind = f", {findings.kind}" if findings.kind else ""
     problems = f"{len(findings.complaints)} problems" if findings.complaints else "nothing wrong"
     click.echo(f"{source}: {findings.images} images{kind}, {findings.labels}, {problems}")

@@ -39,7 +39,7 @@ def check_dataset(
         complain(str(error))
         return findings
     labels = image_labels(files, complain)
-    if labels is not None:
+    if labels:
         findings.labels = _describe_labels(labels)
     shapes: dict[str, tuple[int, ...]] = {}
     for done, name in enumerate(files.image_names, start=1):

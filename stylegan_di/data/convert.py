@@ -49,7 +49,7 @@ def transform_image(image: Image.Image, transform: str | None, size: tuple[int, 
 
     transform: None resizes the whole image; 'center-crop' resizes the largest crop of that shape;
     'center-crop-wide' does the same and puts it on a black square of the width; 'center-crop-dhariwal' resizes the
-    shorter side (halving by box, then bicubic) and crops, as ImageNet at 64x64 is made; 'pad' adds black borders.
+    shorter side (halving by box, then bicubic) and crops, as ADM and EDM2 make ImageNet; 'pad' adds black borders.
     """
     if size is None:
         return image

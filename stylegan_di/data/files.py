@@ -73,10 +73,10 @@ class ImageFiles:
 
     def fingerprint(self) -> str:
         """Where the images are, and their files' (the zip's) sizes and times of change, hashed."""
-        digest = hashlib.sha256(str(self.path.resolve()).encode())
+        digest = hashlib.sha256(os.fsencode(self.path.resolve()))
         for path in [self.path] if self.is_zip else [self.path / name for name in self.image_names]:
             status = path.stat()
-            digest.update(f"/{path.name}/{status.st_size}/{status.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"/{path.name}/{status.st_size}/{status.st_mtime_ns}"))
         return digest.hexdigest()
 
     def read(self, name: str) -> bytes:

@@ -87,7 +87,7 @@ def _read(files: ImageFiles, complain: Complain) -> dict[str, Label | None] | No
 def _mistake(value: Any) -> str | None:
     """What is wrong with a label; None where it is a class index or a list of finite numbers."""
     if type(value) is int:
-        return None if 0 <= value < MAX_CLASSES else f"is {value}; class indices are 0 to {MAX_CLASSES - 1}."
+        return None if 0 <= value < MAX_CLASSES else f"is {_short(value)}; class indices are 0 to {MAX_CLASSES - 1}."
     if isinstance(value, list) and 0 < len(value) <= MAX_CLASSES and all(type(v) in (int, float) for v in value):
         finite = all(abs(v) < 3e38 for v in value)  # false for NaN too
         return None if finite else f"is {_short(value)}; its numbers must be finite."
