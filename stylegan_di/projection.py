@@ -33,7 +33,6 @@ from stylegan_di.random import SampleRandom
 
 Features = Callable[[Tensor], Tensor]  # images [N,C,H,W], nominally in [-1,1] -> [N,F]; distance: sum of squares
 
-NOISE = "noise_const"  # how buffers of noise maps are called
 LEARNING_RATE = 0.1
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # of the steps: the learning rate rises linearly, then falls as half a cosine
 EXPLORATION, EXPLORED = 0.05, 0.75  # deviation of e at the start in sigma_w; the share of the steps that has it
@@ -100,11 +99,7 @@ def project(
     mean, deviation = w_statistics(network, labels, seed, device)
     random = SampleRandom(seed, "projection", 0, [0], device)
     w = mean.clone().requires_grad_()
-    noises = {
-        name: random.normal(*buffer.shape)[0].requires_grad_()
-        for name, buffer in network.synthesis.named_buffers()
-        if name.endswith(NOISE)
-    }
+    noises = {name: random.normal(*own.shape)[0].requires_grad_() for name, own in noise_maps(network).items()}
     optimizer = torch.optim.Adam([w, *noises.values()], betas=(0.9, 0.999), lr=LEARNING_RATE)
 
     def distance(at: Tensor) -> Tensor:
@@ -122,15 +117,25 @@ def project(
         optimizer.zero_grad()
         loss.backward(inputs=[w, *noises.values()])
         optimizer.step()
-        with torch.no_grad():
-            for noise in noises.values():
-                noise.copy_((noise - noise.mean()) / noise.std(correction=0))
+        standardise(noises)
         path.append(w.detach().clone())
         report(step + 1, found.item())
     with torch.no_grad():
         end = float(distance(w))
     kept = {name: noise.detach() for name, noise in noises.items()}
     return Projection(w.detach(), kept, torch.stack(path), start, end)
+
+
+def noise_maps(network: Generator) -> dict[str, Tensor]:
+    """The network's own noise maps [R,R], by their buffers' names in the synthesis network."""
+    return {name: buffer for name, buffer in network.synthesis.named_buffers() if name.endswith("noise_const")}
+
+
+@torch.no_grad()
+def standardise(noises: Mapping[str, Tensor]) -> None:
+    """Gives every map mean 0 and variance 1."""
+    for noise in noises.values():
+        noise.copy_((noise - noise.mean()) / noise.std(correction=0))
 
 
 @torch.no_grad()
@@ -192,13 +197,13 @@ def load_projection(path: Path, network: Generator) -> tuple[Tensor, dict[str, T
             arrays = {name: torch.from_numpy(file[name]).float() for name in file.files}
     except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as .npz: {error}. Give the projected_w.npz of a projection.") from None
-    expected = {name: tuple(b.shape) for name, b in network.synthesis.named_buffers() if name.endswith(NOISE)}
+    own = noise_maps(network)
     ws = arrays.pop("w", torch.empty(0))
     if ws.ndim != 3 or not len(ws) or ws.shape[1:] != (network.num_ws, network.w_dim):
         found = f"w of shape {list(ws.shape)}" if ws.numel() else "no w"
         raise UserError(f"{path} has {found}; this network's are [N, {network.num_ws}, {network.w_dim}].")
     for name, array in arrays.items():
-        if expected.get(name) != tuple(array.shape):
+        if name not in own or own[name].shape != array.shape:
             raise UserError(f"{path} has {name} of shape {list(array.shape)}, which this network has not.")
     device = next(network.parameters()).device
     return ws.to(device), {name: array.to(device) for name, array in arrays.items()}
