@@ -180,10 +180,10 @@ def test_images_that_are_not_square(target: Path) -> None:
 
 def test_images_whose_side_is_no_power_of_two(target: Path) -> None:
     write(target, image_files(2, size=33))
-    needs = f"--data={target} has images of 33x33; {{}}: resize with tools/dataset_tool.py"
+    needs = f"--data={target} has images of side 33; {{}}: resize with tools/dataset_tool.py"
     assert ImageDataset(target).resolution == 33
-    assert_training_refuses(target, needs.format("--kind=gan needs a side that is a power of two, from 4"), False)
-    divisible = "--channel-mult of 3 resolutions needs a side divisible by 4"
+    assert_training_refuses(target, needs.format("--kind=gan needs one that is a power of two, from 4"), False)
+    divisible = "--channel-mult of 3 resolutions needs one divisible by 4"
     assert_training_refuses(target, needs.format(divisible), False, kind="edm")
     wrong = f"{target} holds images of 33x33 RGB; they must be square, with a power of two for a side. {CONVERT}"
     assert_check_names(target, wrong)

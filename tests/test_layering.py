@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: list[tuple[str, ...]] = [
     ("train", "generate", "calc_metrics", "tools"),
     ("stylegan_di.training",),
-    ("stylegan_di.checkpoint", "stylegan_di.blueprint", "stylegan_di.seeded", "stylegan_di.projection"),
-    ("stylegan_di.teachers", "stylegan_di.students"),
+    ("stylegan_di.checkpoint", "stylegan_di.blueprint", "stylegan_di.seeded"),
+    ("stylegan_di.teachers", "stylegan_di.students", "stylegan_di.projection"),
     (
         "stylegan_di.networks",
         "stylegan_di.loss_di",

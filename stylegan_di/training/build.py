@@ -22,6 +22,7 @@ from stylegan_di.random import stream
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
 from stylegan_di.training.state import TrainState
+from stylegan_di.training.transfer import gan_to_resume
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",
@@ -73,15 +74,18 @@ def _open_dataset(config: TrainConfig) -> ImageDataset | None:
     return dataset
 
 
+def _check_side(config: TrainConfig, side: int, fits: bool, needs: str) -> None:
+    """Refuses a data set whose images have a side that the networks cannot halve."""
+    if not fits:
+        raise UserError(f"--data={config.data} has images of side {side}; {needs}: resize with tools/dataset_tool.py")
+
+
 def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
-    multiple = 2 ** (len(config.channel_mult) - 1)
-    if dataset.resolution % multiple:
-        raise UserError(
-            f"--data={config.data} has images of {dataset.resolution}x{dataset.resolution}; --channel-mult of "
-            f"{len(config.channel_mult)} resolutions needs a side divisible by {multiple}: resize with "
-            "tools/dataset_tool.py"
-        )
+    levels = len(config.channel_mult)
+    multiple = 2 ** (levels - 1)
+    needs = f"--channel-mult of {levels} resolutions needs one divisible by {multiple}"
+    _check_side(config, dataset.resolution, dataset.resolution % multiple == 0, needs)
     kwargs: dict[str, Any] = dict(
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
@@ -99,11 +103,19 @@ def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
 
 def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
-    if dataset.resolution < 4 or dataset.resolution & (dataset.resolution - 1):
-        raise UserError(
-            f"--data={config.data} has images of {dataset.resolution}x{dataset.resolution}; --kind=gan needs a side "
-            "that is a power of two, from 4: resize with tools/dataset_tool.py"
+    side = dataset.resolution
+    fits = side >= 4 and not side & (side - 1)
+    _check_side(config, side, fits, "--kind=gan needs one that is a power of two, from 4")
+    pipe = _augment_pipe(config)
+    if config.resume is not None:
+        gan = gan_to_resume(
+            config.resume,
+            label_dim=dataset.label_dim,
+            resolution=dataset.resolution,
+            channels=dataset.num_channels,
         )
+        model, ema = StyleGAN2Student(gan.generator), StyleGAN2Student(gan.ema)
+        return TrainState(model, ema, {}, discriminator=gan.discriminator, augment_pipe=pipe), None
     common: dict[str, Any] = dict(
         c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
     )
@@ -121,14 +133,11 @@ def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
     epilogue = dict(mbstd_group_size=config.mbstd_group)
     discriminator = Discriminator(**common, **widths, block_kwargs={}, mapping_kwargs={}, epilogue_kwargs=epilogue)
     model = StyleGAN2Student(generator)
-    state = TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator)
-    state.augment_pipe = _augment_pipe(config)
-    return state, None
+    return TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator, augment_pipe=pipe), None
 
 
-def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, Denoiser]:
-    assert config.teacher is not None
-    teacher = as_denoiser(load_snapshot(config.teacher))
+def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, Denoiser | None]:
+    teacher = None if config.teacher is None else as_denoiser(load_snapshot(config.teacher))
     discriminator: torch.nn.Module | None = None
     model: Generator
     if config.gan_pkl is None:
@@ -137,7 +146,8 @@ def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainS
     else:
         snapshot = load_snapshot(config.gan_pkl)
         model = as_generator(snapshot)
-        _check_match(config, teacher, model)
+        if teacher is not None:
+            _check_match(config, teacher, model)
         discriminator = _discriminator_of(config, snapshot)
     if dataset is not None:
         _check_dataset(config, dataset, model)
