@@ -10,6 +10,7 @@ A seed gives the same image whatever other seeds are asked for, and however many
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from dnnlib.util import UserError
 from stylegan_di.checkpoint import as_model, load_snapshot
 from stylegan_di.images import save_grid, save_image
 from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.projection import draw as draw_ws
+from stylegan_di.projection import load_projection
 from stylegan_di.sampling import heun_sampler
 from stylegan_di.seeded import Draw, call_size, gan_images, one_step_images, teacher_images, uint8_images
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
@@ -85,9 +88,27 @@ def check_class(class_index: int | None, label_dim: int) -> None:
         raise UserError(f"--class={class_index}: this network has the classes 0 to {label_dim - 1}")
 
 
+def draw_projection(network: str, path: Path, outdir: Path, device: str, others: dict[str, Any]) -> None:
+    """Draws what tools/projector.py found; `others` are the options that have no say in it."""
+    for option, value in others.items():
+        if value is not None:
+            raise UserError(f"{option} is for images of seeds; leave it out with --projected-w")
+    model = load(network)
+    if not isinstance(model, StyleGAN2Student):
+        kind = "diffusion teacher" if isinstance(model, Denoiser) else "one-step student"
+        raise UserError(f"--projected-w={path} is for a GAN; this network is a {kind}")
+    ws, noises = load_projection(path, model.network.to(device))
+    writable_folder(f"--outdir={outdir}", outdir)
+    for index, image in enumerate(draw_ws(model.network, ws, noises)):
+        save_image(image, outdir / f"proj{index:02d}.png")
+    click.echo(f"{len(ws)} images in {outdir}")
+
+
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
-@click.option("--seeds", type=Seeds(), required=True, metavar="LIST", help="Such as 0,3,10-20: one image each.")
+@click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.")
+@click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
+              help="[GAN] Instead of seeds, what tools/projector.py found: proj00.png, ...")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
               help="Class of a conditional network.  [default: drawn from the seed]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
@@ -110,7 +131,8 @@ def check_class(class_index: int | None, label_dim: int) -> None:
 @user_errors
 def main(
     network: str,
-    seeds: list[int],
+    seeds: list[int] | None,
+    projected_w: Path | None,
     class_index: int | None,
     outdir: Path,
     grid: Path | None,
@@ -119,6 +141,12 @@ def main(
     **options: float | str | None,
 ) -> None:
     given = {name: value for name, value in options.items() if value is not None}
+    if projected_w is not None:
+        others: dict[str, Any] = {"--seeds": seeds, "--class": class_index, "--grid": grid}
+        others |= {ChainMap(*OPTIONS.values())[name]: value for name, value in given.items()}
+        return draw_projection(network, projected_w, outdir, device or default_device(), others)
+    if seeds is None:
+        raise UserError("give --seeds, or --projected-w of a GAN: what is to be drawn")
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("S_max", math.inf):
             raise UserError(f"{(GAN | SAMPLER)[name]}={value}: accepted are finite numbers")

@@ -18,7 +18,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("train", "generate", "calc_metrics", "tools"),
     ("stylegan_di.training",),
     ("stylegan_di.checkpoint", "stylegan_di.blueprint", "stylegan_di.seeded"),
-    ("stylegan_di.teachers", "stylegan_di.students"),
+    ("stylegan_di.teachers", "stylegan_di.students", "stylegan_di.projection"),
     (
         "stylegan_di.networks",
         "stylegan_di.loss_di",
@@ -26,6 +26,8 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.metrics",
         "stylegan_di.data",
         "stylegan_di.sampling",
+        "stylegan_di.latents",
+        "stylegan_di.video",
     ),
     (
         "stylegan_di.diffusion",

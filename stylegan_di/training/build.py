@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dnnlib.progress import PassProgress
 from dnnlib.util import UserError
 from stylegan_di.checkpoint import Snapshot, as_denoiser, as_generator, load_snapshot
 from stylegan_di.config import TrainConfig
@@ -49,9 +50,7 @@ def build(config: TrainConfig, device: torch.device) -> Job:
     Raises:
         UserError: a file that cannot be used, or a teacher, GAN and data set that do not match.
     """
-    dataset = None
-    if config.needs_data and config.data is not None:
-        dataset = ImageDataset(config.data, use_labels=config.cond, xflip=config.mirror, seed=config.seed)
+    dataset = _open_dataset(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(config.seed, "init").integers(2**31)))
         builder = {"edm": _build_edm, "gan": _build_gan, "di": _build_di}[config.kind]
@@ -64,8 +63,29 @@ def build(config: TrainConfig, device: torch.device) -> Job:
     return Job(config, state, device, dataset, teacher)
 
 
+def _open_dataset(config: TrainConfig) -> ImageDataset | None:
+    """The training's images. Those that fit in memory are decoded now: a damaged file is met before the start."""
+    if not config.needs_data or config.data is None:
+        return None
+    dataset = ImageDataset(config.data, use_labels=config.cond, xflip=config.mirror, seed=config.seed)
+    if dataset.is_cached:
+        progress = PassProgress()
+        dataset.preload(lambda done, total: progress("Reading images", done, total))
+    return dataset
+
+
+def _check_side(config: TrainConfig, side: int, fits: bool, needs: str) -> None:
+    """Refuses a data set whose images have a side that the networks cannot halve."""
+    if not fits:
+        raise UserError(f"--data={config.data} has images of side {side}; {needs}: resize with tools/dataset_tool.py")
+
+
 def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
+    levels = len(config.channel_mult)
+    multiple = 2 ** (levels - 1)
+    needs = f"--channel-mult of {levels} resolutions needs one divisible by {multiple}"
+    _check_side(config, dataset.resolution, dataset.resolution % multiple == 0, needs)
     kwargs: dict[str, Any] = dict(
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
@@ -83,6 +103,9 @@ def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
 
 def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
+    side = dataset.resolution
+    fits = side >= 4 and not side & (side - 1)
+    _check_side(config, side, fits, "--kind=gan needs one that is a power of two, from 4")
     pipe = _augment_pipe(config)
     if config.resume is not None:
         gan = gan_to_resume(
