@@ -42,7 +42,10 @@ __all__ = [
 ]
 
 NETWORKS_SOURCE = "from training.networks import *"  # where NVlabs' repositories keep their networks
-MODULE_SOURCES = {"AugmentPipe": "from training.augment import *"}  # class name -> import line, for all others
+_EDM2_CLASSES = ("Precond", "UNet", "Block", "MPConv", "MPFourier")
+MODULE_SOURCES = {  # class name -> import line, for all others
+    "AugmentPipe": "from training.augment import *",
+} | dict.fromkeys(_EDM2_CLASSES, "from training.networks_edm2 import *")
 
 _PICKLE_PROTOCOL = 4
 _CONTAINERS = (torch.nn.ModuleDict, torch.nn.ModuleList)
