@@ -26,6 +26,7 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.metrics",
         "stylegan_di.data",
         "stylegan_di.sampling",
+        "stylegan_di.ablation",
     ),
     (
         "stylegan_di.diffusion",
