@@ -1,7 +1,7 @@
 """EDM's ablation sampler: Euler's or Heun's method with the noise levels, times and scalings of VP, VE, iDDPM and EDM.
 
 Karras et al. 2022 (arXiv 2206.00364), table 1 and algorithm 1, with the churn of algorithm 2. The state is s(t) times
-an image with noise sigma(t); `Process` has the two functions, `DISCRETIZATIONS` the noise levels that are stepped through.
+an image with noise sigma(t): `Process` has the two functions, `noise_levels` what is stepped through.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from dnnlib.util import UserError
 from stylegan_di.diffusion import iddpm_levels, vp_sigma, vp_time
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.sampling import sigma_steps
@@ -103,6 +104,9 @@ def noise_levels(
     """Noise levels from sigma_max to sigma_min as one of DISCRETIZATIONS has them: [num_steps] float64 on the CPU.
 
     Of iDDPM's M levels those within the range are taken, evenly by their index; rho is EDM's, epsilon_s VP's.
+
+    Raises:
+        UserError: for a range without any of iDDPM's levels.
     """
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     match discretization:
@@ -114,7 +118,8 @@ def noise_levels(
             levels = iddpm_levels(M, C_1, C_2, torch.float64)
             levels = levels[(levels >= sigma_min) & (levels <= sigma_max)]
             if not len(levels):
-                raise ValueError(f"none of iDDPM's {M} noise levels is from {sigma_min:g} to {sigma_max:g}")
+                found = f"none of iDDPM's {M} noise levels is from {sigma_min:g} to {sigma_max:g}"
+                raise UserError(f"{found}; widen the range (--sigma-min, --sigma-max)")
             return levels[(ramp * (len(levels) - 1)).round().long()]
         case "edm":
             return sigma_steps(num_steps, sigma_min, sigma_max, rho)
