@@ -12,6 +12,8 @@ sigma_data; sigma is a standard deviation in the same units, never a time.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -29,16 +31,6 @@ def per_sample(sigma: Tensor, x: Tensor) -> Tensor:
 def sigma_from_normal(n: Tensor, P_mean: float, P_std: float) -> Tensor:
     """Noise levels with ln sigma ~ N(P_mean, P_std^2) from standard normal n of any shape (table 1)."""
     return (n * P_std + P_mean).exp()
-
-
-def sigma_from_vp_uniform(u: Tensor, epsilon_t: float = 1e-5) -> Tensor:
-    """VP's training noise levels: sigma(t), t uniform between 1 and epsilon_t, from u uniform in [0,1)."""
-    return vp_sigma(1 + u * (epsilon_t - 1))
-
-
-def sigma_from_ve_uniform(u: Tensor, sigma_min: float = 0.02, sigma_max: float = 100.0) -> Tensor:
-    """VE's training noise levels: ln sigma uniform between the bounds, from u uniform in [0,1)."""
-    return sigma_min * (sigma_max / sigma_min) ** u
 
 
 def vp_sigma(t: Tensor, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> Tensor:
@@ -80,9 +72,64 @@ def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
     return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
 
-def inverse_square_weight(sigma: Tensor) -> Tensor:
-    """Loss weight of VP and VE: 1 / sigma^2, shaped as sigma."""
-    return 1 / sigma.square()
+class NoiseLaw:
+    """What noise levels a denoiser is trained at, and the weight of its loss there (table 1)."""
+
+    normal: bool  # whether `sigma` wants standard normal numbers, else uniform ones in [0,1)
+
+    @abstractmethod
+    def sigma(self, draw: Tensor) -> Tensor:
+        """Noise levels from independent random numbers of any shape."""
+
+    @abstractmethod
+    def weight(self, sigma: Tensor) -> Tensor:
+        """The loss's weight, shaped as sigma."""
+
+
+@dataclass(frozen=True)
+class LogNormalLaw(NoiseLaw):
+    """EDM's: ln sigma ~ N(P_mean, P_std^2); levels beyond sigma_min and sigma_max become these."""
+
+    P_mean: float = -1.2
+    P_std: float = 1.2
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+    normal = True
+
+    def sigma(self, draw: Tensor) -> Tensor:
+        return sigma_from_normal(draw, self.P_mean, self.P_std).clamp(self.sigma_min, self.sigma_max)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return edm_weight(sigma)
+
+
+@dataclass(frozen=True)
+class VPLaw(NoiseLaw):
+    """VP's: sigma(t), t uniform between epsilon_t and 1."""
+
+    epsilon_t: float = 1e-5
+    normal = False
+
+    def sigma(self, draw: Tensor) -> Tensor:
+        return vp_sigma(1 + draw * (self.epsilon_t - 1))
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return 1 / sigma.square()
+
+
+@dataclass(frozen=True)
+class VELaw(NoiseLaw):
+    """VE's: ln sigma uniform between the bounds."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+    normal = False
+
+    def sigma(self, draw: Tensor) -> Tensor:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** draw
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return 1 / sigma.square()
 
 
 class Preconditioning(NamedTuple):
