@@ -33,6 +33,7 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.interfaces",
         "stylegan_di.random",
         "stylegan_di.config",
+        "stylegan_di.presets",
         "stylegan_di.zoo",
         "stylegan_di.images",
     ),

@@ -11,10 +11,11 @@ import torch
 from dnnlib.util import UserError
 from stylegan_di.checkpoint import Snapshot, as_denoiser, as_generator, load_snapshot
 from stylegan_di.config import TrainConfig
+from stylegan_di.data import augment_edm
 from stylegan_di.data.augment import AUGMENT_PIPES, AugmentPipe
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.networks.edm import PRECONDITIONERS
 from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
 from stylegan_di.random import stream
@@ -50,13 +51,15 @@ def build(config: TrainConfig, device: torch.device) -> Job:
     """
     dataset = None
     if config.needs_data and config.data is not None:
-        dataset = ImageDataset(config.data, use_labels=config.cond, xflip=config.mirror, seed=config.seed)
+        dataset = ImageDataset(
+            config.data, use_labels=config.cond, max_size=config.subset, xflip=config.mirror, seed=config.seed
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(config.seed, "init").integers(2**31)))
         builder = {"edm": _build_edm, "gan": _build_gan, "di": _build_di}[config.kind]
         state, teacher = builder(config, dataset)
     for module in (state.model, state.ema, state.fake_score, state.discriminator, state.augment_pipe, teacher):
-        if module is not None:
+        if isinstance(module, torch.nn.Module):
             module.to(device).eval().requires_grad_(False)
     state.pl_mean = state.pl_mean.to(device)
     state.optimizers = _optimizers(config, state)
@@ -76,8 +79,12 @@ def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
         attn_resolutions=list(config.attn_resolutions),
         dropout=config.dropout,
     )
-    model = EDMTeacher(EDMPrecond(**kwargs))
-    return TrainState(model, copy.deepcopy(model), {}), None
+    pipe = None
+    if config.augment:
+        kwargs["augment_dim"] = augment_edm.TRAINING_LABELS
+        pipe = augment_edm.AugmentPipe(p=config.augment, **augment_edm.TRAINING)
+    model = EDMTeacher(PRECONDITIONERS[config.precond](**kwargs))
+    return TrainState(model, copy.deepcopy(model), {}, augment_pipe=pipe), None
 
 
 def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
@@ -97,7 +104,14 @@ def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
         **common,
     )
     epilogue = dict(mbstd_group_size=config.mbstd_group)
-    discriminator = Discriminator(**common, **widths, block_kwargs={}, mapping_kwargs={}, epilogue_kwargs=epilogue)
+    discriminator = Discriminator(
+        **common,
+        **widths,
+        architecture=config.d_arch,
+        block_kwargs=dict(freeze_layers=config.freezed) if config.freezed else {},
+        mapping_kwargs={},
+        epilogue_kwargs=epilogue,
+    )
     model = StyleGAN2Student(generator)
     state = TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator)
     state.augment_pipe = _augment_pipe(config)
@@ -109,6 +123,11 @@ def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainS
     teacher = as_denoiser(load_snapshot(config.teacher))
     discriminator: torch.nn.Module | None = None
     model: Generator
+    if teacher.img_channels not in (1, 3):
+        raise UserError(
+            f"--teacher={config.teacher}: its images have {teacher.img_channels} channels, so it works on an "
+            "autoencoder's latents; a teacher of pictures, of 1 or 3 channels, is needed"
+        )
     if config.gan_pkl is None:
         assert isinstance(teacher, EDMTeacher)
         model = OneStepStudent(copy.deepcopy(teacher.network), config.sigma_init)
@@ -207,6 +226,14 @@ def run_name(config: TrainConfig) -> str:
             parts.append(f"adv{config.adv_weight:g}")
     if config.cond:
         parts.append("cond")
+    if config.mirror:
+        parts.append("mirror")
+    if config.subset is not None:
+        parts.append(f"subset{config.subset}")
+    if config.kind == "edm":
+        parts += [config.arch, config.precond]
+    elif config.kind == "gan" and config.cfg is not None:
+        parts.append(config.cfg)
     parts.append(f"batch{config.batch}")
     if config.desc:
         parts.append(config.desc)

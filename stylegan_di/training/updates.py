@@ -126,7 +126,7 @@ def discriminator_logits(
 ) -> Tensor:
     """D of the (augmented) images, [n,1]."""
     assert state.discriminator is not None
-    if state.augment_pipe is not None:
+    if isinstance(state.augment_pipe, torch.nn.Module):
         images = state.augment_pipe(images, rng=batch.random(purpose, chunk))
     return state.discriminator(images, labels)
 
