@@ -101,8 +101,8 @@ _FASHION_DISTIL = _FASHION | dict(kimg=24.0, lr=5e-4)
 
 # Diff-Instruct's published settings are for distillation (arXiv 2305.18455 and its code): these, and KIND_DEFAULTS'
 # Adam(0, 0.999), lr 1e-5, batch 128, EMA half-life 500 kimg. Of its refinement of GANs no setting is published.
-_DISTIL: dict[str, Any] = dict(divergence="ikl:weight=sigma2", sigma_init=1.0)
-_PAPER = "the settings of Diff-Instruct's code for distillation; of refinement none are published"
+_DISTIL: dict[str, Any] = dict(sigma_init=1.0)
+_PAPER = "the settings of Diff-Instruct's code for distillation; for refinement none are published"
 _ALIKE = "as CIFAR-10's; Diff-Instruct published no result here"
 
 # fmt: off

@@ -15,8 +15,13 @@ from click.testing import CliRunner
 import train
 from stylegan_di import load_denoiser, load_generator
 from stylegan_di.checkpoint import load_snapshot
+from stylegan_di.config import TrainConfig
+from stylegan_di.networks.edm import PRECONDITIONERS, EDMPrecond, VEPrecond, VPPrecond
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.teachers import EDMTeacher
+from stylegan_di.training.build import build
 from tests.tiny import save_dataset, save_gan, save_reference, save_teacher
+from torch_utils.persistence import read_pickle
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["--metrics=fd_fashion,pr_fashion", "--metric-samples=32"]
@@ -108,6 +113,22 @@ def test_di_without_a_gan_distils_the_teacher_to_one_step(files: dict[str, str],
     assert student.sigma_init == 1.5
 
 
+@pytest.mark.parametrize("precond", [*PRECONDITIONERS, "edm2"])
+def test_every_kind_of_teacher_refines_and_distils(files: dict[str, str], tmp_path: Path, precond: str) -> None:
+    teacher = str(save_teacher(tmp_path / "teacher.pkl", precond=precond))
+    for extra in ([f"--gan-pkl={files['gan']}"], ["--sigma-init=1"]):
+        folder = run(tmp_path / "runs", *di({**files, "teacher": teacher}, *extra, "--metrics=none"))
+        load_generator(folder / "network-snapshot-000000.pkl")
+        lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+        for name in ("Gradient/student", "Gradient/fake_score"):
+            assert 0 < lines[-1][name]["mean"] < float("inf")
+
+
+def test_a_teacher_of_latents_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    latents = str(save_teacher(tmp_path / "latents.pkl", precond="edm2", img_channels=4))
+    assert "works on an autoencoder's latents" in refused(*di({**files, "teacher": latents}))
+
+
 def test_hybrid_trains_the_gans_own_discriminator(files: dict[str, str], tmp_path: Path) -> None:
     hybrid = [f"--gan-pkl={files['gan']}", f"--data={files['data']}", "--cond=true", "--adv-weight=1", "--gamma=0.1"]
     folder = run(tmp_path, *di(files, *hybrid))
@@ -130,6 +151,61 @@ def test_gan_training_writes_what_nvlabs_tools_expect(files: dict[str, str], tmp
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert {"Loss/generator", "Loss/discriminator", "Loss/r1", "Loss/path_length", "Progress/augment"} <= set(lines[1])
+
+
+def test_fixed_augmentation_frozen_layers_and_a_subset(files: dict[str, str], tmp_path: Path) -> None:
+    augmentation = ["--aug=fixed", "--p=0.3", "--augpipe=bgc"]
+    options = [*augmentation, "--freezed=2", "--subset=9", "--mirror=true", "--metrics=none"]
+    folder = run(tmp_path, *GAN, f"--data={files['data']}", *options)
+    assert "-cond-mirror-subset9-auto-batch4" in folder.name
+    assert ", 18 images" in (folder / "log.txt").read_text()
+    snapshot = load_snapshot(folder / "network-snapshot-000000.pkl")
+    assert snapshot.extras["training_set_kwargs"]["max_size"] == 9
+    pipe, discriminator = snapshot.networks["augment_pipe"], snapshot.networks["D"]
+    assert pipe is not None
+    assert discriminator is not None
+    assert float(pipe.p) == pytest.approx(0.3)  # type: ignore[arg-type]
+    frozen = {name for name, _ in discriminator.named_buffers() if name.endswith("weight")}
+    assert frozen == {"b8.fromrgb.weight", "b8.conv0.weight"}
+    start = build(config_of(folder), torch.device("cpu")).state.discriminator
+    assert start is not None
+    before, after = start.state_dict(), discriminator.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert not moved & {"b8.fromrgb.weight", "b8.fromrgb.bias", "b8.conv0.weight", "b8.conv0.bias"}
+
+
+def config_of(folder: Path) -> TrainConfig:
+    options = json.loads((folder / "training_options.json").read_text())
+    return TrainConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+@pytest.mark.parametrize(("precond", "network"), [("edm", EDMPrecond), ("vp", VPPrecond), ("ve", VEPrecond)])
+def test_edm_training_writes_what_nvlabs_tools_expect(
+    files: dict[str, str], tmp_path: Path, precond: str, network: type[torch.nn.Module]
+) -> None:
+    folder = run(tmp_path, *EDM, f"--data={files['data']}", f"--precond={precond}", "--augment=0.5", "--metrics=none")
+    assert f"-cond-ddpmpp-{precond}-batch4" in folder.name
+    path = folder / "network-snapshot-000000.pkl"
+    teacher = load_denoiser(path)
+    assert isinstance(teacher, EDMTeacher)
+    assert type(teacher.network) is network
+    assert teacher.network.model.map_augment is not None  # type: ignore[union-attr]
+    content = read_pickle(path.read_bytes(), str(path))
+    assert list(content)[:4] == ["ema", "loss_fn", "augment_pipe", "dataset_kwargs"]
+    pipe = content["augment_pipe"]
+    assert (pipe.class_name, pipe.state["p"], pipe.state["aniso"]) == ("AugmentPipe", 0.5, 1.0)
+
+
+def test_edm_training_without_augmentation(files: dict[str, str], tmp_path: Path) -> None:
+    options = ["--augment=0", "--metrics=none", "--snap-format=safetensors"]
+    folder = run(tmp_path, *EDM, f"--data={files['data']}", *options)
+    snapshot = load_snapshot(folder / "network-snapshot-000000.safetensors")
+    assert snapshot.networks["ema"].model.map_augment is None  # type: ignore[union-attr]
+    assert snapshot.extras["augment_pipe"] is None
+    folder = run(tmp_path, *EDM, f"--data={files['data']}", *options[1:])
+    snapshot = load_snapshot(folder / "network-snapshot-000000.safetensors")
+    assert snapshot.extras["augment_pipe"]["p"] == 0.12
 
 
 def test_edm_training_gives_a_teacher_that_di_accepts(files: dict[str, str], tmp_path: Path) -> None:
