@@ -180,32 +180,31 @@ def config_of(folder: Path) -> TrainConfig:
     return TrainConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
 
 
-@pytest.mark.parametrize(("precond", "network"), [("edm", EDMPrecond), ("vp", VPPrecond), ("ve", VEPrecond)])
+@pytest.mark.parametrize(("precond", "network", "augment"), [("edm", EDMPrecond, "0"), ("vp", VPPrecond, "0.5")])
 def test_edm_training_writes_what_nvlabs_tools_expect(
-    files: dict[str, str], tmp_path: Path, precond: str, network: type[torch.nn.Module]
+    files: dict[str, str], tmp_path: Path, precond: str, network: type[torch.nn.Module], augment: str
 ) -> None:
-    folder = run(tmp_path, *EDM, f"--data={files['data']}", f"--precond={precond}", "--augment=0.5", "--metrics=none")
+    options = [f"--precond={precond}", f"--augment={augment}", "--metrics=none"]
+    folder = run(tmp_path, *EDM, f"--data={files['data']}", *options)
     assert f"-cond-ddpmpp-{precond}-batch4" in folder.name
     path = folder / "network-snapshot-000000.pkl"
     teacher = load_denoiser(path)
     assert isinstance(teacher, EDMTeacher)
     assert type(teacher.network) is network
-    assert teacher.network.model.map_augment is not None  # type: ignore[union-attr]
+    assert (teacher.network.model.map_augment is None) == (augment == "0")  # type: ignore[union-attr]
     content = read_pickle(path.read_bytes(), str(path))
     assert list(content)[:4] == ["ema", "loss_fn", "augment_pipe", "dataset_kwargs"]
-    pipe = content["augment_pipe"]
-    assert (pipe.class_name, pipe.state["p"], pipe.state["aniso"]) == ("AugmentPipe", 0.5, 1.0)
+    if (pipe := content["augment_pipe"]) is not None:
+        assert (pipe.class_name, pipe.state["p"], pipe.state["aniso"]) == ("AugmentPipe", 0.5, 1.0)
+    assert (pipe is None) == (augment == "0")
 
 
-def test_edm_training_without_augmentation(files: dict[str, str], tmp_path: Path) -> None:
-    options = ["--augment=0", "--metrics=none", "--snap-format=safetensors"]
+def test_edm_training_to_safetensors_keeps_the_augmentations_arguments(files: dict[str, str], tmp_path: Path) -> None:
+    options = ["--precond=ve", "--metrics=none", "--snap-format=safetensors"]
     folder = run(tmp_path, *EDM, f"--data={files['data']}", *options)
-    snapshot = load_snapshot(folder / "network-snapshot-000000.safetensors")
-    assert snapshot.networks["ema"].model.map_augment is None  # type: ignore[union-attr]
-    assert snapshot.extras["augment_pipe"] is None
-    folder = run(tmp_path, *EDM, f"--data={files['data']}", *options[1:])
-    snapshot = load_snapshot(folder / "network-snapshot-000000.safetensors")
-    assert snapshot.extras["augment_pipe"]["p"] == 0.12
+    path = folder / "network-snapshot-000000.safetensors"
+    assert type(load_snapshot(path).networks["ema"]) is VEPrecond
+    assert load_snapshot(path).extras["augment_pipe"]["p"] == 0.12
 
 
 def test_edm_training_gives_a_teacher_that_di_accepts(files: dict[str, str], tmp_path: Path) -> None:
