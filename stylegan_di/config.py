@@ -30,6 +30,7 @@ class TrainConfig:
     teacher: str | None = None
     ref: str | None = None
     detector_file: str | None = None
+    resume: str | None = None
     # The run.
     seed: int = 0
     device: str = "cpu"
@@ -109,8 +110,8 @@ class TrainConfig:
 GROUPS: Mapping[str, tuple[str, ...]] = (
     dict.fromkeys(("arch", "precond", "augment", "model_channels", "channel_mult", "num_blocks", "attn_resolutions",
                    "dropout", "label_dropout"), ("edm",))
-    | dict.fromkeys(("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "freezed", "fp16_res", "mixing",
-                     "pl_weight", "pl_interval", "mbstd_group"), ("gan",))
+    | dict.fromkeys(("resume", "cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "freezed", "fp16_res",
+                     "mixing", "pl_weight", "pl_interval", "mbstd_group"), ("gan",))
     | dict.fromkeys(("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg"), ("gan", "di"))
     | dict.fromkeys(("gan_pkl", "teacher", "divergence", "sigma_init", "fake_lr", "fake_P_mean", "fake_P_std",
                      "fake_warmup", "adv_weight"), ("di",))
@@ -138,7 +139,9 @@ def _check(config: TrainConfig) -> None:
         raise UserError(
             f"--kind={config.kind} needs --data=ZIP|DIR, the images to learn from (see tools/dataset_tool.py)"
         )
-    if config.kind == "di" and config.teacher is None:
+    if config.divergence == "none" and not config.adv_weight:
+        raise UserError("--divergence=none leaves nothing to train by; give --adv-weight=1 or another --divergence")
+    if config.kind == "di" and config.teacher is None and config.divergence != "none":
         raise UserError(
             "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has one"
         )
@@ -148,7 +151,10 @@ def _check(config: TrainConfig) -> None:
         )
 
 
-#: Options of the discriminator, which --kind=di has only with --adv-weight.
+#: Options that lay out a GAN's networks; those of the discriminator, which --kind=di has only with --adv-weight; those
+#: of the divergence, which there is none of with --divergence=none.
+GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
+DIVERGENCE = ("teacher", "P_mean", "P_std", "fake_lr", "fake_P_mean", "fake_P_std", "fake_warmup")
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
 
 
@@ -187,7 +193,8 @@ def resolve(
         preset = _gan_options(given, resolution_of, gpus)
     else:
         preset = _edm_options(given) if kind == "edm" else _di_options(given, known_name)
-    values = KIND_DEFAULTS[kind] | preset | given
+    resumed = _resume_options(given) if "resume" in given else {}
+    values = KIND_DEFAULTS[kind] | preset | resumed | given
     _refuse_idle(kind, given, values)
     return TrainConfig(kind=kind, **values)
 
@@ -198,6 +205,15 @@ def _gan_options(given: Mapping[str, Any], resolution_of: Callable[[str], int], 
     cuda = given.get("device", "cpu").startswith("cuda")
     preset = gan_preset(cfg, resolution=resolution, gpus=gpus, batch=given.get("batch"), cuda=cuda)
     return preset | {"cfg": cfg}
+
+
+def _resume_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """stylegan2-ada's defaults for training on: ADA's p moves faster, the EMA has no youth."""
+    layers = [name for name in GAN_LAYERS if name in given]
+    if layers:
+        option = layers[0].replace("_", "-")
+        raise UserError(f"--{option} has no effect with --resume, whose networks are as in its file: leave it out")
+    return {"ada_kimg": 100.0, "ema_rampup": None}
 
 
 def _edm_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -215,7 +231,8 @@ def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, A
     if cfg is None:
         return {}
     recipe = RECIPES[cfg]
-    return (recipe.refine if "gan_pkl" in given else recipe.distil) | {"cfg": cfg, "teacher": recipe.teacher}
+    options = (recipe.refine if "gan_pkl" in given else recipe.distil) | {"cfg": cfg}
+    return options if given.get("divergence") == "none" else options | {"teacher": recipe.teacher}
 
 
 def _refuse_idle(kind: Kind, given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
@@ -243,5 +260,8 @@ def _refuse_idle_di(given: Mapping[str, Any]) -> None:
     if idle and not given.get("adv_weight"):
         option = idle[0].replace("_", "-")
         raise UserError(f"--{option} has no effect without --adv-weight; leave it out, or give --adv-weight=1")
+    idle = [name for name in DIVERGENCE if name in given]
+    if idle and given.get("divergence") == "none":
+        raise UserError(f"--{idle[0].replace('_', '-')} has no effect with --divergence=none: leave it out")
     if "sigma_init" in given and "gan_pkl" in given:
         raise UserError("--sigma-init is for distilling a teacher, and --gan-pkl gives a GAN to refine: leave it out")

@@ -22,6 +22,7 @@ from stylegan_di.random import stream
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
 from stylegan_di.training.state import TrainState
+from stylegan_di.training.transfer import frozen, gan_to_resume
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",
@@ -89,6 +90,17 @@ def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
 
 def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
+    pipe = _augment_pipe(config)
+    if config.resume is not None:
+        gan = gan_to_resume(
+            config.resume,
+            label_dim=dataset.label_dim,
+            resolution=dataset.resolution,
+            channels=dataset.num_channels,
+            freezed=config.freezed,
+        )
+        model, ema = StyleGAN2Student(gan.generator), StyleGAN2Student(gan.ema)
+        return TrainState(model, ema, {}, discriminator=gan.discriminator, augment_pipe=pipe), None
     common: dict[str, Any] = dict(
         c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
     )
@@ -108,22 +120,19 @@ def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
         **common,
         **widths,
         architecture=config.d_arch,
-        block_kwargs=dict(freeze_layers=config.freezed) if config.freezed else {},
+        block_kwargs=frozen(config.freezed),
         mapping_kwargs={},
         epilogue_kwargs=epilogue,
     )
     model = StyleGAN2Student(generator)
-    state = TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator)
-    state.augment_pipe = _augment_pipe(config)
-    return state, None
+    return TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator, augment_pipe=pipe), None
 
 
-def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, Denoiser]:
-    assert config.teacher is not None
-    teacher = as_denoiser(load_snapshot(config.teacher))
+def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, Denoiser | None]:
+    teacher = None if config.teacher is None else as_denoiser(load_snapshot(config.teacher))
     discriminator: torch.nn.Module | None = None
     model: Generator
-    if teacher.img_channels not in (1, 3):
+    if teacher is not None and teacher.img_channels not in (1, 3):
         raise UserError(
             f"--teacher={config.teacher}: its images have {teacher.img_channels} channels, so it works on an "
             "autoencoder's latents; a teacher of pictures, of 1 or 3 channels, is needed"
@@ -134,7 +143,8 @@ def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainS
     else:
         snapshot = load_snapshot(config.gan_pkl)
         model = as_generator(snapshot)
-        _check_match(config, teacher, model)
+        if teacher is not None:
+            _check_match(config, teacher, model)
         discriminator = _discriminator_of(config, snapshot)
     if dataset is not None:
         _check_dataset(config, dataset, model)
