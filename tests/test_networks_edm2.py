@@ -10,6 +10,7 @@ from stylegan_di.checkpoint import load_denoiser, load_generator, save_snapshot
 from stylegan_di.networks.edm2 import Block, MPConv, Precond, mp_cat, mp_silu, mp_sum, normalize
 from stylegan_di.teachers import EDMTeacher
 from tests.golden_edm import assert_near, load_arrays, load_weights, probe
+from torch_utils.persistence import Persistent
 
 ARRAYS, INFO = load_arrays("edm2_precond_cond6")
 
@@ -68,12 +69,20 @@ def test_magnitudes_are_preserved() -> None:
     assert normalize(5 * a, dim=1).square().mean(dim=1).sqrt().sub(1).abs().max() < 1e-3
 
 
+class StandardRGBEncoder(Persistent):
+    """As the plain object of this name in EDM2's files, to which it is a stranger here."""
+
+    def __init__(self) -> None:
+        self.init = "rgb"
+
+
 @pytest.mark.parametrize("suffix", ["pkl", "safetensors"])
 def test_half_precision_files_are_teachers(suffix: str, tmp_path: Path) -> None:
-    """NVlabs write EDM2's weights as float16."""
+    """NVlabs write EDM2's weights as float16, beside an encoder."""
     network = golden(torch.float32)
     path = tmp_path / f"edm2.{suffix}"
-    save_snapshot(path, {"ema": network.half()}, extras={"encoder": None, "dataset_kwargs": {}}, metadata={})
+    extras = {"encoder": StandardRGBEncoder(), "dataset_kwargs": {}}
+    save_snapshot(path, {"ema": network.half()}, extras=extras, metadata={})
     teacher = load_denoiser(path)
     assert isinstance(teacher, EDMTeacher)
     assert type(teacher.network) is Precond

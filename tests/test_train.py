@@ -251,6 +251,12 @@ def test_transfer_to_other_classes_keeps_every_weight_that_fits(files: dict[str,
     gan.discriminator(gan.generator(torch.zeros(2, 8), None), None)
 
 
+def test_an_augmentation_that_needs_larger_images_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    arguments = [*GAN, f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", "--augpipe=bgcf"]
+    assert "needs images larger than 21 pixels, and those of --data" in refused(*arguments)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_layers_of_a_resumed_discriminator_can_be_frozen(files: dict[str, str]) -> None:
     old = load_snapshot(files["gan"]).networks["D"]
     assert old is not None

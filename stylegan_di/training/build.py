@@ -90,7 +90,7 @@ def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
 
 def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
-    pipe = _augment_pipe(config)
+    pipe = _augment_pipe(config, dataset)
     if config.resume is not None:
         gan = gan_to_resume(
             config.resume,
@@ -149,18 +149,24 @@ def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainS
     if dataset is not None:
         _check_dataset(config, dataset, model)
     state = TrainState(model, copy.deepcopy(model), {}, copy.deepcopy(teacher), discriminator)
-    if config.adv_weight:
-        state.augment_pipe = _augment_pipe(config)
+    if dataset is not None:
+        state.augment_pipe = _augment_pipe(config, dataset)
     return state, teacher
 
 
-def _augment_pipe(config: TrainConfig) -> AugmentPipe | None:
+def _augment_pipe(config: TrainConfig, dataset: ImageDataset) -> AugmentPipe | None:
     if config.aug == "noaug":
         return None
     if config.augpipe not in AUGMENT_PIPES:
         raise UserError(f"--augpipe={config.augpipe}: accepted are {', '.join(AUGMENT_PIPES)}")
     multipliers: dict[str, Any] = AUGMENT_PIPES[config.augpipe]
     pipe = AugmentPipe(**multipliers)
+    reach = pipe.Hz_fbank.shape[1] // 2
+    if pipe.imgfilter and dataset.resolution <= reach:
+        raise UserError(
+            f"--augpipe={config.augpipe} filters frequency bands, which needs images larger than {reach} pixels, and "
+            f"those of --data={config.data} have {dataset.resolution}; choose one without, such as bgc"
+        )
     pipe.p.copy_(torch.as_tensor(config.p))
     return pipe
 
