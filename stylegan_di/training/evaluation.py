@@ -141,20 +141,24 @@ class Evaluation:
         ema, model = state.ema, state.model
         if not isinstance(ema, Generator) or isinstance(ema, OneStepStudent):
             return {"ema": _network(ema)}
+        pipe = state.augment_pipe
+        assert pipe is None or isinstance(pipe, torch.nn.Module)
         return {
-            "G": _network(model), "D": state.discriminator, "G_ema": _network(ema), "augment_pipe": state.augment_pipe,
+            "G": _network(model), "D": state.discriminator, "G_ema": _network(ema), "augment_pipe": pipe,
         }  # fmt: skip
 
     def extras(self) -> dict[str, Any]:
-        """The rest of a snapshot: the data set as NVlabs describe it, and a one-step student's sigma_init."""
+        """What else a snapshot holds: the data set as NVlabs describe it; sigma_init or augment_pipe where they are."""
         config, ema = self.job.config, self.job.state.ema
         dataset: dict[str, Any] = {
             "class_name": "training.dataset.ImageFolderDataset", "path": config.data, "use_labels": config.cond,
-            "max_size": None, "xflip": config.mirror, "resolution": self.resolution,
+            "max_size": config.subset, "xflip": config.mirror, "resolution": self.resolution,
         }  # fmt: skip
         if isinstance(ema, OneStepStudent):
             return {"dataset_kwargs": dataset, "sigma_init": ema.sigma_init}
-        return {"training_set_kwargs" if isinstance(ema, Generator) else "dataset_kwargs": dataset}
+        if isinstance(ema, Generator):
+            return {"training_set_kwargs": dataset}
+        return {"dataset_kwargs": dataset, "augment_pipe": self.job.state.augment_pipe}
 
 
 def make_evaluator(job: Job, reference: str | ImageDataset | None) -> Evaluator | None:
