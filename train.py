@@ -17,12 +17,13 @@ from dnnlib.cli import Device, default_device, user_errors
 from stylegan_di import zoo
 from stylegan_di.config import GROUPS, TrainConfig, resolve
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.training.launch import launch
 from torch_utils import distributed
 
 HELP: dict[str, str] = {
-    "cfg": "Preset: auto, stylegan2, paper256, paper512, paper1024 or cifar (gan); ddpmpp, ncsnpp or adm (edm); "
-    "cifar10-uncond, cifar10-cond, imagenet64, ffhq64, afhqv2-64 or fashion (di). See docs/presets.md.",
+    "cfg": f"Preset (docs/presets.md): {', '.join(GAN_PRESETS)} [gan]; {', '.join(EDM_PRESETS)} [edm]; "
+    f"{', '.join(RECIPES)} [di].",
     "outdir": "Folder that gets the run's folder.",
     "desc": "Text added to the run folder's name.",
     "data": "Training images: ZIP or folder (tools/dataset_tool.py makes them). For --kind=di only with --adv-weight.",

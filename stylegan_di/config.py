@@ -118,6 +118,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = (
     | dict.fromkeys(("P_mean", "P_std"), ("edm", "di"))
 )  # fmt: skip
 
+
 def _check(config: TrainConfig) -> None:
     """Raises UserError for values that no training can use; what depends on files is checked when they are opened."""
     positive = ("batch", "kimg", "tick", "snap", "metric_samples", "lr", "w_dim", "map_depth", "cbase", "cmax",

@@ -28,7 +28,7 @@ _EDM_TABLE: dict[str, tuple[Any, ...]] = {
 }
 EDM_PRESETS = {arch: dict(zip(_EDM_COLUMNS, row, strict=True)) for arch, row in _EDM_TABLE.items()}
 
-# --kind=gan: --cfg. `gpus` is how many GPUs the preset was made for: a step of each is batch / gpus images.
+# --kind=gan: --cfg. `gpus` is how many GPUs a preset was made for; each computes batch / gpus images at a time.
 
 _GAN_COLUMNS =   ("gpus", "kimg",   "batch", "mbstd_group", "cbase", "lr",   "gamma", "ema", "ema_rampup", "map_depth")
 _GAN_TABLE: dict[str, tuple[Any, ...]] = {

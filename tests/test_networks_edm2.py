@@ -107,3 +107,13 @@ def test_unknown_choices_are_refused() -> None:
         Block(4, 4, 4, flavor="mid")
     with pytest.raises(ValueError, match="keep, up, down"):
         Block(4, 4, 4, resample_mode="half")
+
+
+@torch.no_grad()
+def test_float16_activations_with_float32_parameters() -> None:
+    network = golden(torch.float32)
+    x, c_noise, labels = ARRAYS["x"], torch.tensor([-0.5, 1.25]), ARRAYS["labels"]
+    half, full = network.raw(x.half(), c_noise, labels), network.raw(x, c_noise, labels)
+    assert half.dtype == torch.float16
+    assert not torch.equal(half.float(), full)
+    assert_near(half, full, 1e-2)
