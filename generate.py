@@ -3,6 +3,7 @@
     python generate.py --network=runs/00000-.../network-best.pkl --seeds=0-63 --grid=grid.png
     python generate.py --network=cifar10.pkl --seeds=0,3,10-20 --class=2 --trunc=0.7
     python generate.py --network=edm-cifar10-32x32-cond-vp.pkl --seeds=0-15 --steps=18
+    python generate.py --network=baseline-cifar10-32x32-uncond-ve.pkl --seeds=0-15 --steps=256 --solver=euler --disc=ve
 
 A seed gives the same image whatever other seeds are asked for, and however many at a time.
 """
@@ -21,6 +22,7 @@ import torch
 from dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
+from stylegan_di.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS, ablation_sampler
 from stylegan_di.checkpoint import as_model, load_snapshot
 from stylegan_di.images import save_grid, save_image
 from stylegan_di.interfaces import Denoiser, Generator
@@ -34,8 +36,9 @@ GRID_FORMATS = (".png", ".jpg", ".jpeg")
 GAN = {"truncation_psi": "--trunc", "noise_mode": "--noise-mode"}
 SAMPLER = {"num_steps": "--steps", "sigma_min": "--sigma-min", "sigma_max": "--sigma-max", "rho": "--rho",
            "S_churn": "--S_churn", "S_min": "--S_min", "S_max": "--S_max", "S_noise": "--S_noise"}  # fmt: skip
+ABLATION = {"solver": "--solver", "discretization": "--disc", "schedule": "--schedule", "scaling": "--scaling"}
 #: What the options of one kind of network are called; those of another kind are refused.
-OPTIONS = {"GAN": GAN, "one-step student": {}, "diffusion teacher": SAMPLER}
+OPTIONS = {"GAN": GAN, "one-step student": {}, "diffusion teacher": SAMPLER | ABLATION}
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
@@ -53,8 +56,9 @@ def drawing(model: Generator | Denoiser, class_index: int | None, given: dict[st
     """How the model makes images, with the options given."""
     if isinstance(model, Denoiser):
         check_options("diffusion teacher", given)
-        check_sampler(given)
-        return partial(teacher_images, model, class_index=class_index, sampler=partial(heun_sampler, **given))
+        check_sampler(model, given)
+        sampler = ablation_sampler if given.keys() & ABLATION.keys() else heun_sampler
+        return partial(teacher_images, model, class_index=class_index, sampler=partial(sampler, **given))
     if isinstance(model, StyleGAN2Student):
         check_options("GAN", given)
         return partial(gan_images, model, class_index=class_index, **given)
@@ -70,11 +74,21 @@ def check_options(kind: str, given: dict[str, Any]) -> None:
             raise UserError(f"{options[name]}={given[name]} is for a {other}; this network is a {kind}: leave it out")
 
 
-def check_sampler(given: dict[str, Any]) -> None:
-    """Raises UserError for noise levels in the wrong order, and for options of a stochasticity that is off."""
-    levels = {"sigma_min": 0.002, "sigma_max": 80.0} | given
-    if not levels["sigma_min"] < levels["sigma_max"]:
-        raise UserError(f"--sigma-min={levels['sigma_min']:g} is not below --sigma-max={levels['sigma_max']:g}")
+def check_sampler(denoiser: Denoiser, given: dict[str, Any]) -> None:
+    """Raises UserError for noise levels that cannot be stepped through, and for options that have no effect."""
+    discretization = given.get("discretization", "edm")
+    low, high = DISCRETIZATIONS[discretization]
+    low, high = given.get("sigma_min", low), given.get("sigma_max", high)
+    if not low < high:
+        raise UserError(f"--sigma-min={low:g} is not below --sigma-max={high:g}")
+    known = (denoiser.sigma_min, denoiser.sigma_max)
+    if not max(low, known[0]) < min(high, known[1]):
+        raise UserError(
+            f"--sigma-min={low:g} and --sigma-max={high:g}: the network knows noise levels from {known[0]:g} "
+            f"to {known[1]:g}; choose levels among these"
+        )
+    if "rho" in given and discretization != "edm":
+        raise UserError(f"--rho={given['rho']:g} is for --disc=edm, not {discretization}: leave it out")
     for name in ("S_min", "S_max", "S_noise"):
         if name in given and not given.get("S_churn"):
             raise UserError(f"--{name}={given[name]:g} needs --S_churn above 0: leave it out, or give both")
@@ -121,13 +135,18 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[GAN] Noise inputs; random: drawn from the seed.  [default: const]")
 @click.option("--steps", "num_steps", type=click.IntRange(min=1), help="[teacher] Steps.  [default: 18]")
-@click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002]")
-@click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80]")
+@click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002, or --disc's]")
+@click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80, or --disc's]")
 @click.option("--rho", type=POSITIVE, help="[teacher] How levels crowd at the lower end.  [default: 7]")
 @click.option("--S_churn", "S_churn", type=NOT_NEGATIVE, help="[teacher] Stochasticity.  [default: 0]")
 @click.option("--S_min", "S_min", type=NOT_NEGATIVE, help="[teacher] Lowest level with it.  [default: 0]")
 @click.option("--S_max", "S_max", type=NOT_NEGATIVE, help="[teacher] Highest level with it.  [default: inf]")
 @click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Its noise's deviation.  [default: 1]")
+@click.option("--solver", type=click.Choice(SOLVERS), help="[teacher] Solver.  [default: heun]")
+@click.option("--disc", "discretization", type=click.Choice(list(DISCRETIZATIONS)),
+              help="[teacher] Noise levels.  [default: edm]")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="[teacher] sigma(t).  [default: linear]")
+@click.option("--scaling", type=click.Choice(SCALINGS), help="[teacher] s(t).  [default: none]")
 @user_errors
 def main(
     network: str,

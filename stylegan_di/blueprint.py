@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stylegan_di.data.augment import AugmentPipe
-from stylegan_di.networks.edm import EDMPrecond, Precond
+from stylegan_di.networks import edm2
+from stylegan_di.networks.edm import PRECONDITIONERS, Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from torch_utils.persistence import PersistentModule, RefusedFileError
 
 CLASSES: dict[str, type[PersistentModule]] = {
-    cls.__name__: cls for cls in (Generator, Discriminator, AugmentPipe, EDMPrecond)
+    cls.__name__: cls for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond)
 }
 # Which networks each entry of a snapshot may hold; entries of other names may hold any.
 ROLES: dict[str, type[PersistentModule]] = {
@@ -116,7 +117,8 @@ def _check_weights(layout: Mapping[str, Tensor], weights: Mapping[str, Tensor], 
         raise RefusedFileError(source, found[:400], "It was altered, or made by a different network code.")
     for key, expected in layout.items():
         value = weights[key]
-        if value.shape != expected.shape or value.dtype != expected.dtype:
+        half = value.dtype == torch.float16 and expected.dtype == torch.float32  # as EDM2's files are written
+        if value.shape != expected.shape or not (half or value.dtype == expected.dtype):
             found = f"{name}.{key} as {list(value.shape)} {value.dtype}"
             remedy = f"Its constructor arguments call for {list(expected.shape)} {expected.dtype}: it was altered."
             raise RefusedFileError(source, found, remedy)

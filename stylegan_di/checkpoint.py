@@ -27,6 +27,7 @@ from stylegan_di.networks.stylegan2 import Generator
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
 from torch_utils.persistence import (
+    Persistent,
     PersistentModule,
     PersistentObject,
     RefusedFileError,
@@ -157,7 +158,7 @@ def save_snapshot(
     Args:
         path: where; the suffix tells the format.
         networks: by entry: G, D, G_ema, augment_pipe (NVlabs' loader wants the first three), or ema.
-        extras: plain entries: training_set_kwargs or dataset_kwargs, and for a one-step student sigma_init.
+        extras: other entries: training_set_kwargs or dataset_kwargs, a one-step student's sigma_init, augment_pipe.
         metadata: provenance, str or float each (command, teacher, kimg, ...).
 
     Raises:
@@ -201,8 +202,15 @@ def _to_safetensors(
             for key, value in network.state_dict().items():
                 weights[f"{name}.{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     parts = {"networks": described, "extras": dict(extras), "provenance": dict(metadata)}
-    texts = {name: json.dumps(part) for name, part in parts.items()}
+    texts = {name: json.dumps(part, default=_arguments) for name, part in parts.items()}
     return _with_metadata(safetensors.torch.save(weights), {"format_version": FORMAT_VERSION} | texts)
+
+
+def _arguments(obj: Any) -> dict[str, Any]:
+    """A plain object of EDM's training, such as its augment_pipe, as the arguments it was built with."""
+    if not isinstance(obj, Persistent):
+        raise TypeError(f"a {type(obj).__name__} cannot be written to a snapshot")
+    return obj.init_kwargs
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], int]:

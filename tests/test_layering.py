@@ -28,12 +28,14 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.sampling",
         "stylegan_di.latents",
         "stylegan_di.video",
+        "stylegan_di.ablation",
     ),
     (
         "stylegan_di.diffusion",
         "stylegan_di.interfaces",
         "stylegan_di.random",
         "stylegan_di.config",
+        "stylegan_di.presets",
         "stylegan_di.zoo",
         "stylegan_di.images",
     ),
@@ -48,7 +50,7 @@ NOT_OURS = {"tests", "build", "runs", "datasets", "out"}  # folders beside the c
 PICKLE_MODULES = {"pickle", "_pickle", "pickletools", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 MAY_PICKLE = ("torch_utils.persistence", "torch_utils.pickle_machine", "torch_utils.pickle_reader")
 MAY_USE_CLICK = ("dnnlib.cli",)
-MAY_PRINT = ("stylegan_di.training", "dnnlib.util")  # a run's log, and the progress of a download
+MAY_PRINT = ("stylegan_di.training", "dnnlib.download")  # a run's log, and the terms of what is downloaded
 MAY_USE_DISTRIBUTED = ("torch_utils.distributed",)
 
 

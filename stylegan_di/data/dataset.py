@@ -74,6 +74,11 @@ class ImageDataset:
         return (image[:, :, ::-1] if flipped else image).copy(), self._label(number)
 
     @property
+    def num_plain(self) -> int:
+        """Number of images without the mirrored copies, which come after them."""
+        return len(self._chosen)
+
+    @property
     def resolution(self) -> int:
         """Height and width of the images in pixels."""
         return self._shape[1]
