@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import hashlib
 import io
 import json
 import pickle
@@ -24,6 +25,7 @@ from torch_utils.persistence import (
     PersistentModule,
     PersistentObject,
     RefusedFileError,
+    TensorFlowNetwork,
     flatten_state,
     read_pickle,
     write_pickle,
@@ -124,10 +126,17 @@ def test_numpy_numbers_become_pythons(protocol: int) -> None:
     np.testing.assert_array_equal(read["f"], array)
 
 
-def test_tensorflow_era_file_is_refused_with_the_way_out() -> None:
-    message = refused((GOLDEN / "pickles/tf-legacy-synthetic-skip.pkl").read_bytes())
-    assert "TensorFlow" in message
-    assert "legacy.py" in message
+def test_tensorflow_era_networks_read_as_data() -> None:
+    triple = read_pickle((GOLDEN / "pickles/tf-legacy-synthetic-skip.pkl").read_bytes(), "some.pkl")
+    assert all(isinstance(network, TensorFlowNetwork) for network in triple)
+    assert [network.name for network in triple] == ["G", "D", "G"]
+    generator = triple[0]
+    assert (generator.version, generator.static_kwargs["latent_size"]) == (5, 12)
+    assert set(generator.components) == {"mapping", "synthesis"}
+    constant = generator.components["synthesis"].variables["4x4/Const/const"]
+    assert constant.shape[2:] == (4, 4)
+    source = b'raise RuntimeError("embedded TF source must never run")'
+    assert generator.module_src_sha256 == hashlib.sha256(source).hexdigest()
 
 
 # Refusals.
