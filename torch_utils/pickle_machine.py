@@ -137,9 +137,12 @@ class Machine:
     def run(self) -> Any:
         if self.data[self.start : self.start + 1] != b"\x80":
             raise Refusal("no pickle of protocol 2 to 5")
-        steps = _STEPS
+        steps, data, size = _STEPS, self.data, len(self.data)
         while True:
-            code = self.unpack(_UINT8)
+            if self.position >= size:
+                self.take(1)  # which says so
+            code = data[self.position]
+            self.position += 1
             self.opcodes += 1
             if self.opcodes > MAX_OPCODES:
                 raise Refusal(f"more than {MAX_OPCODES} pickle opcodes")
@@ -157,6 +160,7 @@ class Machine:
     # Reading.
 
     def take(self, count: int) -> memoryview:
+        """The next bytes; refuses a file that ends before."""
         end = self.position + count
         if end > len(self.data):
             raise Refusal(f"the end of the file after {len(self.data)} bytes, in the middle of a value", DAMAGED)
@@ -165,7 +169,11 @@ class Machine:
         return taken
 
     def unpack(self, form: struct.Struct) -> Any:
-        return form.unpack(self.take(form.size))[0]
+        if self.position + form.size > len(self.data):
+            self.take(form.size)  # which says so
+        value = form.unpack_from(self.data, self.position)[0]
+        self.position += form.size
+        return value
 
     def take_line(self) -> str:
         """A text argument (of GLOBAL), to the newline; names are short."""
