@@ -86,7 +86,8 @@ def as_generator(snapshot: Snapshot) -> interfaces.Generator:
                 snapshot.source,
                 f"a diffusion teacher ({name!r} without sigma_init), not a generator",
                 "Pass it as --teacher (load_denoiser), or distil it to one step first (train.py --kind=di --teacher). "
-                "A one-step student of another project says its noise level by tools/convert.py IN OUT --sigma-init=2.5.",
+                "For a one-step student of another project, give its noise level: "
+                "tools/convert.py IN OUT --sigma-init=2.5.",
             )
         if not isinstance(sigma_init, int | float) or not 0 < sigma_init < 1e9:
             raise RefusedFileError(snapshot.source, f"sigma_init={str(sigma_init)[:40]}, which is no noise level")

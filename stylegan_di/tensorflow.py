@@ -63,6 +63,7 @@ _DISCRIMINATOR: _Table = {
     "mbstd_group_size": ("epilogue_kwargs", "mbstd_group_size", None),
     "mbstd_num_features": ("epilogue_kwargs", "mbstd_num_channels", 1),
 }
+_REMEDY = "Only StyleGAN2's networks (config E, F and ADA's) can be converted."
 _OF_TRAINING = {"truncation_psi", "truncation_cutoff", "style_mixing_prob", "structure"}  # change no network
 
 Values = Callable[[Tensor], Tensor]
@@ -100,14 +101,14 @@ def _blueprint(
         if found is None:
             if name.rpartition("/")[2] == "lod":  # how far a network had grown; StyleGAN2's do not grow
                 continue
-            remedy = "Only StyleGAN2's networks (config E, F and ADA's) can be converted."
-            raise RefusedFileError(network.source, f"a TensorFlow variable {name[:80]!r} in {network.name!r}", remedy)
+            unknown = f"a TensorFlow variable {name[:80]!r} in {network.name!r}"
+            raise RefusedFileError(network.source, unknown, _REMEDY)
         key, values = found
         try:
             weights[key] = values(torch.from_numpy(np.array(value, dtype=np.float32))).contiguous()
         except (IndexError, RuntimeError, TypeError, ValueError):
-            found_text = f"a TensorFlow variable {name[:80]!r} of shape {list(np.shape(value))}"
-            raise RefusedFileError(network.source, found_text, "It was altered or is damaged.") from None
+            misshapen = f"a TensorFlow variable {name[:80]!r} of shape {list(np.shape(value))}"
+            raise RefusedFileError(network.source, misshapen, "It was altered or is damaged.") from None
     return Blueprint(class_name, (), kwargs, weights, not_stored=NOT_STORED)
 
 
@@ -115,8 +116,8 @@ def _arguments(network: TensorFlowNetwork, table: _Table) -> dict[str, Any]:
     given = network.static_kwargs
     unknown = sorted(given.keys() - table.keys() - _OF_TRAINING)
     if unknown:
-        remedy = "Only StyleGAN2's networks (config E, F and ADA's) can be converted."
-        raise RefusedFileError(network.source, f"the TensorFlow argument {unknown[0][:80]!r} of {network.name!r}", remedy)
+        found = f"the TensorFlow argument {unknown[0][:80]!r} of {network.name!r}"
+        raise RefusedFileError(network.source, found, _REMEDY)
     kwargs: dict[str, Any] = {}
     for name, (group, ours, default) in table.items():
         value = given.get(name, default)
@@ -162,7 +163,7 @@ def _same(value: Tensor) -> Tensor:
 
 
 def _dense(value: Tensor) -> Tensor:
-    return value.t() if value.dim() == 2 else value.permute(1, 0)
+    return value.permute(1, 0)
 
 
 def _conv(value: Tensor) -> Tensor:

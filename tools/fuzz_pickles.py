@@ -29,8 +29,7 @@ import click
 import numpy as np
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that it runs from a clone that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from dnnlib.progress import Progress
 from stylegan_di.blueprint import build
@@ -40,7 +39,7 @@ from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.stylegan3 import NETWORKS_SOURCE, for_stylegan3
 from torch_utils.persistence import RefusedFileError, write_pickle
 
-GOLDEN = ROOT / "tests" / "golden" / "pickles"
+GOLDEN = Path(__file__).resolve().parent.parent / "tests" / "golden" / "pickles"
 GOLDEN_SHARE = 0.02  # of the mutants: these files are a hundred times the size of ours
 MEMORY = 1 << 30  # bytes of address space, of which Python and PyTorch take about 0.75
 ROOM = 1 << 28  # bytes at least beyond what they take (a PyTorch with CUDA takes more)

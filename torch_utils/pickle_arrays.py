@@ -1,6 +1,6 @@
 """Numbers in network files: torch's storages in their legacy streams, the views on them, numpy's numbers and arrays.
 
-Everything is checked against the bytes that are there: a storage's count, a view's bounds and strides, an array's shape.
+All is checked against the bytes that are there: a storage's count, a view's bounds and strides, an array's shape.
 """
 
 from __future__ import annotations

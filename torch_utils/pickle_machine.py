@@ -45,7 +45,8 @@ KNOWN_GLOBALS: dict[tuple[str, str], str] = {
 }
 
 _CALLED = {
-    "persistent", "ordered_dict", "parameter", "tensor", "storage", "dtype", "scalar", "array", "buffer", "set", "bytes",
+    "persistent", "ordered_dict", "parameter", "tensor", "storage", "dtype", "scalar", "array", "buffer", "set",
+    "bytes",
 }  # fmt: skip
 _CREATED = {"easy_dict", "container", "tensorflow"}
 _FILLED = {"ordered_dict", "easy_dict"}

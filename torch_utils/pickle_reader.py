@@ -23,9 +23,7 @@ MAX_DEPTH = 100  # nesting of values; networks reach some 40
 FORMAT_VERSION = 6  # of persistent objects, in all of NVlabs' repositories
 TENSORFLOW_VERSION = 4  # the oldest of dnnlib.tflib.network that StyleGAN2's pickles have
 _META_KEYS = ("type", "version", "module_src", "class_name", "state")
-_TENSORFLOW_KEYS = (
-    "version", "name", "static_kwargs", "components", "build_module_src", "build_func_name", "variables",
-)  # fmt: skip
+_TENSORFLOW_KEYS = ("version", "name", "static_kwargs", "components", "build_module_src", "variables")
 
 # How other kinds of file begin: (offset, bytes) -> what it is, what to do.
 _OTHER_FILES: list[tuple[int, bytes, str, str]] = [
@@ -232,15 +230,14 @@ class _Interpreter:
         if not isinstance(node.state, Pairs):
             raise Refusal("a TensorFlow network whose state is no dict")
         state = self.dict_(node.state.pairs)
-        entries = [state.get(name) for name in _TENSORFLOW_KEYS]
-        version, name, static_kwargs, components, module_src, func_name, variables = entries
+        version, name, static_kwargs, components, module_src, variables = map(state.get, _TENSORFLOW_KEYS)
         if type(version) is not int or version < TENSORFLOW_VERSION:
             found = f"a TensorFlow network of version {str(version)[:20]}, not {TENSORFLOW_VERSION} or later"
             raise Refusal(found, "It is older than StyleGAN2, whose networks alone can be converted.")
-        texts = isinstance(name, str) and isinstance(module_src, str) and isinstance(func_name, str)
-        dicts = isinstance(static_kwargs, dict) and isinstance(components, dict)
-        if not texts or not dicts or not all(isinstance(part, TensorFlowNetwork) for part in components.values()):
-            raise Refusal("a TensorFlow network whose name, source, arguments or parts are of a wrong type")
+        if not isinstance(name, str) or not isinstance(module_src, str) or not isinstance(static_kwargs, dict):
+            raise Refusal("a TensorFlow network whose name, source or arguments are of a wrong type")
+        if not isinstance(components, dict) or not all(isinstance(c, TensorFlowNetwork) for c in components.values()):
+            raise Refusal("a TensorFlow network whose parts are no networks")
         return TensorFlowNetwork(
             name, version, static_kwargs, components, _variables(variables), self.hash_of(module_src), self.source
         )
