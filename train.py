@@ -28,6 +28,7 @@ HELP: dict[str, str] = {
     "teacher": "EDM teacher: known name, path or URL. Known GANs have a default.",
     "ref": "Reference statistics (.npz) of the metrics. Known GANs and teachers have a default, else --data.",
     "detector_file": "Weights of the metrics' feature extractor, where they cannot be downloaded.",
+    "resume": "GAN to train on: a .pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
     "seed": "Random seed; same seed, same run.",
     "device": "cuda, cuda:N or cpu. [default: cuda when there]",
     "workers": "Threads that load images ahead; 0: none.",
@@ -73,7 +74,7 @@ HELP: dict[str, str] = {
     "target": "ADA's target for E[sign D(real)].",
     "ada_kimg": "Thousands of images over which ADA's p can move by 1.",
     "mbstd_group": "Group size of the minibatch standard deviation.",
-    "divergence": "ikl, ikl:weight=one, ikl:weight=dmd, sid, sid:alpha=1.2.",
+    "divergence": "ikl, ikl:weight=one, ikl:weight=dmd, sid, sid:alpha=1.2; none: --adv-weight alone.",
     "sigma_init": "Noise level at which a one-step student starts.",
     "fake_lr": "Learning rate of the fake score. [default: --lr]",
     "fake_P_mean": "Mean of ln sigma in the fake score's update.",
@@ -130,7 +131,7 @@ def _options(command: Any) -> Any:
 @user_errors
 def main(kind: Any, dry_run: bool, device: str | None, **given: Any) -> None:
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
-    if kind == "di" and known is not None and given["teacher"] is None:
+    if kind == "di" and known is not None and given["teacher"] is None and given["divergence"] != "none":
         given["teacher"] = known.teacher
     config = resolve(kind, given | {"device": device or default_device()}, known.name if known else None)
     if dry_run:

@@ -27,6 +27,7 @@ class TrainConfig:
     teacher: str | None = None
     ref: str | None = None
     detector_file: str | None = None
+    resume: str | None = None
     # The run.
     seed: int = 0
     device: str = "cpu"
@@ -109,7 +110,7 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
 GROUPS: Mapping[str, tuple[str, ...]] = (
     dict.fromkeys(("arch", "model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout",
                    "label_dropout"), ("edm",))
-    | dict.fromkeys(("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "fp16_res", "mixing", "pl_weight",
+    | dict.fromkeys(("resume", "cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "fp16_res", "mixing", "pl_weight",
                      "pl_interval", "mbstd_group"), ("gan",))
     | dict.fromkeys(("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg"), ("gan", "di"))
     | dict.fromkeys(("gan_pkl", "teacher", "divergence", "sigma_init", "fake_lr", "fake_P_mean", "fake_P_std",
@@ -146,7 +147,9 @@ def _check(config: TrainConfig) -> None:
         raise UserError(
             f"--kind={config.kind} needs --data=ZIP|DIR, the images to learn from (see tools/dataset_tool.py)"
         )
-    if config.kind == "di" and config.teacher is None:
+    if config.divergence == "none" and not config.adv_weight:
+        raise UserError("--divergence=none leaves nothing to train by; give --adv-weight=1 or another --divergence")
+    if config.kind == "di" and config.teacher is None and config.divergence != "none":
         raise UserError(
             "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, unless --gan-pkl is a known name that has one"
         )
@@ -156,7 +159,10 @@ def _check(config: TrainConfig) -> None:
         )
 
 
-#: Options of the discriminator, which --kind=di has only with --adv-weight.
+#: Options that lay out a GAN's networks; those of the discriminator, which --kind=di has only with --adv-weight; those
+#: of the divergence, which there is none of with --divergence=none.
+GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "fp16_res", "mbstd_group")
+DIVERGENCE = ("teacher", "P_mean", "P_std", "fake_lr", "fake_P_mean", "fake_P_std", "fake_warmup")
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
 
 
@@ -178,8 +184,19 @@ def resolve(kind: Kind, given: dict[str, Any], recipe_name: str | None) -> Train
             raise UserError(f"--{option}={given[name]} belongs to --kind={kinds}; this is --kind={kind}")
     if kind == "di":
         _refuse_idle(given)
+    if "resume" in given:
+        given = _resumed(given)
     values = KIND_DEFAULTS[kind] | RECIPES.get(recipe_name or "", {}) | given
     return TrainConfig(kind=kind, **values)
+
+
+def _resumed(given: dict[str, Any]) -> dict[str, Any]:
+    """The given options with stylegan2-ada's defaults for training on: ADA's p moves faster, the EMA has no youth."""
+    layers = [name for name in GAN_LAYERS if name in given]
+    if layers:
+        option = layers[0].replace("_", "-")
+        raise UserError(f"--{option} has no effect with --resume, whose networks are as in its file: leave it out")
+    return {"ada_kimg": 100.0, "ema_rampup": None} | given
 
 
 def _refuse_idle(given: dict[str, Any]) -> None:
@@ -188,5 +205,8 @@ def _refuse_idle(given: dict[str, Any]) -> None:
     if idle and not given.get("adv_weight"):
         option = idle[0].replace("_", "-")
         raise UserError(f"--{option} has no effect without --adv-weight; leave it out, or give --adv-weight=1")
+    idle = [name for name in DIVERGENCE if name in given]
+    if idle and given.get("divergence") == "none":
+        raise UserError(f"--{idle[0].replace('_', '-')} has no effect with --divergence=none: leave it out")
     if "sigma_init" in given and "gan_pkl" in given:
         raise UserError("--sigma-init is for distilling a teacher, and --gan-pkl gives a GAN to refine: leave it out")

@@ -120,15 +120,17 @@ class SiD(Divergence):
 DIVERGENCES: dict[str, type[IKL] | type[SiD]] = {"ikl": IKL, "sid": SiD}
 
 
-def parse_divergence(text: str) -> IKL | SiD:
-    """'ikl', 'ikl:weight=dmd', 'sid:alpha=1.2' -> a Divergence.
+def parse_divergence(text: str) -> IKL | SiD | None:
+    """'ikl', 'ikl:weight=dmd', 'sid:alpha=1.2' -> a Divergence; 'none' -> None.
 
     Raises:
         UserError: unknown name, field or value; the message lists what is accepted.
     """
+    if text == "none":
+        return None
     name, _, arguments = text.partition(":")
     if name not in DIVERGENCES:
-        raise UserError(f"--divergence={text}: unknown divergence '{name}'; accepted: {', '.join(DIVERGENCES)}")
+        raise UserError(f"--divergence={text}: unknown divergence '{name}'; accepted: {', '.join(DIVERGENCES)}, none")
     cls = DIVERGENCES[name]
     known = [field.name for field in fields(cls)]
     values: dict[str, str | float] = {}

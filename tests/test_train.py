@@ -16,6 +16,7 @@ import train
 from stylegan_di import load_denoiser, load_generator
 from stylegan_di.checkpoint import load_snapshot
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.training.transfer import gan_to_resume
 from tests.tiny import save_dataset, save_gan, save_reference, save_teacher
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -117,6 +118,21 @@ def test_hybrid_trains_the_gans_own_discriminator(files: dict[str, str], tmp_pat
     assert not torch.equal(old.b4.fc.weight, new.b4.fc.weight)
 
 
+def test_the_adversarial_loss_alone_needs_no_teacher(files: dict[str, str], tmp_path: Path) -> None:
+    alone = [f"--gan-pkl={files['gan']}", f"--data={files['data']}", "--cond=true", "--adv-weight=1", "--gamma=0.1"]
+    arguments = ["--kind=di", "--divergence=none", f"--ref={files['ref']}", *METRICS, *SHORT, *alone]
+    folder = run(tmp_path, *arguments)
+    old, new = load_snapshot(files["gan"]).networks, load_snapshot(folder / "network-best.pkl").networks
+    for name, key in (("G", "mapping.fc0.weight"), ("D", "b4.fc.weight")):
+        before, after = old[name], new[name]
+        assert before is not None
+        assert after is not None
+        assert not torch.equal(before.state_dict()[key], after.state_dict()[key])
+    lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+    assert "Gradient/adversarial_per_pixel" in lines[-1]
+    assert not any("fake_score" in name or "divergence" in name for name in lines[-1])
+
+
 GAN = ["--kind=gan", "--cond=true", "--cbase=64", "--cmax=8", "--w-dim=8", *SHORT, *METRICS]
 EDM = ["--kind=edm", "--cond=true", "--model-channels=8", "--channel-mult=1", "--num-blocks=1",
        "--attn-resolutions=4", "--label-dropout=0.2", *SHORT, *METRICS]  # fmt: skip
@@ -130,6 +146,49 @@ def test_gan_training_writes_what_nvlabs_tools_expect(files: dict[str, str], tmp
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert {"Loss/generator", "Loss/discriminator", "Loss/r1", "Loss/path_length", "Progress/augment"} <= set(lines[1])
+
+
+RESUME = ["--kind=gan", *SHORT, "--metrics=none", "--aug=noaug"]
+
+
+def test_a_gan_trains_on_from_its_pickle(files: dict[str, str], tmp_path: Path) -> None:
+    """At learning rate 1e-12 what comes out is what went in, in all three networks."""
+    resumed = [*RESUME, "--cond=true", f"--data={files['data']}", f"--resume={files['gan']}", "--lr=1e-12"]
+    folder = run(tmp_path, *resumed)
+    old = load_snapshot(files["gan"]).networks
+    new = load_snapshot(folder / "network-snapshot-000000.pkl").networks
+    for name in ("G", "D", "G_ema"):
+        before, after = old[name], new[name]
+        assert before is not None
+        assert after is not None
+        for key, value in before.named_parameters():
+            torch.testing.assert_close(after.get_parameter(key), value, rtol=0, atol=1e-9)
+
+
+def test_transfer_to_other_classes_keeps_every_weight_that_fits(files: dict[str, str]) -> None:
+    gan = gan_to_resume(files["gan"], label_dim=0, resolution=8, channels=1)
+    old = load_snapshot(files["gan"]).networks["G"]
+    assert old is not None
+    assert gan.generator.c_dim == gan.discriminator.c_dim == gan.ema.c_dim == 0
+    new, weights = gan.generator.state_dict(), old.state_dict()
+    assert all(torch.equal(new[key], weights[key]) for key in new if key != "mapping.fc0.weight")
+    assert new["mapping.fc0.weight"].shape != weights["mapping.fc0.weight"].shape
+    gan.discriminator(gan.generator(torch.zeros(2, 8), None), None)
+
+
+def test_a_resumed_gan_has_adas_settings_for_transfer(files: dict[str, str], tmp_path: Path) -> None:
+    result = invoke("--kind=gan", f"--data={files['data']}", f"--resume={files['gan']}", "--dry-run")
+    options = json.loads(result.output)
+    assert (options["ada_kimg"], options["ema_rampup"]) == (100.0, None)
+
+
+def test_what_cannot_be_resumed_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    arguments = [*RESUME, f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}"]
+    large = save_gan(tmp_path / "large.pkl", resolution=16)
+    assert "its images have resolution and channels (16, 1)" in refused(*arguments, f"--resume={large}")
+    assert "no effect with --resume" in refused(*arguments, f"--resume={files['gan']}", "--cbase=64")
+    assert "entries are ema" in refused(*arguments, f"--resume={files['teacher']}")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_edm_training_gives_a_teacher_that_di_accepts(files: dict[str, str], tmp_path: Path) -> None:
@@ -206,6 +265,9 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
         (["--kind=di", "--teacher=x", "--gamma=1"], "no effect without --adv-weight"),
         (["--kind=di", "--teacher=x", "--gan-pkl=y", "--sigma-init=1"], "leave it out"),
         (["--kind=di", "--teacher=x", "--adv-weight=1"], "needs --gan-pkl"),
+        (["--kind=di", "--gan-pkl=x", "--divergence=none"], "leaves nothing to train by"),
+        (["--kind=di", "--gan-pkl=x", "--divergence=none", "--adv-weight=1", "--teacher=y"], "no effect with"),
+        (["--kind=di", "--teacher=x", "--resume=y"], "belongs to --kind=gan"),
         (["--kind=di", "--teacher=x", "--batch=0"], "--batch=0: accepted is"),
         (["--kind=di", "--teacher=x", "--lr-decay=1"], "--lr-decay=1.0: accepted is"),
         (["--kind=di", "--teacher=no-such.pkl", "--metrics=none"], "no-such.pkl"),

@@ -21,6 +21,7 @@ from stylegan_di.random import stream
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
 from stylegan_di.training.state import TrainState
+from stylegan_di.training.transfer import gan_to_resume
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",
@@ -82,6 +83,16 @@ def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
 
 def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
+    pipe = _augment_pipe(config)
+    if config.resume is not None:
+        gan = gan_to_resume(
+            config.resume,
+            label_dim=dataset.label_dim,
+            resolution=dataset.resolution,
+            channels=dataset.num_channels,
+        )
+        model, ema = StyleGAN2Student(gan.generator), StyleGAN2Student(gan.ema)
+        return TrainState(model, ema, {}, discriminator=gan.discriminator, augment_pipe=pipe), None
     common: dict[str, Any] = dict(
         c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
     )
@@ -99,14 +110,11 @@ def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
     epilogue = dict(mbstd_group_size=config.mbstd_group)
     discriminator = Discriminator(**common, **widths, block_kwargs={}, mapping_kwargs={}, epilogue_kwargs=epilogue)
     model = StyleGAN2Student(generator)
-    state = TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator)
-    state.augment_pipe = _augment_pipe(config)
-    return state, None
+    return TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator, augment_pipe=pipe), None
 
 
-def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, Denoiser]:
-    assert config.teacher is not None
-    teacher = as_denoiser(load_snapshot(config.teacher))
+def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, Denoiser | None]:
+    teacher = None if config.teacher is None else as_denoiser(load_snapshot(config.teacher))
     discriminator: torch.nn.Module | None = None
     model: Generator
     if config.gan_pkl is None:
@@ -115,7 +123,8 @@ def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainS
     else:
         snapshot = load_snapshot(config.gan_pkl)
         model = as_generator(snapshot)
-        _check_match(config, teacher, model)
+        if teacher is not None:
+            _check_match(config, teacher, model)
         discriminator = _discriminator_of(config, snapshot)
     if dataset is not None:
         _check_dataset(config, dataset, model)

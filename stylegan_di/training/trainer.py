@@ -98,8 +98,8 @@ class Trainer:
     def di_step(self, batch: Batch) -> None:
         """Fake score on the student's samples; then the student; with --adv-weight the discriminator."""
         config, state, teacher = self.config, self.state, self.job.teacher
-        assert teacher is not None
-        updates.fake_score_update(state, batch, self.fake_noise_law, self.report)
+        if state.fake_score is not None:
+            updates.fake_score_update(state, batch, self.fake_noise_law, self.report)
         if state.cur_nimg >= config.fake_warmup * 1000:
             updates.student_update(
                 state, batch, teacher, self.divergence, self.noise_law, config.adv_weight, self.report

@@ -95,30 +95,38 @@ def fake_score_update(state: TrainState, batch: Batch, noise_law: NoiseLaw, repo
 def student_update(
     state: TrainState,
     batch: Batch,
-    teacher: Denoiser,
-    divergence: Divergence,
+    teacher: Denoiser | None,
+    divergence: Divergence | None,
     noise_law: NoiseLaw,
     adv_weight: float,
     report: Statistics,
 ) -> None:
     """Moves the student by the gradient of a divergence on its samples, plus adv_weight times the adversarial one."""
     assert isinstance(state.model, Generator)
-    assert state.fake_score is not None
     with trainable(state.model, train_mode=True):
         for chunk in batch.chunks:
             images, labels = student_images(state.model, batch, chunk, "student")
-            noise, sigma = noise_law.draw(batch, "divergence", chunk, images)
             x = images.detach().requires_grad_()
-            loss = divergence.student_loss(x, noise, sigma, teacher, state.fake_score, labels).sum()
-            (gradient,) = torch.autograd.grad(loss, x)
-            report.add(by_sigma("Gradient/divergence_per_pixel", gradient.square().mean(dim=(1, 2, 3)).sqrt(), sigma))
+            gradient = torch.zeros_like(images)
+            if divergence is not None:
+                assert teacher is not None
+                assert state.fake_score is not None
+                noise, sigma = noise_law.draw(batch, "divergence", chunk, images)
+                loss = divergence.student_loss(x, noise, sigma, teacher, state.fake_score, labels).sum()
+                (gradient,) = torch.autograd.grad(loss, x)
+                report.add(by_sigma("Gradient/divergence_per_pixel", rms(gradient), sigma))
             if adv_weight:
                 logits = discriminator_logits(state, x, labels, batch, chunk, "augment/student")
                 (adversarial,) = torch.autograd.grad(loss_gan.generator_logistic(logits).sum(), x)
-                report.add({"Gradient/adversarial_per_pixel": adversarial.square().mean(dim=(1, 2, 3)).sqrt()})
+                report.add({"Gradient/adversarial_per_pixel": rms(adversarial)})
                 gradient = gradient + adv_weight * adversarial
             images.backward(gradient / batch.local_size)
         report.add({"Gradient/student": apply_gradients(state.model, state.optimizers["model"])})
+
+
+def rms(gradient: Tensor) -> Tensor:
+    """Root mean square over the pixels of each sample, [n]."""
+    return gradient.square().mean(dim=(1, 2, 3)).sqrt()
 
 
 def discriminator_logits(

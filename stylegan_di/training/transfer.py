@@ -1,0 +1,83 @@
+"""Where a GAN training starts from another GAN: its generator, discriminator and average (--kind=gan --resume)."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from dnnlib.util import UserError
+from stylegan_di.checkpoint import load_snapshot
+from stylegan_di.networks.stylegan2 import Discriminator, Generator
+
+#: Short names of the networks that stylegan2-ada offers as starts -> their files (known names, `stylegan_di.zoo`).
+TRANSFER_SOURCES = {
+    "ffhq256": "ffhq-res256-mirror-paper256-noaug.pkl",
+    "ffhq512": "ffhq-res512-mirror-stylegan2-noaug.pkl",
+    "ffhq1024": "ffhq-res1024-mirror-stylegan2-noaug.pkl",
+    "celebahq256": "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
+    "lsundog256": "lsundog-res256-paper256-kimg100000-noaug.pkl",
+}
+
+Network = TypeVar("Network", Generator, Discriminator)
+
+
+@dataclass(frozen=True)
+class GAN:
+    """The networks of a StyleGAN2 training."""
+
+    generator: Generator
+    discriminator: Discriminator
+    ema: Generator
+
+
+def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int) -> GAN:
+    """The networks of a GAN's pickle for data of label_dim classes.
+
+    They are as in the file; where its number of classes differs from the data's, the layers that depend on it are new.
+
+    Args:
+        source: a file, URL or known name, or a key of TRANSFER_SOURCES.
+        label_dim, resolution, channels: of the data to train on.
+
+    Raises:
+        UserError: if the file holds no StyleGAN2 with its discriminator, or is for other images.
+    """
+    networks = load_snapshot(TRANSFER_SOURCES.get(source, source)).networks
+    generator, discriminator = networks.get("G"), networks.get("D")
+    ema = networks.get("G_ema") or generator
+    if not (
+        isinstance(generator, Generator) and isinstance(discriminator, Discriminator) and isinstance(ema, Generator)
+    ):
+        raise UserError(
+            f"--resume={source}: training goes on with a generator and a discriminator, and the file's entries are "
+            f"{', '.join(networks) or 'none'}; pass a .pkl that --kind=gan or stylegan2-ada wrote"
+        )
+    found, wanted = (generator.img_resolution, generator.img_channels), (resolution, channels)
+    if found != wanted:
+        raise UserError(
+            f"--resume={source}: its images have resolution and channels {found}, those of --data {wanted}; "
+            "tools/dataset_tool.py makes data of another resolution"
+        )
+    return GAN(
+        _with_classes(generator, label_dim), _with_classes(discriminator, label_dim), _with_classes(ema, label_dim)
+    )
+
+
+def _with_classes(network: Network, label_dim: int) -> Network:
+    """The network itself if it has label_dim classes, else one that has, with all weights that fit it."""
+    if network.c_dim == label_dim:
+        return network
+    arguments = inspect.signature(type(network)).bind(*network._init_args, **network.init_kwargs)
+    arguments.arguments["c_dim"] = label_dim
+    other = type(network)(*arguments.args, **arguments.kwargs)
+    own, weights = other.state_dict(), network.state_dict()
+    fitting = {name: weights[name] for name, value in own.items() if _same_shape(weights.get(name), value)}
+    other.load_state_dict(own | fitting)
+    return other
+
+
+def _same_shape(first: torch.Tensor | None, second: torch.Tensor) -> bool:
+    return first is not None and first.shape == second.shape
