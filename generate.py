@@ -38,9 +38,9 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 
 
-def load(network: str) -> Generator | Denoiser:
-    """The generator of a network file, or its diffusion teacher."""
-    model = as_model(load_snapshot(network))
+def load(network: str, which: str | None = None) -> Generator | Denoiser:
+    """The generator of a network file, or its diffusion teacher; of several networks the one chosen."""
+    model = as_model(load_snapshot(network, which))
     if model.img_channels not in (1, 3):
         raise UserError(f"--network={network}: its images have {model.img_channels} channels; pictures have 1 or 3")
     return model
@@ -87,6 +87,7 @@ def check_class(class_index: int | None, label_dim: int) -> None:
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
+@click.option("--which", metavar="ENTRY", help="The network in a file of several, such as G.  [default: G_ema or ema]")
 @click.option("--seeds", type=Seeds(), required=True, metavar="LIST", help="Such as 0,3,10-20: one image each.")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
               help="Class of a conditional network.  [default: drawn from the seed]")
@@ -110,6 +111,7 @@ def check_class(class_index: int | None, label_dim: int) -> None:
 @user_errors
 def main(
     network: str,
+    which: str | None,
     seeds: list[int],
     class_index: int | None,
     outdir: Path,
@@ -124,7 +126,7 @@ def main(
             raise UserError(f"{(GAN | SAMPLER)[name]}={value}: accepted are finite numbers")
     if grid is not None and grid.suffix.lower() not in GRID_FORMATS:
         raise UserError(f"--grid={grid}: its name must end in {', '.join(GRID_FORMATS)}")
-    model = load(network).to(device or default_device())
+    model = load(network, which).to(device or default_device())
     check_class(class_index, model.label_dim)
     draw = drawing(model, class_index, given)
     size = call_size(next(model.parameters()).device, model.img_resolution)

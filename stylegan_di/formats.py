@@ -34,6 +34,8 @@ FORMAT_VERSION = "1"  # of our safetensors files
 STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
 EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
 TARGETS = ("stylegan2-ada", "stylegan3")  # whose code a pickle of StyleGAN2 networks is for; EDM's have one form
+DIFF_INSTRUCT, EMA_ALONE = "Diff-Instruct", "EDM's networks without its training (SiD's, for one)"
+AMBIGUOUS = (DIFF_INSTRUCT, EMA_ALONE)  # writers whose 'ema' may be a one-step student, which the file does not tell
 
 
 @dataclass
@@ -182,9 +184,9 @@ def _writer(content: Mapping[str, Any]) -> str:
     if "encoder" in content:
         return "EDM2"
     if "Sg" in content:
-        return "Diff-Instruct"
+        return DIFF_INSTRUCT
     if "ema" in content:
-        return "EDM" if "loss_fn" in content else "EDM's networks without its training (SiD, for one)"
+        return "EDM" if "loss_fn" in content else EMA_ALONE
     generators = [entry for entry in content.values() if isinstance(entry, PersistentObject)]
     if any(stylegan3.is_stylegan3s(entry) for entry in generators):
         return "stylegan3 (StyleGAN2)"

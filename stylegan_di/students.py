@@ -80,7 +80,7 @@ class OneStepStudent(Generator):
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """z [B,C,H,W]; labels [B,label_dim] one-hot, None the null label; rng is not needed: nothing else is random."""
-        sigma = torch.full([len(z)], self.sigma_init, dtype=z.dtype, device=z.device)
+        sigma = torch.full([z.shape[0]], self.sigma_init, dtype=z.dtype, device=z.device)
         return _at_least_float32(self.network(self.sigma_init * z, sigma, labels))
 
 

@@ -302,8 +302,8 @@ def test_through_every_format_and_back(name: str, tmp_path: Path) -> None:
     rng = torch.Generator().manual_seed(0)
     labels = torch.eye(model.label_dim)[:2] if model.label_dim else None
     if isinstance(model, EDMTeacher):
-        x = torch.randn([2, 3, 16, 16], generator=rng)
-        torch.testing.assert_close(again(x, torch.tensor(0.5), labels), model(x, torch.tensor(0.5), labels), rtol=0, atol=0)
+        x, sigma = torch.randn([2, 3, 16, 16], generator=rng), torch.tensor(0.5)
+        torch.testing.assert_close(again(x, sigma, labels), model(x, sigma, labels), rtol=0, atol=0)
     else:
         z = torch.randn([2, model.network.z_dim], generator=rng)
         torch.testing.assert_close(again(z, labels), model(z, labels), rtol=0, atol=0)

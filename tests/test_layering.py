@@ -20,6 +20,8 @@ LAYERS: list[tuple[str, ...]] = [
     (
         "stylegan_di.checkpoint",
         "stylegan_di.formats",
+        "stylegan_di.inspection",
+        "stylegan_di.onnx_file",
         "stylegan_di.tensorflow",
         "stylegan_di.stylegan3",
         "stylegan_di.blueprint",
