@@ -224,8 +224,8 @@ def test_terms_of_known_names_reach_what_is_made_from_them(tmp_path: Path) -> No
     assert warning == f"made from cifar10.pkl, whose terms reach it: {origin_of('cifar10.pkl')}"
 
 
-def test_numpy_is_no_longer_needed_to_read_arguments(tmp_path: Path) -> None:
-    """Arguments come as Python's numbers, so that JSON can hold them."""
+def test_arguments_are_pythons_numbers(tmp_path: Path) -> None:
+    """So that JSON can hold them."""
     network: Any = gan_networks()["G_ema"]
     network._init_kwargs["mapping_kwargs"]["lr_multiplier"] = np.float64(0.01)
     (tmp_path / "n.pkl").write_bytes(write_pickle({"G_ema": network}))

@@ -19,6 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("stylegan_di.training",),
     (
         "stylegan_di.checkpoint",
+        "stylegan_di.comparison",
         "stylegan_di.formats",
         "stylegan_di.inspection",
         "stylegan_di.onnx_file",
