@@ -3,7 +3,7 @@
     python train.py --kind=di --gan-pkl=fashion-gan.pkl
     python train.py --kind=di --teacher=edm-cifar10-32x32-uncond-vp.pkl
     python train.py --kind=edm --data=datasets/fashion-32.zip --cond=true
-    python train.py --kind=gan --data=datasets/fashion-32.zip --cond=true
+    python train.py --kind=gan --data=datasets/cifar10.zip --cond=true --cfg=cifar
     torchrun --standalone --nproc_per_node=2 train.py ...
 """
 
@@ -16,18 +16,23 @@ import click
 from dnnlib.cli import Device, default_device, user_errors
 from stylegan_di import zoo
 from stylegan_di.config import GROUPS, TrainConfig, resolve
+from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.training.launch import launch
+from torch_utils import distributed
 
 HELP: dict[str, str] = {
+    "cfg": "Preset: auto, stylegan2, paper256, paper512, paper1024 or cifar (gan); ddpmpp, ncsnpp or adm (edm); "
+    "cifar10-uncond, cifar10-cond, imagenet64, ffhq64, afhqv2-64 or fashion (di). See docs/presets.md.",
     "outdir": "Folder that gets the run's folder.",
     "desc": "Text added to the run folder's name.",
     "data": "Training images: ZIP or folder (tools/dataset_tool.py makes them). For --kind=di only with --adv-weight.",
     "cond": "Train a class-conditional model; the data set needs labels.",
     "mirror": "Double the data set by horizontal flips.",
+    "subset": "Use only so many images of the data set, chosen by --seed. [default: all]",
     "gan_pkl": "The GAN to refine: known name, path or URL. Without it the teacher is distilled to one step.",
     "teacher": "EDM teacher: known name, path or URL. Known GANs have a default.",
-    "ref": "Reference statistics (.npz) of the metrics. Known GANs and teachers have a default, else --data.",
-    "detector_file": "Weights of the metrics' feature extractor, where they cannot be downloaded.",
+    "ref": "Reference statistics (.npz, .pkl) of the metrics. Known GANs and teachers have a default, else --data.",
+    "detector_file": "Weights that cannot be downloaded: FILE, or inception=FILE,vgg16=FILE of several networks.",
     "resume": "GAN to train on: a .pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
     "seed": "Random seed; same seed, same run.",
     "device": "cuda, cuda:N or cpu. [default: cuda when there]",
@@ -49,7 +54,9 @@ HELP: dict[str, str] = {
     "ema_rampup": "While young, the half-life is at most this share of the images seen.",
     "P_mean": "Mean of ln sigma; for --kind=di in the student's update.",
     "P_std": "Standard deviation of ln sigma; for --kind=di in the student's update.",
-    "arch": "U-Net architecture: ddpmpp, ncsnpp or adm.",
+    "arch": "U-Net architecture: ddpmpp, ncsnpp or adm; the same as --cfg.",
+    "precond": "Preconditioning, noise levels and loss: edm, vp or ve.",
+    "augment": "Probability of EDM's augmentations; 0: none.",
     "model_channels": "Channels of the U-Net at full resolution, before --channel-mult.",
     "channel_mult": "Multipliers of the channels, one a resolution, comma-separated.",
     "num_blocks": "Residual blocks a resolution.",
@@ -61,7 +68,9 @@ HELP: dict[str, str] = {
     "w_dim": "Dimensions of z and w.",
     "map_depth": "Layers of the mapping network.",
     "noise_inputs": "Per-pixel noise inputs in the synthesis network.",
-    "fp16_res": "Highest resolutions computed in float16.",
+    "d_arch": "Architecture of the discriminator: resnet, skip or orig.",
+    "freezed": "Layers of the discriminator that are not trained, from the highest resolution on.",
+    "fp16_res": "Highest resolutions computed in float16. [default: 4 on CUDA, else 0]",
     "mixing": "Probability of style mixing.",
     "pl_weight": "Weight of path length regularisation; 0: none.",
     "pl_interval": "Steps between path length updates.",
@@ -132,9 +141,16 @@ def _options(command: Any) -> Any:
 @user_errors
 def main(kind: Any, dry_run: bool, device: str | None, **given: Any) -> None:
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
-    if kind == "di" and known is not None and given["teacher"] is None and given["divergence"] != "none":
+    wants_teacher = kind == "di" and given["divergence"] != "none"
+    if wants_teacher and known is not None and given["teacher"] is None and given["cfg"] is None:
         given["teacher"] = known.teacher
-    config = resolve(kind, given | {"device": device or default_device()}, known.name if known else None)
+    config = resolve(
+        kind,
+        given | {"device": device or default_device()},
+        known.name if known else None,
+        resolution_of=lambda path: ImageDataset(path).resolution,
+        gpus=distributed.launched(),
+    )
     if dry_run:
         click.echo(config.to_json())
         return

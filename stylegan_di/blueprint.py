@@ -16,12 +16,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stylegan_di.data.augment import AugmentPipe
-from stylegan_di.networks.edm import EDMPrecond, Precond
+from stylegan_di.networks import edm2
+from stylegan_di.networks.edm import PRECONDITIONERS, Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from torch_utils.persistence import PersistentModule, RefusedFileError
 
 CLASSES: dict[str, type[PersistentModule]] = {
-    cls.__name__: cls for cls in (Generator, Discriminator, AugmentPipe, EDMPrecond)
+    cls.__name__: cls for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond)
 }
 # Which networks each entry of a snapshot may hold; entries of other names may hold any.
 ROLES: dict[str, type[PersistentModule]] = {
@@ -130,7 +131,7 @@ def _checked_weights(
     checked = {}
     for key, expected in layout.items():
         value = weights[key]
-        if (value.dtype, expected.dtype) == (torch.float16, torch.float32):
+        if (value.dtype, expected.dtype) == (torch.float16, torch.float32):  # as EDM2's files are written
             value = value.float()
         if value.shape != expected.shape or value.dtype != expected.dtype:
             found = f"{name}.{key} as {list(value.shape)} {value.dtype}"

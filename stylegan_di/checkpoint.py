@@ -156,7 +156,7 @@ def save_snapshot(
     Args:
         path: where; the suffix tells the format.
         networks: by entry: G, D, G_ema, augment_pipe (NVlabs' loader wants the first three), or ema.
-        extras: plain entries: training_set_kwargs or dataset_kwargs, and for a one-step student sigma_init.
+        extras: other entries: training_set_kwargs or dataset_kwargs, a one-step student's sigma_init, augment_pipe.
         metadata: provenance, str or float each (command, teacher, kimg, ...).
         target: the repository whose code opens a .pkl of StyleGAN2 networks, one of `formats.TARGETS`.
 

@@ -21,6 +21,7 @@ from dnnlib.util import UserError
 from stylegan_di import stylegan3, tensorflow
 from stylegan_di.blueprint import ROLES, Blueprint
 from torch_utils.persistence import (
+    Persistent,
     PersistentModule,
     PersistentObject,
     RefusedFileError,
@@ -127,8 +128,15 @@ def to_safetensors(
             for key, value in network.state_dict().items():
                 weights[f"{name}.{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
     parts = {"networks": described, "extras": dict(extras), "provenance": dict(metadata)}
-    texts = {name: json.dumps(part) for name, part in parts.items()}
+    texts = {name: json.dumps(part, default=_arguments) for name, part in parts.items()}
     return _with_metadata(safetensors.torch.save(weights), {"format_version": FORMAT_VERSION} | texts)
+
+
+def _arguments(obj: Any) -> dict[str, Any]:
+    """A plain object of EDM's training, such as its augment_pipe, as the arguments it was built with."""
+    if not isinstance(obj, Persistent):
+        raise TypeError(f"a {type(obj).__name__} cannot be written to a snapshot")
+    return obj.init_kwargs
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], int]:

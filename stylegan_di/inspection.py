@@ -13,11 +13,6 @@ from stylegan_di.blueprint import Blueprint, build
 from stylegan_di.formats import AMBIGUOUS, Contents, read_contents
 from torch_utils.persistence import RefusedFileError
 
-#: Part of a published URL -> the terms of what lies there.
-TERMS = {
-    "/stylegan2-ada-pytorch/": "NVIDIA Source Code License, non-commercial (NVlabs/stylegan2-ada-pytorch)",
-    "/edm/": "CC BY-NC-SA 4.0, non-commercial (NVlabs/edm)",
-}
 SHIPPED = "shipped with stylegan-di, Apache-2.0 (MODEL_CARD.md)"
 
 
@@ -99,13 +94,12 @@ def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool
 
 
 def origin_of(source: str) -> str:
-    """Origin and licence of a known name, '' for other names."""
+    """Origin and licence of a known name or published URL, '' for others."""
     known = zoo.entry(source)
-    if known is None:
-        return ""
-    if known.url is None:
+    if known is not None and known.url is None:
         return SHIPPED
-    return next((terms for part, terms in TERMS.items() if part in known.url), "")
+    url = source if known is None or known.url is None else known.url
+    return next((terms for beginning, terms in zoo.TERMS.items() if url.startswith(beginning)), "")
 
 
 def _entry(name: str, blueprint: Blueprint, source: str, try_network: bool) -> Entry:

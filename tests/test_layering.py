@@ -28,7 +28,7 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.blueprint",
         "stylegan_di.seeded",
     ),
-    ("stylegan_di.teachers", "stylegan_di.students"),
+    ("stylegan_di.teachers", "stylegan_di.students", "stylegan_di.projection"),
     (
         "stylegan_di.networks",
         "stylegan_di.loss_di",
@@ -36,12 +36,16 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.metrics",
         "stylegan_di.data",
         "stylegan_di.sampling",
+        "stylegan_di.latents",
+        "stylegan_di.video",
+        "stylegan_di.ablation",
     ),
     (
         "stylegan_di.diffusion",
         "stylegan_di.interfaces",
         "stylegan_di.random",
         "stylegan_di.config",
+        "stylegan_di.presets",
         "stylegan_di.zoo",
         "stylegan_di.images",
     ),
@@ -60,7 +64,7 @@ MAY_PICKLE = (
 )  # fmt: skip
 UNPICKLING = {"load", "loads", "Unpickler", "_Unpickler"}
 MAY_USE_CLICK = ("dnnlib.cli",)
-MAY_PRINT = ("stylegan_di.training", "dnnlib.util")  # a run's log, and the progress of a download
+MAY_PRINT = ("stylegan_di.training", "dnnlib.download")  # a run's log, and the terms of what is downloaded
 MAY_USE_DISTRIBUTED = ("torch_utils.distributed",)
 
 

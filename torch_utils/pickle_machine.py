@@ -115,6 +115,8 @@ class Machine:
         known: the globals it may name, to their roles.
         opcodes: opcodes already spent on this file.
         allow_persistent_ids: whether it may refer to storages, as nested streams do.
+        python2: whether Python 2 wrote it: its strings (shorter than 256 bytes text, else bytes) are read too, and
+            its memo begins at 1.
     """
 
     def __init__(
@@ -125,6 +127,7 @@ class Machine:
         known: Mapping[tuple[str, str], str] = KNOWN_GLOBALS,
         opcodes: int = 0,
         allow_persistent_ids: bool = False,
+        python2: bool = False,
     ) -> None:
         self.data = data
         self.start = self.position = position
@@ -133,12 +136,13 @@ class Machine:
         self.allow_persistent_ids = allow_persistent_ids
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: list[Any] = []
+        self.memo: list[Any] = [None] if python2 else []
+        self.steps = _STEPS | _PYTHON2_STEPS if python2 else _STEPS
 
     def run(self) -> Any:
         if self.data[self.start : self.start + 1] != b"\x80":
             raise Refusal("no pickle of protocol 2 to 5")
-        steps, data, size = _STEPS, self.data, len(self.data)
+        steps, data, size = self.steps, self.data, len(self.data)
         while True:
             if self.position >= size:
                 self.take(1)  # which says so
@@ -385,3 +389,7 @@ _STEPS_BY_NAME: dict[str, Callable[[Machine], None]] = {
     "BINPERSID": Machine.binpersid,
 }
 _STEPS = {code: _STEPS_BY_NAME[name] for code, name in _OPCODE_NAMES.items() if name in _STEPS_BY_NAME}
+_PYTHON2_STEPS: dict[int, Callable[[Machine], None]] = {
+    ord("U"): lambda m: m.push(_decode(m.take(m.unpack(_UINT8)))),  # SHORT_BINSTRING
+    ord("T"): lambda m: m.push(m.take(m.unpack(_UINT32))),  # BINSTRING
+}

@@ -77,12 +77,13 @@ class TensorFlowNetwork:
     source: str
 
 
-def read_pickle(data: bytes | bytearray | memoryview, source: str) -> Any:
+def read_pickle(data: bytes | bytearray | memoryview, source: str, *, python2: bool = False) -> Any:
     """The value of a network pickle, read without importing or executing anything it names.
 
     Args:
         data: the file's contents.
         source: the file's name, for messages.
+        python2: whether Python 2 wrote it, as it did CIFAR-10's batches; see `Machine`.
 
     Returns:
         dicts (str keys), lists, tuples, sets of str, str, bytes, bool, int, float, None, numpy arrays (read-only),
@@ -94,7 +95,7 @@ def read_pickle(data: bytes | bytearray | memoryview, source: str) -> Any:
     view = memoryview(data)
     try:
         _check_kind(view)
-        machine = Machine(view)
+        machine = Machine(view, python2=python2)
         root = machine.run()
         if machine.position != len(view):
             raise Refusal(f"{len(view) - machine.position} bytes after the end of the pickle")

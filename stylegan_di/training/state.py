@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from stylegan_di.data.augment_edm import AugmentPipe as EDMAugmentPipe
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.random import SampleRandom
 
@@ -22,7 +23,7 @@ class TrainState:
     optimizers: dict[str, torch.optim.Optimizer]  # by role: model, fake_score, discriminator
     fake_score: Denoiser | None = None
     discriminator: torch.nn.Module | None = None
-    augment_pipe: torch.nn.Module | None = None
+    augment_pipe: torch.nn.Module | EDMAugmentPipe | None = None  # of the discriminator, or of a denoiser's images
     pl_mean: Tensor = field(default_factory=lambda: torch.zeros(()))
     cur_nimg: int = 0
     cur_tick: int = 0

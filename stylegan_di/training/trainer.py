@@ -12,6 +12,7 @@ from torch import Tensor
 
 from stylegan_di.checkpoint import save_snapshot
 from stylegan_di.data.sampler import iterate_batches
+from stylegan_di.diffusion import LogNormalLaw, NoiseLaw, VELaw, VPLaw
 from stylegan_di.images import from_uint8
 from stylegan_di.interfaces import Generator
 from stylegan_di.loss_di import parse_divergence
@@ -52,7 +53,8 @@ class Trainer:
         share = self.config.batch // distributed.world_size()
         self.batch_gpu = min(self.config.batch_gpu or share, share)
         self.divergence = parse_divergence(self.config.divergence)
-        self.noise_law = updates.NoiseLaw(self.config.P_mean, self.config.P_std)
+        self.noise_law = self.make_noise_law(self.config.P_mean, self.config.P_std)
+        self.fake_noise_law = self.make_noise_law(self.config.fake_P_mean, self.config.fake_P_std)
         if job.dataset is not None:
             self.data = iterate_batches(
                 job.dataset,
@@ -63,7 +65,14 @@ class Trainer:
                 world_size=distributed.world_size(),
                 num_workers=self.config.workers,
             )
-        self.fake_noise_law = updates.NoiseLaw(self.config.fake_P_mean, self.config.fake_P_std)
+
+    def make_noise_law(self, P_mean: float, P_std: float) -> NoiseLaw:
+        """What noise levels are trained at; of --kind=di those that the teacher knows."""
+        if self.config.precond != "edm":
+            return {"vp": VPLaw, "ve": VELaw}[self.config.precond]()
+        if self.job.teacher is None:
+            return LogNormalLaw(P_mean, P_std)
+        return LogNormalLaw(P_mean, P_std, self.job.teacher.sigma_min, self.job.teacher.sigma_max)
 
     # The step.
 
