@@ -153,7 +153,6 @@ def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text + data[end:]
 
 
-
 # Reading.
 
 

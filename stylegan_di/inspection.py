@@ -50,7 +50,7 @@ class Inspection:
         parts = [f"{', '.join(map(str, self.entries)) or 'no networks'}, written by {self.writer}"]
         parts.append(f"SHA-256 {self.sha256[:16]}")
         if self.embedded:
-            parts.append(f"{len(self.embedded)} embedded sources not run")
+            parts.append(f"embedded source not run ({len(self.embedded)} of it)")
         parts += [self.origin] if self.origin else []
         return "; ".join([*parts, *self.warnings]) + "."
 

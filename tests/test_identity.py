@@ -138,7 +138,7 @@ def test_the_run_says_what_it_opened(files: dict[str, str], tmp_path: Path) -> N
     log = (refine(files, tmp_path).parent / "log.txt").read_text()
     (gan,) = [line for line in log.splitlines() if line.startswith(f"opened          {files['gan']}: ")]
     assert "G_ema (Generator 8x8x1, 3 classes, " in gan
-    assert gan.endswith(" embedded sources not run.")
+    assert gan.endswith("; embedded source not run (1 of it).")
     assert f"opened          {files['teacher']}: ema (EDMPrecond 8x8x1, 3 classes, " in log
 
 
