@@ -34,9 +34,9 @@ from stylegan_di.students import StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
 
 
-def load(network: str, trunc: float | None, steps: int | None) -> Generator:
+def load(network: str, which: str | None, trunc: float | None, steps: int | None) -> Generator:
     """The generator of a network file, or its diffusion teacher with Heun's sampler."""
-    model = as_model(load_snapshot(network))
+    model = as_model(load_snapshot(network, which))
     if steps is not None and not isinstance(model, EDMTeacher):
         raise UserError(f"--steps={steps} is for a diffusion teacher, which --network={network} is not; leave it out")
     if trunc is not None and not isinstance(model, StyleGAN2Student):
@@ -100,6 +100,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", metavar="NAME|PATH|URL", help="Network file, or a known name.")
+@click.option("--which", metavar="ENTRY", help="The network in a file of several, such as G.  [default: G_ema or ema]")
 @click.option("--images", metavar="DIR|ZIP", help="Images to measure, instead of a network's.")
 @click.option("--data", metavar="DIR|ZIP", help="Data set to compare with; its statistics are cached.")
 @click.option("--ref", metavar="NAME|NPZ|PKL", help="Statistics to compare with.  [default: a known network's]")
@@ -121,6 +122,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @user_errors
 def main(
     network: str | None,
+    which: str | None,
     images: str | None,
     data: str | None,
     ref: str | None,
@@ -140,12 +142,14 @@ def main(
         raise UserError("give either --network or --images: what is to be measured")
     if images is not None and ((trunc, steps) != (None, None) or repeat > 1):
         raise UserError("--trunc, --steps and --repeat are for --network; leave them out with --images")
+    if images is not None and which is not None:
+        raise UserError(f"--which={which} is for --network; leave it out with --images")
     start = time.monotonic()
     names = metrics.split(",")
     folder = results_folder(outdir, network)
     device = device or default_device()
     reference = reference_of(names, network, data, ref, mirror)
-    generator = None if network is None else load(network, trunc, steps).to(device)
+    generator = None if network is None else load(network, which, trunc, steps).to(device)
     evaluator = Evaluator(
         names, reference, num, batch=batch, detector_file=detector_file, device=device, report=PassProgress()
     )

@@ -44,9 +44,9 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 
 
-def load(network: str) -> Generator | Denoiser:
-    """The generator of a network file, or its diffusion teacher."""
-    model = as_model(load_snapshot(network))
+def load(network: str, which: str | None = None) -> Generator | Denoiser:
+    """The generator of a network file, or its diffusion teacher; of several networks the one chosen."""
+    model = as_model(load_snapshot(network, which))
     if model.img_channels not in (1, 3):
         raise UserError(f"--network={network}: its images have {model.img_channels} channels; pictures have 1 or 3")
     return model
@@ -120,6 +120,7 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
+@click.option("--which", metavar="ENTRY", help="The network in a file of several, such as G.  [default: G_ema or ema]")
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.")
 @click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
               help="[GAN] Instead of seeds, what tools/projector.py found: proj00.png, ...")
@@ -150,6 +151,7 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 @user_errors
 def main(
     network: str,
+    which: str | None,
     seeds: list[int] | None,
     projected_w: Path | None,
     class_index: int | None,
@@ -171,7 +173,7 @@ def main(
             raise UserError(f"{(GAN | SAMPLER)[name]}={value}: accepted are finite numbers")
     if grid is not None and grid.suffix.lower() not in GRID_FORMATS:
         raise UserError(f"--grid={grid}: its name must end in {', '.join(GRID_FORMATS)}")
-    model = load(network).to(device or default_device())
+    model = load(network, which).to(device or default_device())
     check_class(class_index, model.label_dim)
     draw = drawing(model, class_index, given)
     size = call_size(next(model.parameters()).device, model.img_resolution)

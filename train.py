@@ -84,6 +84,7 @@ HELP: dict[str, str] = {
     "target": "ADA's target for E[sign D(real)].",
     "ada_kimg": "Thousands of images over which ADA's p can move by 1.",
     "mbstd_group": "Group size of the minibatch standard deviation.",
+    "freeze": "Parts of the generator that stay as they are: mapping, b4, b8, ... (keeps w and projections valid).",
     "divergence": "ikl, ikl:weight=one, ikl:weight=dmd, sid, sid:alpha=1.2; none: --adv-weight alone.",
     "sigma_init": "Noise level at which a one-step student starts.",
     "fake_lr": "Learning rate of the fake score. [default: --lr]",

@@ -84,6 +84,7 @@ class TrainConfig:
     target: float = 0.6
     ada_kimg: float = 500.0
     mbstd_group: int = 4
+    freeze: tuple[str, ...] = ()
     # --kind=di.
     divergence: str = "ikl"
     sigma_init: float = 2.5
@@ -112,7 +113,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = (
                    "dropout", "label_dropout"), ("edm",))
     | dict.fromkeys(("resume", "cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "freezed", "fp16_res",
                      "mixing", "pl_weight", "pl_interval", "mbstd_group"), ("gan",))
-    | dict.fromkeys(("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg"), ("gan", "di"))
+    | dict.fromkeys(("freeze", "gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target",
+                     "ada_kimg"), ("gan", "di"))
     | dict.fromkeys(("gan_pkl", "teacher", "divergence", "sigma_init", "fake_lr", "fake_P_mean", "fake_P_std",
                      "fake_warmup", "adv_weight"), ("di",))
     | dict.fromkeys(("P_mean", "P_std"), ("edm", "di"))
@@ -146,6 +148,9 @@ def _check(config: TrainConfig) -> None:
         raise UserError(
             "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has one"
         )
+    if config.freeze and config.kind == "di" and config.gan_pkl is None:
+        parts = ",".join(config.freeze)
+        raise UserError(f"--freeze={parts} is for the layers of a GAN: give --gan-pkl, or leave it out")
     if config.adv_weight > 0 and (config.data is None or config.gan_pkl is None):
         raise UserError(
             f"--adv-weight={config.adv_weight:g} needs --gan-pkl, whose discriminator it uses, and --data, real images"

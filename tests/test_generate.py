@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,19 @@ def gan(path: str) -> StyleGAN2Student:
 
 def one_hot(index: int, classes: int = 10) -> Tensor:
     return torch.eye(classes)[index : index + 1]
+
+
+def test_which_of_several_networks(tmp_path: Path) -> None:
+    (chosen,) = make(tmp_path, SG2_COND, "--which=G", "--seeds=5", "--class=2").values()
+    student = load_generator(SG2_COND, which="G")
+    assert isinstance(student, StyleGAN2Student)
+    expected = uint8_images(partial(gan_images, student, class_index=2), [5], 1)
+    np.testing.assert_array_equal(chosen, expected[0].permute(1, 2, 0).numpy())
+    (default,) = make(tmp_path, SG2_COND, "--seeds=5", "--class=2").values()
+    assert (default != chosen).any()
+    result = run(f"--network={SG2_COND}", "--which=Sg", "--seeds=5", f"--outdir={tmp_path}", "--device=cpu")
+    assert result.exit_code == 2
+    assert "--which=Sg is not in it; its networks are G, D, G_ema" in result.output
 
 
 # What a seed means.

@@ -1,7 +1,7 @@
 """NVlabs' pickle format (their torch_utils.persistence, version 6): read as inert data, and written.
 
-With its two halves of the reader, `pickle_machine` and `pickle_reader`, the only part of the project that parses
-pickles. What is written opens in NVlabs' own tools (torch 1.7 and later): every module is a call of
+With the parts of the reader, `pickle_machine`, `pickle_arrays` and `pickle_reader`, the only part of the project that
+parses pickles. What is written opens in NVlabs' own tools (torch 1.7 and later): every module is a call of
 `_reconstruct_persistent_obj` on {type, version, module_src, class_name, state}, where `module_src` is one import line
 of their repository and `state` the module's attributes as torch 1.7 keeps them.
 """
@@ -22,13 +22,12 @@ import torch
 from torch import Tensor
 
 from dnnlib.util import UserError
+from torch_utils.pickle_arrays import STORAGE_DTYPES, STORAGE_MAGIC, STORAGE_PROTOCOL
 from torch_utils.pickle_reader import (
     FORMAT_VERSION,
-    STORAGE_DTYPES,
-    STORAGE_MAGIC,
-    STORAGE_PROTOCOL,
     PersistentObject,
     RefusedFileError,
+    TensorFlowNetwork,
     read_pickle,
 )
 
@@ -37,6 +36,7 @@ __all__ = [
     "PersistentModule",
     "PersistentObject",
     "RefusedFileError",
+    "TensorFlowNetwork",
     "flatten_state",
     "read_pickle",
     "write_pickle",
@@ -107,7 +107,13 @@ def _flatten(module: PersistentObject, prefix: str, result: OrderedDict[str, Ten
                 raise RefusedFileError(module.source, f"a {type(entry).__name__} as {prefix}{name} in {group}")
 
 
-def write_pickle(obj: Any, *, module_sources: Mapping[str, str] = MODULE_SOURCES) -> bytes:
+def write_pickle(
+    obj: Any,
+    *,
+    module_sources: Mapping[str, str] = MODULE_SOURCES,
+    default_source: str = NETWORKS_SOURCE,
+    protocol: int = _PICKLE_PROTOCOL,
+) -> bytes:
     """A pickle in NVlabs' format; the same tree gives the same bytes.
 
     Modules are written as NVlabs' snapshots are: in evaluation mode, without gradients, on the CPU, whatever their
@@ -115,13 +121,15 @@ def write_pickle(obj: Any, *, module_sources: Mapping[str, str] = MODULE_SOURCES
 
     Args:
         obj: a tree of dict (str keys), list, tuple, str, bytes, bool, int, float, None, Tensor, Persistent.
-        module_sources: class name -> the line written as its source; for other classes NETWORKS_SOURCE.
+        module_sources: class name -> the line written as its source.
+        default_source: the line for other classes.
+        protocol: of the pickle, 2 to 5.
 
     Raises:
         TypeError: for anything else in the tree or in a module's attributes.
     """
     buffer = io.BytesIO()
-    _Pickler(buffer, module_sources).dump(_plain(obj, "the snapshot"))
+    _Pickler(buffer, module_sources, default_source, protocol).dump(_plain(obj, "the snapshot"))
     return buffer.getvalue()
 
 
@@ -143,9 +151,12 @@ class _StorageBytes:
 class _Pickler(pickle.Pickler):
     """Python's pickler with NVlabs' and torch 1.7's way of writing modules and tensors."""
 
-    def __init__(self, file: io.BytesIO, module_sources: Mapping[str, str]) -> None:
-        super().__init__(file, protocol=_PICKLE_PROTOCOL)
+    def __init__(
+        self, file: io.BytesIO, module_sources: Mapping[str, str], default_source: str, protocol: int
+    ) -> None:
+        super().__init__(file, protocol=protocol)
         self.module_sources = module_sources
+        self.default_source = default_source
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, Persistent):
@@ -168,7 +179,7 @@ class _Pickler(pickle.Pickler):
         return {
             "type": "class",
             "version": FORMAT_VERSION,
-            "module_src": sys.intern(self.module_sources.get(class_name, NETWORKS_SOURCE) + "\n"),
+            "module_src": sys.intern(self.module_sources.get(class_name, self.default_source) + "\n"),
             "class_name": sys.intern(class_name),
             "state": _module_state(obj) if isinstance(obj, torch.nn.Module) else _attributes(obj),
         }

@@ -56,6 +56,8 @@ def build(config: TrainConfig, device: torch.device) -> Job:
         torch.manual_seed(int(stream(config.seed, "init").integers(2**31)))
         builder = {"edm": _build_edm, "gan": _build_gan, "di": _build_di}[config.kind]
         state, teacher = builder(config, dataset)
+    if config.freeze:
+        _freeze(config, state)
     for module in (state.model, state.ema, state.fake_score, state.discriminator, state.augment_pipe, teacher):
         if isinstance(module, torch.nn.Module):
             module.to(device).eval().requires_grad_(False)
@@ -217,6 +219,22 @@ def _check_match(config: TrainConfig, teacher: Denoiser, gan: Generator) -> None
                 f"--teacher={config.teacher} and --gan-pkl={config.gan_pkl} do not match: "
                 f"{what} {teachers} against {gans}; choose a teacher trained on images like the GAN's"
             )
+
+
+def _freeze(config: TrainConfig, state: TrainState) -> None:
+    """Freezes parts of the generator as they are in its average, so that the average keeps them too."""
+    model, ema = state.model, state.ema
+    assert isinstance(model, StyleGAN2Student)
+    assert isinstance(ema, StyleGAN2Student)
+    unknown = [part for part in config.freeze if part not in model.parts]
+    if unknown:
+        raise UserError(f"--freeze={unknown[0]}: this generator has the parts {', '.join(model.parts)}")
+    if set(config.freeze) == set(model.parts):
+        raise UserError(f"--freeze={','.join(config.freeze)} leaves nothing to train; leave parts out of it")
+    for student in (model, ema):
+        student.freeze(config.freeze)
+    for module, average in zip(model.frozen_modules(), ema.frozen_modules(), strict=True):
+        module.load_state_dict(average.state_dict())
 
 
 def _check_dataset(config: TrainConfig, dataset: ImageDataset, gan: Generator) -> None:

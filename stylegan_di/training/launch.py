@@ -9,12 +9,14 @@ from typing import Any
 from dnnlib.util import Logger, UserError
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
+from stylegan_di.inspection import inspect_file
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.presets import RECIPES
 from stylegan_di.training.build import Job, build, run_name
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
 from stylegan_di.training.folder import RunFolder
 from stylegan_di.training.trainer import Trainer
+from stylegan_di.training.transfer import TRANSFER_SOURCES
 from torch_utils import distributed
 
 
@@ -85,6 +87,10 @@ def describe(job: Job) -> str:
         lines.append(f"GAN             {config.gan_pkl}")
     if job.dataset is not None:
         lines.append(f"data            {config.data}, {len(job.dataset)} images")
+    for name in (config.gan_pkl, config.resume, config.teacher):
+        if name is not None:
+            source = TRANSFER_SOURCES.get(name, name)
+            lines.append(f"opened          {source}: {inspect_file(source, try_networks=False).sentence()}")
     lines.append(f"batch           {config.batch} over {distributed.world_size()} process(es) on {job.device}")
     lines.append(f"length          {config.kimg:g} kimg, seed {config.seed}")
     return "\n".join(lines)

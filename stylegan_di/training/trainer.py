@@ -17,7 +17,8 @@ from stylegan_di.images import from_uint8
 from stylegan_di.interfaces import Generator
 from stylegan_di.loss_di import parse_divergence
 from stylegan_di.loss_gan import ada_adjust
-from stylegan_di.random import stream
+from stylegan_di.random import SampleRandom, stream
+from stylegan_di.students import StyleGAN2Student
 from stylegan_di.training import updates
 from stylegan_di.training.build import Job, lr_scale, r1_gamma
 from stylegan_di.training.ema import ema_beta, update_ema
@@ -27,6 +28,7 @@ from stylegan_di.training.report import Clock, Statistics
 from stylegan_di.training.state import Batch
 from torch_utils import distributed
 
+W_AVG_SAMPLES = 4096  # latents over which a snapshot's w_avg is the mean
 ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
 
 
@@ -216,12 +218,19 @@ class Trainer:
         metrics: dict[str, float] = {}
         if distributed.rank() == 0:
             kimg = self.state.cur_nimg / 1000
+            self.estimate_w_avg()
             metrics, is_best = self.evaluation.measure(kimg)
             networks, extras = self.evaluation.networks(), self.evaluation.extras()
             for path in [self.folder.snapshot_path(kimg)] + ([self.folder.best_path()] if is_best else []):
                 save_snapshot(path, networks, extras=extras, metadata=self.provenance(metrics))
         distributed.barrier()
         return metrics
+
+    def estimate_w_avg(self) -> None:
+        """Makes the average's w_avg that of its own mapping network; what it has from training is the model's."""
+        if isinstance(self.state.ema, StyleGAN2Student):
+            streams = range(W_AVG_SAMPLES)
+            self.state.ema.estimate_w_avg(SampleRandom(self.config.seed, "w_avg", 0, streams, self.job.device))
 
     def provenance(self, metrics: dict[str, float]) -> dict[str, str | float]:
         """Where a snapshot comes from, as written into it."""

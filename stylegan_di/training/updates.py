@@ -160,6 +160,8 @@ def gan_images(
         cutoff = torch.where(mixed, 1 + rng.integers(ws.shape[1] - 1), ws.shape[1])
         layer = torch.arange(ws.shape[1], device=ws.device)
         ws = torch.where((layer[None, :] < cutoff[:, None])[:, :, None], ws, second)
+    if torch.is_grad_enabled() and not ws.requires_grad:
+        ws.requires_grad_()  # path lengths are gradients in ws, which a frozen mapping network does not ask for
     noise = batch.random(f"{purpose}/noise", chunk)
     return network.synthesis(ws, noise_mode="random", noise_source=noise.normal), ws, labels
 
