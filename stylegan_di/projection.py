@@ -28,6 +28,7 @@ from torch.func import functional_call
 
 from dnnlib.util import UserError, atomic_write
 from stylegan_di.images import from_uint8, to_uint8
+from stylegan_di.metrics.vgg16 import LPIPS
 from stylegan_di.networks.stylegan2 import Generator
 from stylegan_di.random import SampleRandom
 
@@ -38,6 +39,7 @@ RAMP_UP, RAMP_DOWN = 0.05, 0.25  # of the steps: the learning rate rises linearl
 EXPLORATION, EXPLORED = 0.05, 0.75  # deviation of e at the start in sigma_w; the share of the steps that has it
 REGULARIZATION = 1e5
 W_SAMPLES = 10_000
+LPIPS_SIDE = 256  # larger images are averaged down to it before they are compared
 SMALLEST_MAP = 8  # down to which autocorrelation is looked at
 
 
@@ -67,6 +69,18 @@ def multi_scale(images: Tensor) -> Tensor:
         if images.shape[-1] == 1:
             return torch.cat(scales, dim=1)
         images = F.avg_pool2d(images, 2)
+
+
+def perceptual(lpips: LPIPS) -> Features:
+    """Features whose distance is LPIPS; gray images count as RGB, large ones are compared at LPIPS_SIDE."""
+
+    def features(images: Tensor) -> Tensor:
+        if images.shape[-1] > LPIPS_SIDE:
+            images = F.interpolate(images, size=[LPIPS_SIDE, LPIPS_SIDE], mode="area")
+        rgb = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        return lpips(rgb * 127.5 + 128)
+
+    return features
 
 
 def render(network: Generator, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:

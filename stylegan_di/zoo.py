@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnnlib.download import is_url, notice_once, open_url
+from dnnlib.download import cached_path, is_url, notice_once, open_url
 from dnnlib.util import UserError
 
 ASSETS = Path(__file__).parent / "assets"
@@ -212,6 +212,13 @@ def published(name: str, copy: str | os.PathLike[str] | None = None) -> Path:
         return resolve(name)
     except UserError as error:
         raise UserError(f"{error} (Metrics need these weights; --detector-file names a local copy.)") from None
+
+
+def at_hand(name: str) -> bool:
+    """Whether a known name can be opened without a download."""
+    url = ENTRIES[name].url
+    local = [Path(name), ASSETS / name] + ([] if url is None else [cached_path(url)])
+    return any(path.is_file() for path in local)
 
 
 def _known(text: str) -> Entry | None:

@@ -13,17 +13,22 @@ from PIL import Image
 from torch import Tensor
 
 import generate
+from dnnlib.download import cached_path
+from stylegan_di import zoo
 from stylegan_di.checkpoint import load_generator
 from stylegan_di.images import from_uint8, to_uint8
+from stylegan_di.metrics.vgg16 import lpips_of, vgg16_of
 from stylegan_di.networks.stylegan2 import Generator
 from stylegan_di.projection import (
     autocorrelation,
     multi_scale,
+    perceptual,
     project,
     rate,
     render,
     w_statistics,
 )
+from tests.tiny_vgg16 import lin_recipe, recipe, tensors
 from tools import projector
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
@@ -76,6 +81,7 @@ def test_noise_maps_help_and_stay_noise() -> None:
     for noise in found.noises.values():
         assert abs(float(noise.mean())) < 1e-6
         assert abs(float(noise.var(correction=0)) - 1) < 1e-5
+    torch.manual_seed(0)
     fresh = {name: torch.randn_like(noise) for name, noise in found.noises.items()}
     target = multi_scale(from_uint8(image_of(generator, 7, labels)[None]))
     with torch.no_grad():
@@ -109,6 +115,40 @@ def test_multi_scale_distance_by_hand() -> None:
     assert features.shape == (3, 64 + 16 + 4 + 1)
     assert float((features[0] - features[1]).square().sum()) == pytest.approx(1)
     assert float((features[2] - features[1]).square().sum()) == pytest.approx(4 * 0.25)
+
+
+def test_lpips_leads_to_the_image_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a narrow VGG-16: the distance projected by is LPIPS of the RGB images, and it falls."""
+    lpips = lpips_of(vgg16_of(tensors(recipe())), tensors(lin_recipe())).float()
+    features = perceptual(lpips)
+    generator = network(SG2_UNCOND)
+    target = image_of(generator, 3, None)
+    found = project(generator, target, features=features, num_steps=40)
+    image = render(generator, ws_of(generator, found.w), found.noises)
+    with torch.no_grad():
+        vectors = [lpips(x * 127.5 + 128) for x in (image, from_uint8(target[None]))]
+        torch.testing.assert_close((vectors[0] - vectors[1]).square().sum().item(), found.end, rtol=1e-5, atol=0)
+    assert found.end < found.start / 2
+    large = torch.rand([1, 1, 512, 512], generator=torch.Generator().manual_seed(0)) * 2 - 1
+    halves = torch.nn.functional.avg_pool2d(large, 2).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(features(large), lpips(halves * 127.5 + 128))
+
+
+def test_the_tool_uses_lpips_where_its_weights_are_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    lpips = lpips_of(vgg16_of(tensors(recipe())), tensors(lin_recipe())).float()
+    opened: list[str | None] = []
+    monkeypatch.setattr(projector, "load_vgg16", lambda file: opened.append(file))
+    monkeypatch.setattr(projector, "load_lpips", lambda vgg, file: opened.append(file) or lpips)
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    assert projector.open_features(None, "cpu")[0] is multi_scale
+    assert projector.open_features("vgg16=a.pth,lpips=b.pth", "cpu")[1] == "LPIPS"
+    for name in (projector.VGG_WEIGHTS, projector.LPIPS_WEIGHTS):
+        url = zoo.ENTRIES[name].url
+        assert url is not None
+        cached_path(url).parent.mkdir(parents=True, exist_ok=True)
+        cached_path(url).write_bytes(b"weights")
+    assert projector.open_features(None, "cpu")[1] == "LPIPS"
+    assert opened == ["a.pth", "b.pth", None, None]
 
 
 def test_autocorrelation_by_hand() -> None:

@@ -178,11 +178,11 @@ def _pick(found: Mapping[str, FeatureStats], extractor: FeatureExtractor, entry:
         held = " and ".join(f"{name} features of {len(other.mean)} dimensions" for name, other in found.items())
         raise UserError(
             f"--ref={source} holds {held}; the metrics asked for need {extractor.name} features of {extractor.dim}: "
-            "choose other --metrics, or give --data"
+            "choose other --metrics, or give images to compare with (a ZIP as --ref, or --data of calc_metrics.py)"
         )
     if entry.needs_features and stats.features is None:
         raise UserError(
             f"--ref={source} holds no features, only their mean and covariance, which will not do for "
-            "precision, recall and kernel distances; give --data"
+            "precision, recall and kernel distances; give images to compare with (a ZIP as --ref)"
         )
     return stats

@@ -48,7 +48,7 @@ def _new_folder(config: TrainConfig) -> str:
 
 
 def _reference(job: Job) -> Any:
-    """What metrics compare with: --ref, else the training's data set, else the zoo's reference of a known name."""
+    """What metrics compare with: --ref, else the zoo's reference of a known name, else the training's data set."""
     config = job.config
     if not need_reals(config.metrics):
         if config.metrics and config.ref is not None:
