@@ -106,6 +106,14 @@ def test_conversions_that_make_no_sense(options: list[str], message: str, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["g.pkl"]
 
 
+def test_what_the_format_has_no_place_for_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "g.pkl"
+    source.write_bytes(write_pickle({"G_ema": gan_networks()["G_ema"], "statistics": torch.zeros(2)}))
+    message = refused(convert, source, tmp_path / "g.safetensors")
+    assert "not all of it can be written as .safetensors: a Tensor cannot be written to a snapshot" in message
+    assert not (tmp_path / "g.safetensors").exists()
+
+
 # ONNX.
 
 

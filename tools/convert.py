@@ -81,7 +81,10 @@ def main(
         atomic_write(dest, to_onnx(model, snapshot.metadata | origin, truncation_psi=1.0 if trunc is None else trunc))
     else:
         metadata = snapshot.metadata | origin
-        save_snapshot(dest, networks, extras=extras, metadata=metadata, target=target or TARGETS[0])
+        try:
+            save_snapshot(dest, networks, extras=extras, metadata=metadata, target=target or TARGETS[0])
+        except TypeError as error:  # something beside the networks that the format has no place for
+            raise UserError(f"{network}: not all of it can be written as {dest.suffix}: {error}") from None
     click.echo(f"{dest}: {dest.stat().st_size:,} bytes, SHA-256 {sha256_of_file(dest)}")
 
 
