@@ -31,15 +31,19 @@ class TrainConfig:
     # The run.
     seed: int = 0
     device: str = "cpu"
+    gpus: int | None = None
     workers: int = 1
     batch: int = 64
     batch_gpu: int | None = None
     kimg: float = 25000.0
     tick: float = 50.0
     snap: int = 50
+    state: int = 5
     snap_format: Literal["pkl", "safetensors"] = "pkl"
     metrics: tuple[str, ...] = ("fid50k_full",)
     metric_samples: int = 50000
+    max_skips: int = 10
+    on_divergence: Literal["abort", "best"] = "abort"
     # Optimisation.
     lr: float = 1e-3
     lr_rampup: float = 0.0
@@ -85,6 +89,7 @@ class TrainConfig:
     fake_P_std: float = 1.2
     fake_warmup: float = 0.0
     adv_weight: float = 0.0
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -110,11 +115,11 @@ KIND_DEFAULTS: dict[str, dict[str, Any]] = {
 GROUPS: Mapping[str, tuple[str, ...]] = (
     dict.fromkeys(("arch", "model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout",
                    "label_dropout"), ("edm",))
-    | dict.fromkeys(("resume", "cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "fp16_res", "mixing", "pl_weight",
+    | dict.fromkeys(("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "fp16_res", "mixing", "pl_weight",
                      "pl_interval", "mbstd_group"), ("gan",))
     | dict.fromkeys(("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg"), ("gan", "di"))
     | dict.fromkeys(("gan_pkl", "teacher", "divergence", "sigma_init", "fake_lr", "fake_P_mean", "fake_P_std",
-                     "fake_warmup", "adv_weight"), ("di",))
+                     "fake_warmup", "adv_weight", "fsdp"), ("di",))
     | dict.fromkeys(("P_mean", "P_std"), ("edm", "di"))
 )  # fmt: skip
 
@@ -131,9 +136,9 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 def _check(config: TrainConfig) -> None:
     """Raises UserError for values that no training can use; what depends on files is checked when they are opened."""
-    positive = ("batch", "kimg", "tick", "snap", "metric_samples", "lr", "w_dim", "map_depth", "cbase", "cmax",
-                "r1_interval", "pl_interval", "ada_kimg", "sigma_init", "P_std", "fake_P_std", "model_channels",
-                "num_blocks", "mbstd_group")  # fmt: skip
+    positive = ("batch", "kimg", "tick", "snap", "state", "max_skips", "metric_samples", "lr", "w_dim", "map_depth",
+                "cbase", "cmax", "r1_interval", "pl_interval", "ada_kimg", "sigma_init", "P_std", "fake_P_std",
+                "model_channels", "num_blocks", "mbstd_group")  # fmt: skip
     for name in positive:
         _require(config, name, getattr(config, name) > 0, "a number above 0")
     not_negative = ("seed", "workers", "ema", "lr_rampup", "pl_weight", "fake_warmup", "adv_weight", "p", "fp16_res")
@@ -141,6 +146,10 @@ def _check(config: TrainConfig) -> None:
         _require(config, name, getattr(config, name) >= 0, "0 or a number above")
     for name in ("beta1", "beta2", "label_dropout", "dropout", "mixing"):
         _require(config, name, 0 <= getattr(config, name) <= 1, "a number from 0 to 1")
+    if config.gpus is not None:
+        _require(config, "gpus", config.gpus > 0, "a number above 0")
+    if config.on_divergence == "best" and not config.metrics:
+        raise UserError("--on-divergence=best needs --metrics, whose first tells which snapshot is best")
     if config.lr_decay is not None:
         _require(config, "lr_decay", 0 <= config.lr_decay < 1, "a share of the run from 0 to below 1, or none")
     if config.kind in ("edm", "gan") and config.data is None:
@@ -184,6 +193,11 @@ def resolve(kind: Kind, given: dict[str, Any], recipe_name: str | None) -> Train
             raise UserError(f"--{option}={given[name]} belongs to --kind={kinds}; this is --kind={kind}")
     if kind == "di":
         _refuse_idle(given)
+    if "resume" in given and kind != "gan":
+        raise UserError(
+            f"--resume={given['resume']} is a GAN's file to train on from, which belongs to --kind=gan; this is "
+            f"--kind={kind}: to go on with a run, give latest, its folder, or one of its training states"
+        )
     if "resume" in given:
         given = _resumed(given)
     values = KIND_DEFAULTS[kind] | RECIPES.get(recipe_name or "", {}) | given
