@@ -39,7 +39,7 @@ def start(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 def wait_for_tick(outdir: Path, tick: int, process: subprocess.Popen[str]) -> Path:
     """The run's folder, once its log has a tick's line."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
         for folder in outdir.glob("*"):
             with contextlib.suppress(FileNotFoundError):
@@ -70,7 +70,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_75(
     process = start(*arguments, f"--outdir={tmp_path / 'stopped'}")
     folder = wait_for_tick(tmp_path / "stopped", 1, process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 75, err
     nimg = last_state(folder).values["state"]["cur_nimg"]
     assert 8 <= nimg < 60
@@ -141,7 +141,7 @@ def test_no_loader_is_left_behind(files: dict[str, str], tmp_path: Path) -> None
     process = start(*arguments, "--workers=3", f"--outdir={tmp_path}")
     wait_for_tick(tmp_path, 1, process)
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 75
     assert session_is_empty(process.pid)
 
