@@ -19,6 +19,7 @@ import torch
 
 import train
 from dnnlib.progress import PassProgress
+from dnnlib.util import atomic_write
 from stylegan_di.config import TrainConfig
 from stylegan_di.training import statefile, watch
 from stylegan_di.training.endings import StorageError
@@ -255,6 +256,14 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_4_and_goes_on_when_there_is_roo
         subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
         assert invoke(f"--resume={folder}").exit_code == 0
         assert_same_run(whole_run(tmp_path / "whole", *small(files)), folder)
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        FullDisk(patch, 0)
+        with pytest.raises(OSError, match="No space left") as caught:
+            atomic_write(tmp_path / "file", b"data")
+    assert caught.value.filename == str(tmp_path / "file")
 
 
 def test_other_errors_of_files_stay_what_they_are(tmp_path: Path) -> None:

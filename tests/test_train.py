@@ -250,6 +250,8 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
     uncond = str(save_teacher(tmp_path / "uncond.pkl", label_dim=0))
     assert "resolution 8 against 16" in refused(*di(files, f"--gan-pkl={large}"), runs)
     assert "classes 0 against 3" in refused(*di({**files, "teacher": uncond}, f"--gan-pkl={files['gan']}"), runs)
+    color = str(save_teacher(tmp_path / "color.pkl", img_channels=3))
+    assert "channels 3 against 1" in refused(*di({**files, "teacher": color}, f"--gan-pkl={files['gan']}"), runs)
     assert files["gan"] in refused(*di({**files, "teacher": files["gan"]}), runs)
     assert files["teacher"] in refused(*di(files, f"--gan-pkl={files['teacher']}"), runs)
     assert not (tmp_path / "runs").exists()

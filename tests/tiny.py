@@ -17,10 +17,10 @@ from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
 RESOLUTION = 8
 
 
-def edm_network(label_dim: int = 3, seed: int = 0, **kwargs: Any) -> EDMPrecond:
+def edm_network(label_dim: int = 3, seed: int = 0, img_channels: int = 1, **kwargs: Any) -> EDMPrecond:
     torch.manual_seed(seed)
     network = EDMPrecond(
-        img_resolution=RESOLUTION, img_channels=1, label_dim=label_dim, model_type="SongUNet", model_channels=8,
+        img_resolution=RESOLUTION, img_channels=img_channels, label_dim=label_dim, model_type="SongUNet", model_channels=8,
         channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0, **kwargs,
     )  # fmt: skip
     return network.eval().requires_grad_(False)
