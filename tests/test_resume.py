@@ -16,7 +16,7 @@ from stylegan_di.training import statefile
 from stylegan_di.training.folder import RunFolder
 from stylegan_di.training.resume import MAY_CHANGE
 from stylegan_di.training.trainer import Trainer
-from tests.tiny import save_dataset, save_gan, save_reference, save_teacher
+from tests.tiny import save_dataset, save_files, save_teacher
 
 SHORT = ["--device=cpu", "--batch=4", "--kimg=0.032", "--snap=2", "--state=1"]
 TINY_GAN = ["--cbase=64", "--cmax=8", "--w-dim=8", "--augpipe=blit", "--p=0.1", "--aug=ada", "--ada-kimg=0.05"]
@@ -29,13 +29,7 @@ class Killed(BaseException):
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("files")
-    return {
-        "gan": str(save_gan(folder / "gan.pkl")),
-        "teacher": str(save_teacher(folder / "teacher.pkl")),
-        "data": str(save_dataset(folder / "data")),
-        "ref": str(save_reference(folder / "ref.npz")),
-    }
+    return save_files(tmp_path_factory.mktemp("files"))
 
 
 def commands(files: dict[str, str]) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from stylegan_di import load_denoiser, load_generator
 from stylegan_di.checkpoint import load_snapshot
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.training.transfer import gan_to_resume
-from tests.tiny import save_dataset, save_gan, save_reference, save_teacher
+from tests.tiny import save_files, save_gan, save_teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["--metrics=fd_fashion,pr_fashion", "--metric-samples=32"]
@@ -26,13 +26,7 @@ SHORT = ["--device=cpu", "--batch=4", "--kimg=0.016", "--tick=0.008", "--snap=1"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("files")
-    return {
-        "gan": str(save_gan(folder / "gan.pkl")),
-        "teacher": str(save_teacher(folder / "teacher.pkl")),
-        "data": str(save_dataset(folder / "data")),
-        "ref": str(save_reference(folder / "ref.npz")),
-    }
+    return save_files(tmp_path_factory.mktemp("files"))
 
 
 def invoke(*arguments: str) -> Any:

@@ -20,8 +20,8 @@ RESOLUTION = 8
 def edm_network(label_dim: int = 3, seed: int = 0, img_channels: int = 1, **kwargs: Any) -> EDMPrecond:
     torch.manual_seed(seed)
     network = EDMPrecond(
-        img_resolution=RESOLUTION, img_channels=img_channels, label_dim=label_dim, model_type="SongUNet", model_channels=8,
-        channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0, **kwargs,
+        img_resolution=RESOLUTION, img_channels=img_channels, label_dim=label_dim, model_type="SongUNet",
+        model_channels=8, channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0, **kwargs,
     )  # fmt: skip
     return network.eval().requires_grad_(False)
 
@@ -69,3 +69,13 @@ def save_reference(path: Path) -> Path:
     sums.append(torch.randn([64, FashionClassifier.dim], generator=torch.Generator().manual_seed(1)))
     save_stats(path, sums.finish(extractor=FashionClassifier.name))
     return path
+
+
+def save_files(folder: Path) -> dict[str, str]:
+    """A GAN, a teacher, a data set and a reference that match: their paths by name."""
+    return {
+        "gan": str(save_gan(folder / "gan.pkl")),
+        "teacher": str(save_teacher(folder / "teacher.pkl")),
+        "data": str(save_dataset(folder / "data")),
+        "ref": str(save_reference(folder / "ref.npz")),
+    }
