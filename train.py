@@ -3,7 +3,7 @@
     python train.py --kind=di --gan-pkl=fashion-gan.pkl
     python train.py --kind=di --teacher=edm-cifar10-32x32-uncond-vp.pkl
     python train.py --kind=edm --data=datasets/fashion-32.zip --cond=true
-    python train.py --kind=gan --data=datasets/fashion-32.zip --cond=true
+    python train.py --kind=gan --data=datasets/cifar10.zip --cond=true --cfg=cifar
     python train.py --resume=latest
     python train.py --gpus=8 ...
 
@@ -22,22 +22,28 @@ from dnnlib.cli import Device, default_device, user_errors
 from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.config import GROUPS, TrainConfig, resolve
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.training import processes
 from stylegan_di.training.endings import Interrupted
 from stylegan_di.training.launch import launch
 from stylegan_di.training.resume import goes_on, resume
+from torch_utils import distributed
 from torch_utils.distributed import ProcessLost
 
 HELP: dict[str, str] = {
+    "cfg": f"Preset (docs/presets.md): {', '.join(GAN_PRESETS)} [gan]; {', '.join(EDM_PRESETS)} [edm]; "
+    f"{', '.join(RECIPES)} [di].",
     "outdir": "Folder that gets the run's folder.",
     "desc": "Text added to the run folder's name.",
     "data": "Training images: ZIP or folder (tools/dataset_tool.py makes them). For --kind=di only with --adv-weight.",
     "cond": "Train a class-conditional model; the data set needs labels.",
     "mirror": "Double the data set by horizontal flips.",
+    "subset": "Use only so many images of the data set, chosen by --seed. [default: all]",
     "gan_pkl": "The GAN to refine: known name, path or URL. Without it the teacher is distilled to one step.",
     "teacher": "EDM teacher: known name, path or URL. Known GANs have a default.",
-    "ref": "Reference statistics (.npz) of the metrics. Known GANs and teachers have a default, else --data.",
-    "detector_file": "Weights of the metrics' feature extractor, where they cannot be downloaded.",
+    "ref": "Reference statistics (.npz, .pkl) of the metrics. Known GANs and teachers have a default, else --data.",
+    "detector_file": "Weights that cannot be downloaded: FILE, or inception=FILE,vgg16=FILE of several networks.",
     "resume": "Go on with a run: latest, its folder, or a training state. For --kind=gan also a GAN to train on: a "
     ".pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
     "seed": "Random seed; same seed, same run.",
@@ -65,7 +71,9 @@ HELP: dict[str, str] = {
     "ema_rampup": "While young, the half-life is at most this share of the images seen.",
     "P_mean": "Mean of ln sigma; for --kind=di in the student's update.",
     "P_std": "Standard deviation of ln sigma; for --kind=di in the student's update.",
-    "arch": "U-Net architecture: ddpmpp, ncsnpp or adm.",
+    "arch": "U-Net architecture: ddpmpp, ncsnpp or adm; the same as --cfg.",
+    "precond": "Preconditioning, noise levels and loss: edm, vp or ve.",
+    "augment": "Probability of EDM's augmentations; 0: none.",
     "model_channels": "Channels of the U-Net at full resolution, before --channel-mult.",
     "channel_mult": "Multipliers of the channels, one a resolution, comma-separated.",
     "num_blocks": "Residual blocks a resolution.",
@@ -77,7 +85,9 @@ HELP: dict[str, str] = {
     "w_dim": "Dimensions of z and w.",
     "map_depth": "Layers of the mapping network.",
     "noise_inputs": "Per-pixel noise inputs in the synthesis network.",
-    "fp16_res": "Highest resolutions computed in float16.",
+    "d_arch": "Architecture of the discriminator: resnet, skip or orig.",
+    "freezed": "Layers of the discriminator that are not trained, from the highest resolution on.",
+    "fp16_res": "Highest resolutions computed in float16. [default: 4 on CUDA, else 0]",
     "mixing": "Probability of style mixing.",
     "pl_weight": "Weight of path length regularisation; 0: none.",
     "pl_interval": "Steps between path length updates.",
@@ -90,6 +100,7 @@ HELP: dict[str, str] = {
     "target": "ADA's target for E[sign D(real)].",
     "ada_kimg": "Thousands of images over which ADA's p can move by 1.",
     "mbstd_group": "Group size of the minibatch standard deviation.",
+    "freeze": "Parts of the generator that stay as they are: mapping, b4, b8, ... (keeps w and projections valid).",
     "divergence": "ikl, ikl:weight=one, ikl:weight=dmd, sid, sid:alpha=1.2; none: --adv-weight alone.",
     "sigma_init": "Noise level at which a one-step student starts.",
     "fake_lr": "Learning rate of the fake score. [default: --lr]",
@@ -146,9 +157,16 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
     if kind is None:
         raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to go on with a run")
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
-    if kind == "di" and known is not None and given["teacher"] is None and given["divergence"] != "none":
+    wants_teacher = kind == "di" and given["divergence"] != "none"
+    if wants_teacher and known is not None and given["teacher"] is None and given["cfg"] is None:
         given["teacher"] = known.teacher
-    return resolve(kind, given | {"device": device or default_device()}, known.name if known else None)
+    return resolve(
+        kind,
+        given | {"device": device or default_device()},
+        known.name if known else None,
+        resolution_of=lambda path: ImageDataset(path).resolution,
+        gpus=given["gpus"] or distributed.launched(),
+    )
 
 
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)

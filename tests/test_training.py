@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.loss_di import IKL, SiD
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
@@ -50,7 +51,7 @@ def reals(chunk: range) -> tuple[Tensor, Tensor]:
 
 
 def run(name: str, state: TrainState, batch: Batch, teacher: EDMTeacher, report: Statistics) -> None:
-    law = updates.NoiseLaw()
+    law = LogNormalLaw()
 
     def fakes(chunk: range) -> tuple[Tensor, Tensor | None]:
         return updates.student_images(state.model, batch, chunk, "discriminator")  # type: ignore[arg-type]
@@ -102,7 +103,7 @@ def test_the_student_starts_still_when_fake_score_is_the_teacher(kind: str) -> N
     teacher = EDMTeacher(edm_network(seed=3))
     state.fake_score = copy.deepcopy(teacher)
     before = copy.deepcopy(state.model.state_dict())
-    updates.student_update(state, make_batch(), teacher, IKL(), updates.NoiseLaw(), 0.0, Statistics())
+    updates.student_update(state, make_batch(), teacher, IKL(), LogNormalLaw(), 0.0, Statistics())
     parameters = dict(state.model.named_parameters())
     assert all(torch.equal(before[key], parameters[key]) for key in parameters)
 

@@ -79,6 +79,11 @@ def world_size() -> int:
     return torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 
 
+def launched() -> int:
+    """How many processes torchrun started; 1 without torchrun. Known before `init`."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def average(tensors: Iterable[Tensor]) -> None:
     """Replaces the tensors by their means over the processes, in one exchange a data type; sharded ones are left."""
     if world_size() == 1:

@@ -14,6 +14,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.images import save_grid, to_uint8
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.metrics.evaluate import Evaluator
+from stylegan_di.metrics.table import figures_of, is_better
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling import HeunGenerator
 from stylegan_di.students import OneStepStudent
@@ -103,7 +104,7 @@ class Evaluation:
         return {"num": len(differences), "mean": float(differences.mean()), "std": float(differences.std())}
 
     def measure(self, kimg: float | None) -> tuple[dict[str, float], bool]:
-        """Metrics and grid of the EMA, and whether it is the best snapshot yet (first metric, lower is better)."""
+        """Metrics and grid of the EMA, and whether it is the best snapshot yet (by the first metric)."""
         if kimg is not None:
             save_grid(to_uint8(self.grid_images()), self.folder.grid_path(kimg), columns=GRID_COLUMNS)
         if self.evaluator is None:
@@ -113,12 +114,12 @@ class Evaluation:
         seconds = time.monotonic() - start
         name = "" if kimg is None else self.folder.snapshot_path(kimg).name
         for metric in self.job.config.metrics:
-            mine = {key: value for key, value in results.items() if key.startswith(metric)}
-            self.folder.add_metric(metric, mine, name, seconds)
+            self.folder.add_metric(metric, figures_of(metric, results), name, seconds)
         moment = "before" if kimg is None else f"kimg {kimg:g}"
         print(f"metrics {moment}: " + "  ".join(f"{k} {v:.4f}" for k, v in results.items()), flush=True)
         first = next(iter(results))
-        is_best = kimg is not None and (first not in self.best or results[first] < self.best[first])
+        first_metric, best = self.job.config.metrics[0], self.best.get(first)
+        is_best = kimg is not None and (best is None or is_better(first_metric, results[first], best))
         if kimg is not None:
             self.after = results
         if kimg is not None and is_best:
@@ -158,20 +159,24 @@ class Evaluation:
         ema, model = state.ema, state.model
         if not isinstance(ema, Generator) or isinstance(ema, OneStepStudent):
             return {"ema": _network(ema)}
+        pipe = state.augment_pipe
+        assert pipe is None or isinstance(pipe, torch.nn.Module)
         return {
-            "G": _network(model), "D": state.discriminator, "G_ema": _network(ema), "augment_pipe": state.augment_pipe,
+            "G": _network(model), "D": state.discriminator, "G_ema": _network(ema), "augment_pipe": pipe,
         }  # fmt: skip
 
     def extras(self) -> dict[str, Any]:
-        """The rest of a snapshot: the data set as NVlabs describe it, and a one-step student's sigma_init."""
+        """What else a snapshot holds: the data set as NVlabs describe it; sigma_init or augment_pipe where they are."""
         config, ema = self.job.config, self.job.state.ema
         dataset: dict[str, Any] = {
             "class_name": "training.dataset.ImageFolderDataset", "path": config.data, "use_labels": config.cond,
-            "max_size": None, "xflip": config.mirror, "resolution": self.resolution,
+            "max_size": config.subset, "xflip": config.mirror, "resolution": self.resolution,
         }  # fmt: skip
         if isinstance(ema, OneStepStudent):
             return {"dataset_kwargs": dataset, "sigma_init": ema.sigma_init}
-        return {"training_set_kwargs" if isinstance(ema, Generator) else "dataset_kwargs": dataset}
+        if isinstance(ema, Generator):
+            return {"training_set_kwargs": dataset}
+        return {"dataset_kwargs": dataset, "augment_pipe": self.job.state.augment_pipe}
 
 
 def make_evaluator(job: Job, reference: str | ImageDataset | None, stop: StopRequest) -> Evaluator | None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+from dnnlib.progress import format_time
 from dnnlib.util import UserError, atomic_write
 from stylegan_di.config import TrainConfig
 from stylegan_di.training import statefile
@@ -116,8 +117,9 @@ class RunFolder:
 
     def add_metric(self, name: str, results: Mapping[str, float], snapshot: str, seconds: float) -> None:
         """One line of metric-<name>.jsonl, with the fields of stylegan2-ada's."""
-        line = {"results": dict(results), "metric": name, "total_time": seconds, "num_gpus": 1,
-                "snapshot_pkl": snapshot, "timestamp": time.time()}  # fmt: skip
+        line = {"results": dict(results), "metric": name, "total_time": seconds,
+                "total_time_str": format_time(seconds), "num_gpus": 1, "snapshot_pkl": snapshot,
+                "timestamp": time.time()}  # fmt: skip
         append_json_line(self.path / f"metric-{name}.jsonl", line)
 
 

@@ -12,6 +12,9 @@ from typing import Any
 from dnnlib.util import Logger, UserError
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
+from stylegan_di.inspection import inspect_file
+from stylegan_di.metrics.table import need_reals
+from stylegan_di.presets import RECIPES
 from stylegan_di.training.build import Job, build, run_name
 from stylegan_di.training.endings import Interrupted, StopRequest, storage_errors
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
@@ -20,6 +23,7 @@ from stylegan_di.training.processes import follow_parent
 from stylegan_di.training.resume import Resumed
 from stylegan_di.training.statefile import versions
 from stylegan_di.training.trainer import Trainer
+from stylegan_di.training.transfer import TRANSFER_SOURCES
 from torch_utils import distributed
 
 
@@ -113,11 +117,14 @@ def _noted(folder: RunFolder) -> Iterator[None]:
 def _reference(job: Job) -> Any:
     """What metrics compare with: --ref, else the training's data set, else the zoo's reference of a known name."""
     config = job.config
-    if not config.metrics:
+    if not need_reals(config.metrics):
+        if config.metrics and config.ref is not None:
+            metrics = ",".join(config.metrics)
+            raise UserError(f"--ref={config.ref}: --metrics={metrics} compares with no real images; leave it out")
         return None
     if config.ref is not None:
         return str(zoo.resolve(config.ref))
-    known = zoo.entry(config.gan_pkl or config.teacher or "")
+    known = zoo.entry(config.gan_pkl or "") or zoo.entry(config.teacher or "")
     if known is not None and known.reference is not None:
         return str(zoo.resolve(known.reference))
     if job.dataset is not None:
@@ -139,10 +146,18 @@ def describe(job: Job, resumed: Resumed | None = None) -> str:
     if job.teacher is not None:
         lines.append(f"teacher         {config.teacher}, {size(job.teacher)}")
         lines.append(f"divergence      {config.divergence}, adversarial weight {config.adv_weight:g}")
+        if config.cfg is not None:
+            lines.append(f"recipe          {config.cfg}: {RECIPES[config.cfg].note(config.gan_pkl is not None)}")
+    elif config.cfg is not None:
+        lines.append(f"preset          {config.cfg}")
     if config.gan_pkl:
         lines.append(f"GAN             {config.gan_pkl}")
     if job.dataset is not None:
         lines.append(f"data            {config.data}, {len(job.dataset)} images")
+    for name in (config.gan_pkl, config.resume, config.teacher):
+        if name is not None:
+            source = TRANSFER_SOURCES.get(name, name)
+            lines.append(f"opened          {source}: {inspect_file(source, try_networks=False).sentence()}")
     lines.append(f"batch           {config.batch} over {distributed.world_size()} process(es) on {job.device}")
     lines.append(f"length          {config.kimg:g} kimg, seed {config.seed}")
     lines += [f"resumed         {note}" for note in (resumed.notes if resumed else ())]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dnnlib.util import UserError
+from stylegan_di.data.augment_edm import AugmentPipe as EDMAugmentPipe
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.random import SampleRandom
 from torch_utils import distributed
@@ -27,7 +28,7 @@ class TrainState:
     optimizers: dict[str, torch.optim.Optimizer]  # by role: model, fake_score, discriminator
     fake_score: Denoiser | None = None
     discriminator: torch.nn.Module | None = None
-    augment_pipe: torch.nn.Module | None = None
+    augment_pipe: torch.nn.Module | EDMAugmentPipe | None = None  # of the discriminator, or of a denoiser's images
     pl_mean: Tensor = field(default_factory=lambda: torch.zeros(()))
     cur_nimg: int = 0
     cur_tick: int = 0
@@ -83,7 +84,7 @@ class TrainState:
     def modules(self) -> dict[str, torch.nn.Module]:
         """The networks there are, by role."""
         roles = ("model", "ema", "fake_score", "discriminator", "augment_pipe")
-        return {role: module for role in roles if (module := getattr(self, role)) is not None}
+        return {role: module for role in roles if isinstance(module := getattr(self, role), torch.nn.Module)}
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

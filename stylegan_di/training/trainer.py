@@ -13,11 +13,13 @@ from torch import Tensor
 
 from stylegan_di.checkpoint import save_snapshot
 from stylegan_di.data.sampler import iterate_batches
+from stylegan_di.diffusion import LogNormalLaw, NoiseLaw, VELaw, VPLaw
 from stylegan_di.images import from_uint8
 from stylegan_di.interfaces import Generator
 from stylegan_di.loss_di import parse_divergence
 from stylegan_di.loss_gan import ada_adjust
-from stylegan_di.random import stream
+from stylegan_di.random import SampleRandom, stream
+from stylegan_di.students import StyleGAN2Student
 from stylegan_di.training import updates, watch
 from stylegan_di.training.build import Job, lr_scale, r1_gamma
 from stylegan_di.training.ema import ema_beta, update_ema
@@ -30,6 +32,7 @@ from stylegan_di.training.state import Batch
 from stylegan_di.training.statefile import State
 from torch_utils import distributed
 
+W_AVG_SAMPLES = 4096  # latents over which a snapshot's w_avg is the mean
 ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
 
 
@@ -62,7 +65,8 @@ class Trainer:
         share = self.config.batch // distributed.world_size()
         self.batch_gpu = min(self.config.batch_gpu or share, share)
         self.divergence = parse_divergence(self.config.divergence)
-        self.noise_law = updates.NoiseLaw(self.config.P_mean, self.config.P_std)
+        self.noise_law = self.make_noise_law(self.config.P_mean, self.config.P_std)
+        self.fake_noise_law = self.make_noise_law(self.config.fake_P_mean, self.config.fake_P_std)
         if job.dataset is not None:
             self.data = iterate_batches(
                 job.dataset,
@@ -73,7 +77,14 @@ class Trainer:
                 world_size=distributed.world_size(),
                 num_workers=self.config.workers,
             )
-        self.fake_noise_law = updates.NoiseLaw(self.config.fake_P_mean, self.config.fake_P_std)
+
+    def make_noise_law(self, P_mean: float, P_std: float) -> NoiseLaw:
+        """What noise levels are trained at; of --kind=di those that the teacher knows."""
+        if self.config.precond != "edm":
+            return {"vp": VPLaw, "ve": VELaw}[self.config.precond]()
+        if self.job.teacher is None:
+            return LogNormalLaw(P_mean, P_std)
+        return LogNormalLaw(P_mean, P_std, self.job.teacher.sigma_min, self.job.teacher.sigma_max)
 
     # The step.
 
@@ -248,6 +259,7 @@ class Trainer:
         """Weights, grid and metrics of the EMA; the best by the first metric is kept as network-best."""
         kimg = self.state.cur_nimg / 1000
         if distributed.rank() == 0:
+            self.estimate_w_avg()
             try:
                 metrics, is_best = self.evaluation.measure(kimg)
             except Interrupted:
@@ -262,6 +274,12 @@ class Trainer:
 
     def _stopped(self) -> str:
         return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"
+
+    def estimate_w_avg(self) -> None:
+        """Makes the average's w_avg that of its own mapping network; what it has from training is the model's."""
+        if isinstance(self.state.ema, StyleGAN2Student):
+            streams = range(W_AVG_SAMPLES)
+            self.state.ema.estimate_w_avg(SampleRandom(self.config.seed, "w_avg", 0, streams, self.job.device))
 
     def provenance(self, metrics: dict[str, float]) -> dict[str, str | float]:
         """Where a snapshot comes from, as written into it."""

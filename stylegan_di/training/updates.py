@@ -8,13 +8,13 @@ is kept within +-GRADIENT_LIMIT, as in StyleGAN2-ADA and Diff-Instruct.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from stylegan_di import loss_gan
-from stylegan_di.diffusion import sigma_from_normal
+from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.loss_di import Divergence, denoising_loss
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
@@ -27,18 +27,11 @@ EXPLODED = 1e8
 Reals = Callable[[range], tuple[Tensor, Tensor | None]]  # a chunk -> images in [-1,1], labels
 
 
-@dataclass(frozen=True)
-class NoiseLaw:
-    """ln sigma ~ N(P_mean, P_std^2)."""
-
-    P_mean: float = -1.2
-    P_std: float = 1.2
-
-    def draw(self, batch: Batch, purpose: str, chunk: range, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise as image [n,C,H,W] and noise levels [n] of a chunk."""
-        rng = batch.random(purpose, chunk)
-        sigma = sigma_from_normal(rng.normal(), self.P_mean, self.P_std)
-        return rng.normal(*image.shape[1:]), sigma
+def draw_noise(law: NoiseLaw, batch: Batch, purpose: str, chunk: range, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise as image [n,C,H,W] and noise levels [n] of a chunk."""
+    rng = batch.random(purpose, chunk)
+    sigma = law.sigma(rng.normal() if law.normal else rng.uniform())
+    return rng.normal(*image.shape[1:]), sigma
 
 
 def apply_gradients(state: TrainState, role: str) -> Tensor:
@@ -75,7 +68,10 @@ def student_images(generator: Generator, batch: Batch, chunk: range, purpose: st
 def denoiser_update(
     state: TrainState, batch: Batch, reals: Reals, noise_law: NoiseLaw, label_dropout: float, report: Statistics
 ) -> None:
-    """Moves the model, a Denoiser, by the denoising loss on real images, without label with chance label_dropout."""
+    """Moves the model, a Denoiser, by the denoising loss on real images, without label with chance label_dropout.
+
+    With the state's augment_pipe, EDM's, images are augmented and the model is told how.
+    """
     assert isinstance(state.model, Denoiser)
     with trainable(state.model, train_mode=True):
         for chunk in batch.chunks:
@@ -83,8 +79,12 @@ def denoiser_update(
             if labels is not None and label_dropout:
                 keep = batch.random("label_dropout", chunk).uniform(1) >= label_dropout
                 labels = labels * keep
-            noise, sigma = noise_law.draw(batch, "denoiser", chunk, images)
-            loss = denoising_loss(state.model, images, noise, sigma, labels)
+            denoiser: Callable[..., Tensor] = state.model
+            if state.augment_pipe is not None:
+                images, augment_labels = state.augment_pipe(images, rng=batch.random("augment", chunk))
+                denoiser = partial(state.model, augment_labels=augment_labels)
+            noise, sigma = draw_noise(noise_law, batch, "denoiser", chunk, images)
+            loss = denoising_loss(denoiser, images, noise, sigma, labels, noise_law.weight)
             (loss.sum() / batch.local_size).backward()
             report.add(by_sigma("Loss/denoising", loss.detach(), sigma) | {"Loss/denoising": loss.detach()})
         report.add({"Gradient/model": apply_gradients(state, "model")})
@@ -98,7 +98,7 @@ def fake_score_update(state: TrainState, batch: Batch, noise_law: NoiseLaw, repo
         for chunk in batch.chunks:
             with torch.no_grad():
                 images, labels = student_images(state.model, batch, chunk, "student")
-            noise, sigma = noise_law.draw(batch, "fake_score", chunk, images)
+            noise, sigma = draw_noise(noise_law, batch, "fake_score", chunk, images)
             loss = denoising_loss(state.fake_score, images, noise, sigma, labels)
             (loss.sum() / batch.local_size).backward()
             report.add(by_sigma("Loss/fake_score", loss.detach(), sigma) | {"Loss/fake_score": loss.detach()})
@@ -124,7 +124,7 @@ def student_update(
             if divergence is not None:
                 assert teacher is not None
                 assert state.fake_score is not None
-                noise, sigma = noise_law.draw(batch, "divergence", chunk, images)
+                noise, sigma = draw_noise(noise_law, batch, "divergence", chunk, images)
                 loss = divergence.student_loss(x, noise, sigma, teacher, state.fake_score, labels).sum()
                 (gradient,) = torch.autograd.grad(loss, x)
                 report.add(by_sigma("Gradient/divergence_per_pixel", rms(gradient), sigma))
@@ -147,7 +147,7 @@ def discriminator_logits(
 ) -> Tensor:
     """D of the (augmented) images, [n,1]."""
     assert state.discriminator is not None
-    if state.augment_pipe is not None:
+    if isinstance(state.augment_pipe, torch.nn.Module):
         images = state.augment_pipe(images, rng=batch.random(purpose, chunk))
     return state.discriminator(images, labels)
 
@@ -173,6 +173,8 @@ def gan_images(
         cutoff = torch.where(mixed, 1 + rng.integers(ws.shape[1] - 1), ws.shape[1])
         layer = torch.arange(ws.shape[1], device=ws.device)
         ws = torch.where((layer[None, :] < cutoff[:, None])[:, :, None], ws, second)
+    if torch.is_grad_enabled() and not ws.requires_grad:
+        ws.requires_grad_()  # path lengths are gradients in ws, which a frozen mapping network does not ask for
     noise = batch.random(f"{purpose}/noise", chunk)
     return network.synthesis(ws, noise_mode="random", noise_source=noise.normal), ws, labels
 
