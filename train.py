@@ -4,22 +4,32 @@
     python train.py --kind=di --teacher=edm-cifar10-32x32-uncond-vp.pkl
     python train.py --kind=edm --data=datasets/fashion-32.zip --cond=true
     python train.py --kind=gan --data=datasets/cifar10.zip --cond=true --cfg=cifar
-    torchrun --standalone --nproc_per_node=2 train.py ...
+    python train.py --resume=latest
+    python train.py --gpus=8 ...
+
+Exit status: 0 complete, 2 wrong options or files, 3 diverged, 4 disk full, 5 a process lost, 75 stopped by a signal,
+state saved (docs/reliability.md).
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
 from dnnlib.cli import Device, default_device, user_errors
+from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.config import GROUPS, TrainConfig, resolve
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
+from stylegan_di.training import processes
+from stylegan_di.training.endings import Interrupted
 from stylegan_di.training.launch import launch
+from stylegan_di.training.resume import goes_on, resume
 from torch_utils import distributed
+from torch_utils.distributed import ProcessLost
 
 HELP: dict[str, str] = {
     "cfg": f"Preset (docs/presets.md): {', '.join(GAN_PRESETS)} [gan]; {', '.join(EDM_PRESETS)} [edm]; "
@@ -34,18 +44,24 @@ HELP: dict[str, str] = {
     "teacher": "EDM teacher: known name, path or URL. Known GANs have a default.",
     "ref": "Reference statistics (.npz, .pkl) of the metrics. Known GANs and teachers have a default, else --data.",
     "detector_file": "Weights that cannot be downloaded: FILE, or inception=FILE,vgg16=FILE of several networks.",
-    "resume": "GAN to train on: a .pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
+    "resume": "Go on with a run: latest, its folder, or a training state. For --kind=gan also a GAN to train on: a "
+    ".pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
     "seed": "Random seed; same seed, same run.",
     "device": "cuda, cuda:N or cpu. [default: cuda when there]",
+    "gpus": "Processes to start here, one a GPU; without it, those of torchrun, or one.",
     "workers": "Threads that load images ahead; 0: none.",
     "batch": "Images a step, over all processes.",
     "batch_gpu": "Images at a time in a process; more are accumulated. [default: all]",
     "kimg": "Length of the run in thousands of images.",
     "tick": "Thousands of images between lines of the log.",
     "snap": "Ticks between snapshots, with metrics and grids.",
+    "state": "Ticks between training states, from which --resume goes on; each snapshot also writes one.",
     "snap_format": "pkl (NVlabs' tools open it) or safetensors.",
     "metrics": "Comma-separated, or none; the first decides which snapshot is best.",
     "metric_samples": "Samples the metrics are measured on.",
+    "max_skips": "Updates left out, because their gradients are not finite or exploded, at which the run has diverged "
+    "(within ten times as many steps).",
+    "on_divergence": "abort, or best: go back to the best snapshot, at most three times.",
     "lr": "Learning rate.",
     "lr_rampup": "Thousands of images over which learning rates rise linearly.",
     "lr_decay": "Share of the run after which learning rates fall linearly to 3 %. [default: never]",
@@ -92,6 +108,7 @@ HELP: dict[str, str] = {
     "fake_P_std": "Standard deviation of ln sigma in the fake score's update.",
     "fake_warmup": "Thousands of images on which only the fake score learns, inside --kimg.",
     "adv_weight": "Weight of the adversarial loss of the GAN's own discriminator beside the divergence; needs --data.",
+    "fsdp": "Spread the weights of teacher and fake score over the processes (FSDP2).",
 }
 
 
@@ -135,27 +152,45 @@ def _options(command: Any) -> Any:
     return command
 
 
-@click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
-@click.option("--kind", type=click.Choice(["di", "edm", "gan"]), required=True, help="What to train.")
-@_options
-@click.option("-n", "--dry-run", is_flag=True, help="Print the resolved options and exit.")
-@user_errors
-def main(kind: Any, dry_run: bool, device: str | None, **given: Any) -> None:
+def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
+    """The configuration of a run that begins."""
+    if kind is None:
+        raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to go on with a run")
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
     wants_teacher = kind == "di" and given["divergence"] != "none"
     if wants_teacher and known is not None and given["teacher"] is None and given["cfg"] is None:
         given["teacher"] = known.teacher
-    config = resolve(
+    return resolve(
         kind,
         given | {"device": device or default_device()},
         known.name if known else None,
         resolution_of=lambda path: ImageDataset(path).resolution,
-        gpus=distributed.launched(),
+        gpus=given["gpus"] or distributed.launched(),
     )
+
+
+@click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
+@click.option("--kind", type=click.Choice(["di", "edm", "gan"]), help="What to train; not needed with --resume=latest.")
+@_options
+@click.option("-n", "--dry-run", is_flag=True, help="Print the resolved options and exit.")
+@user_errors
+def main(dry_run: bool, **given: Any) -> None:
+    resumed = resume(given["resume"], given) if goes_on(given["resume"]) else None
+    config = new_config(**given) if resumed is None else resumed.config
     if dry_run:
         click.echo(config.to_json())
         return
-    launch(config)
+    if config.gpus not in (None, 1) and not processes.started():
+        raise click.exceptions.Exit(processes.run(sys.orig_argv, config.gpus))
+    try:
+        launch(config, resumed)
+    except Interrupted as ending:
+        click.echo(str(ending))
+        raise click.exceptions.Exit(ending.status) from None
+    except ProcessLost as ending:
+        if processes.has_parent():  # which tells more
+            raise click.exceptions.Exit(ending.status) from None
+        raise
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ _CHUNK = 1 << 20
 class UserError(Exception):
     """A mistake that its user can mend. The message names the option or file, the value, what is accepted, the remedy.
 
-    Scripts print it as one line and exit with status 2; it never reaches a user as a traceback.
+    Scripts print it as one line and exit with `status`; it never reaches a user as a traceback.
     """
+
+    status = 2
 
 
 # Files.
@@ -30,7 +32,7 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """A binary file to write, which takes the name `path` only once it is complete and on disk.
 
     It is written under a temporary name beside `path`, flushed to disk, and renamed; after an error it is removed and
-    what was at `path` stays.
+    what was at `path` stays. An OSError that names no file is made to name `path`.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -40,8 +42,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+            error.filename = str(target)
         raise
     _sync_directory(target.parent)
 

@@ -34,15 +34,19 @@ class TrainConfig:
     # The run.
     seed: int = 0
     device: str = "cpu"
+    gpus: int | None = None
     workers: int = 1
     batch: int = 64
     batch_gpu: int | None = None
     kimg: float = 25000.0
     tick: float = 50.0
     snap: int = 50
+    state: int = 5
     snap_format: Literal["pkl", "safetensors"] = "pkl"
     metrics: tuple[str, ...] = ("fid50k_full",)
     metric_samples: int = 50000
+    max_skips: int = 10
+    on_divergence: Literal["abort", "best"] = "abort"
     # Optimisation.
     lr: float = 1e-3
     lr_rampup: float = 0.0
@@ -93,6 +97,7 @@ class TrainConfig:
     fake_P_std: float = 1.2
     fake_warmup: float = 0.0
     adv_weight: float = 0.0
+    fsdp: bool = False
 
     def __post_init__(self) -> None:
         _check(self)
@@ -111,21 +116,21 @@ class TrainConfig:
 GROUPS: Mapping[str, tuple[str, ...]] = (
     dict.fromkeys(("arch", "precond", "augment", "model_channels", "channel_mult", "num_blocks", "attn_resolutions",
                    "dropout", "label_dropout"), ("edm",))
-    | dict.fromkeys(("resume", "cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "freezed", "fp16_res",
+    | dict.fromkeys(("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "freezed", "fp16_res",
                      "mixing", "pl_weight", "pl_interval", "mbstd_group"), ("gan",))
     | dict.fromkeys(("freeze", "gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target",
                      "ada_kimg"), ("gan", "di"))
     | dict.fromkeys(("gan_pkl", "teacher", "divergence", "sigma_init", "fake_lr", "fake_P_mean", "fake_P_std",
-                     "fake_warmup", "adv_weight"), ("di",))
+                     "fake_warmup", "adv_weight", "fsdp"), ("di",))
     | dict.fromkeys(("P_mean", "P_std"), ("edm", "di"))
 )  # fmt: skip
 
 
 def _check(config: TrainConfig) -> None:
     """Raises UserError for values that no training can use; what depends on files is checked when they are opened."""
-    positive = ("batch", "kimg", "tick", "snap", "metric_samples", "lr", "w_dim", "map_depth", "cbase", "cmax",
-                "r1_interval", "pl_interval", "ada_kimg", "sigma_init", "P_std", "fake_P_std", "model_channels",
-                "num_blocks", "mbstd_group")  # fmt: skip
+    positive = ("batch", "kimg", "tick", "snap", "state", "max_skips", "metric_samples", "lr", "w_dim", "map_depth",
+                "cbase", "cmax", "r1_interval", "pl_interval", "ada_kimg", "sigma_init", "P_std", "fake_P_std",
+                "model_channels", "num_blocks", "mbstd_group")  # fmt: skip
     for name in positive:
         _require(config, name, getattr(config, name) > 0, "a number above 0")
     not_negative = ("seed", "workers", "ema", "lr_rampup", "pl_weight", "fake_warmup", "adv_weight", "p", "fp16_res",
@@ -134,6 +139,10 @@ def _check(config: TrainConfig) -> None:
         _require(config, name, getattr(config, name) >= 0, "0 or a number above")
     for name in ("beta1", "beta2", "label_dropout", "dropout", "mixing", "augment"):
         _require(config, name, 0 <= getattr(config, name) <= 1, "a number from 0 to 1")
+    if config.gpus is not None:
+        _require(config, "gpus", config.gpus > 0, "a number above 0")
+    if config.on_divergence == "best" and not config.metrics:
+        raise UserError("--on-divergence=best needs --metrics, whose first tells which snapshot is best")
     if config.subset is not None:
         _require(config, "subset", config.subset > 0, "a number above 0")
     if config.lr_decay is not None:
@@ -195,6 +204,11 @@ def resolve(
             raise UserError(f"--{option}={given[name]} belongs to --kind={kinds}; this is --kind={kind}")
     if "cfg" in given:
         check_cfg(kind, given["cfg"])
+    if "resume" in given and kind != "gan":
+        raise UserError(
+            f"--resume={given['resume']} is a GAN's file to train on from, which belongs to --kind=gan; this is "
+            f"--kind={kind}: to go on with a run, give latest, its folder, or one of its training states"
+        )
     if kind == "gan":
         preset = _gan_options(given, resolution_of, gpus)
     else:

@@ -21,7 +21,7 @@ from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
 from stylegan_di.training.build import build
 from stylegan_di.training.transfer import gan_to_resume
-from tests.tiny import save_dataset, save_gan, save_reference, save_teacher
+from tests.tiny import save_files, save_gan, save_teacher
 from torch_utils.persistence import read_pickle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,13 +31,7 @@ SHORT = ["--device=cpu", "--batch=4", "--kimg=0.016", "--tick=0.008", "--snap=1"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("files")
-    return {
-        "gan": str(save_gan(folder / "gan.pkl")),
-        "teacher": str(save_teacher(folder / "teacher.pkl")),
-        "data": str(save_dataset(folder / "data")),
-        "ref": str(save_reference(folder / "ref.npz")),
-    }
+    return save_files(tmp_path_factory.mktemp("files"))
 
 
 def invoke(*arguments: str) -> Any:
@@ -341,6 +335,8 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
     uncond = str(save_teacher(tmp_path / "uncond.pkl", label_dim=0))
     assert "resolution 8 against 16" in refused(*di(files, f"--gan-pkl={large}"), runs)
     assert "classes 0 against 3" in refused(*di({**files, "teacher": uncond}, f"--gan-pkl={files['gan']}"), runs)
+    color = str(save_teacher(tmp_path / "color.pkl", img_channels=3))
+    assert "channels 3 against 1" in refused(*di({**files, "teacher": color}, f"--gan-pkl={files['gan']}"), runs)
     assert files["gan"] in refused(*di({**files, "teacher": files["gan"]}), runs)
     assert files["teacher"] in refused(*di(files, f"--gan-pkl={files['teacher']}"), runs)
     assert not (tmp_path / "runs").exists()

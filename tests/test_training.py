@@ -150,14 +150,19 @@ def test_processes_share_out_the_samples_of_one_process() -> None:
     assert [part.local_size for part in parts] == [4, 4]
 
 
-def test_gradients_that_are_not_numbers_do_not_reach_the_weights() -> None:
-    layer = torch.nn.Linear(2, 1)
-    for parameter in layer.parameters():
-        parameter.grad = torch.full_like(parameter, float("nan"))
-    before = copy.deepcopy(layer.state_dict())
-    norm = updates.apply_gradients(layer, torch.optim.SGD(layer.parameters(), lr=1.0))
-    assert torch.isnan(norm)
-    assert all(torch.equal(before[key], value) for key, value in layer.state_dict().items())
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])
+def test_an_update_whose_gradients_are_no_numbers_or_exploded_is_left_out_and_noted(value: float) -> None:
+    state = make_state()
+    state.cur_step = 7
+    run("generator", state, make_batch(), EDMTeacher(edm_network(seed=3)), Statistics())
+    before = copy.deepcopy(state.tensors())
+    for parameter in state.model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    next(state.model.parameters()).grad[0] = value  # type: ignore[index]
+    assert updates.apply_gradients(state, "model").numel() == 0
+    assert state.skipped == [(7, "model")]
+    torch.testing.assert_close(state.tensors(), before, rtol=0, atol=0)
+    assert all(parameter.grad is None for parameter in state.model.parameters())
 
 
 def test_ema_has_the_half_life_it_is_given() -> None:

@@ -76,3 +76,13 @@ def save_reference(path: Path) -> Path:
     sums.append(torch.randn([64, FashionClassifier.dim], generator=torch.Generator().manual_seed(1)))
     save_stats(path, sums.finish(extractor=FashionClassifier.name))
     return path
+
+
+def save_files(folder: Path) -> dict[str, str]:
+    """A GAN, a teacher, a data set and a reference that match: their paths by name."""
+    return {
+        "gan": str(save_gan(folder / "gan.pkl")),
+        "teacher": str(save_teacher(folder / "teacher.pkl")),
+        "data": str(save_dataset(folder / "data")),
+        "ref": str(save_reference(folder / "ref.npz")),
+    }

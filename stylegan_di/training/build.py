@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
 from stylegan_di.training.state import TrainState
 from stylegan_di.training.transfer import frozen, gan_to_resume
+from torch_utils import distributed
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",
@@ -43,6 +45,7 @@ class Job:
     device: torch.device
     dataset: ImageDataset | None = None
     teacher: Denoiser | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)  # what tells whether a run goes on with the same files
 
 
 def build(config: TrainConfig, device: torch.device) -> Job:
@@ -62,8 +65,26 @@ def build(config: TrainConfig, device: torch.device) -> Job:
         if isinstance(module, torch.nn.Module):
             module.to(device).eval().requires_grad_(False)
     state.pl_mean = state.pl_mean.to(device)
+    inputs: dict[str, Any] = {}
+    if dataset is not None:
+        shape = [len(dataset), dataset.num_channels, dataset.resolution, dataset.label_dim]
+        inputs["data"] = "{} images of {} channels, resolution {}, {} classes".format(*shape)
+    if teacher is not None:
+        inputs["teacher"] = f"weights with SHA-256 {weights_hash(teacher)}"
+    if config.fsdp:
+        for score in (teacher, state.fake_score):
+            if score is not None:
+                distributed.shard(score)
     state.optimizers = _optimizers(config, state)
-    return Job(config, state, device, dataset, teacher)
+    return Job(config, state, device, dataset, teacher, inputs)
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over a module's weights and buffers in order."""
+    digest = hashlib.sha256()
+    for value in module.state_dict().values():
+        digest.update(value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _open_dataset(config: TrainConfig) -> ImageDataset | None:

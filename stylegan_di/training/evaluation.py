@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from stylegan_di.random import SampleRandom
 from stylegan_di.sampling import HeunGenerator
 from stylegan_di.students import OneStepStudent
 from stylegan_di.training.build import Job
+from stylegan_di.training.endings import StopRequest
 from stylegan_di.training.folder import RunFolder
 from stylegan_di.training.report import comparison_table
 from torch_utils import distributed
@@ -42,6 +44,8 @@ class Evaluation:
         ema = job.state.ema
         self.resolution: int = ema.img_resolution  # type: ignore[assignment]
         self.generator = ema if isinstance(ema, Generator) else HeunGenerator(_denoiser(ema))
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.best_kimg = 0.0
         rows = 8 if self.resolution <= 64 else 4
@@ -68,18 +72,30 @@ class Evaluation:
             parts.append(self.generator(self._z[part], None if self._labels is None else self._labels[part]))
         return torch.cat(parts)
 
-    def begin(self) -> dict[str, float]:
+    def begin(self) -> None:
         """Grids and metrics before the first step."""
         if distributed.rank() != 0:
-            return {}
+            return
         self._start = self.grid_images()
         save_grid(to_uint8(self._start), self.folder.grid_path(None), columns=GRID_COLUMNS)
         dataset = self.job.dataset
         if dataset is not None:
             reals = torch.stack([torch.from_numpy(dataset[i][0]) for i in range(min(len(self._z), len(dataset)))])
             save_grid(reals, self.folder.path / "reals.png", columns=GRID_COLUMNS)
-        before, _ = self.measure(None)
-        return before
+        self.before, _ = self.measure(None)
+
+    def values(self) -> dict[str, Any]:
+        """What was measured so far, for a training state; the images at the start are `tensors`."""
+        return {"before": self.before, "after": self.after, "best": self.best, "best_kimg": self.best_kimg}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self._start is None else {"evaluation.start": self._start}
+
+    def restore(self, values: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes up what `values` and `tensors` gave."""
+        self.before, self.after = values["before"], values["after"]
+        self.best, self.best_kimg = values["best"], values["best_kimg"]
+        self._start = tensors["evaluation.start"].to(self.job.device)
 
     def distance_from_start(self) -> dict[str, float]:
         """Mean absolute difference of the EMA's grid from the one before training, in [-1,1] units."""
@@ -102,17 +118,19 @@ class Evaluation:
         moment = "before" if kimg is None else f"kimg {kimg:g}"
         print(f"metrics {moment}: " + "  ".join(f"{k} {v:.4f}" for k, v in results.items()), flush=True)
         first = next(iter(results))
-        first_metric = self.job.config.metrics[0]
-        is_best = kimg is not None and (not self.best or is_better(first_metric, results[first], self.best[first]))
+        first_metric, best = self.job.config.metrics[0], self.best.get(first)
+        is_best = kimg is not None and (best is None or is_better(first_metric, results[first], best))
+        if kimg is not None:
+            self.after = results
         if kimg is not None and is_best:
             self.best, self.best_kimg = results, kimg
         return results, is_best
 
-    def finish(self, before: dict[str, float], after: dict[str, float], seconds: float) -> dict[str, Any]:
+    def finish(self, seconds: float) -> dict[str, Any]:
         """The before/after grid, the table and result.json."""
-        config = self.job.config
+        config, after = self.job.config, self.after
         result = {
-            "before": before, "after": after, "best": self.best, "best_kimg": self.best_kimg,
+            "before": self.before, "after": after, "best": self.best, "best_kimg": self.best_kimg,
             "seed": config.seed, "num_samples": config.metric_samples if self.evaluator else 0, "seconds": seconds,
             "kimg": self.job.state.cur_nimg / 1000, "device": str(self.job.device),
         }  # fmt: skip
@@ -123,7 +141,7 @@ class Evaluation:
             self._save_before_after(self._start, self.grid_images())
         self.folder.write_json("result.json", result)
         if after:
-            print(comparison_table(before, after))
+            print(comparison_table(self.before, after))
             print(f"best: {next(iter(self.best))} {next(iter(self.best.values())):.4f} at kimg {self.best_kimg:g}")
         print(f"written: {self.folder.path}", flush=True)
         return result
@@ -161,11 +179,20 @@ class Evaluation:
         return {"dataset_kwargs": dataset, "augment_pipe": self.job.state.augment_pipe}
 
 
-def make_evaluator(job: Job, reference: str | ImageDataset | None) -> Evaluator | None:
-    """The metrics of --metrics on --metric-samples samples; None where there are none."""
+def make_evaluator(job: Job, reference: str | ImageDataset | None, stop: StopRequest) -> Evaluator | None:
+    """The metrics of --metrics on --metric-samples samples; None where there are none.
+
+    Where a stop is requested while it measures, it raises Interrupted.
+    """
     config = job.config
     if not config.metrics or distributed.rank() != 0:
         return None
+    progress = PassProgress()
+
+    def report(label: str, done: int, total: int) -> None:
+        stop.check()
+        progress(label, done, total)
+
     return Evaluator(
         metrics=list(config.metrics),
         reference=reference,
@@ -173,7 +200,7 @@ def make_evaluator(job: Job, reference: str | ImageDataset | None) -> Evaluator 
         batch=128,
         detector_file=config.detector_file,
         device=job.device,
-        report=PassProgress(),
+        report=report,
     )
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,38 +16,102 @@ from stylegan_di.inspection import inspect_file
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.presets import RECIPES
 from stylegan_di.training.build import Job, build, run_name
+from stylegan_di.training.endings import Interrupted, StopRequest, storage_errors
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
 from stylegan_di.training.folder import RunFolder
+from stylegan_di.training.processes import follow_parent
+from stylegan_di.training.resume import Resumed
+from stylegan_di.training.statefile import versions
 from stylegan_di.training.trainer import Trainer
 from stylegan_di.training.transfer import TRANSFER_SOURCES
 from torch_utils import distributed
 
 
-def launch(config: TrainConfig) -> dict[str, Any]:
+def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any]:
     """Trains as configured; returns what result.json holds.
+
+    Args:
+        config: the run.
+        resumed: the run to go on with, whose `config` this is.
 
     Raises:
         UserError: options or files that do not work together; nothing has been written then.
+        Diverged, StorageError, ProcessLost: the run ended early.
+        Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
+    follow_parent()
     device = distributed.local_device(config.device)
     distributed.init(device)
     try:
-        if config.batch % distributed.world_size():
-            raise UserError(f"--batch={config.batch} does not divide over {distributed.world_size()} processes")
+        _check_processes(config, resumed)
         job = build(config, device)
-        evaluator = make_evaluator(job, _reference(job))
-        path = Path(distributed.broadcast_string(_new_folder(config)))
-        folder = RunFolder(path, config)
-        with Logger(path / "log.txt") if distributed.rank() == 0 else nullcontext():
+        stop = StopRequest()
+        evaluator = make_evaluator(job, _reference(job), stop)
+        with _open_folder(config, resumed) as folder, stop, _noted(folder), storage_errors(folder.path), _log(folder):
             if distributed.rank() == 0:
-                print(describe(job), flush=True)
-            return Trainer(job, folder, Evaluation(job, folder, evaluator)).run()
+                print(describe(job, resumed), flush=True)
+            saved = None if resumed is None else resumed.state
+            return Trainer(job, folder, Evaluation(job, folder, evaluator), stop, saved).run()
     finally:
         distributed.finish()
 
 
-def _new_folder(config: TrainConfig) -> str:
-    return str(RunFolder.create(config, run_name(config)).path) if distributed.rank() == 0 else ""
+def _check_processes(config: TrainConfig, resumed: Resumed | None) -> None:
+    """Raises UserError, in every process, where they cannot work together."""
+    if config.batch % distributed.world_size():
+        raise UserError(f"--batch={config.batch} does not divide over {distributed.world_size()} processes")
+    if config.gpus not in (None, distributed.world_size()):
+        raise UserError(f"--gpus={config.gpus}, but {distributed.world_size()} processes were started: leave it out")
+    if config.fsdp and distributed.world_size() == 1:
+        raise UserError("--fsdp spreads weights over several processes, and there is one: give --gpus, or leave it out")
+    state = "none" if resumed is None else resumed.state.path.name
+    mine = {"state": state} | {k: str(v) for k, v in (asdict(config) | versions()).items() if k != "outdir"}
+    texts = distributed.gather_strings(json.dumps(mine))
+    first = json.loads(texts[0])
+    for rank, text in enumerate(texts):
+        other = json.loads(text)
+        if differing := [key for key in first if first[key] != other.get(key)]:
+            named = "; ".join(f"{key} {first[key]} against {other.get(key)}" for key in differing)
+            raise UserError(
+                f"processes 0 and {rank} of the run disagree: {named}. Start all of them with the same options, files "
+                "and versions"
+            )
+
+
+def _open_folder(config: TrainConfig, resumed: Resumed | None) -> RunFolder:
+    """The run's folder, made or taken over by the first process; all get its errors."""
+    if distributed.rank() == 0:
+        try:
+            if resumed is None:
+                folder = RunFolder.create(config, run_name(config))
+            else:
+                folder = RunFolder.reopen(resumed.folder, config)
+            message = json.dumps({"path": str(folder.path)})
+        except UserError as error:
+            distributed.broadcast_string(json.dumps({"error": str(error)}))
+            raise
+        distributed.broadcast_string(message)
+        return folder
+    answer = json.loads(distributed.broadcast_string(""))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return RunFolder(Path(answer["path"]), config)
+
+
+def _log(folder: RunFolder) -> AbstractContextManager[Any]:
+    return Logger(folder.path / "log.txt") if distributed.rank() == 0 else nullcontext()
+
+
+@contextmanager
+def _noted(folder: RunFolder) -> Iterator[None]:
+    """Notes in the log why a run ended early."""
+    try:
+        yield
+    except (UserError, Interrupted) as ending:
+        if distributed.rank() == 0:
+            with suppress(OSError):  # a full disk, which the error itself tells of
+                folder.note(str(ending))
+        raise
 
 
 def _reference(job: Job) -> Any:
@@ -68,8 +135,8 @@ def _reference(job: Job) -> Any:
     )
 
 
-def describe(job: Job) -> str:
-    """The header of a run: what trains on what, in how many parameters."""
+def describe(job: Job, resumed: Resumed | None = None) -> str:
+    """The header of a run: what trains on what, in how many parameters, and where it goes on from."""
     config, state = job.config, job.state
 
     def size(module: Any) -> str:
@@ -93,4 +160,5 @@ def describe(job: Job) -> str:
             lines.append(f"opened          {source}: {inspect_file(source, try_networks=False).sentence()}")
     lines.append(f"batch           {config.batch} over {distributed.world_size()} process(es) on {job.device}")
     lines.append(f"length          {config.kimg:g} kimg, seed {config.seed}")
+    lines += [f"resumed         {note}" for note in (resumed.notes if resumed else ())]
     return "\n".join(lines)

@@ -1,7 +1,8 @@
 """One function an update. Each moves one network, and reports named scalars or per-sample values.
 
-Gradients are means over the samples of the step, accumulated over chunks, averaged over processes; NaN becomes 0 and
-infinities +-1e5 before the optimizer's step, as in StyleGAN2-ADA and Diff-Instruct.
+Gradients are means over the samples of the step, accumulated over chunks, averaged over processes. An update whose
+gradients are not finite, or whose norm is beyond EXPLODED, is left out and noted in the state; otherwise each gradient
+is kept within +-GRADIENT_LIMIT, as in StyleGAN2-ADA and Diff-Instruct.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from stylegan_di.training.state import Batch, TrainState, trainable
 from torch_utils import distributed
 
 GRADIENT_LIMIT = 1e5
+EXPLODED = 1e8
 Reals = Callable[[range], tuple[Tensor, Tensor | None]]  # a chunk -> images in [-1,1], labels
 
 
@@ -32,17 +34,28 @@ def draw_noise(law: NoiseLaw, batch: Batch, purpose: str, chunk: range, image: T
     return rng.normal(*image.shape[1:]), sigma
 
 
-def apply_gradients(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Averages the gradients over processes, cleans them, steps the optimizer; returns their norm before cleaning."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+def apply_gradients(state: TrainState, role: str) -> Tensor:
+    """Averages a network's gradients over processes and steps its optimizer, or leaves the step out and notes that.
+
+    Args:
+        state: where the network and its optimizer are.
+        role: of the network: model, fake_score or discriminator.
+
+    Returns the norm of the gradients, [1]; [0] where the step was left out.
+    """
+    optimizer = state.optimizers[role]
+    gradients = [parameter.grad for parameter in getattr(state, role).parameters() if parameter.grad is not None]
     distributed.average(gradients)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    for gradient in gradients:
-        torch.nan_to_num(gradient, nan=0.0, posinf=GRADIENT_LIMIT, neginf=-GRADIENT_LIMIT, out=gradient)
-        gradient.clamp_(-GRADIENT_LIMIT, GRADIENT_LIMIT)
-    optimizer.step()
+    norm = distributed.whole(torch.nn.utils.get_total_norm(gradients)).reshape(1)
+    taken = bool(norm <= EXPLODED)  # false for NaN
+    if taken:
+        for gradient in gradients:
+            gradient.clamp_(-GRADIENT_LIMIT, GRADIENT_LIMIT)
+        optimizer.step()
+    else:
+        state.skipped.append((state.cur_step, role))
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return norm if taken else norm[:0]
 
 
 def student_images(generator: Generator, batch: Batch, chunk: range, purpose: str) -> tuple[Tensor, Tensor | None]:
@@ -74,7 +87,7 @@ def denoiser_update(
             loss = denoising_loss(denoiser, images, noise, sigma, labels, noise_law.weight)
             (loss.sum() / batch.local_size).backward()
             report.add(by_sigma("Loss/denoising", loss.detach(), sigma) | {"Loss/denoising": loss.detach()})
-        report.add({"Gradient/model": apply_gradients(state.model, state.optimizers["model"])})
+        report.add({"Gradient/model": apply_gradients(state, "model")})
 
 
 def fake_score_update(state: TrainState, batch: Batch, noise_law: NoiseLaw, report: Statistics) -> None:
@@ -89,7 +102,7 @@ def fake_score_update(state: TrainState, batch: Batch, noise_law: NoiseLaw, repo
             loss = denoising_loss(state.fake_score, images, noise, sigma, labels)
             (loss.sum() / batch.local_size).backward()
             report.add(by_sigma("Loss/fake_score", loss.detach(), sigma) | {"Loss/fake_score": loss.detach()})
-        report.add({"Gradient/fake_score": apply_gradients(state.fake_score, state.optimizers["fake_score"])})
+        report.add({"Gradient/fake_score": apply_gradients(state, "fake_score")})
 
 
 def student_update(
@@ -121,7 +134,7 @@ def student_update(
                 report.add({"Gradient/adversarial_per_pixel": rms(adversarial)})
                 gradient = gradient + adv_weight * adversarial
             images.backward(gradient / batch.local_size)
-        report.add({"Gradient/student": apply_gradients(state.model, state.optimizers["model"])})
+        report.add({"Gradient/student": apply_gradients(state, "model")})
 
 
 def rms(gradient: Tensor) -> Tensor:
@@ -175,7 +188,7 @@ def generator_update(state: TrainState, batch: Batch, mixing: float, report: Sta
             loss = loss_gan.generator_logistic(logits)
             (loss.sum() / batch.local_size).backward()
             report.add({"Loss/generator": loss.detach(), "Signs/fake": logits.detach().sign()})
-        report.add({"Gradient/model": apply_gradients(state.model, state.optimizers["model"])})
+        report.add({"Gradient/model": apply_gradients(state, "model")})
 
 
 def path_length_update(
@@ -192,9 +205,10 @@ def path_length_update(
             (penalty.sum() * weight * interval / batch.local_size).backward()
             means.append(mean)
             report.add({"Loss/path_length": penalty.detach()})
-        state.pl_mean = torch.stack(means).mean()
-        distributed.average([state.pl_mean])
-        apply_gradients(state.model, state.optimizers["model"])
+        pl_mean = torch.stack(means).mean()
+        distributed.average([pl_mean])
+        if apply_gradients(state, "model").numel():
+            state.pl_mean = pl_mean
 
 
 def discriminator_update(
@@ -222,7 +236,7 @@ def discriminator_update(
             signs = {"Signs/real": real_logits.detach().sign()}
             real_signs.add(signs)
             report.add({"Loss/discriminator": loss.detach()} | signs)
-        report.add({"Gradient/discriminator": apply_gradients(state.discriminator, state.optimizers["discriminator"])})
+        report.add({"Gradient/discriminator": apply_gradients(state, "discriminator")})
 
 
 def r1_update(state: TrainState, batch: Batch, reals: Reals, gamma: float, interval: int, report: Statistics) -> None:
@@ -236,4 +250,4 @@ def r1_update(state: TrainState, batch: Batch, reals: Reals, gamma: float, inter
             penalty = loss_gan.r1_penalty(logits, images, gamma)
             (penalty.sum() * interval / batch.local_size).backward()
             report.add({"Loss/r1": penalty.detach()})
-        apply_gradients(state.discriminator, state.optimizers["discriminator"])
+        apply_gradients(state, "discriminator")
