@@ -292,7 +292,7 @@ def test_options_of_other_kinds_are_refused_for_a_one_step_student(one_step: str
 
 
 def test_every_option_of_a_kind_is_named_in_its_table() -> None:
-    general = {"network", "seeds", "projected_w", "class_index", "outdir", "grid", "device", "batch"}
+    general = {"network", "seeds", "projected_w", "class_index", "outdir", "grid", "device", "batch", "which"}
     options = {parameter.name: parameter.opts for parameter in generate.main.params}
     of_kinds = {name: [option] for kind in generate.OPTIONS.values() for name, option in kind.items()}
     assert {name: opts for name, opts in options.items() if name not in general} == of_kinds

@@ -31,6 +31,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
 import train
 from dnnlib.progress import Progress
 from stylegan_di.checkpoint import save_snapshot
@@ -117,8 +119,9 @@ def launch(arguments: Sequence[str], fresh: bool) -> Launch:
     """Starts train.py, in a new interpreter or in a child forked from this process."""
     if fresh:
         process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+            [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
         return Launch(process.pid)
     return fork(lambda: train.main.main(list(arguments), standalone_mode=True))
 
@@ -305,7 +308,7 @@ def torn_saves(folder: Path, count: int, random: np.random.Generator) -> tuple[i
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the moments and the runs.")
 @click.option("--dest", type=click.Path(path_type=Path), help="Folder to work in.  [default: a temporary one]")
 def main(kills: int, fresh: int, torn: int, seed: int, dest: Path | None) -> None:
-    torch.set_num_threads(1)
+    torch.set_num_threads(1)  # as the fresh processes: another number of threads rounds otherwise
     import_all()
     random = np.random.default_rng(seed)
     folder = Path(tempfile.mkdtemp(prefix="kill-test-", dir=dest))

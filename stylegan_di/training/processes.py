@@ -111,6 +111,8 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
         if child.poll():
             failed.setdefault(rank, time.monotonic())
     causes = [rank for rank in failed if children[rank].returncode != ProcessLost.status]
+    if 0 in causes and children[0].returncode > 0:
+        return 0  # it has told why already, whoever was the first
     return next(iter(causes or failed), None)
 
 
