@@ -93,9 +93,9 @@ def test_golden_files_read_as_data(name: str) -> None:
 
 def test_reading_is_quick() -> None:
     data = (GOLDEN / "pickles/edm-cond.pkl").read_bytes()
-    start = time.perf_counter()
+    start = time.process_time()
     read_pickle(data, "edm-cond.pkl")
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
