@@ -109,7 +109,7 @@ _ALIKE = "as CIFAR-10's; Diff-Instruct published no result here"
 RECIPES: dict[str, Recipe] = {
     # name                    teacher                            GAN                refine          distil   measured
     "fashion":        Recipe("fashion-teacher.pkl",             "fashion-gan.pkl", _FASHION_REFINE, _FASHION_DISTIL,
-                             ("refinement",), "docs/demo.md"),
+                             ("refinement", "distillation"), "docs/demo.md"),
     "cifar10-uncond": Recipe("edm-cifar10-32x32-uncond-vp.pkl", None,              {},             _DISTIL, (), _PAPER),
     "cifar10-cond":   Recipe("edm-cifar10-32x32-cond-vp.pkl",   "cifar10.pkl",     {},             _DISTIL, (), _PAPER),
     "imagenet64":     Recipe("edm-imagenet-64x64-cond-adm.pkl", None,              {},             _DISTIL, (), _PAPER),
