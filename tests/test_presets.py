@@ -151,7 +151,7 @@ def test_the_published_settings_of_distillation() -> None:
 def test_recipes_say_whether_they_were_measured() -> None:
     fashion, cifar = presets.RECIPES["fashion"], presets.RECIPES["cifar10-cond"]
     assert fashion.note(refines=True) == "refinement, measured here: docs/demo.md"
-    assert fashion.note(refines=False).startswith("distillation, not measured here")
+    assert fashion.note(refines=False) == "distillation, measured here: docs/demo.md"
     assert all("not measured here" in cifar.note(refines) for refines in (True, False))
 
 
