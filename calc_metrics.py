@@ -3,17 +3,20 @@
     python calc_metrics.py --network=cifar10.pkl --metrics=fid50k_full
     python calc_metrics.py --network=runs/00000-.../network-best.pkl --metrics=fd_fashion,pr_fashion --num=10000
     python calc_metrics.py --images=out/ --data=datasets/fashion-32-test.zip --metrics=fd_fashion
+    python calc_metrics.py --network=my-gan.pkl --data=my.zip --metrics=fid50k_full,kid50k_full --repeat=3
 
-Results are printed as a table and as lines of JSON like those of stylegan2-ada-pytorch, which are also appended to
-metric-<name>.jsonl in --outdir or in the run folder that the network lies in.
+With --repeat the network is measured on that many independent sets of samples, and mean and spread are given. Results
+are printed as a table and as lines of JSON like those of stylegan2-ada-pytorch, which are also appended to
+metric-<name>.jsonl in --outdir or in the run folder that the network lies in. docs/metrics.md explains each metric.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,7 +27,8 @@ from stylegan_di import zoo
 from stylegan_di.checkpoint import as_model, load_snapshot
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.interfaces import Generator
-from stylegan_di.metrics.evaluate import METRICS, Evaluator
+from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
+from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_reals
 from stylegan_di.sampling import HeunGenerator
 from stylegan_di.students import StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
@@ -32,9 +36,9 @@ from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import build as kernels
 
 
-def load(network: str, trunc: float | None, steps: int | None) -> Generator:
+def load(network: str, which: str | None, trunc: float | None, steps: int | None) -> Generator:
     """The generator of a network file, or its diffusion teacher with Heun's sampler."""
-    model = as_model(load_snapshot(network))
+    model = as_model(load_snapshot(network, which))
     if steps is not None and not isinstance(model, EDMTeacher):
         raise UserError(f"--steps={steps} is for a diffusion teacher, which --network={network} is not; leave it out")
     if trunc is not None and not isinstance(model, StyleGAN2Student):
@@ -47,14 +51,24 @@ def load(network: str, trunc: float | None, steps: int | None) -> Generator:
     return model
 
 
-def reference_of(network: str | None, data: str | None, ref: str | None) -> str:
-    """What to compare with: --data, --ref, or what belongs to a known network."""
+def reference_of(
+    metrics: Sequence[str], network: str | None, data: str | None, ref: str | None, mirror: bool
+) -> str | ImageDataset | None:
+    """What to compare with: --data, --ref, or what belongs to a known network; None where no metric compares."""
     if data is not None and ref is not None:
         raise UserError("--data and --ref are both given; give the one to compare with")
+    if mirror and (data is None or not any(isinstance(m, Metric) and m.mirrored for m in map(metric, metrics))):
+        raise UserError("--mirror is for --data and for metrics of mirrored images, such as fid50k; leave it out")
+    if not need_reals(metrics):
+        if data is not None or ref is not None:
+            raise UserError(f"{', '.join(metrics)} compare with no real images; leave --data and --ref out")
+        return None
+    if mirror:
+        return ImageDataset(data or "", xflip=True)
     known = zoo.entry(network or "")
     reference = data or ref or (known.reference if known is not None else None)
     if reference is None:
-        raise UserError(f"no reference is known for {network or '--images'}; give --data=ZIP|DIR or --ref=NPZ")
+        raise UserError(f"no reference is known for {network or '--images'}; give --data=ZIP|DIR or --ref=NPZ|PKL")
     return reference
 
 
@@ -66,46 +80,59 @@ def results_folder(outdir: Path | None, network: str | None) -> Path | None:
     return folder if (folder / "training_options.json").is_file() else None
 
 
-def table(results: Mapping[str, float], title: str) -> str:
-    width = max(map(len, results))
-    return "\n".join([title, *(f"  {name:<{width}}  {value:.6g}" for name, value in results.items())])
+def table(mean: Mapping[str, float], spread: Mapping[str, float], repeat: int, title: str) -> str:
+    width = max(map(len, mean))
+    lines = [f"  {name:<{width}}  {value:.6g}" for name, value in mean.items()]
+    if repeat > 1:
+        lines = [f"{line} +- {value:.2g}" for line, value in zip(lines, spread.values(), strict=True)]
+    return "\n".join([title, *lines])
 
 
-def json_lines(results: Mapping[str, float], source: str, num: int, seconds: float) -> dict[str, str]:
-    """By metric, a line of metric-<name>.jsonl with the fields of stylegan2-ada-pytorch, and the number of samples."""
-    common = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": 1, "num_samples": num,
-              "snapshot_pkl": source, "timestamp": time.time()}  # fmt: skip
-    names = [name for name in METRICS if any(key.startswith(name) for key in results)]
-    return {
-        name: json.dumps({"results": {k: v for k, v in results.items() if k.startswith(name)}, "metric": name} | common)
-        for name in names
-    }
+def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], common: Mapping[str, Any]) -> list[str]:
+    """By metric, a line of metric-<name>.jsonl: means in 'results', and of several blocks spread and single results."""
+    mean, spread = mean_and_spread(blocks)
+    lines = []
+    for name in metrics:
+        line = {"results": figures_of(name, mean), "metric": name, **common}
+        if len(blocks) > 1:
+            line |= {"spread": figures_of(name, spread), "blocks": [figures_of(name, block) for block in blocks]}
+        lines.append(json.dumps(line | {"timestamp": time.time()}))
+    return lines
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", metavar="NAME|PATH|URL", help="Network file, or a known name.")
+@click.option("--which", metavar="ENTRY", help="The network in a file of several, such as G.  [default: G_ema or ema]")
 @click.option("--images", metavar="DIR|ZIP", help="Images to measure, instead of a network's.")
 @click.option("--data", metavar="DIR|ZIP", help="Data set to compare with; its statistics are cached.")
-@click.option("--ref", metavar="NAME|NPZ", help="Statistics to compare with.  [default: a known network's]")
+@click.option("--ref", metavar="NAME|NPZ|PKL", help="Statistics to compare with.  [default: a known network's]")
+@click.option("--mirror", type=bool, default=False, metavar="BOOL",
+              help="Count the mirrored copies of --data too, for the metrics without _full.")
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST",
               help=f"Comma-separated, out of {', '.join(METRICS)}.")
 @click.option("--num", type=click.IntRange(min=2), default=50000, show_default=True, help="Images to measure.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of latents and labels.")
+@click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Measure this many sets of samples, of the seeds from --seed on: mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
-@click.option("--detector-file", metavar="FILE", help="Inception's weights, where they cannot be downloaded.")
+@click.option("--detector-file", metavar="[NAME=]FILE,...",
+              help="Weights that cannot be downloaded, where several by network: inception, vgg16, lpips, dinov2.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
 @click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps of the sampler.  [default: 18]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Folder for metric-<name>.jsonl.")
 @user_errors
 def main(
     network: str | None,
+    which: str | None,
     images: str | None,
     data: str | None,
     ref: str | None,
+    mirror: bool,
     metrics: str,
     num: int,
     seed: int,
+    repeat: int,
     batch: int,
     device: str | None,
     detector_file: str | None,
@@ -116,27 +143,33 @@ def main(
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images: what is to be measured")
-    if images is not None and (trunc, steps) != (None, None):
-        raise UserError("--trunc and --steps are for --network; leave them out with --images")
+    if images is not None and ((trunc, steps) != (None, None) or repeat > 1):
+        raise UserError("--trunc, --steps and --repeat are for --network; leave them out with --images")
+    if images is not None and which is not None:
+        raise UserError(f"--which={which} is for --network; leave it out with --images")
     start = time.monotonic()
+    names = metrics.split(",")
     folder = results_folder(outdir, network)
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
-    generator = None if network is None else load(network, trunc, steps).to(device)
+    reference = reference_of(names, network, data, ref, mirror)
+    generator = None if network is None else load(network, which, trunc, steps).to(device)
     evaluator = Evaluator(
-        metrics.split(","), reference_of(network, data, ref), num,
-        batch=batch, detector_file=detector_file, device=device, report=PassProgress(),
-    )  # fmt: skip
+        names, reference, num, batch=batch, detector_file=detector_file, device=device, report=PassProgress()
+    )
     if generator is not None:
-        results = evaluator(generator, seed)
+        blocks = [evaluator(generator, block) for block in range(seed, seed + repeat)]
     else:
         dataset = ImageDataset(images or "")
         num = min(num, len(dataset))
-        results = evaluator.measure_dataset(dataset)
+        blocks = [evaluator.measure_dataset(dataset)]
 
-    source = network or images or ""
-    click.echo(table(results, f"{source}, {num} images:"))
-    for name, line in json_lines(results, source, num, time.monotonic() - start).items():
+    source, seconds = network or images or "", time.monotonic() - start
+    samples = f"{num} images" if repeat == 1 else f"mean and standard deviation of {repeat} sets of {num} images"
+    click.echo(table(*mean_and_spread(blocks), repeat, f"{source}, {samples}:"))
+    common = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": 1, "num_samples": num,
+              "snapshot_pkl": source, "seed": seed}  # fmt: skip
+    for name, line in zip(names, json_lines(blocks, names, common), strict=True):
         click.echo(line)
         if folder is not None:
             with open(folder / f"metric-{name}.jsonl", "a", encoding="utf-8") as file:

@@ -3,6 +3,7 @@
     python generate.py --network=runs/00000-.../network-best.pkl --seeds=0-63 --grid=grid.png
     python generate.py --network=cifar10.pkl --seeds=0,3,10-20 --class=2 --trunc=0.7
     python generate.py --network=edm-cifar10-32x32-cond-vp.pkl --seeds=0-15 --steps=18
+    python generate.py --network=baseline-cifar10-32x32-uncond-ve.pkl --seeds=0-15 --steps=256 --solver=euler --disc=ve
 
 A seed gives the same image whatever other seeds are asked for, and however many at a time.
 """
@@ -10,6 +11,7 @@ A seed gives the same image whatever other seeds are asked for, and however many
 from __future__ import annotations
 
 import math
+from collections import ChainMap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +22,12 @@ import torch
 from dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
 from dnnlib.progress import Progress
 from dnnlib.util import UserError
+from stylegan_di.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS, ablation_sampler
 from stylegan_di.checkpoint import as_model, load_snapshot
 from stylegan_di.images import save_grid, save_image
 from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.projection import draw as draw_ws
+from stylegan_di.projection import load_projection
 from stylegan_di.sampling import heun_sampler
 from stylegan_di.seeded import Draw, call_size, gan_images, one_step_images, teacher_images, uint8_images
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
@@ -33,16 +38,17 @@ GRID_FORMATS = (".png", ".jpg", ".jpeg")
 GAN = {"truncation_psi": "--trunc", "noise_mode": "--noise-mode"}
 SAMPLER = {"num_steps": "--steps", "sigma_min": "--sigma-min", "sigma_max": "--sigma-max", "rho": "--rho",
            "S_churn": "--S_churn", "S_min": "--S_min", "S_max": "--S_max", "S_noise": "--S_noise"}  # fmt: skip
+ABLATION = {"solver": "--solver", "discretization": "--disc", "schedule": "--schedule", "scaling": "--scaling"}
 #: What the options of one kind of network are called; those of another kind are refused.
-OPTIONS = {"GAN": GAN, "one-step student": {}, "diffusion teacher": SAMPLER}
+OPTIONS = {"GAN": GAN, "one-step student": {}, "diffusion teacher": SAMPLER | ABLATION}
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 
 
-def load(network: str) -> Generator | Denoiser:
-    """The generator of a network file, or its diffusion teacher."""
-    model = as_model(load_snapshot(network))
+def load(network: str, which: str | None = None) -> Generator | Denoiser:
+    """The generator of a network file, or its diffusion teacher; of several networks the one chosen."""
+    model = as_model(load_snapshot(network, which))
     if model.img_channels not in (1, 3):
         raise UserError(f"--network={network}: its images have {model.img_channels} channels; pictures have 1 or 3")
     return model
@@ -52,8 +58,9 @@ def drawing(model: Generator | Denoiser, class_index: int | None, given: dict[st
     """How the model makes images, with the options given."""
     if isinstance(model, Denoiser):
         check_options("diffusion teacher", given)
-        check_sampler(given)
-        return partial(teacher_images, model, class_index=class_index, sampler=partial(heun_sampler, **given))
+        check_sampler(model, given)
+        sampler = ablation_sampler if given.keys() & ABLATION.keys() else heun_sampler
+        return partial(teacher_images, model, class_index=class_index, sampler=partial(sampler, **given))
     if isinstance(model, StyleGAN2Student):
         check_options("GAN", given)
         return partial(gan_images, model, class_index=class_index, **given)
@@ -69,11 +76,21 @@ def check_options(kind: str, given: dict[str, Any]) -> None:
             raise UserError(f"{options[name]}={given[name]} is for a {other}; this network is a {kind}: leave it out")
 
 
-def check_sampler(given: dict[str, Any]) -> None:
-    """Raises UserError for noise levels in the wrong order, and for options of a stochasticity that is off."""
-    levels = {"sigma_min": 0.002, "sigma_max": 80.0} | given
-    if not levels["sigma_min"] < levels["sigma_max"]:
-        raise UserError(f"--sigma-min={levels['sigma_min']:g} is not below --sigma-max={levels['sigma_max']:g}")
+def check_sampler(denoiser: Denoiser, given: dict[str, Any]) -> None:
+    """Raises UserError for noise levels that cannot be stepped through, and for options that have no effect."""
+    discretization = given.get("discretization", "edm")
+    low, high = DISCRETIZATIONS[discretization]
+    low, high = given.get("sigma_min", low), given.get("sigma_max", high)
+    if not low < high:
+        raise UserError(f"--sigma-min={low:g} is not below --sigma-max={high:g}")
+    known = (denoiser.sigma_min, denoiser.sigma_max)
+    if not max(low, known[0]) < min(high, known[1]):
+        raise UserError(
+            f"--sigma-min={low:g} and --sigma-max={high:g}: the network knows noise levels from {known[0]:g} "
+            f"to {known[1]:g}; choose levels among these"
+        )
+    if "rho" in given and discretization != "edm":
+        raise UserError(f"--rho={given['rho']:g} is for --disc=edm, not {discretization}: leave it out")
     for name in ("S_min", "S_max", "S_noise"):
         if name in given and not given.get("S_churn"):
             raise UserError(f"--{name}={given[name]:g} needs --S_churn above 0: leave it out, or give both")
@@ -87,9 +104,28 @@ def check_class(class_index: int | None, label_dim: int) -> None:
         raise UserError(f"--class={class_index}: this network has the classes 0 to {label_dim - 1}")
 
 
+def draw_projection(network: str, path: Path, outdir: Path, device: str, others: dict[str, Any]) -> None:
+    """Draws what tools/projector.py found; `others` are the options that have no say in it."""
+    for option, value in others.items():
+        if value is not None:
+            raise UserError(f"{option} is for images of seeds; leave it out with --projected-w")
+    model = load(network)
+    if not isinstance(model, StyleGAN2Student):
+        kind = "diffusion teacher" if isinstance(model, Denoiser) else "one-step student"
+        raise UserError(f"--projected-w={path} is for a GAN; this network is a {kind}")
+    ws, noises = load_projection(path, model.network.to(device))
+    writable_folder(f"--outdir={outdir}", outdir)
+    for index, image in enumerate(draw_ws(model.network, ws, noises)):
+        save_image(image, outdir / f"proj{index:02d}.png")
+    click.echo(f"{len(ws)} images in {outdir}")
+
+
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
-@click.option("--seeds", type=Seeds(), required=True, metavar="LIST", help="Such as 0,3,10-20: one image each.")
+@click.option("--which", metavar="ENTRY", help="The network in a file of several, such as G.  [default: G_ema or ema]")
+@click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.")
+@click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
+              help="[GAN] Instead of seeds, what tools/projector.py found: proj00.png, ...")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
               help="Class of a conditional network.  [default: drawn from the seed]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
@@ -102,17 +138,24 @@ def check_class(class_index: int | None, label_dim: int) -> None:
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[GAN] Noise inputs; random: drawn from the seed.  [default: const]")
 @click.option("--steps", "num_steps", type=click.IntRange(min=1), help="[teacher] Steps.  [default: 18]")
-@click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002]")
-@click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80]")
+@click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002, or --disc's]")
+@click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80, or --disc's]")
 @click.option("--rho", type=POSITIVE, help="[teacher] How levels crowd at the lower end.  [default: 7]")
 @click.option("--S_churn", "S_churn", type=NOT_NEGATIVE, help="[teacher] Stochasticity.  [default: 0]")
 @click.option("--S_min", "S_min", type=NOT_NEGATIVE, help="[teacher] Lowest level with it.  [default: 0]")
 @click.option("--S_max", "S_max", type=NOT_NEGATIVE, help="[teacher] Highest level with it.  [default: inf]")
 @click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Its noise's deviation.  [default: 1]")
+@click.option("--solver", type=click.Choice(SOLVERS), help="[teacher] Solver.  [default: heun]")
+@click.option("--disc", "discretization", type=click.Choice(list(DISCRETIZATIONS)),
+              help="[teacher] Noise levels.  [default: edm]")
+@click.option("--schedule", type=click.Choice(SCHEDULES), help="[teacher] sigma(t).  [default: linear]")
+@click.option("--scaling", type=click.Choice(SCALINGS), help="[teacher] s(t).  [default: none]")
 @user_errors
 def main(
     network: str,
-    seeds: list[int],
+    which: str | None,
+    seeds: list[int] | None,
+    projected_w: Path | None,
     class_index: int | None,
     outdir: Path,
     grid: Path | None,
@@ -122,6 +165,12 @@ def main(
 ) -> None:
     keep_freed_memory()
     given = {name: value for name, value in options.items() if value is not None}
+    if projected_w is not None:
+        others: dict[str, Any] = {"--seeds": seeds, "--class": class_index, "--grid": grid}
+        others |= {ChainMap(*OPTIONS.values())[name]: value for name, value in given.items()}
+        return draw_projection(network, projected_w, outdir, device or default_device(), others)
+    if seeds is None:
+        raise UserError("give --seeds, or --projected-w of a GAN: what is to be drawn")
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("S_max", math.inf):
             raise UserError(f"{(GAN | SAMPLER)[name]}={value}: accepted are finite numbers")
@@ -129,7 +178,7 @@ def main(
         raise UserError(f"--grid={grid}: its name must end in {', '.join(GRID_FORMATS)}")
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
-    model = load(network).to(device)
+    model = load(network, which).to(device)
     check_class(class_index, model.label_dim)
     draw = drawing(model, class_index, given)
     size = call_size(next(model.parameters()).device, model.img_resolution)

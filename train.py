@@ -3,44 +3,66 @@
     python train.py --kind=di --gan-pkl=fashion-gan.pkl
     python train.py --kind=di --teacher=edm-cifar10-32x32-uncond-vp.pkl
     python train.py --kind=edm --data=datasets/fashion-32.zip --cond=true
-    python train.py --kind=gan --data=datasets/fashion-32.zip --cond=true
-    torchrun --standalone --nproc_per_node=2 train.py ...
+    python train.py --kind=gan --data=datasets/cifar10.zip --cond=true --cfg=cifar
+    python train.py --resume=latest
+    python train.py --gpus=8 ...
+
+Exit status: 0 complete, 2 wrong options or files, 3 diverged, 4 disk full, 5 a process lost, 75 stopped by a signal,
+state saved (docs/reliability.md).
 """
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
 from dnnlib.cli import Device, default_device, user_errors
+from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.config import GROUPS, TrainConfig, resolve
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
+from stylegan_di.training import processes
+from stylegan_di.training.endings import Interrupted
 from stylegan_di.training.launch import launch
+from stylegan_di.training.resume import goes_on, resume
+from torch_utils import distributed
 from torch_utils.allocator import keep_freed_memory
+from torch_utils.distributed import ProcessLost
 
 HELP: dict[str, str] = {
+    "cfg": f"Preset (docs/presets.md): {', '.join(GAN_PRESETS)} [gan]; {', '.join(EDM_PRESETS)} [edm]; "
+    f"{', '.join(RECIPES)} [di].",
     "outdir": "Folder that gets the run's folder.",
     "desc": "Text added to the run folder's name.",
     "data": "Training images: ZIP or folder (tools/dataset_tool.py makes them). For --kind=di only with --adv-weight.",
     "cond": "Train a class-conditional model; the data set needs labels.",
     "mirror": "Double the data set by horizontal flips.",
+    "subset": "Use only so many images of the data set, chosen by --seed. [default: all]",
     "gan_pkl": "The GAN to refine: known name, path or URL. Without it the teacher is distilled to one step.",
     "teacher": "EDM teacher: known name, path or URL. Known GANs have a default.",
-    "ref": "Reference statistics (.npz) of the metrics. Known GANs and teachers have a default, else --data.",
-    "detector_file": "Weights of the metrics' feature extractor, where they cannot be downloaded.",
-    "resume": "GAN to train on: a .pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
+    "ref": "Reference statistics (.npz, .pkl) of the metrics. Known GANs and teachers have a default, else --data.",
+    "detector_file": "Weights that cannot be downloaded: FILE, or inception=FILE,vgg16=FILE of several networks.",
+    "resume": "Go on with a run: latest, its folder, or a training state. For --kind=gan also a GAN to train on: a "
+    ".pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
     "seed": "Random seed; same seed, same run.",
     "device": "cuda, cuda:N or cpu. [default: cuda when there]",
+    "gpus": "Processes to start here, one a GPU; without it, those of torchrun, or one.",
     "workers": "Threads that load images ahead; 0: none.",
     "batch": "Images a step, over all processes.",
     "batch_gpu": "Images at a time in a process; more are accumulated. [default: all]",
     "kimg": "Length of the run in thousands of images.",
     "tick": "Thousands of images between lines of the log.",
     "snap": "Ticks between snapshots, with metrics and grids.",
+    "state": "Ticks between training states, from which --resume goes on; each snapshot also writes one.",
     "snap_format": "pkl (NVlabs' tools open it) or safetensors.",
     "metrics": "Comma-separated, or none; the first decides which snapshot is best.",
     "metric_samples": "Samples the metrics are measured on.",
+    "max_skips": "Updates left out, because their gradients are not finite or exploded, at which the run has diverged "
+    "(within ten times as many steps).",
+    "on_divergence": "abort, or best: go back to the best snapshot, at most three times.",
     "lr": "Learning rate.",
     "lr_rampup": "Thousands of images over which learning rates rise linearly.",
     "lr_decay": "Share of the run after which learning rates fall linearly to 3 %. [default: never]",
@@ -50,7 +72,9 @@ HELP: dict[str, str] = {
     "ema_rampup": "While young, the half-life is at most this share of the images seen.",
     "P_mean": "Mean of ln sigma; for --kind=di in the student's update.",
     "P_std": "Standard deviation of ln sigma; for --kind=di in the student's update.",
-    "arch": "U-Net architecture: ddpmpp, ncsnpp or adm.",
+    "arch": "U-Net architecture: ddpmpp, ncsnpp or adm; the same as --cfg.",
+    "precond": "Preconditioning, noise levels and loss: edm, vp or ve.",
+    "augment": "Probability of EDM's augmentations; 0: none.",
     "model_channels": "Channels of the U-Net at full resolution, before --channel-mult.",
     "channel_mult": "Multipliers of the channels, one a resolution, comma-separated.",
     "num_blocks": "Residual blocks a resolution.",
@@ -62,7 +86,9 @@ HELP: dict[str, str] = {
     "w_dim": "Dimensions of z and w.",
     "map_depth": "Layers of the mapping network.",
     "noise_inputs": "Per-pixel noise inputs in the synthesis network.",
-    "fp16_res": "Highest resolutions computed in float16.",
+    "d_arch": "Architecture of the discriminator: resnet, skip or orig.",
+    "freezed": "Layers of the discriminator that are not trained, from the highest resolution on.",
+    "fp16_res": "Highest resolutions computed in float16. [default: 4 on CUDA, else 0]",
     "mixing": "Probability of style mixing.",
     "pl_weight": "Weight of path length regularisation; 0: none.",
     "pl_interval": "Steps between path length updates.",
@@ -75,6 +101,7 @@ HELP: dict[str, str] = {
     "target": "ADA's target for E[sign D(real)].",
     "ada_kimg": "Thousands of images over which ADA's p can move by 1.",
     "mbstd_group": "Group size of the minibatch standard deviation.",
+    "freeze": "Parts of the generator that stay as they are: mapping, b4, b8, ... (keeps w and projections valid).",
     "divergence": "ikl, ikl:weight=one, ikl:weight=dmd, sid, sid:alpha=1.2; none: --adv-weight alone.",
     "sigma_init": "Noise level at which a one-step student starts.",
     "fake_lr": "Learning rate of the fake score. [default: --lr]",
@@ -82,6 +109,7 @@ HELP: dict[str, str] = {
     "fake_P_std": "Standard deviation of ln sigma in the fake score's update.",
     "fake_warmup": "Thousands of images on which only the fake score learns, inside --kimg.",
     "adv_weight": "Weight of the adversarial loss of the GAN's own discriminator beside the divergence; needs --data.",
+    "fsdp": "Spread the weights of teacher and fake score over the processes (FSDP2).",
 }
 
 
@@ -125,21 +153,46 @@ def _options(command: Any) -> Any:
     return command
 
 
+def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
+    """The configuration of a run that begins."""
+    if kind is None:
+        raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to go on with a run")
+    known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
+    wants_teacher = kind == "di" and given["divergence"] != "none"
+    if wants_teacher and known is not None and given["teacher"] is None and given["cfg"] is None:
+        given["teacher"] = known.teacher
+    return resolve(
+        kind,
+        given | {"device": device or default_device()},
+        known.name if known else None,
+        resolution_of=lambda path: ImageDataset(path).resolution,
+        gpus=given["gpus"] or distributed.launched(),
+    )
+
+
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
-@click.option("--kind", type=click.Choice(["di", "edm", "gan"]), required=True, help="What to train.")
+@click.option("--kind", type=click.Choice(["di", "edm", "gan"]), help="What to train; not needed with --resume=latest.")
 @_options
 @click.option("-n", "--dry-run", is_flag=True, help="Print the resolved options and exit.")
 @user_errors
-def main(kind: Any, dry_run: bool, device: str | None, **given: Any) -> None:
+def main(dry_run: bool, **given: Any) -> None:
     keep_freed_memory()
-    known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
-    if kind == "di" and known is not None and given["teacher"] is None and given["divergence"] != "none":
-        given["teacher"] = known.teacher
-    config = resolve(kind, given | {"device": device or default_device()}, known.name if known else None)
+    resumed = resume(given["resume"], given) if goes_on(given["resume"]) else None
+    config = new_config(**given) if resumed is None else resumed.config
     if dry_run:
         click.echo(config.to_json())
         return
-    launch(config)
+    if config.gpus not in (None, 1) and not processes.started():
+        raise click.exceptions.Exit(processes.run(sys.orig_argv, config.gpus))
+    try:
+        launch(config, resumed)
+    except Interrupted as ending:
+        click.echo(str(ending))
+        raise click.exceptions.Exit(ending.status) from None
+    except ProcessLost as ending:
+        if processes.has_parent():  # which tells more
+            raise click.exceptions.Exit(ending.status) from None
+        raise
 
 
 if __name__ == "__main__":

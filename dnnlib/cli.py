@@ -89,18 +89,20 @@ def writable_folder(option: str, path: Path) -> Path:
 
 
 class _UserMistake(click.ClickException):
-    exit_code = 2  # as for the options that click itself refuses
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.exit_code = status  # type: ignore[misc]  # click declares it for the class
 
 
 def user_errors(function: Function) -> Function:
-    """Makes a command end with one line on stderr, 'Error: ...', and exit status 2 where it raises a UserError."""
+    """Makes a command end with one line on stderr, 'Error: ...', and the error's status where it raises a UserError."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except UserError as error:
-            raise _UserMistake(" ".join(str(error).splitlines())) from None
+            raise _UserMistake(" ".join(str(error).splitlines()), error.status) from None
 
     return wrapped  # type: ignore[return-value]
 

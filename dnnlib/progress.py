@@ -15,11 +15,11 @@ class Progress:
 
     Args:
         label: what is being done.
-        total: the steps that make it complete.
+        total: the steps that make it complete, None where that is not known.
         stream: where to report; stderr when None.
     """
 
-    def __init__(self, label: str, total: int, stream: TextIO | None = None) -> None:
+    def __init__(self, label: str, total: int | None, stream: TextIO | None = None) -> None:
         self.label = label
         self.total = total
         self.stream = sys.stderr if stream is None else stream
@@ -46,10 +46,10 @@ class Progress:
         self.stream.flush()
 
     def _line(self, done: int, seconds: float, note: str) -> str:
-        parts = [f"{self.label}: {done}/{self.total}"]
+        parts = [f"{self.label}: {done}" if self.total is None else f"{self.label}: {done}/{self.total}"]
         if done > 0 and seconds > 0:
             parts.append(_rate(done / seconds))
-            if done < self.total:
+            if self.total is not None and done < self.total:
                 parts.append(f"{format_time(seconds * (self.total - done) / done)} left")
             else:
                 parts.append(f"{format_time(seconds)} in all")

@@ -1,6 +1,9 @@
-"""Diffusion with variance-exploding noise: noising, scores and EDM's preconditioning, as pure functions.
+"""Diffusion with variance-exploding noise: noising, scores, noise laws and preconditioning, as pure functions.
 
-Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022, arXiv 2206.00364.
+Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022, arXiv 2206.00364;
+its table 1 also has the choices of VP and VE (Song et al. 2021, arXiv 2011.13456) and of iDDPM (Nichol & Dhariwal
+2021, arXiv 2102.09672) in these terms.
+
 A clean image x is noised to x + sigma * n, n ~ N(0, I). A denoiser D(x; sigma) estimates the clean image, and the
 score of the noised distribution is (D(x; sigma) - x) / sigma^2 (eq. 3). Images have a standard deviation of about
 sigma_data; sigma is a standard deviation in the same units, never a time.
@@ -8,9 +11,16 @@ sigma_data; sigma is a standard deviation in the same units, never a time.
 
 from __future__ import annotations
 
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+import torch
 from torch import Tensor
+
+VP_BETA_D, VP_BETA_MIN = 19.9, 0.1  # of VP's published networks
 
 
 def per_sample(sigma: Tensor, x: Tensor) -> Tensor:
@@ -21,6 +31,30 @@ def per_sample(sigma: Tensor, x: Tensor) -> Tensor:
 def sigma_from_normal(n: Tensor, P_mean: float, P_std: float) -> Tensor:
     """Noise levels with ln sigma ~ N(P_mean, P_std^2) from standard normal n of any shape (table 1)."""
     return (n * P_std + P_mean).exp()
+
+
+def vp_sigma(t: Tensor, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> Tensor:
+    """VP's noise level at times t in [0,1]: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)."""
+    return ((0.5 * beta_d * t.square() + beta_min * t).exp() - 1).sqrt()
+
+
+def vp_time(sigma: Tensor, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> Tensor:
+    """The inverse of `vp_sigma`."""
+    return ((beta_min**2 + 2 * beta_d * (1 + sigma.square()).log()).sqrt() - beta_min) / beta_d
+
+
+def iddpm_levels(M: int, C_1: float, C_2: float, dtype: torch.dtype = torch.float32) -> Tensor:
+    """iDDPM's M noise levels u_0 > u_1 > ... and u_M = 0, [M+1] on the CPU, computed in float32 or float64.
+
+    u_{j-1} = sqrt((u_j^2 + 1) / max(a_{j-1} / a_j, C_1) - 1), a_j = sin^2(pi/2 j / M / (C_2 + 1)).
+    """
+    steps = torch.arange(M + 1, dtype=dtype, device="cpu")
+    a = (steps * (0.5 * math.pi) / M / (C_2 + 1)).sin().square().numpy()
+    ratios = np.maximum(a[:-1] / a[1:], a.dtype.type(C_1))
+    levels, one = np.zeros_like(a), a.dtype.type(1)
+    for j in range(M, 0, -1):
+        levels[j - 1] = np.sqrt((levels[j] * levels[j] + one) / ratios[j - 1] - one)
+    return torch.from_numpy(levels)
 
 
 def add_noise(x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
@@ -36,6 +70,66 @@ def score(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
     """Loss weight (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2 = 1 / c_out^2 (table 1), shaped as sigma."""
     return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
+
+
+class NoiseLaw:
+    """What noise levels a denoiser is trained at, and the weight of its loss there (table 1)."""
+
+    normal: bool  # whether `sigma` wants standard normal numbers, else uniform ones in [0,1)
+
+    @abstractmethod
+    def sigma(self, draw: Tensor) -> Tensor:
+        """Noise levels from independent random numbers of any shape."""
+
+    @abstractmethod
+    def weight(self, sigma: Tensor) -> Tensor:
+        """The loss's weight, shaped as sigma."""
+
+
+@dataclass(frozen=True)
+class LogNormalLaw(NoiseLaw):
+    """EDM's: ln sigma ~ N(P_mean, P_std^2); levels beyond sigma_min and sigma_max become these."""
+
+    P_mean: float = -1.2
+    P_std: float = 1.2
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+    normal = True
+
+    def sigma(self, draw: Tensor) -> Tensor:
+        return sigma_from_normal(draw, self.P_mean, self.P_std).clamp(self.sigma_min, self.sigma_max)
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return edm_weight(sigma)
+
+
+@dataclass(frozen=True)
+class VPLaw(NoiseLaw):
+    """VP's: sigma(t), t uniform between epsilon_t and 1."""
+
+    epsilon_t: float = 1e-5
+    normal = False
+
+    def sigma(self, draw: Tensor) -> Tensor:
+        return vp_sigma(1 + draw * (self.epsilon_t - 1))
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return 1 / sigma.square()
+
+
+@dataclass(frozen=True)
+class VELaw(NoiseLaw):
+    """VE's: ln sigma uniform between the bounds."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+    normal = False
+
+    def sigma(self, draw: Tensor) -> Tensor:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** draw
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return 1 / sigma.square()
 
 
 class Preconditioning(NamedTuple):
@@ -56,3 +150,23 @@ def edm_preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> Preconditioni
         c_in=total.rsqrt(),
         c_noise=sigma.log() / 4,
     )
+
+
+def vp_preconditioning(sigma: Tensor, beta_d: float, beta_min: float, M: int) -> Preconditioning:
+    """VP's coefficients: F estimates the noise, and knows its level as a time from 0 to M - 1."""
+    return _noise_prediction(sigma, c_noise=(M - 1) * vp_time(sigma, beta_d, beta_min))
+
+
+def iddpm_preconditioning(sigma: Tensor, index: Tensor, M: int) -> Preconditioning:
+    """iDDPM's coefficients, `index` that of the noise level in `iddpm_levels`; both of the same shape."""
+    return _noise_prediction(sigma, c_noise=(M - 1 - index).to(sigma.dtype))
+
+
+def ve_preconditioning(sigma: Tensor) -> Preconditioning:
+    """VE's coefficients: F estimates the negative noise from the noisy image as it is."""
+    one = torch.ones_like(sigma)
+    return Preconditioning(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
+
+
+def _noise_prediction(sigma: Tensor, c_noise: Tensor) -> Preconditioning:
+    return Preconditioning(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)

@@ -46,7 +46,12 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
 
 
 def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int, pad: int = 0) -> None:
-    """Write images uint8 [N,C,H,W] as one image, row by row.
+    """Write images uint8 [N,C,H,W] as one image; see `tile` and `save_image`."""
+    save_image(tile(images, columns, pad), path)
+
+
+def tile(images: Tensor, columns: int, pad: int = 0) -> Tensor:
+    """Images [N,C,H,W] as one image [C,...], row by row.
 
     Args:
         columns: images in a row; an incomplete last row is filled with black.
@@ -58,4 +63,4 @@ def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int, pad: i
     for index, image in enumerate(images):
         top, left = index // columns * (height + pad), index % columns * (width + pad)
         grid[:, top : top + height, left : left + width] = image
-    save_image(grid, path)
+    return grid

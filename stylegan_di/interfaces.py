@@ -60,3 +60,11 @@ class FeatureExtractor(torch.nn.Module):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """images uint8 [B,3,H,W] in 0..255 -> features float32 [B,dim]."""
+
+
+class Classifier(FeatureExtractor):
+    """An extractor whose features a last layer turns into class probabilities."""
+
+    @abstractmethod
+    def probabilities(self, features: Tensor) -> Tensor:
+        """features [B,dim] -> probabilities [B,classes], as the Inception score takes them: without the bias."""

@@ -13,6 +13,7 @@ moves the student. Noise and sigma are arguments, so every loss is a determinist
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
@@ -27,21 +28,29 @@ Weight = Literal["sigma2", "one", "dmd"]
 EPS = 1e-8  # keeps 1 / mean|x - D_p| finite when the teacher returns its input
 
 
-def denoising_loss(denoiser: Denoiser, x: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
+def denoising_loss(
+    denoiser: Callable[..., Tensor],
+    x: Tensor,
+    noise: Tensor,
+    sigma: Tensor,
+    labels: Tensor | None,
+    weight: Callable[[Tensor], Tensor] = edm_weight,
+) -> Tensor:
     """Denoising score matching, lambda(sigma) |D(x + sigma n; sigma) - x|^2 (arXiv 2206.00364, eq. 2 and table 1).
 
     Args:
-        denoiser: network to be trained; gradients flow into it.
+        denoiser: a Denoiser to be trained, or a call of one; gradients flow into it.
         x: clean images [B,C,H,W].
         noise: standard normal, as x.
         sigma: noise levels [B], > 0.
         labels: [B,label_dim] or None.
+        weight: lambda, by default (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 with sigma_d = 0.5.
 
     Returns:
-        [B], summed over pixels, with lambda = (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 and sigma_d = 0.5.
+        [B], summed over pixels.
     """
     denoised = denoiser(add_noise(x, noise, sigma), sigma, labels)
-    return edm_weight(sigma) * (denoised - x).square().sum(dim=(1, 2, 3))
+    return weight(sigma) * (denoised - x).square().sum(dim=(1, 2, 3))
 
 
 def ikl_gradient(x: Tensor, sigma: Tensor, teacher_x0: Tensor, fake_x0: Tensor, weight: Weight) -> Tensor:

@@ -44,7 +44,6 @@ def uint8_images(draw: Draw, seeds: Sequence[int], size: int) -> Tensor:
     return torch.cat(calls)[: len(seeds)]
 
 
-@torch.no_grad()
 def gan_images(
     student: StyleGAN2Student,
     seeds: Sequence[int],
@@ -53,14 +52,22 @@ def gan_images(
     truncation_psi: float = 1.0,
     noise_mode: str = "const",
 ) -> Tensor:
-    """Images [n,C,H,W] of a GAN.
+    """Images [n,C,H,W] of a GAN. For the arguments see `gan_ws` and `gan_synthesis`."""
+    ws = gan_ws(student, seeds, class_index=class_index, truncation_psi=truncation_psi)
+    return gan_synthesis(student, ws, seeds, noise_mode)
+
+
+@torch.no_grad()
+def gan_ws(
+    student: StyleGAN2Student, seeds: Sequence[int], *, class_index: int | None = None, truncation_psi: float = 1.0
+) -> Tensor:
+    """The mapped latents ws [n,num_ws,w_dim] of seeds.
 
     Args:
         student: the GAN.
         seeds: n of them, 0 to 2^32 - 1.
         class_index: 0 to label_dim - 1; None draws a label after the latent where the network is conditional.
         truncation_psi: 1 for none, 0 for the mean image.
-        noise_mode: 'const', 'none', or 'random': per-pixel noise keyed by the seed.
     """
     streams = [np.random.RandomState(seed) for seed in seeds]
     device = _device(student)
@@ -69,19 +76,34 @@ def gan_images(
     if student.label_dim:
         drawn = torch.tensor([int(stream.randint(student.label_dim)) for stream in streams])
         labels = _one_hot(drawn, class_index, student.label_dim, device)
-    noise = [SampleRandom(seed, "noise", 0, [0], device) for seed in seeds]
-    return student.network(
-        z.to(device),
-        labels,
-        truncation_psi=truncation_psi,
-        noise_mode=noise_mode,
-        noise_source=lambda *shape: torch.cat([random.normal(*shape) for random in noise]),
+    return student.network.mapping(z.to(device), labels, truncation_psi=truncation_psi)
+
+
+@torch.no_grad()
+def gan_synthesis(student: StyleGAN2Student, ws: Tensor, seeds: Sequence[int], noise_mode: str = "const") -> Tensor:
+    """Images [n,C,H,W] of ws [n,num_ws,w_dim].
+
+    noise_mode: 'const', 'none', or 'random': per-pixel noise keyed by the n seeds.
+    """
+    noise = [SampleRandom(seed, "noise", 0, [0], ws.device) for seed in seeds]
+    return student.network.synthesis(
+        ws, noise_mode=noise_mode, noise_source=lambda *shape: torch.cat([random.normal(*shape) for random in noise])
     )
+
+
+def uint8_of_ws(student: StyleGAN2Student, ws: Tensor, seeds: Sequence[int], noise_mode: str = "const") -> Tensor:
+    """What `gan_synthesis` gives, uint8 [n,C,H,W] on the CPU, in calls of `call_size`."""
+    size = call_size(ws.device, student.img_resolution)
+
+    def draw(chosen: Sequence[int]) -> Tensor:
+        return gan_synthesis(student, ws[list(chosen)], [seeds[index] for index in chosen], noise_mode)
+
+    return uint8_images(draw, range(len(ws)), size)
 
 
 @torch.no_grad()
 def one_step_images(student: OneStepStudent, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
-    """Images [n,C,H,W] of a one-step student. For the arguments see `gan_images`."""
+    """Images [n,C,H,W] of a one-step student. For the arguments see `gan_ws`."""
     noise = _Noise(seeds, _device(student))
     z, labels = _edm_inputs(student, noise, class_index)
     return student(z, labels)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -29,6 +31,52 @@ class StyleGAN2Student(Generator):
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
         self.label_dim = network.c_dim
+        self.frozen: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> list[str]:
+        """What can be frozen: 'mapping' and the blocks 'b4', 'b8', ... of the synthesis network."""
+        return ["mapping", *(f"b{resolution}" for resolution in self.network.synthesis.block_resolutions)]
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """Keeps parts (see `parts`) as they are in every training from now on; a frozen mapping keeps its w_avg too."""
+        self.frozen = tuple(parts)
+        self.train(self.training)
+        self.requires_grad_(any(parameter.requires_grad for parameter in self.parameters()))
+
+    def frozen_modules(self) -> list[torch.nn.Module]:
+        """The networks behind the names of the frozen parts."""
+        synthesis = self.network.synthesis
+        return [self.network.mapping if part == "mapping" else synthesis.get_submodule(part) for part in self.frozen]
+
+    def train(self, mode: bool = True) -> StyleGAN2Student:
+        """Frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for module in self.frozen_modules():
+            module.eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> StyleGAN2Student:
+        """Frozen parts take no gradients."""
+        super().requires_grad_(requires_grad)
+        for module in self.frozen_modules():
+            module.requires_grad_(False)
+        return self
+
+    @torch.no_grad()
+    def estimate_w_avg(self, rng: SampleRandom) -> None:
+        """Sets w_avg, the w that truncation draws towards, to the mean over the streams of rng, labels drawn evenly.
+
+        A frozen mapping network and one that keeps no mean are left alone.
+        """
+        mapping = self.network.mapping
+        if "mapping" in self.frozen or mapping.w_avg_beta is None:
+            return
+        labels = None
+        if self.label_dim:
+            labels = torch.nn.functional.one_hot(rng.integers(self.label_dim), self.label_dim).float()
+        ws = mapping(self.sample_latents(len(rng), rng=rng), labels, skip_w_avg_update=True)
+        mapping.w_avg.copy_(ws[:, 0].mean(0))
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Standard normal latents [n, z_dim]."""
@@ -80,7 +128,7 @@ class OneStepStudent(Generator):
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """z [B,C,H,W]; labels [B,label_dim] one-hot, None the null label; rng is not needed: nothing else is random."""
-        sigma = torch.full([len(z)], self.sigma_init, dtype=z.dtype, device=z.device)
+        sigma = torch.full([z.shape[0]], self.sigma_init, dtype=z.dtype, device=z.device)
         return _at_least_float32(self.network(self.sigma_init * z, sigma, labels))
 
 

@@ -26,8 +26,13 @@ class EDMTeacher(Denoiser):
         self.sigma_min = network.sigma_min
         self.sigma_max = network.sigma_max
 
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.network(x, sigma, labels)
+    def forward(
+        self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, *, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """As a Denoiser; augment_labels [B,9] tell a network trained with EDM's augmentation what was done to x."""
+        if augment_labels is None:
+            return self.network(x, sigma, labels)
+        return self.network(x, sigma, labels, augment_labels=augment_labels)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         """The nearest noise levels that the network knows."""

@@ -1,24 +1,60 @@
-"""Known names of networks and references: where each comes from, and what goes with it.
+"""Known names of networks, references and detectors: where each comes from, and what goes with it.
 
 A name is looked up as a local file first, then among the files shipped with the package, then among the published
-URLs (downloaded once into the cache). Published networks have NVIDIA's licences, for non-commercial use.
+URLs (downloaded once into the cache, see `dnnlib.download`). Files in a published folder that are not in the table
+are named with it, as in paper-fig11b-cifar10/cifar10u-cifar-ada-best-fid.pkl. Published files have their publishers'
+licences, most of them for non-commercial use: the terms are shown when one is first asked for.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnnlib.util import UserError, is_url, open_url
+from dnnlib.download import cached_path, is_url, notice_once, open_url
+from dnnlib.util import UserError
 
 ASSETS = Path(__file__).parent / "assets"
-SG2 = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/"
+NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/"
+SG2 = NVIDIA + "stylegan2-ada-pytorch/pretrained/"
 TRANSFER = SG2 + "transfer-learning-source-nets/"
-EDM = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/"
+EDM = NVIDIA + "edm/pretrained/"
 BASELINE = EDM + "baseline/"
-FID_REFS = "https://nvlabs-fi-cdn.nvidia.com/edm/fid-refs/"
+FID_REFS = NVIDIA + "edm/fid-refs/"
+EDM2 = NVIDIA + "edm2/posthoc-reconstructions/"
+EDM2_REFS = NVIDIA + "edm2/dataset-refs/"
+STYLEGAN2 = NVIDIA + "stylegan2/networks/"
+DETECTORS = SG2 + "metrics/"
+NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/"
+PYTORCH_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+TORCHVISION = "https://download.pytorch.org/models/"
+LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/"
+
+#: Published folders whose files may be named with them, and where they lie.
+FOLDERS = {
+    "paper-fig7c-training-set-sweeps/": SG2,
+    "paper-fig11a-small-datasets/": SG2,
+    "paper-fig11b-cifar10/": SG2,
+    "transfer-learning-source-nets/": SG2,
+    "baseline/": EDM,
+    "posthoc-reconstructions/": NVIDIA + "edm2/",
+    "raw-snapshots/": NVIDIA + "edm2/",
+}
+
+#: What may be done with files, by how their URLs begin.
+TERMS = {
+    NVIDIA + "stylegan2/": "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan2)",
+    NVIDIA + "stylegan2-ada-pytorch/": "NVIDIA Source Code License, non-commercial use only (stylegan2-ada-pytorch)",
+    NGC: "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan3)",
+    NVIDIA + "edm/": "CC BY-NC-SA 4.0, non-commercial use only (NVlabs/edm)",
+    NVIDIA + "edm2/": "CC BY-NC-SA 4.0, non-commercial use only (NVlabs/edm2)",
+    PYTORCH_FID: "Apache-2.0, converted from TensorFlow's Inception-v3 (mseitzer/pytorch-fid)",
+    TORCHVISION: "BSD-3-Clause, trained on ImageNet, whose images are for research (pytorch/vision)",
+    LPIPS: "BSD-2-Clause (richzhang/PerceptualSimilarity)",
+}
 
 
 @dataclass(frozen=True)
@@ -27,19 +63,21 @@ class Entry:
 
     `folder` is the URL it is published under, None for files shipped with the package; `label_dim` the number of
     classes (None: no network); `teacher` the diffusion model of the same images and classes; `reference` the feature
-    statistics to measure against; `sha256` of the contents, None where it is not known.
+    statistics to measure against; `sha256` of the contents, None where it is not known; `file` its name there, where
+    that is another.
     """
 
     name: str
     folder: str | None
     label_dim: int | None
-    teacher: str | None
-    reference: str | None
+    teacher: str | None = None
+    reference: str | None = None
     sha256: str | None = None
+    file: str | None = None
 
     @property
     def url(self) -> str | None:
-        return None if self.folder is None else self.folder + self.name
+        return None if self.folder is None else self.folder + (self.file or self.name)
 
 
 _FASHION, _CIFAR = "fashion-reference.npz", "cifar10-32x32.npz"
@@ -62,6 +100,7 @@ _TABLE: list[tuple[str, str | None, int | None, str | None, str | None]] = [
     ("ffhq-res1024-mirror-stylegan2-noaug.pkl",  TRANSFER, 0,    None,                            None),
     ("celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl", TRANSFER, 0, None,              None),
     ("lsundog-res256-paper256-kimg100000-noaug.pkl", TRANSFER, 0,   None,                            None),
+    ("stylegan2-cat-config-f.pkl",               STYLEGAN2, 0,   None,                            None),
     ("edm-cifar10-32x32-cond-vp.pkl",            EDM,      10,   None,                            _CIFAR),
     ("edm-cifar10-32x32-cond-ve.pkl",            EDM,      10,   None,                            _CIFAR),
     ("edm-cifar10-32x32-uncond-vp.pkl",          EDM,      0,    None,                            _CIFAR),
@@ -79,10 +118,51 @@ _TABLE: list[tuple[str, str | None, int | None, str | None, str | None]] = [
     ("afhqv2-64x64.npz",                         FID_REFS, None, None,                            None),
     ("imagenet-64x64.npz",                       FID_REFS, None, None,                            None),
     ("imagenet-64x64-baseline.npz",              FID_REFS, None, None,                            None),
+    ("img64.pkl",                                EDM2_REFS, None, None,                           None),
+    ("img512.pkl",                               EDM2_REFS, None, None,                           None),
 ]
+
+# EDM2's networks of ImageNet, edm2-<run>-<kimg, EMA width>.pkl; those of 512 pixels make latents of an encoder.
+_EDM2_RUNS = {
+    "img64-xs":         "0134217-0.110 0134217-0.175",
+    "img64-s":          "1073741-0.045 1073741-0.075 1073741-0.105",
+    "img64-m":          "2147483-0.060",
+    "img64-l":          "1073741-0.040",
+    "img64-xl":         "0671088-0.040",
+    "img512-xs":        "0134217-0.125 0134217-0.165 2147483-0.045 2147483-0.135 2147483-0.150 2147483-0.200",
+    "img512-s":         "2147483-0.025 2147483-0.070 2147483-0.085 2147483-0.120 2147483-0.130 2147483-0.190",
+    "img512-m":         "0268435-0.155 0268435-0.205 2147483-0.015 2147483-0.030 2147483-0.100 2147483-0.155",
+    "img512-l":         "1879048-0.015 1879048-0.035 1879048-0.085 1879048-0.155",
+    "img512-xl":        "1342177-0.020 1342177-0.030 1342177-0.085 1342177-0.155",
+    "img512-xxl":       "0939524-0.015 0939524-0.070 0939524-0.075 0939524-0.130 0939524-0.150",
+    "img512-xs-uncond": "0134217-0.110 0134217-0.125 2147483-0.015 2147483-0.020 2147483-0.025 2147483-0.030 "
+                        "2147483-0.035 2147483-0.045 2147483-0.085 2147483-0.150",
+    "img512-s-uncond":  "2147483-0.070 2147483-0.090",
+}
 # fmt: on
-_SHA256: dict[str, str] = {}  # by name, where known; NVIDIA publishes none
-ENTRIES = {row[0]: Entry(*row, sha256=_SHA256.get(row[0])) for row in _TABLE}
+
+
+def _entries() -> dict[str, Entry]:
+    found = [Entry(*row) for row in _TABLE]
+    for run, names in _EDM2_RUNS.items():
+        label_dim, reference = 0 if "uncond" in run else 1000, run.partition("-")[0] + ".pkl"
+        found += [Entry(f"edm2-{run}-{name}.pkl", EDM2, label_dim, None, reference) for name in names.split()]
+    found += [  # detectors; NVIDIA publishes no hashes, and two of its three files are not used here (docs/metrics.md)
+        Entry("vgg16.pt", DETECTORS, None),
+        Entry("inception-2015-12-05.pkl", NGC, None),
+        Entry("pt_inception-2015-12-05-6726825d.pth", PYTORCH_FID, None,
+              sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
+        Entry("inception-2015-12-05.pt", DETECTORS, None,
+              sha256="f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"),
+        Entry("vgg16-397923af.pth", TORCHVISION, None,
+              sha256="397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0"),
+        Entry("lpips-vgg.pth", LPIPS, None, file="vgg.pth",
+              sha256="a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868"),
+    ]  # fmt: skip
+    return {entry.name: entry for entry in found}
+
+
+ENTRIES = _entries()
 
 
 def entry(name_path_or_url: str | os.PathLike[str]) -> Entry | None:
@@ -93,16 +173,20 @@ def entry(name_path_or_url: str | os.PathLike[str]) -> Entry | None:
 def resolve(name_path_or_url: str | os.PathLike[str]) -> Path:
     """The local file of a path, a URL or a known name; the latter two are downloaded where needed.
 
+    The first use of a published name or URL shows its terms on stderr.
+
     Raises:
         UserError: if there is no such file and no such name, or it cannot be fetched.
     """
     text = os.fspath(name_path_or_url)
+    known = entry(text) if is_url(text) else _known(text)
     if is_url(text):
-        known = entry(text)
+        _show_terms(text)
         return open_url(text, sha256=known.sha256 if known is not None and known.url == text else None)
+    if known is not None and known.url is not None:
+        _show_terms(known.url)
     if Path(text).is_file():
         return Path(text)
-    known = ENTRIES.get(text)
     if known is None:
         raise UserError(f"{text}: {_unknown(text)}")
     if (ASSETS / text).is_file():
@@ -110,6 +194,48 @@ def resolve(name_path_or_url: str | os.PathLike[str]) -> Path:
     if known.url is None:
         raise UserError(f"{text}: this file comes with the package but is missing; put it at {ASSETS / text}.")
     return open_url(known.url, sha256=known.sha256)
+
+
+def published(name: str, copy: str | os.PathLike[str] | None = None) -> Path:
+    """The file of a detector in the table, its hash checked: a copy of it, or downloaded.
+
+    Args:
+        copy: the path, URL or known name of a copy; None: the published one.
+
+    Raises:
+        UserError: if it cannot be had, or the copy is another file.
+    """
+    known = ENTRIES[name]
+    if copy is not None:
+        return open_url(copy, sha256=known.sha256)
+    try:
+        return resolve(name)
+    except UserError as error:
+        raise UserError(f"{error} (Metrics need these weights; --detector-file names a local copy.)") from None
+
+
+def at_hand(name: str) -> bool:
+    """Whether a known name can be opened without a download."""
+    url = ENTRIES[name].url
+    local = [Path(name), ASSETS / name] + ([] if url is None else [cached_path(url)])
+    return any(path.is_file() for path in local)
+
+
+def _known(text: str) -> Entry | None:
+    """The entry of a name, or of a file named with its published folder."""
+    if text in ENTRIES:
+        return ENTRIES[text]
+    for folder, root in FOLDERS.items():
+        if re.fullmatch(re.escape(folder) + r"([\w.-]+/)*[\w.-]+\.pkl", text) and ".." not in text:
+            return Entry(text, root, None)
+    return None
+
+
+def _show_terms(url: str) -> None:
+    for beginning, terms in TERMS.items():
+        if url.startswith(beginning):
+            key = re.sub(r"\W+", "-", beginning.split("://")[1]).strip("-")
+            notice_once(key, f"Terms of {url} and the files beside it: {terms}. This is shown once.")
 
 
 def _unknown(text: str) -> str:

@@ -1,12 +1,19 @@
-"""Tests run with native kernels where there is a compiler; the ops' own tests run with the reference as well."""
+"""One thread everywhere: runs that must come out the same bits are made here and in processes of their own.
 
+Tests run with native kernels where there is a compiler; the ops' own tests run with the reference as well.
+"""
+
+import os
 from collections.abc import Iterator
 
 import pytest
+import torch
 
 from torch_utils.ops import build
 from torch_utils.ops.reference import reference_kernels
 
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
 KERNELS = build.load("cpu", may_build=True)
 
 

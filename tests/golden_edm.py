@@ -8,10 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.networks import edm
+from stylegan_di.networks.edm import Precond
 
 GOLDEN = Path(__file__).parent / "golden"
-NETWORKS = ["edm_ddpmpp_uncond", "edm_ncsnpp_cond10_aug9", "edm_adm_cond10_aug9"]
+NETWORKS = [
+    "edm_ddpmpp_uncond", "edm_ncsnpp_cond10_aug9", "edm_adm_cond10_aug9", "vp_ddpmpp_cond4_aug9", "ve_ncsnpp_uncond",
+    "iddpm_adm_cond6",
+]  # fmt: skip
 
 
 def load_arrays(name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -26,10 +30,10 @@ def load_weights(module: torch.nn.Module, arrays: dict[str, Tensor], prefix: str
     module.load_state_dict({key.removeprefix(prefix): arrays[key] for key in arrays if key.startswith(prefix)})
 
 
-def load_network(name: str, dtype: torch.dtype = torch.float64) -> tuple[EDMPrecond, dict[str, Tensor], dict[str, Any]]:
+def load_network(name: str, dtype: torch.dtype = torch.float64) -> tuple[Precond, dict[str, Tensor], dict[str, Any]]:
     """A golden network in eval mode of the given type, its arrays and its description."""
     arrays, info = load_arrays(name)
-    network = EDMPrecond(**info["init_kwargs"])
+    network = getattr(edm, info["cls"])(**info["init_kwargs"])
     load_weights(network, arrays)
     return network.to(dtype).eval(), arrays, info
 

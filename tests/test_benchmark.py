@@ -21,11 +21,17 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("grouped", [False, True])
 @pytest.mark.parametrize("name", ["sg2g_uncond_skip_map2", "sg2g_uncond_resnet_clamp"])
 def test_plain_stylegan2_is_the_same_function(name: str, grouped: bool) -> None:
-    network = load_gan(Generator, name)[0]
+    network = load_gan(Generator, name)[0].requires_grad_(True)
     z = torch.randn([3, network.z_dim], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    expected = network(z, None, noise_mode="const").detach()
+
+    def images_and_gradients() -> list[torch.Tensor]:
+        images = network(z, None, noise_mode="const")
+        return [images.detach(), *torch.autograd.grad(images.square().mean(), list(network.parameters()))]
+
+    expected = images_and_gradients()
     with plain_networks(grouped=grouped):
-        assert_near(network(z, None, noise_mode="const").detach(), expected, 1e-10)
+        for actual, value in zip(images_and_gradients(), expected, strict=True):
+            assert_near(actual, value, 1e-10)
 
 
 @pytest.mark.parametrize("name", ["edm_ddpmpp_uncond", "edm_ncsnpp_cond10_aug9", "edm_adm_cond10_aug9"])

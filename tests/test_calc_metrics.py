@@ -48,6 +48,20 @@ def test_a_gan(tmp_path: Path) -> None:
         assert f"{value:.4g}"[:5] in result.stdout
 
 
+def test_repetition_gives_mean_and_spread(tmp_path: Path) -> None:
+    arguments = [f"--network={GAN}", "--metrics=fd_fashion", REF, "--num=6"]
+    result = run(*arguments, "--seed=3", "--repeat=3", f"--outdir={tmp_path}")
+    line = lines_of(result)["fd_fashion"]
+    single = [lines_of(run(*arguments, f"--seed={seed}"))["fd_fashion"]["results"] for seed in (3, 4, 5)]
+    assert line["blocks"] == single
+    figures = [block["fd_fashion"] for block in single]
+    assert line["results"] == {"fd_fashion": pytest.approx(np.mean(figures), rel=1e-12)}
+    assert line["spread"] == {"fd_fashion": pytest.approx(np.std(figures, ddof=1), rel=1e-9)}
+    assert "mean and standard deviation of 3 sets of 6 images" in result.stdout
+    assert f"{np.mean(figures):.6g} +- {np.std(figures, ddof=1):.2g}" in result.stdout
+    assert len((tmp_path / "metric-fd_fashion.jsonl").read_text().splitlines()) == 1
+
+
 def test_truncation_changes_a_gans_figures() -> None:
     plain, truncated = (
         lines_of(run(f"--network={GAN}", "--metrics=fd_fashion", REF, "--num=10", *more))["fd_fashion"]["results"]
@@ -98,7 +112,14 @@ def test_images_against_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ([f"--network={GAN}", REF, "--metrics=fid50k_full,fd_fashion", "--detector-file=none.pth"], "none.pth"),
         ([f"--network={GAN}", REF, "--metrics=fd_fashion", "--steps=3"], "--steps=3 is for a diffusion teacher"),
         ([f"--network={TEACHER}", REF, "--metrics=fd_fashion", "--trunc=0.5"], "--trunc=0.5 is for a GAN"),
-        (["--images=x", REF, "--trunc=0.5"], "--trunc and --steps are for --network"),
+        (["--images=x", REF, "--trunc=0.5"], "--trunc, --steps and --repeat are for --network"),
+        (["--images=x", REF, "--repeat=2"], "--trunc, --steps and --repeat are for --network"),
+        ([f"--network={GAN}", REF, "--metrics=is50k"], "is50k compare with no real images"),
+        ([f"--network={GAN}", "--data=x", "--metrics=fd_fashion", "--mirror=1"], "--mirror is for"),
+        ([f"--network={GAN}", REF, "--metrics=fid50k", "--mirror=1"], "--mirror is for"),
+        ([f"--network={GAN}", REF, "--metrics=fid50k,pr50k3", "--detector-file=x.pth"],
+         "of which network? The metrics asked for accept inception=FILE,vgg16=FILE"),
+        ([f"--network={GAN}", REF, "--metrics=fid50k", "--detector-file=vgg16=x.pth"], "do not use vgg16"),
         (["--network=none.pkl", REF], "none.pkl"),
         (["--images=none.zip", REF, "--metrics=fd_fashion"], "none.zip"),
         ([f"--network={GAN}", REF, "--num=1"], "--num"),

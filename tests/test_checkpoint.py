@@ -32,6 +32,7 @@ from stylegan_di.random import SampleRandom
 from stylegan_di.sampling import heun_sampler
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
+from tests.golden_edm import NETWORKS, load_network
 from torch_utils.persistence import PersistentObject, RefusedFileError, read_pickle, write_pickle
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
@@ -190,6 +191,20 @@ def test_one_step_student(suffix: str, tmp_path: Path) -> None:
     torch.testing.assert_close(student(z, labels), network(2.5 * z, torch.tensor(2.5), labels), rtol=0, atol=0)
     with pytest.raises(RefusedFileError, match="a one-step student"):
         load_denoiser(path)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_preconditioner_comes_back_as_a_teacher(name: str, suffix: str, tmp_path: Path) -> None:
+    network, arrays, _ = load_network(name, torch.float32)
+    path = tmp_path / f"n.{suffix}"
+    save_snapshot(path, {"ema": network}, extras={"dataset_kwargs": {}}, metadata={})
+    teacher = load_denoiser(path)
+    assert_same_weights(teacher.network, network)
+    assert (teacher.sigma_min, teacher.sigma_max) == (network.sigma_min, network.sigma_max)
+    with torch.no_grad():
+        denoised = teacher(arrays["x"], arrays["sigma_vec"], arrays.get("labels"))
+    assert_near(denoised, arrays["out32/D_sigmavec"], 1e-4)
 
 
 def test_channels_last_weights_survive(tmp_path: Path) -> None:

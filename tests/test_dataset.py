@@ -1,62 +1,19 @@
 """Data sets in a folder or zip, their labels, and the order of batches."""
 
-import io
-import json
 import multiprocessing
-import os
 import pickle
-import struct
 import threading
-import zipfile
-import zlib
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from dnnlib.util import UserError
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import batch_indices, iterate_batches, load_batch
-
-
-def pixels(index: int, size: int = 8, channels: int = 3) -> np.ndarray:
-    """Image number `index`, uint8 [size,size,channels]; its first pixel tells which."""
-    image = np.random.default_rng(index).integers(256, size=[size, size, channels], dtype=np.uint8)
-    image[0, 0] = index
-    return image
-
-
-def encode(image: np.ndarray, mode: str | None = None, format: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    picture = Image.fromarray(image.squeeze())
-    (picture if mode is None else picture.convert(mode)).save(buffer, format=format)
-    return buffer.getvalue()
-
-
-def image_files(count: int, **kwargs: int) -> dict[str, bytes]:
-    """Images named in an order other than that of the names, without labels."""
-    return {f"{index % 2:05d}/img{index:08d}.png": encode(pixels(index, **kwargs)) for index in reversed(range(count))}
-
-
-def labels_file(labels: object) -> bytes:
-    return json.dumps({"labels": labels}).encode()
-
-
-def write(path: Path, files: dict[str, bytes]) -> Path:
-    """Write a zip (by its suffix) or folder."""
-    if path.suffix == ".zip":
-        with zipfile.ZipFile(path, "w") as archive:
-            for name, data in files.items():
-                archive.writestr(name, data)
-    else:
-        for name, data in files.items():
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            (path / name).write_bytes(data)
-    return path
+from tests.datasets import image_files, labels_file, pixels, write
 
 
 @pytest.fixture(params=["data.zip", "data"])
@@ -203,171 +160,6 @@ def test_an_open_data_set_can_be_pickled(tmp_path: Path) -> None:
     dataset = ImageDataset(write(tmp_path / "a.zip", image_files(2)), cache=False)
     image = dataset[1][0]
     assert np.array_equal(pickle.loads(pickle.dumps(dataset))[1][0], image)
-
-
-# What is wrong with a data set is said by name.
-
-
-def _huge_png(side: int) -> bytes:
-    """A valid beginning of a PNG of side x side gray pixels."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes(1000)))
-
-
-GOOD = encode(pixels(0))
-BAD_IMAGES: dict[str, tuple[bytes, str]] = {
-    "truncated": (GOOD[: len(GOOD) // 2], "no readable image"),
-    "empty": (b"", r"0 bytes\) is no readable image"),
-    "html": (b"<!DOCTYPE html><html></html>", "no readable image"),
-    "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "no readable image"),
-    "size": (encode(pixels(0, size=16)), "is 16x16 RGB, but 00000/img00000000.png is 8x8 RGB"),
-    "gray": (encode(pixels(0, channels=1)), "is 8x8 gray, but"),
-    "oblong": (encode(pixels(0)[:4]), "is 8x4 RGB, but"),
-    "alpha": (encode(pixels(0), "RGBA"), "is a RGBA image.*dataset_tool"),
-    "palette": (encode(pixels(0), "P"), "is a P image"),
-    "bits": (encode(np.zeros([8, 8], dtype=np.uint16)), "is a I;16 image"),
-    "bomb": (_huge_png(14000), "too large an image"),
-    "large": (_huge_png(8200), r"too large an image \(8200x8200\)"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_IMAGES)
-def test_bad_image_is_named(target: Path, case: str) -> None:
-    data, message = BAD_IMAGES[case]
-    dataset = ImageDataset(write(target, image_files(2) | {"00001/zzz.png": data}))
-    with pytest.raises(UserError, match=message) as caught:
-        dataset.preload()
-    assert "00001/zzz.png" in str(caught.value)
-
-
-@pytest.mark.parametrize("case", ["truncated", "html", "alpha", "bomb"])
-def test_bad_first_image_is_named_at_once(target: Path, case: str) -> None:
-    data, message = BAD_IMAGES[case]
-    with pytest.raises(UserError, match=message) as caught:
-        ImageDataset(write(target, image_files(1) | {"00000/a.png": data}))
-    assert "00000/a.png" in str(caught.value)
-
-
-def test_first_image_must_be_square(target: Path) -> None:
-    with pytest.raises(UserError, match=r"a\.png is 8x4; images must be square"):
-        ImageDataset(write(target, {"a.png": encode(pixels(0)[:4])}))
-
-
-NAME = "00000/img00000000.png"
-BAD_LABELS: dict[str, tuple[bytes, str]] = {
-    "json": (b'{"labels": [', "not valid JSON"),
-    "binary": (b"\xff\xfe\x00", "not valid JSON"),
-    "deep": (b"[" * 200_000, "not valid JSON"),
-    "list": (b"[]", 'has no "labels"'),
-    "none": (b"{}", 'has no "labels"'),
-    "null": (labels_file(None), "has no labels"),
-    "text": (labels_file("cat"), '"labels" is a str'),
-    "not pairs": (labels_file([NAME]), "is not a pair"),
-    "missing": (labels_file([["other.png", 0]]), f"no label for '{NAME}' \\(1 of 1"),
-    "twice": (labels_file([[NAME, 0], [NAME, 1]]), f"labels '{NAME}' twice"),
-    "negative": (labels_file([[NAME, -1]]), f"'{NAME}' is -1; class indices are 0 to"),
-    "huge": (labels_file([[NAME, 10**9]]), "is 1000000000; class indices"),
-    "name": (labels_file([[NAME, "cat"]]), "is 'cat'; expected a class index"),
-    "bool": (labels_file([[NAME, True]]), "is True; expected a class index"),
-    "float": (labels_file([[NAME, 1.5]]), "is 1.5; expected a class index"),
-    "NaN": (labels_file([[NAME, [float("nan")]]]), "must be finite"),
-    "beyond float32": (labels_file([[NAME, [1e39]]]), "must be finite"),
-    "empty vector": (labels_file([[NAME, []]]), "expected a class index"),
-    "nested": (labels_file([[NAME, [[1]]]]), "expected a class index"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_LABELS)
-def test_bad_labels_are_named_when_asked_for(target: Path, case: str) -> None:
-    data, message = BAD_LABELS[case]
-    write(target, image_files(1) | {"dataset.json": data})
-    with pytest.raises(UserError, match=message) as caught:
-        ImageDataset(target, use_labels=True)
-    assert str(target) in str(caught.value)
-    assert "dataset.json" in str(caught.value)
-    assert len(ImageDataset(target)) == 1
-
-
-@pytest.mark.parametrize("labels", [(0, [1.0]), ([1.0], [1.0, 2.0])])
-def test_labels_of_two_kinds_are_refused(tmp_path: Path, labels: tuple[object, object]) -> None:
-    files = image_files(2)
-    pairs = [list(pair) for pair in zip(sorted(files), labels, strict=True)]
-    write(tmp_path / "data", files | {"dataset.json": labels_file(pairs)})
-    with pytest.raises(UserError, match="use one kind"):
-        ImageDataset(tmp_path / "data", use_labels=True)
-
-
-def test_no_labels_file(target: Path) -> None:
-    with pytest.raises(UserError, match="has no labels"):
-        ImageDataset(write(target, image_files(1)), use_labels=True)
-
-
-def test_paths_that_are_no_data_sets(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(b"")
-    (tmp_path / "a.zip").write_bytes(b"PK\x03\x04 and then nothing")
-    (tmp_path / "empty").mkdir()
-    for name, message in {
-        "absent": "does not exist",
-        "a.tar": "neither a folder nor a .zip",
-        "a.zip": "not a readable zip",
-        "empty": "holds no images",
-    }.items():
-        with pytest.raises(UserError, match=message) as caught:
-            ImageDataset(tmp_path / name)
-        assert str(tmp_path / name) in str(caught.value)
-
-
-def _edit(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
-    return lambda data: data.replace(old, new)
-
-
-BAD_ZIPS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
-    "truncated directory": (lambda data: data[:-30], "not a readable zip"),
-    "encrypted": (_edit(b"PK\x01\x02\x14\x03\x14\x00\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01\x00"), "is encrypted"),
-    "named outside": (_edit(b"00000/img00000000", b"../00/img00000000"), "outside the archive"),
-    "absolute": (_edit(b"00000/img00000000", b"/0000/img00000000"), "outside the archive"),
-    "twice": (_edit(b"00001/img00000001", b"00000/img00000000"), "more than once, such as '00000/img00000000.png'"),
-    "bad CRC": (lambda data: data.replace(b"IDAT", b"IDAX", 1), "img00000001.png cannot be read: Bad CRC-32"),
-}
-
-
-@pytest.mark.parametrize("case", BAD_ZIPS)
-def test_bad_zip_is_named(tmp_path: Path, case: str) -> None:
-    edit, message = BAD_ZIPS[case]
-    path = write(tmp_path / "a.zip", image_files(2))
-    changed = edit(path.read_bytes())
-    assert changed != path.read_bytes()
-    path.write_bytes(changed)
-    with pytest.raises(UserError, match=message) as caught:
-        ImageDataset(path).preload()
-    assert str(path) in str(caught.value)
-
-
-def test_a_zip_that_unpacks_to_too_much_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stylegan_di.data.files.MAX_FILE_BYTES", 10_000)
-    path = tmp_path / "a.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("a.png", GOOD + bytes(1_000_000))
-    with pytest.raises(UserError, match=r"a\.zip:a\.png is 1000\d+ bytes; files up to 10000"):
-        ImageDataset(path)
-
-
-@pytest.mark.skipif(os.name != "posix", reason="links need a privilege on this system")
-def test_links_may_not_leave_the_folder(tmp_path: Path) -> None:
-    inside = write(tmp_path / "data", image_files(2))
-    outside = write(tmp_path / "elsewhere", image_files(1))
-    (inside / "copy.png").symlink_to(inside / NAME)
-    assert len(ImageDataset(inside)) == 3
-    for link, to in (("file.png", outside / NAME), ("folder", outside)):
-        (inside / link).symlink_to(to)
-        with pytest.raises(UserError, match="is a link out of the data set") as caught:
-            ImageDataset(inside)
-        assert str(inside / link) in str(caught.value)
-        (inside / link).unlink()
 
 
 # The order of batches.

@@ -2,20 +2,27 @@
 
 import gzip
 import io
+import itertools
 import json
+import pickle
 import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import lmdb
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from dnnlib.util import UserError
 from stylegan_di.data.convert import transform_image
 from stylegan_di.data.dataset import ImageDataset
+from tests.datasets import encode, pixels
 from tools.dataset_tool import main
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
@@ -210,6 +217,9 @@ def test_transforms() -> None:
     assert scaled[:, 7].min() >= 198
     cropped = transformed("center-crop", (16, 16))
     assert np.array_equal(cropped, np.asarray(wide)[:, 8:24])
+    odd = Image.fromarray(np.random.default_rng(0).integers(256, size=[21, 40], dtype=np.uint8))
+    expected = Image.fromarray(np.asarray(odd)[:, 9:30]).resize((8, 8), Image.Resampling.LANCZOS)
+    assert np.array_equal(np.asarray(transform_image(odd, "center-crop", (8, 8), "image")), np.asarray(expected))
     letterbox = transformed("center-crop-wide", (16, 8))
     assert letterbox.shape == (16, 16)
     assert not letterbox[:4].any()
@@ -323,3 +333,221 @@ def test_fashion_mnist(tmp_path: Path) -> None:
     classes = [int(dataset[index][1].argmax()) for index in range(5)]
     assert classes == [9, 2, 1, 1, 6]  # ankle boot, pullover, trouser, trouser, shirt: as published
     assert not dataset[0][0][0, :2].any()
+
+
+# CIFAR-10.
+
+
+def python2_pickle(pixels: np.ndarray, labels: list[int], filenames: list[str]) -> bytes:
+    """A batch as Python 2's cPickle wrote CIFAR-10's: protocol 2, 8-bit strings, a memo from 1."""
+
+    memo = itertools.count(1)
+
+    def put() -> bytes:
+        index = next(memo)
+        return b"q" + bytes([index]) if index < 256 else b"r" + struct.pack("<I", index)
+
+    def text(value: str) -> bytes:
+        return b"U" + bytes([len(value)]) + value.encode() + put()
+
+    def integer(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    rows, columns = pixels.shape
+    parts = [
+        b"\x80\x02}", put(), b"(", text("batch_label"), text("training batch 1 of 5"),
+        text("labels"), b"]", put(), b"(", *map(integer, labels), b"e",
+        text("data"), b"cnumpy.core.multiarray\n_reconstruct\n", put(), b"cnumpy\nndarray\n", put(),
+        b"K\x00\x85", text("b"), b"\x87R", put(), b"(K\x01", integer(rows), integer(columns), b"\x86",
+        b"cnumpy\ndtype\n", put(), text("u1"), b"K\x00K\x01\x87R", put(),
+        b"(K\x03", text("|"), b"NNN", integer(-1), integer(-1), b"K\x00tb",
+        b"\x89T", struct.pack("<I", pixels.size), pixels.tobytes(), b"tb",
+        text("filenames"), b"]", put(), b"(", *map(text, filenames), b"eu.",
+    ]  # fmt: skip
+    return b"".join(parts)
+
+
+def cifar_batches(count: int = 2) -> dict[str, tuple[np.ndarray, list[int]]]:
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    rng = np.random.default_rng(0)
+    return {
+        name: (rng.integers(256, size=[count, 3072], dtype=np.uint8), rng.integers(10, size=count).tolist())
+        for name in names
+    }
+
+
+def save_cifar(path: Path, files: dict[str, bytes] | None = None) -> Path:
+    """CIFAR-10's archive of the files, or of cifar_batches."""
+    if files is None:
+        filenames = [f"{index}.png" for index in range(400)]
+        files = {name: python2_pickle(*batch, filenames) for name, batch in cifar_batches().items()}
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, data in {"readme.html": b"<html>", **files}.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-py/{name}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize("name", ["cifar-10-python.tar.gz", "cifar-10-python.tar"])
+def test_cifar_is_read_without_unpickling(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_cifar(tmp_path / name)
+    with tarfile.open(path) as archive:
+        member = archive.extractfile("cifar-10-batches-py/data_batch_1")
+        assert member is not None
+        theirs = pickle.load(member, encoding="latin1")  # the test's own file
+    monkeypatch.setattr(pickle, "Unpickler", None)
+    monkeypatch.setattr(pickle, "load", None)
+    monkeypatch.setattr(pickle, "loads", None)
+    dataset = convert(path, tmp_path / "out.zip")
+    assert (len(dataset), dataset.resolution, dataset.num_channels) == (10, 32, 3)
+    for index, (row, label) in enumerate(zip(theirs["data"], theirs["labels"], strict=True)):
+        image, onehot = dataset[index]
+        assert np.array_equal(image, row.reshape(3, 32, 32))
+        assert onehot.argmax() == label
+    test = convert(path, tmp_path / "test.zip", "--split=test")
+    assert [int(test[index][1].argmax()) for index in range(2)] == cifar_batches()["test_batch"][1]
+
+
+def _cifar(**changes: Any) -> dict[str, bytes]:
+    """The batches, the first of them with something changed."""
+    files = {name: python2_pickle(*batch, ["a.png"]) for name, batch in cifar_batches().items()}
+    pixels, labels = cifar_batches()["data_batch_1"]
+    first = {"pixels": pixels, "labels": labels, "filenames": ["a.png"]} | changes
+    return files | {"data_batch_1": python2_pickle(**first)}
+
+
+BAD_CIFAR: dict[str, tuple[dict[str, bytes], str]] = {
+    "missing": ({k: v for k, v in _cifar().items() if k != "data_batch_3"}, " holds no data_batch_3 (split train)."),
+    "code": (
+        _cifar() | {"data_batch_1": b"\x80\x02cos\nsystem\nU\x04true\x85R."},
+        ":data_batch_1 is no batch of CIFAR-10: found the global 'os' 'system', which no network needs",
+    ),
+    "truncated": (_cifar() | {"data_batch_1": _cifar()["data_batch_1"][:-50]}, ":data_batch_1 is no batch of CIFAR-10"),
+    "a list": (_cifar() | {"data_batch_1": b"\x80\x02]."}, ":data_batch_1 has no 'data' of uint8 [N, 3072]."),
+    "other rows": (_cifar(pixels=np.zeros([2, 300], np.uint8)), ":data_batch_1 has no 'data' of uint8 [N, 3072]."),
+    "class 10": (_cifar(labels=[3, 10]), ":data_batch_1 has no 'labels', a list of classes from 0 to 9."),
+    "one label": (_cifar(labels=[3]), ":data_batch_1 has 1 labels, but 2 images."),
+}
+
+
+@pytest.mark.parametrize("case", BAD_CIFAR)
+def test_bad_cifar(tmp_path: Path, case: str) -> None:
+    files, message = BAD_CIFAR[case]
+    path = save_cifar(tmp_path / "cifar.tar.gz", files)
+    assert f"{path}{message}" in refused(path, tmp_path / "out.zip")
+
+
+def test_bad_archives_of_cifar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_cifar(tmp_path / "cifar.tar.gz")
+    whole = path.read_bytes()
+    for data in (whole[:2000], b"<!DOCTYPE html>", b""):
+        path.write_bytes(data)
+        error = refused(path, tmp_path / "out.zip")
+        assert str(path) in error
+        assert "Download cifar-10-python.tar.gz again" in error
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("cifar-10-batches-py/data_batch_1")
+        member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(member)
+    assert "holds no data_batch_1" in refused(path, tmp_path / "out.zip")
+    with tarfile.open(path, "w:gz") as archive:
+        for _ in range(2):
+            archive.addfile(tarfile.TarInfo("data_batch_1"), io.BytesIO())
+    assert "holds data_batch_1 twice" in refused(path, tmp_path / "out.zip")
+    with tarfile.open(path, "w:gz", format=tarfile.PAX_FORMAT) as archive:
+        member = tarfile.TarInfo("data_batch_1")  # holes of 1 TB
+        member.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(10**12)}
+        archive.addfile(member)
+    assert "holds no data_batch_1" in refused(path, tmp_path / "out.zip")
+    monkeypatch.setattr("stylegan_di.data.cifar.MAX_ARCHIVE_BYTES", 100_000)
+    with tarfile.open(path, "w:gz") as archive:
+        member = tarfile.TarInfo("zeros")
+        member.size = 200_000
+        archive.addfile(member, io.BytesIO(bytes(200_000)))
+    assert f"{path} unpacks to more than 100000 bytes" in refused(path, tmp_path / "out.zip")
+
+
+# LSUN.
+
+
+def save_database(path: Path, values: dict[bytes, bytes]) -> Path:
+    with lmdb.open(str(path), map_size=1 << 20) as environment, environment.begin(write=True) as transaction:
+        for key, value in values.items():
+            transaction.put(key, value)
+    return path
+
+
+def test_lsun_database(tmp_path: Path) -> None:
+    values = {key: encode(pixels(index), format="WEBP") for index, key in enumerate((b"b", b"a", b"c"))}
+    path = save_database(tmp_path / "church_outdoor_train_lmdb", values)
+    dataset = convert(path, tmp_path / "out.zip", "--max-images=2", "--transform=center-crop", "--resolution=4")
+    assert (len(dataset), dataset.resolution, dataset.label_dim) == (2, 4, 0)
+    for position, key in enumerate((b"a", b"b")):
+        with Image.open(io.BytesIO(values[key])) as image:
+            expected = transform_image(image.convert("RGB"), "center-crop", (4, 4), "")
+        assert np.array_equal(dataset[position][0], np.asarray(expected).transpose(2, 0, 1))
+    assert f"{path} has no labels" in refused(path, tmp_path / "labelled.zip", "--labels")
+
+
+def test_bad_lsun_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ill = save_database(tmp_path / "ill", {b"good": encode(pixels(0)), b"ill": b"<html>"})
+    assert f"{ill}:ill (6 bytes) is no image of PNG" in refused(ill, tmp_path / "out.zip")
+    empty = save_database(tmp_path / "empty", {})
+    assert f"{empty / 'data.mdb'} holds no images" in refused(empty, tmp_path / "out.zip")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "data.mdb").write_bytes(b"no database at all")
+    assert f"{tmp_path / 'damaged' / 'data.mdb'} cannot be read" in refused(tmp_path / "damaged", tmp_path / "out.zip")
+    large = save_database(tmp_path / "large", {b"large": encode(pixels(0))})
+    monkeypatch.setattr("stylegan_di.data.lsun.MAX_FILE_BYTES", 5)
+    assert f"{large}:large is" in refused(large, tmp_path / "out.zip")
+
+
+def test_lsun_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lmdb").mkdir()
+    (tmp_path / "lmdb" / "data.mdb").touch()
+    monkeypatch.setitem(sys.modules, "lmdb", None)
+    error = refused(tmp_path / "lmdb", tmp_path / "out.zip")
+    assert 'which needs the package lmdb: pip install "stylegan-di[lmdb]"' in error
+
+
+# ImageNet.
+
+
+def test_imagenet_folders(tmp_path: Path) -> None:
+    """Classes from folders, sorted; JPEGs of any mode and shape."""
+    rng = np.random.default_rng(0)
+    modes = {"n02/b.JPEG": "CMYK", "n01/a.JPEG": "L", "n02/a.JPEG": "RGB"}
+    for name, mode in modes.items():
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(256, size=[37, 61, 3], dtype=np.uint8)).convert(mode).save(path, quality=95)
+    options = ["--channels=3", "--resolution=16x16", "--transform=center-crop-dhariwal"]
+    dataset = convert(tmp_path / "train", tmp_path / "out.zip", *options)
+    assert (len(dataset), dataset.resolution, dataset.num_channels, dataset.label_dim) == (3, 16, 3, 2)
+    assert [int(dataset[index][1].argmax()) for index in range(3)] == [0, 1, 1]
+
+
+def test_center_crop_dhariwal() -> None:
+    """Against the published steps by hand: 70x50 halves to 35x25, then to 22x16 by bicubic; columns 3 to 18 stay."""
+    image = Image.fromarray(np.random.default_rng(0).integers(256, size=[50, 70], dtype=np.uint8))
+    halved = np.asarray(image).reshape(25, 2, 35, 2).mean(axis=(1, 3))
+    resized = Image.fromarray(np.floor(halved + 0.5).astype(np.uint8)).resize((22, 16), Image.Resampling.BICUBIC)
+    expected = np.asarray(resized)[:, 3:19]
+    found = np.asarray(transform_image(image, "center-crop-dhariwal", (16, 16), "image"))
+    assert found.shape == (16, 16)
+    assert np.abs(found.astype(int) - expected).max() <= 2  # halves may be rounded either way
+    oblong = Image.new("L", (2**16, 1))
+    with pytest.raises(UserError, match=r"picture is 65536x1, too oblong for 16777216x256"):
+        transform_image(oblong, "center-crop-dhariwal", (256, 256), "picture")
+
+
+def test_center_crop_dhariwal_makes_squares(photos: Path, tmp_path: Path) -> None:
+    options = ["--transform=center-crop-dhariwal", "--resolution=16x8"]
+    assert "makes squares; --resolution=16x8 is none" in refused(photos, tmp_path / "out.zip", *options)
+
+
+def test_dest_is_needed(photos: Path) -> None:
+    result = run(f"--source={photos}")
+    assert result.exit_code == 2
+    assert "--dest=ZIP|DIR is missing" in result.output

@@ -2,16 +2,24 @@
 
 import math
 
+import pytest
 import torch
 
 from stylegan_di.diffusion import (
+    LogNormalLaw,
+    NoiseLaw,
+    VELaw,
+    VPLaw,
     add_noise,
     edm_preconditioning,
     edm_weight,
     per_sample,
     score,
     sigma_from_normal,
+    vp_sigma,
+    vp_time,
 )
+from stylegan_di.loss_di import denoising_loss
 from tests.golden_edm import assert_near, load_network
 
 SIGMAS = torch.tensor([0.002, 0.3, 1.0, 80.0], dtype=torch.float64)
@@ -62,12 +70,40 @@ def test_preconditioning_gives_unit_variances() -> None:
     torch.testing.assert_close((4 * c_noise).exp(), SIGMAS)
 
 
-def test_loss_of_the_original_code() -> None:
+@pytest.mark.parametrize(
+    ("name", "law"),
+    [
+        ("edm_ncsnpp_cond10_aug9", LogNormalLaw()),
+        ("vp_ddpmpp_cond4_aug9", VPLaw()),
+        ("ve_ncsnpp_uncond", VELaw()),
+    ],
+)
+def test_losses_of_the_original_code(name: str, law: NoiseLaw) -> None:
     """weight * (D(y + n) - y)^2 with the recorded draws."""
-    network, arrays, _ = load_network("edm_ncsnpp_cond10_aug9")
+    network, arrays, _ = load_network(name)
     images = arrays["loss_images"].double()
-    sigma = sigma_from_normal(arrays["loss_rnd_normal"].double().flatten(), P_mean=-1.2, P_std=1.2)
+    draw = arrays["loss_rnd_normal" if law.normal else "loss_rnd_uniform"].double().flatten()
+    sigma, noise, labels = law.sigma(draw), arrays["loss_noise"].double(), arrays.get("labels")
     with torch.no_grad():
-        denoised = network(add_noise(images, arrays["loss_noise"].double(), sigma), sigma, arrays["labels"])
-    loss = per_sample(edm_weight(sigma), images) * (denoised - images).square()
+        denoised = network(add_noise(images, noise, sigma), sigma, labels)
+        total = denoising_loss(network, images, noise, sigma, labels, law.weight)
+    loss = per_sample(law.weight(sigma), images) * (denoised - images).square()
     assert_near(loss, arrays["loss64"], 1e-10)
+    assert_near(total, arrays["loss64"].sum(dim=(1, 2, 3)), 1e-10)
+
+
+def test_noise_levels_stay_in_the_range_given() -> None:
+    n = torch.tensor([-9.0, 0.0, 9.0])
+    sigma = LogNormalLaw(sigma_min=0.02, sigma_max=100.0).sigma(n)
+    torch.testing.assert_close(sigma, torch.tensor([0.02, math.exp(-1.2), 100.0]))
+    assert torch.equal(LogNormalLaw().sigma(n), sigma_from_normal(n, -1.2, 1.2))
+
+
+def test_ends_of_the_uniform_laws() -> None:
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(VELaw().sigma(ends).tolist(), [0.02, 100.0])
+    assert VPLaw().sigma(ends).tolist() == pytest.approx([152.167, 0.0010005], rel=1e-4)
+
+
+def test_vp_time_is_the_inverse_of_its_noise_level() -> None:
+    torch.testing.assert_close(vp_sigma(vp_time(SIGMAS)), SIGMAS, rtol=1e-9, atol=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 import generate
+from stylegan_di.ablation import ablation_sampler
 from stylegan_di.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.images import to_uint8
 from stylegan_di.sampling import heun_sampler
 from stylegan_di.seeded import call_size, gan_images, one_step_images, teacher_images, uint8_images
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from tests.golden_edm import load_network
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
 SG2_COND, SG2_UNCOND, EDM_COND = (str(GOLDEN / f"{name}.pkl") for name in ("sg2-cond", "sg2-uncond", "edm-cond"))
@@ -55,6 +58,19 @@ def gan(path: str) -> StyleGAN2Student:
 
 def one_hot(index: int, classes: int = 10) -> Tensor:
     return torch.eye(classes)[index : index + 1]
+
+
+def test_which_of_several_networks(tmp_path: Path) -> None:
+    (chosen,) = make(tmp_path, SG2_COND, "--which=G", "--seeds=5", "--class=2").values()
+    student = load_generator(SG2_COND, which="G")
+    assert isinstance(student, StyleGAN2Student)
+    expected = uint8_images(partial(gan_images, student, class_index=2), [5], 1)
+    np.testing.assert_array_equal(chosen, expected[0].permute(1, 2, 0).numpy())
+    (default,) = make(tmp_path, SG2_COND, "--seeds=5", "--class=2").values()
+    assert (default != chosen).any()
+    result = run(f"--network={SG2_COND}", "--which=Sg", "--seeds=5", f"--outdir={tmp_path}", "--device=cpu")
+    assert result.exit_code == 2
+    assert "--which=Sg is not in it; its networks are G, D, G_ema" in result.output
 
 
 # What a seed means.
@@ -138,6 +154,27 @@ def test_a_gans_images_do_not_depend_on_the_batch(network: str, noise_mode: str,
     np.testing.assert_array_equal(alone["seed0008.png"], single["seed0008.png"])
 
 
+def test_the_ablation_samplers_options(tmp_path: Path) -> None:
+    options = ["--solver=euler", "--disc=vp", "--schedule=vp", "--scaling=vp"]
+    image = make(tmp_path, EDM_COND, "--seeds=3", "--class=2", "--steps=4", *options)["seed0003.png"]
+    latents = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+    expected = ablation_sampler(
+        load_denoiser(EDM_COND), latents, one_hot(2), num_steps=4, solver="euler", discretization="vp",
+        schedule="vp", scaling="vp",
+    )  # fmt: skip
+    np.testing.assert_array_equal(image, to_uint8(expected)[0].permute(1, 2, 0).numpy())
+
+
+def test_levels_that_the_network_does_not_know_are_refused(tmp_path: Path) -> None:
+    network, _, _ = load_network("ve_ncsnpp_uncond", torch.float32)
+    save_snapshot(tmp_path / "ve.pkl", {"ema": network}, extras={}, metadata={})
+    result = run(f"--network={tmp_path / 've.pkl'}", "--seeds=0", "--sigma-min=0.001", "--sigma-max=0.01")
+    assert result.exit_code == 2
+    assert "the network knows noise levels from 0.02 to 100" in result.stderr
+    images = make(tmp_path / "out", str(tmp_path / "ve.pkl"), "--seeds=0", "--steps=2")
+    assert images["seed0000.png"].std() > 0
+
+
 @pytest.mark.parametrize("options", [[], ["--S_churn=2"]])
 def test_a_teachers_images_do_not_depend_on_the_batch(options: list[str], tmp_path: Path) -> None:
     single = make(tmp_path / "1", EDM_COND, "--seeds=0-8", "--steps=3", "--batch=1", *options)
@@ -208,6 +245,10 @@ def test_files_are_named_by_seed_and_the_grid_holds_them_in_order(tmp_path: Path
         (EDM_COND, ["--noise-mode=const"], "--noise-mode=const is for a GAN"),
         (EDM_COND, ["--sigma-min=3", "--sigma-max=2"], "--sigma-min=3 is not below --sigma-max=2"),
         (EDM_COND, ["--sigma-min=90"], "--sigma-min=90 is not below --sigma-max=80"),
+        (EDM_COND, ["--disc=ve", "--sigma-min=100"], "--sigma-min=100 is not below --sigma-max=100"),
+        (EDM_COND, ["--disc=ve", "--rho=5"], "--rho=5 is for --disc=edm, not ve: leave it out"),
+        (EDM_COND, ["--solver=rk4"], "--solver"),
+        (SG2_COND, ["--solver=euler"], "--solver=euler is for a diffusion teacher"),
         (EDM_COND, ["--S_noise=1.01"], "--S_noise=1.01 needs --S_churn above 0"),
         (EDM_COND, ["--rho=nan"], "--rho=nan: accepted are finite numbers"),
         (EDM_COND, ["--sigma-max=inf"], "--sigma-max=inf: accepted are finite numbers"),
@@ -251,7 +292,7 @@ def test_options_of_other_kinds_are_refused_for_a_one_step_student(one_step: str
 
 
 def test_every_option_of_a_kind_is_named_in_its_table() -> None:
-    general = {"network", "seeds", "class_index", "outdir", "grid", "device", "batch"}
+    general = {"network", "seeds", "projected_w", "class_index", "outdir", "grid", "device", "batch", "which"}
     options = {parameter.name: parameter.opts for parameter in generate.main.params}
     of_kinds = {name: [option] for kind in generate.OPTIONS.values() for name, option in kind.items()}
     assert {name: opts for name, opts in options.items() if name not in general} == of_kinds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -14,16 +15,25 @@ from torch import Tensor
 from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.interfaces import Denoiser, FeatureExtractor, Generator
-from stylegan_di.metrics import features
-from stylegan_di.metrics.evaluate import METRICS, Evaluator
+from stylegan_di.interfaces import Classifier, Denoiser, FeatureExtractor, Generator
+from stylegan_di.metrics import evaluate, features
+from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
 from stylegan_di.metrics.features import dataset_features, dataset_images, evaluation_mode, extract, generated_images
 from stylegan_di.metrics.frechet import frechet_distance
+from stylegan_di.metrics.inception_score import inception_score
+from stylegan_di.metrics.path_length import Path as LatentPath
+from stylegan_di.metrics.path_length import path_distances, trimmed_mean
 from stylegan_di.metrics.precision_recall import precision_recall
 from stylegan_di.metrics.statistics import load_stats, save_stats
+from stylegan_di.metrics.table import METRICS
+from stylegan_di.metrics.vgg16 import lpips_of, vgg16_of
+from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling import HeunGenerator
+from stylegan_di.students import StyleGAN2Student
+from tests.tiny import gan_networks
+from tests.tiny_vgg16 import lin_recipe, recipe, tensors
 
 REFERENCE = "fashion-reference.npz"  # a known name: the shipped one
 PAIR = ("fd_fashion", "pr_fashion")
@@ -160,16 +170,68 @@ def test_fid_compares_with_edms_files_by_the_detector_asked_for(
     assert evaluator(generator) == {"fid50k_full": pytest.approx(3 * 2**2, rel=1e-5)}
 
 
-@pytest.mark.parametrize("metric", METRICS)
-def test_every_metric_is_zero_or_one_for_the_reference_itself(metric: str, folder: Path) -> None:
-    """Conformance of each entry of the table; the extractor is the classifier for all."""
-    entry = METRICS[metric]
-    assert entry.extractor in EXTRACTORS
-    stats = dataset_features(ImageDataset(folder), open_extractor("fashion"), keep_features=True)
-    figures = entry.compute(stats, stats)
-    assert len(figures) == len(entry.suffixes)
-    for figure in figures:
-        assert min(abs(figure), abs(figure - 1)) < 1e-6
+def test_legacy_metrics_count_fewer_reals_and_mirrored_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirrored = ImageDataset(folder, xflip=True)
+    asked: list[int | None] = []
+    monkeypatch.setitem(EXTRACTORS, "inception", lambda path: open_extractor("fashion"))
+    monkeypatch.setattr(
+        evaluate, "dataset_features", lambda *args, num, **kwargs: asked.append(num) or dataset_features(*args, num=num)
+    )
+    for name in ("fid50k_full", "fid50k"):
+        Evaluator([name], mirrored, 4)
+        Evaluator([name], ImageDataset(folder), 4)
+    assert asked == [12, 12, 24, 12]
+    monkeypatch.setitem(METRICS, "fid50k", dataclasses.replace(METRICS["fid50k"], max_reals=7))
+    Evaluator(["fid50k"], mirrored, 4)
+    assert asked[-1] == 7
+
+
+def test_the_inception_score_needs_no_reference_and_takes_probabilities(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Brightness(Classifier):
+        name, dim = "inception", 1
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.float().mean(dim=[1, 2, 3])[:, None]
+
+        def probabilities(self, features: Tensor) -> Tensor:
+            assert features.dtype == torch.float32
+            return torch.cat([features, 255 - features], dim=1) / 255
+
+    monkeypatch.setitem(EXTRACTORS, "inception", lambda path: Brightness())
+    results = Evaluator(["is50k"], None, 30, batch=8)(Blobs(), seed=2)
+    light = torch.cat(list(generated_images(Blobs(), num=30, batch=30, seed=2))).float().mean(dim=[1, 2, 3]) / 255
+    expected = inception_score(torch.stack([light, 1 - light], dim=1).numpy())
+    assert list(results) == ["is50k_mean", "is50k_std"]
+    assert tuple(results.values()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_path_lengths_and_other_metrics_in_the_order_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A narrow VGG-16 stands for the published one."""
+    vgg = vgg16_of({name: value.float() for name, value in tensors(recipe()).items()})
+    lpips = lpips_of(vgg, {name: value.float() for name, value in tensors(lin_recipe()).items()})
+    opened: list[object] = []
+    monkeypatch.setitem(EXTRACTORS, "vgg16", lambda path: opened.append(path) or vgg)
+    monkeypatch.setattr(evaluate, "load_lpips", lambda network, path: opened.append((network, path)) or lpips)
+    network = gan_networks(resolution=16)["G_ema"]
+    assert isinstance(network, stylegan2.Generator)
+    generator = StyleGAN2Student(network)
+    evaluator = Evaluator(["fd_fashion", "ppl2_wend"], REFERENCE, 6, batch=4, detector_file="vgg16=a.pth,lpips=b.pth")
+    assert opened == ["a.pth", (vgg, "b.pth")]
+    results = evaluator(generator, seed=1)
+    assert list(results) == ["fd_fashion", "ppl2_wend"]
+    path = LatentPath("w", "end", crop=False)
+    expected = trimmed_mean(path_distances(generator, lpips, path, num=6, batch=4, seed=1))
+    assert results["ppl2_wend"] == pytest.approx(expected, rel=1e-6)
+    assert expected > 0
+    with pytest.raises(UserError, match="ppl2_wend: path lengths are for a GAN, not for images"):
+        Evaluator(["ppl2_wend"], None, 6).measure_dataset(ImageDataset(folder))
+
+
+def test_mean_and_spread_over_blocks() -> None:
+    mean, spread = mean_and_spread([{"a": 1.0, "b": 5.0}, {"a": 2.0, "b": 5.0}, {"a": 6.0, "b": 5.0}])
+    assert mean == {"a": 3.0, "b": 5.0}
+    assert spread == {"a": pytest.approx(7**0.5), "b": 0.0}
+    assert mean_and_spread([{"a": 1.0}]) == ({"a": 1.0}, {"a": 0.0})
 
 
 def test_a_data_set_measures_the_same_from_itself_and_from_the_cache(
@@ -234,7 +296,7 @@ def test_misfits_are_refused(folder: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             Evaluator(metrics, reference, 10, detector_file=detector_file)
-    assert Evaluator(["fd_fashion"], tmp_path / "bare.npz", 10).reference["fashion"].num is None
+    assert Evaluator(["fd_fashion"], tmp_path / "bare.npz", 10).references["fd_fashion"].num is None
 
 
 def test_references_of_other_extractors_are_refused(tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ def test_the_extractor_of_its_name() -> None:
     assert (classifier.name, classifier.dim) == ("fashion", 64)
     assert not classifier.training
     assert not any(p.requires_grad for p in classifier.parameters())
-    with pytest.raises(UserError, match="known are inception, fashion"):
-        open_extractor("vgg")
-    assert list(EXTRACTORS) == ["inception", "fashion"]
+    with pytest.raises(UserError, match="known are inception, vgg16, dinov2, fashion"):
+        open_extractor("resnet")
+    assert list(EXTRACTORS) == ["inception", "vgg16", "dinov2", "fashion"]
 
 
 def test_features_of_32x32_28x28_and_gray() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from stylegan_di.metrics import frechet
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.statistics import FeatureStats, FeatureSums
 
@@ -55,6 +56,16 @@ def test_singular_covariances() -> None:
     low = random_covariance(40, 6, rank=5)
     assert frechet_distance(np.zeros(40), low, np.zeros(40), 4 * low) == pytest.approx(np.trace(low), rel=1e-9)
     assert frechet_distance(np.zeros(3), 0 * x, np.ones(3), 0 * x) == 3
+
+
+def test_regular_covariances_need_no_singular_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the two ways agree where both serve."""
+    a, b, low = random_covariance(30, 7), random_covariance(30, 8), random_covariance(30, 9, rank=5)
+    regular = frechet._root_trace(a, b)
+    assert regular == pytest.approx(frechet._singular_root_trace(a, b), rel=1e-12)
+    monkeypatch.setattr(frechet, "_singular_root_trace", lambda *_: -1.0)
+    assert frechet._root_trace(a, b) == regular
+    assert frechet._root_trace(a, low) == frechet._root_trace(low, a) == -1
 
 
 def test_edms_fid() -> None:

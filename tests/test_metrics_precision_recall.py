@@ -26,6 +26,25 @@ def test_nvlabs_values(k: int, dtype: torch.dtype) -> None:
     assert precision_recall(reals, fakes, k=k) == pytest.approx(expected, abs=1e-6)  # theirs are float32
 
 
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_nvlabs_half_precision_is_within_an_image(k: int) -> None:
+    """They round features and distances to float16; of 300 images that moved at most one across a ball's edge."""
+    golden = np.load(GOLDEN / "sg2_metrics.npz")
+    rounded = json.loads((GOLDEN / "sg2_metrics.json").read_text())[f"pr_k{k}_fp16_asis"]
+    found = precision_recall(torch.from_numpy(golden["real"]), torch.from_numpy(golden["gen"]), k=k)
+    assert found == pytest.approx(rounded, abs=1 / 300 + 1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 5])
+@pytest.mark.parametrize("chunk", [50, 64])
+def test_nvlabs_values_in_batches(k: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", chunk)
+    golden = np.load(GOLDEN / "sg2_metrics.npz")
+    expected = json.loads((GOLDEN / "sg2_metrics.json").read_text())[f"pr_k{k}_fp32_batch50_64"]
+    found = precision_recall(torch.from_numpy(golden["real"]), torch.from_numpy(golden["gen"]), k=k)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
 def test_on_a_line_by_hand() -> None:
     """k = 1. Reals 0, 1, 10: balls [-1,1], [0,2], [1,19]. Fakes 2, 3, 30, 32: balls [1,3], [2,4], [28,32], [30,34]."""
     reals, fakes = (torch.tensor(values)[:, None] for values in ([0.0, 1.0, 10.0], [2.0, 3.0, 30.0, 32.0]))

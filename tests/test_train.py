@@ -15,9 +15,14 @@ from click.testing import CliRunner
 import train
 from stylegan_di import load_denoiser, load_generator
 from stylegan_di.checkpoint import load_snapshot
+from stylegan_di.config import TrainConfig
+from stylegan_di.networks.edm import PRECONDITIONERS, EDMPrecond, VEPrecond, VPPrecond
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.teachers import EDMTeacher
+from stylegan_di.training.build import build
 from stylegan_di.training.transfer import gan_to_resume
-from tests.tiny import save_dataset, save_gan, save_reference, save_teacher
+from tests.tiny import save_files, save_gan, save_teacher
+from torch_utils.persistence import read_pickle
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["--metrics=fd_fashion,pr_fashion", "--metric-samples=32"]
@@ -26,13 +31,7 @@ SHORT = ["--device=cpu", "--batch=4", "--kimg=0.016", "--tick=0.008", "--snap=1"
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    folder = tmp_path_factory.mktemp("files")
-    return {
-        "gan": str(save_gan(folder / "gan.pkl")),
-        "teacher": str(save_teacher(folder / "teacher.pkl")),
-        "data": str(save_dataset(folder / "data")),
-        "ref": str(save_reference(folder / "ref.npz")),
-    }
+    return save_files(tmp_path_factory.mktemp("files"))
 
 
 def invoke(*arguments: str) -> Any:
@@ -109,6 +108,22 @@ def test_di_without_a_gan_distils_the_teacher_to_one_step(files: dict[str, str],
     assert student.sigma_init == 1.5
 
 
+@pytest.mark.parametrize("precond", [*PRECONDITIONERS, "edm2"])
+def test_every_kind_of_teacher_refines_and_distils(files: dict[str, str], tmp_path: Path, precond: str) -> None:
+    teacher = str(save_teacher(tmp_path / "teacher.pkl", precond=precond))
+    for extra in ([f"--gan-pkl={files['gan']}"], ["--sigma-init=1"]):
+        folder = run(tmp_path / "runs", *di({**files, "teacher": teacher}, *extra, "--metrics=none"))
+        load_generator(folder / "network-snapshot-000000.pkl")
+        lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
+        for name in ("Gradient/student", "Gradient/fake_score"):
+            assert 0 < lines[-1][name]["mean"] < float("inf")
+
+
+def test_a_teacher_of_latents_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    latents = str(save_teacher(tmp_path / "latents.pkl", precond="edm2", img_channels=4))
+    assert "works on an autoencoder's latents" in refused(*di({**files, "teacher": latents}))
+
+
 def test_hybrid_trains_the_gans_own_discriminator(files: dict[str, str], tmp_path: Path) -> None:
     hybrid = [f"--gan-pkl={files['gan']}", f"--data={files['data']}", "--cond=true", "--adv-weight=1", "--gamma=0.1"]
     folder = run(tmp_path, *di(files, *hybrid))
@@ -148,6 +163,60 @@ def test_gan_training_writes_what_nvlabs_tools_expect(files: dict[str, str], tmp
     assert {"Loss/generator", "Loss/discriminator", "Loss/r1", "Loss/path_length", "Progress/augment"} <= set(lines[1])
 
 
+def test_fixed_augmentation_frozen_layers_and_a_subset(files: dict[str, str], tmp_path: Path) -> None:
+    augmentation = ["--aug=fixed", "--p=0.3", "--augpipe=bgc"]
+    options = [*augmentation, "--freezed=2", "--subset=9", "--mirror=true", "--metrics=none"]
+    folder = run(tmp_path, *GAN, f"--data={files['data']}", *options)
+    assert "-cond-mirror-subset9-auto-batch4" in folder.name
+    assert ", 18 images" in (folder / "log.txt").read_text()
+    snapshot = load_snapshot(folder / "network-snapshot-000000.pkl")
+    assert snapshot.extras["training_set_kwargs"]["max_size"] == 9
+    pipe, discriminator = snapshot.networks["augment_pipe"], snapshot.networks["D"]
+    assert pipe is not None
+    assert discriminator is not None
+    assert float(pipe.p) == pytest.approx(0.3)  # type: ignore[arg-type]
+    frozen = {name for name, _ in discriminator.named_buffers() if name.endswith("weight")}
+    assert frozen == {"b8.fromrgb.weight", "b8.conv0.weight"}
+    start = build(config_of(folder), torch.device("cpu")).state.discriminator
+    assert start is not None
+    before, after = start.state_dict(), discriminator.state_dict()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert not moved & {"b8.fromrgb.weight", "b8.fromrgb.bias", "b8.conv0.weight", "b8.conv0.bias"}
+
+
+def config_of(folder: Path) -> TrainConfig:
+    options = json.loads((folder / "training_options.json").read_text())
+    return TrainConfig(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
+
+
+@pytest.mark.parametrize(("precond", "network", "augment"), [("edm", EDMPrecond, "0"), ("vp", VPPrecond, "0.5")])
+def test_edm_training_writes_what_nvlabs_tools_expect(
+    files: dict[str, str], tmp_path: Path, precond: str, network: type[torch.nn.Module], augment: str
+) -> None:
+    options = [f"--precond={precond}", f"--augment={augment}", "--metrics=none"]
+    folder = run(tmp_path, *EDM, f"--data={files['data']}", *options)
+    assert f"-cond-ddpmpp-{precond}-batch4" in folder.name
+    path = folder / "network-snapshot-000000.pkl"
+    teacher = load_denoiser(path)
+    assert isinstance(teacher, EDMTeacher)
+    assert type(teacher.network) is network
+    assert (teacher.network.model.map_augment is None) == (augment == "0")  # type: ignore[union-attr]
+    content = read_pickle(path.read_bytes(), str(path))
+    assert list(content)[:4] == ["ema", "loss_fn", "augment_pipe", "dataset_kwargs"]
+    if (pipe := content["augment_pipe"]) is not None:
+        assert (pipe.class_name, pipe.state["p"], pipe.state["aniso"]) == ("AugmentPipe", 0.5, 1.0)
+    assert (pipe is None) == (augment == "0")
+
+
+def test_edm_training_to_safetensors_keeps_the_augmentations_arguments(files: dict[str, str], tmp_path: Path) -> None:
+    options = ["--precond=ve", "--metrics=none", "--snap-format=safetensors"]
+    folder = run(tmp_path, *EDM, f"--data={files['data']}", *options)
+    path = folder / "network-snapshot-000000.safetensors"
+    assert type(load_snapshot(path).networks["ema"]) is VEPrecond
+    assert load_snapshot(path).extras["augment_pipe"]["p"] == 0.12
+
+
 RESUME = ["--kind=gan", *SHORT, "--metrics=none", "--aug=noaug"]
 
 
@@ -174,6 +243,22 @@ def test_transfer_to_other_classes_keeps_every_weight_that_fits(files: dict[str,
     assert all(torch.equal(new[key], weights[key]) for key in new if key != "mapping.fc0.weight")
     assert new["mapping.fc0.weight"].shape != weights["mapping.fc0.weight"].shape
     gan.discriminator(gan.generator(torch.zeros(2, 8), None), None)
+
+
+def test_an_augmentation_that_needs_larger_images_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    arguments = [*GAN, f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", "--augpipe=bgcf"]
+    assert "needs images larger than 21 pixels, and those of --data" in refused(*arguments)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_layers_of_a_resumed_discriminator_can_be_frozen(files: dict[str, str]) -> None:
+    old = load_snapshot(files["gan"]).networks["D"]
+    assert old is not None
+    gan = gan_to_resume(files["gan"], label_dim=3, resolution=8, channels=1, freezed=1)
+    assert {name for name, _ in gan.discriminator.named_buffers()} >= {"b8.fromrgb.weight", "b8.fromrgb.bias"}
+    assert "b8.conv0.weight" in dict(gan.discriminator.named_parameters())
+    new = gan.discriminator.state_dict()
+    assert all(torch.equal(new[name], value) for name, value in old.state_dict().items())
 
 
 def test_a_resumed_gan_has_adas_settings_for_transfer(files: dict[str, str], tmp_path: Path) -> None:
@@ -250,6 +335,8 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
     uncond = str(save_teacher(tmp_path / "uncond.pkl", label_dim=0))
     assert "resolution 8 against 16" in refused(*di(files, f"--gan-pkl={large}"), runs)
     assert "classes 0 against 3" in refused(*di({**files, "teacher": uncond}, f"--gan-pkl={files['gan']}"), runs)
+    color = str(save_teacher(tmp_path / "color.pkl", img_channels=3))
+    assert "channels 3 against 1" in refused(*di({**files, "teacher": color}, f"--gan-pkl={files['gan']}"), runs)
     assert files["gan"] in refused(*di({**files, "teacher": files["gan"]}), runs)
     assert files["teacher"] in refused(*di(files, f"--gan-pkl={files['teacher']}"), runs)
     assert not (tmp_path / "runs").exists()
@@ -276,6 +363,11 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
 )
 def test_wrong_options_are_refused_with_the_remedy(arguments: list[str], message: str, tmp_path: Path) -> None:
     assert message in refused(*arguments, f"--outdir={tmp_path}")
+
+
+def test_a_reference_that_no_metric_uses_is_refused(files: dict[str, str], tmp_path: Path) -> None:
+    output = refused(*di(files, f"--gan-pkl={files['gan']}", "--metrics=is50k"), f"--outdir={tmp_path}")
+    assert "--metrics=is50k compares with no real images" in output
 
 
 def test_an_outdir_that_cannot_be_written_is_named(files: dict[str, str], tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dnnlib.util import UserError, cached_path
+from dnnlib import download
+from dnnlib.download import cached_path
+from dnnlib.util import UserError
 from stylegan_di import zoo
 
 
@@ -20,7 +22,11 @@ def test_cifar10_brings_its_teacher_labels_and_reference() -> None:
 
 @pytest.mark.parametrize("known", zoo.ENTRIES.values(), ids=lambda known: known.name)
 def test_entries_fit_together(known: zoo.Entry) -> None:
-    assert (known.label_dim is None) == (known.name.endswith(".npz") or "classifier" in known.name)
+    is_network = known.name.endswith(".pkl") and known.folder not in (zoo.EDM2_REFS, zoo.NGC)
+    assert (known.label_dim is not None) == is_network
+    assert (known.url is None) == known.name.startswith("fashion-")
+    assert known.url is None or sum(known.url.startswith(beginning) for beginning in zoo.TERMS) == 1
+    assert known.sha256 is None or len(known.sha256) == 64
     if known.teacher is not None:
         teacher = zoo.ENTRIES[known.teacher]
         assert (teacher.label_dim, teacher.reference) == (known.label_dim, known.reference)
@@ -58,6 +64,7 @@ def test_local_then_shipped_then_published(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_offline_the_message_says_which_file_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(zoo, "ASSETS", tmp_path / "assets")
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
@@ -77,3 +84,64 @@ def test_unknown_names_list_near_ones(tmp_path: Path) -> None:
         zoo.resolve(tmp_path / "cifar10.pkl")
     with pytest.raises(UserError, match="folder"):
         zoo.resolve(tmp_path)
+
+
+def test_published_urls() -> None:
+    for name, url in (
+        ("lpips-vgg.pth", "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth"),
+        ("edm2-img64-s-1073741-0.075.pkl", f"{zoo.NVIDIA}edm2/posthoc-reconstructions/edm2-img64-s-1073741-0.075.pkl"),
+        ("img512.pkl", f"{zoo.NVIDIA}edm2/dataset-refs/img512.pkl"),
+    ):
+        assert zoo.ENTRIES[name].url == url
+    assert len([name for name in zoo.ENTRIES if name.startswith("edm2-")]) == 51
+    assert zoo.ENTRIES["edm2-img512-xs-uncond-2147483-0.045.pkl"].label_dim == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "url"),
+    [
+        ("paper-fig11b-cifar10/cifar10u.pkl", zoo.SG2 + "paper-fig11b-cifar10/cifar10u.pkl"),
+        ("raw-snapshots/edm2-img512-s/x-0.100.pkl", zoo.NVIDIA + "edm2/raw-snapshots/edm2-img512-s/x-0.100.pkl"),
+    ],
+)
+def test_files_of_published_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, url: str) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    path = cached_path(url)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"x")
+    assert zoo.resolve(name) == path
+    for other in ("raw-snapshots/../x.pkl", "raw-snapshots/", "paper-fig11b-cifar10/x.txt"):
+        with pytest.raises(UserError, match="no such file"):
+            zoo.resolve(other)
+
+
+def test_terms_are_shown_once_for_what_is_published_together(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for name in ("cifar10.pkl", "ffhq.pkl", "edm-ffhq-64x64-uncond-vp.pkl", "mine.pkl"):
+        Path(name).write_bytes(b"x")
+    for name, terms in (
+        ("mine.pkl", None), ("fashion-gan.pkl", None), ("cifar10.pkl", "NVIDIA Source Code License, non-commercial"),
+        ("cifar10.pkl", None), ("ffhq.pkl", None), ("edm-ffhq-64x64-uncond-vp.pkl", "CC BY-NC-SA 4.0"),
+    ):  # fmt: skip
+        zoo.resolve(name)
+        error = capsys.readouterr().err
+        assert (error == "") if terms is None else (terms in error and error.count("\n") == 1)
+    cached_path(zoo.SG2 + "x.pkl").parent.mkdir(parents=True)
+    cached_path(zoo.EDM2 + "x.pkl").write_bytes(b"x")
+    zoo.resolve(zoo.EDM2 + "x.pkl")
+    assert "(NVlabs/edm2)" in capsys.readouterr().err
+
+
+def test_detectors_are_checked_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    name = "vgg16-397923af.pth"
+    for path in (tmp_path / "copy.pth", cached_path(zoo.TORCHVISION + name)):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"other")
+    for copy in (tmp_path / "copy.pth", None):
+        with pytest.raises(UserError, match="not 397923af8e79cdbb"):
+            zoo.published(name, copy)

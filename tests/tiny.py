@@ -10,19 +10,26 @@ from PIL import Image
 from stylegan_di.checkpoint import save_snapshot
 from stylegan_di.metrics.fashion import FashionClassifier
 from stylegan_di.metrics.statistics import FeatureSums, save_stats
-from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.networks import edm2
+from stylegan_di.networks.edm import PRECONDITIONERS, Precond
 from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
 
 RESOLUTION = 8
 
 
-def edm_network(label_dim: int = 3, seed: int = 0, **kwargs: Any) -> EDMPrecond:
+def edm_network(label_dim: int = 3, seed: int = 0, precond: str = "edm", img_channels: int = 1) -> Precond:
+    """`precond`: one of PRECONDITIONERS, or 'edm2'."""
     torch.manual_seed(seed)
-    network = EDMPrecond(
-        img_resolution=RESOLUTION, img_channels=1, label_dim=label_dim, model_type="SongUNet", model_channels=8,
-        channel_mult=[1], num_blocks=1, attn_resolutions=[], dropout=0, **kwargs,
+    common: dict[str, Any] = dict(
+        img_resolution=RESOLUTION, img_channels=img_channels, label_dim=label_dim, model_channels=8, channel_mult=[1],
+        num_blocks=1, attn_resolutions=[], dropout=0,
     )  # fmt: skip
+    if precond == "edm2":
+        network: Precond = edm2.Precond(channels_per_head=8, **common)
+        torch.nn.init.constant_(network.unet.out_gain, 0.5)  # type: ignore[union-attr, arg-type]
+    else:
+        network = PRECONDITIONERS[precond](model_type="SongUNet", **common)
     return network.eval().requires_grad_(False)
 
 
@@ -69,3 +76,13 @@ def save_reference(path: Path) -> Path:
     sums.append(torch.randn([64, FashionClassifier.dim], generator=torch.Generator().manual_seed(1)))
     save_stats(path, sums.finish(extractor=FashionClassifier.name))
     return path
+
+
+def save_files(folder: Path) -> dict[str, str]:
+    """A GAN, a teacher, a data set and a reference that match: their paths by name."""
+    return {
+        "gan": str(save_gan(folder / "gan.pkl")),
+        "teacher": str(save_teacher(folder / "teacher.pkl")),
+        "data": str(save_dataset(folder / "data")),
+        "ref": str(save_reference(folder / "ref.npz")),
+    }

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dnnlib.cli import Device, user_errors
 from dnnlib.util import UserError, atomic_write
+from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.loss_di import IKL
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception import Inception
@@ -45,6 +46,10 @@ from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import build
 from torch_utils.ops.modconv_epilogue import modconv_epilogue
 from torch_utils.ops.upfirdn2d import setup_filter
+
+# A leaky ReLU's slope jumps at zero: an activation that rounding moves across it changes gradients by that jump. Either
+# side is then as far from float64's gradients as from the other's; tests compare both sides' in float64, to 1e-10.
+GRADIENT_TOLERANCE = 5e-3
 
 Side = Callable[[], Tensor]  # does the work once; returns numbers that both sides must share
 
@@ -180,7 +185,7 @@ class Step:
 
     def __call__(self) -> Tensor:
         """Returns the gradients of both updates, which Adam with beta1 = 0 holds as its mean."""
-        state, law, report = self.state, updates.NoiseLaw(), Statistics()
+        state, law, report = self.state, LogNormalLaw(), Statistics()
         with plain_networks(grouped=False) if self.plain else contextlib.nullcontext():
             samples = None if self.plain else updates.student_samples(state, self.batch)
             updates.fake_score_update(state, self.batch, law, report, samples)
@@ -228,7 +233,7 @@ def inception_sides(batch: int, device: torch.device) -> tuple[Side, Side]:
     return lambda: fast(images), lambda: network(images)
 
 
-def frechet_sides(dim: int = 1024) -> tuple[Side, Side]:
+def frechet_sides(dim: int = 2048) -> tuple[Side, Side]:
     """Against scipy's root of the product of two covariances."""
     from scipy.linalg import sqrtm
 
@@ -250,7 +255,7 @@ def rows(device: torch.device) -> list[Row]:
 
     def network(name: str, target: float, batch: int, make: Callable[[], Any], backward: bool) -> Row:
         sides = lambda: network_sides(make(), batch, device, backward)  # noqa: E731
-        return Row(name, target, batch, sides, 1e-4 if backward else 2e-5)
+        return Row(name, target, batch, sides, GRADIENT_TOLERANCE if backward else 2e-5)
 
     def step(kind: str, target: float) -> Row:
         batch = 512 if large else 32
@@ -272,7 +277,7 @@ def rows(device: torch.device) -> list[Row]:
         Row("fused FIR chain fwd+bwd", 4, small, lambda: fir_sides(small, device, True)),
         Row("Inception features", 1.6, cifar, lambda: inception_sides(cifar, device)),
     ]
-    return table if large else [*table, Row("Frechet distance, 1024 features", 6, 1, frechet_sides, 1e-6)]
+    return table if large else [*table, Row("Frechet distance, 2048 features", 6, 1, frechet_sides, 1e-6)]
 
 
 # Measuring.

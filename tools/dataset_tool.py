@@ -1,9 +1,13 @@
-"""Make a data set: MNIST-like IDX files, a folder or a zip of images -> a zip or folder of PNGs and dataset.json.
+"""Make a data set, a zip or folder of PNGs and dataset.json, or check one whole.
 
 The output is the format of NVlabs' stylegan2-ada-pytorch and edm; equal inputs give equal bytes. Labels come from
-dataset.json, the IDX labels file, or the subfolders' names. Example:
+dataset.json, the IDX labels file, CIFAR-10's batches or the subfolders' names.
 
     python tools/dataset_tool.py --source=fashion-mnist --transform=pad --resolution=32x32 --dest=fashion-32.zip
+    python tools/dataset_tool.py --source=cifar-10-python.tar.gz --dest=cifar10-32x32.zip
+    python tools/dataset_tool.py --source=train --channels=3 --transform=center-crop --resolution=64 --dest=imagenet.zip
+    python tools/dataset_tool.py --source=church_outdoor_train_lmdb --transform=center-crop --resolution=256 --dest=out
+    python tools/dataset_tool.py --source=cifar10-32x32.zip --check
 """
 
 from __future__ import annotations
@@ -16,10 +20,12 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from dnnlib.cli import user_errors
-from dnnlib.progress import Progress
+from dnnlib.progress import PassProgress, Progress
 from dnnlib.util import UserError
-from stylegan_di.data.convert import TRANSFORMS, convert, open_source
+from stylegan_di.data.check import check_dataset
+from stylegan_di.data.convert import TRANSFORMS, convert
 from stylegan_di.data.idx import SPLITS
+from stylegan_di.data.sources import open_source
 
 
 def parse_resolution(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -32,37 +38,60 @@ def parse_resolution(_context: click.Context, _option: click.Parameter, value: s
     return int(parts[0]), int(parts[-1])
 
 
-@click.command(help=__doc__)
-@click.option("--source", type=click.Path(path_type=Path), required=True, help="Folder, zip, or IDX images file")
-@click.option("--dest", type=click.Path(path_type=Path), required=True, help="A .zip file or a new folder")
+def check(source: Path) -> None:
+    """Prints all that is wrong with a data set, a line each; exit status 2 where there is anything."""
+    progress = PassProgress()
+    findings = check_dataset(source, lambda done, total: progress("Images", done, total))
+    for complaint in findings.complaints:
+        click.echo(" ".join(complaint.splitlines()).encode(errors="backslashreplace"))  # names may be no text
+    kind = f", {findings.kind}" if findings.kind else ""
+    problems = f"{len(findings.complaints)} problems" if findings.complaints else "nothing wrong"
+    click.echo(f"{source}: {findings.images} images{kind}, {findings.labels}, {problems}")
+    if findings.complaints:
+        raise click.exceptions.Exit(2)
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.option("--source", type=click.Path(path_type=Path), required=True,
+              help="Folder or zip of images, IDX file or a folder of them, CIFAR-10's tar, LSUN's LMDB folder")
+@click.option("--dest", type=click.Path(path_type=Path), help="A .zip file or a new folder")
+@click.option("--check", "only_check", is_flag=True,
+              help="Name everything wrong with a data set, all its files read; exit status 2 where there is anything")
 @click.option("--resolution", "size", callback=parse_resolution, metavar="WxH", help="Size of the images: 32x32 or 32")
-@click.option(
-    "--transform",
-    type=click.Choice(TRANSFORMS),
-    help="center-crop: the largest crop of that shape, resized; center-crop-wide: the same on a black square of the "
-    "width; pad: black borders, pixels unchanged; without the option the whole image is resized",
-)
-@click.option("--split", type=click.Choice(list(SPLITS)), default="train", show_default=True, help="Of IDX files")
+@click.option("--transform", type=click.Choice(TRANSFORMS),
+              help="center-crop: the largest crop of that shape, resized; center-crop-wide: the same on a black square "
+              "of the width; center-crop-dhariwal: shorter side resized, then cropped; pad: black borders, pixels "
+              "unchanged; without the option the whole image is resized")
+@click.option("--split", type=click.Choice(list(SPLITS)), help="Of IDX files and CIFAR-10.  [default: train]")
 @click.option("--max-images", type=click.IntRange(min=1), help="Take the first images only")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Convert to gray (1) or RGB (3)")
 @click.option("--labels/--no-labels", default=None, help="Insist on labels / leave them out; without: if there are any")
 @user_errors
 def main(
     source: Path,
-    dest: Path,
+    dest: Path | None,
+    only_check: bool,
     size: tuple[int, int] | None,
     transform: str | None,
-    split: str,
+    split: str | None,
     max_images: int | None,
     channels: str | None,
     labels: bool | None,
 ) -> None:
-    """Convert a data set."""
+    """Convert or check a data set."""
+    if only_check:
+        if any(value is not None for value in (dest, size, transform, split, max_images, channels, labels)):
+            raise UserError("--check reads the data set --source as it is; leave the other options out.")
+        return check(source)
+    if dest is None:
+        raise UserError("--dest=ZIP|DIR is missing; give the data set to write, or --check to read one.")
     if transform is not None and size is None:
         raise UserError(f"--transform={transform} needs --resolution, such as --resolution=32x32.")
+    if transform == "center-crop-dhariwal" and size is not None and size[0] != size[1]:
+        raise UserError(f"--transform={transform} makes squares; --resolution={size[0]}x{size[1]} is none.")
     if source.resolve() == dest.resolve():
         raise UserError(f"--dest={dest} is the source itself; give another name.")
-    images = open_source(source, split=split, labels=labels)
+    images = open_source(source, split=split or "train", labels=labels)
     images = images.first(max_images or len(images.where))
     count = len(images.where)
     progress = Progress("images", count)

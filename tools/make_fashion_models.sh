@@ -21,10 +21,10 @@ OMP_NUM_THREADS=1 $PY train.py --kind=gan --data=datasets/fashion-16.zip --cond=
     --gamma=0.05 --lr=2e-3 --ema=10 --device=cpu --outdir=runs --desc=asset &
 OMP_NUM_THREADS=1 $PY train.py --kind=edm --data=datasets/fashion-16.zip --cond=true --batch=64 --kimg=320 --tick=8 \
     --snap=8 --metrics=none --model-channels=32 --channel-mult=1,1,2 --num-blocks=1 --attn-resolutions=4 --dropout=0 \
-    --label-dropout=0.1 --lr=2e-3 --lr-rampup=5 --lr-decay=0.5 --ema=5 --device=cpu --outdir=runs --desc=asset
+    --label-dropout=0.1 --augment=0 --lr=2e-3 --lr-rampup=5 --lr-decay=0.5 --ema=5 --device=cpu --outdir=runs --desc=asset
 wait
 
-cp runs/*-gan-cond-batch32-asset/network-snapshot-000100.pkl $ASSETS/fashion-gan.pkl
-cp runs/*-edm-cond-batch64-asset/network-snapshot-000320.pkl $ASSETS/fashion-teacher.pkl
+cp runs/*-gan-cond-auto-batch32-asset/network-snapshot-000100.pkl $ASSETS/fashion-gan.pkl
+cp runs/*-edm-cond-ddpmpp-edm-batch64-asset/network-snapshot-000320.pkl $ASSETS/fashion-teacher.pkl
 $PY tools/train_fashion_classifier.py
 $PY tools/make_reference.py --data=datasets/fashion-16-test.zip --dest=$ASSETS/fashion-reference.npz

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stylegan_di.networks import edm, edm_layers, stylegan2, stylegan2_layers
+from stylegan_di.networks import edm_layers, edm_unets, stylegan2, stylegan2_layers
 from torch_utils.ops import conv2d_resample as resample
 from torch_utils.ops.bias_act import ACTIVATIONS
 from torch_utils.ops.upfirdn2d import parse_factors, parse_padding, upsample_padding
@@ -167,7 +167,7 @@ def plain_networks(*, grouped: bool) -> Iterator[None]:
             (stylegan2, "upsample2d", upsample2d),
             (stylegan2, "LAYOUT", torch.contiguous_format),
             (resample, "upfirdn2d", upfirdn2d),
-            (edm, "LAYOUT", torch.contiguous_format),
+            (edm_unets, "LAYOUT", torch.contiguous_format),
             (edm_layers, "attention", attention),
             (edm_layers, "upsample", upsample),
             (edm_layers, "downsample", downsample),

@@ -15,6 +15,7 @@ import click
 import torch
 
 from dnnlib.cli import user_errors
+from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.loss_di import IKL
 from stylegan_di.networks.edm import EDMPrecond
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
@@ -54,7 +55,7 @@ def networks(resolution: int) -> tuple[TrainState, EDMTeacher]:
 def cost(resolution: int, batch_size: int, rounds: int) -> tuple[float, float]:
     """Images a second, and MiB."""
     state, teacher = networks(resolution)
-    device, law = torch.device("cpu"), updates.NoiseLaw()
+    device, law = torch.device("cpu"), LogNormalLaw()
     batch = Batch.of_step(
         seed=0, nimg=0, size=batch_size, batch_gpu=batch_size, rank=0, world_size=1, device=device
     )

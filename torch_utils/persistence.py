@@ -1,7 +1,7 @@
 """NVlabs' pickle format (their torch_utils.persistence, version 6): read as inert data, and written.
 
-With its two halves of the reader, `pickle_machine` and `pickle_reader`, the only part of the project that parses
-pickles. What is written opens in NVlabs' own tools (torch 1.7 and later): every module is a call of
+With the parts of the reader, `pickle_machine`, `pickle_arrays` and `pickle_reader`, the only part of the project that
+parses pickles. What is written opens in NVlabs' own tools (torch 1.7 and later): every module is a call of
 `_reconstruct_persistent_obj` on {type, version, module_src, class_name, state}, where `module_src` is one import line
 of their repository and `state` the module's attributes as torch 1.7 keeps them.
 """
@@ -22,27 +22,31 @@ import torch
 from torch import Tensor
 
 from dnnlib.util import UserError
+from torch_utils.pickle_arrays import STORAGE_DTYPES, STORAGE_MAGIC, STORAGE_PROTOCOL
 from torch_utils.pickle_reader import (
     FORMAT_VERSION,
-    STORAGE_DTYPES,
-    STORAGE_MAGIC,
-    STORAGE_PROTOCOL,
     PersistentObject,
     RefusedFileError,
+    TensorFlowNetwork,
     read_pickle,
 )
 
 __all__ = [
+    "Persistent",
     "PersistentModule",
     "PersistentObject",
     "RefusedFileError",
+    "TensorFlowNetwork",
     "flatten_state",
     "read_pickle",
     "write_pickle",
 ]
 
 NETWORKS_SOURCE = "from training.networks import *"  # where NVlabs' repositories keep their networks
-MODULE_SOURCES = {"AugmentPipe": "from training.augment import *"}  # class name -> import line, for all others
+_EDM2_CLASSES = ("Precond", "UNet", "Block", "MPConv", "MPFourier")
+MODULE_SOURCES = {  # class name -> import line, for all others
+    "AugmentPipe": "from training.augment import *",
+} | dict.fromkeys(_EDM2_CLASSES, "from training.networks_edm2 import *")
 
 _PICKLE_PROTOCOL = 4
 _CONTAINERS = (torch.nn.ModuleDict, torch.nn.ModuleList)
@@ -50,16 +54,16 @@ _STORAGES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items
 _TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 
 
-class PersistentModule(torch.nn.Module):
-    """A module that remembers the arguments it was built with, as NVlabs' pickles store them.
+class Persistent:
+    """An object that remembers the arguments it was built with, as NVlabs' pickles store them.
 
-    `_init_args` (tuple) and `_init_kwargs` (dict) are part of the file format (the state of every pickled layer).
+    `_init_args` (tuple) and `_init_kwargs` (dict) are part of the file format (the state of every pickled object).
     """
 
     _init_args: tuple[Any, ...]
     _init_kwargs: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> PersistentModule:
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         self = super().__new__(cls)
         self.__dict__["_init_args"] = args
         self.__dict__["_init_kwargs"] = copy.deepcopy(kwargs)
@@ -67,8 +71,12 @@ class PersistentModule(torch.nn.Module):
 
     @property
     def init_kwargs(self) -> dict[str, Any]:
-        """The keyword arguments this module was built with, as a copy."""
+        """The keyword arguments this object was built with, as a copy."""
         return copy.deepcopy(self._init_kwargs)
+
+
+class PersistentModule(Persistent, torch.nn.Module):
+    """A module that remembers the arguments it was built with."""
 
 
 def flatten_state(module: PersistentObject) -> OrderedDict[str, Tensor]:
@@ -99,21 +107,29 @@ def _flatten(module: PersistentObject, prefix: str, result: OrderedDict[str, Ten
                 raise RefusedFileError(module.source, f"a {type(entry).__name__} as {prefix}{name} in {group}")
 
 
-def write_pickle(obj: Any, *, module_sources: Mapping[str, str] = MODULE_SOURCES) -> bytes:
+def write_pickle(
+    obj: Any,
+    *,
+    module_sources: Mapping[str, str] = MODULE_SOURCES,
+    default_source: str = NETWORKS_SOURCE,
+    protocol: int = _PICKLE_PROTOCOL,
+) -> bytes:
     """A pickle in NVlabs' format; the same tree gives the same bytes.
 
     Modules are written as NVlabs' snapshots are: in evaluation mode, without gradients, on the CPU, whatever their
     present mode and device. Numpy numbers become Python's; buffers that are not persistent are left out.
 
     Args:
-        obj: a tree of dict (str keys), list, tuple, str, bytes, bool, int, float, None, Tensor, PersistentModule.
-        module_sources: class name -> the line written as its source; for other classes NETWORKS_SOURCE.
+        obj: a tree of dict (str keys), list, tuple, str, bytes, bool, int, float, None, Tensor, Persistent.
+        module_sources: class name -> the line written as its source.
+        default_source: the line for other classes.
+        protocol: of the pickle, 2 to 5.
 
     Raises:
         TypeError: for anything else in the tree or in a module's attributes.
     """
     buffer = io.BytesIO()
-    _Pickler(buffer, module_sources).dump(_plain(obj, "the snapshot"))
+    _Pickler(buffer, module_sources, default_source, protocol).dump(_plain(obj, "the snapshot"))
     return buffer.getvalue()
 
 
@@ -135,12 +151,15 @@ class _StorageBytes:
 class _Pickler(pickle.Pickler):
     """Python's pickler with NVlabs' and torch 1.7's way of writing modules and tensors."""
 
-    def __init__(self, file: io.BytesIO, module_sources: Mapping[str, str]) -> None:
-        super().__init__(file, protocol=_PICKLE_PROTOCOL)
+    def __init__(
+        self, file: io.BytesIO, module_sources: Mapping[str, str], default_source: str, protocol: int
+    ) -> None:
+        super().__init__(file, protocol=protocol)
         self.module_sources = module_sources
+        self.default_source = default_source
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, PersistentModule):
+        if isinstance(obj, Persistent):
             return _reconstruct_persistent_obj, (self.meta(obj),)
         if isinstance(obj, _CONTAINERS):
             return copyreg.__newobj__, (type(obj),), _module_state(obj)  # type: ignore[attr-defined]
@@ -155,14 +174,14 @@ class _Pickler(pickle.Pickler):
             return torch.storage._load_from_bytes, (obj.data,)
         return NotImplemented
 
-    def meta(self, module: PersistentModule) -> dict[str, Any]:
-        class_name = type(module).__name__
+    def meta(self, obj: Persistent) -> dict[str, Any]:
+        class_name = type(obj).__name__
         return {
             "type": "class",
             "version": FORMAT_VERSION,
-            "module_src": sys.intern(self.module_sources.get(class_name, NETWORKS_SOURCE) + "\n"),
+            "module_src": sys.intern(self.module_sources.get(class_name, self.default_source) + "\n"),
             "class_name": sys.intern(class_name),
-            "state": _module_state(module),
+            "state": _module_state(obj) if isinstance(obj, torch.nn.Module) else _attributes(obj),
         }
 
 
@@ -181,17 +200,21 @@ def _module_state(module: torch.nn.Module) -> dict[str, Any]:
         "_load_state_dict_pre_hooks": OrderedDict(),
         "_modules": OrderedDict(module._modules),
     }
-    where = type(module).__name__
+    return state | _attributes(module)
+
+
+def _attributes(obj: object) -> dict[str, Any]:
+    """What an object has beside what torch gives every module: its own attributes, then its arguments."""
+    where = type(obj).__name__
     last = ("_init_args", "_init_kwargs")
-    own = [name for name in vars(module) if name not in _TORCH_ATTRIBUTES and name not in last]
-    for name in [*own, *(name for name in last if name in vars(module))]:
-        state[name] = _plain(getattr(module, name), f"{where}.{name}")
-    return state
+    own = [name for name in vars(obj) if name not in _TORCH_ATTRIBUTES and name not in last]
+    names = [*own, *(name for name in last if name in vars(obj))]
+    return {name: _plain(getattr(obj, name), f"{where}.{name}") for name in names}
 
 
 def _plain(value: Any, where: str) -> Any:
     """The value with Python numbers, and with equal strings made one object: bytes must not depend on identity."""
-    if value is None or isinstance(value, bool | bytes | Tensor | PersistentModule):
+    if value is None or isinstance(value, bool | bytes | Tensor | Persistent):
         return value
     if isinstance(value, np.generic):
         return _plain(value.item(), where)

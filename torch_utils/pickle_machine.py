@@ -17,8 +17,9 @@ MAX_OPCODES = 250_000  # several times what the largest published networks need
 MAX_MARKS = 100  # nested MARKs
 MAX_INT_BYTES = 16
 
-# (module, name) -> role: the only names a network file may contain. numpy 2 renamed numpy.core to numpy._core;
-# up to protocol 3 an empty set is written as a call of the built-in type (of `__builtin__` in protocol 2).
+# (module, name) -> role: the only names a network file may contain. numpy 2 renamed numpy.core to numpy._core; up to
+# protocol 3 an empty set is written as a call of the built-in type (of `__builtin__` in protocol 2); protocol 2 has no
+# bytes and writes them as text to encode; protocol 5 writes numpy arrays as buffers.
 KNOWN_GLOBALS: dict[tuple[str, str], str] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): "persistent",
     ("collections", "OrderedDict"): "ordered_dict",
@@ -34,15 +35,22 @@ KNOWN_GLOBALS: dict[tuple[str, str], str] = {
     ("numpy._core.multiarray", "scalar"): "scalar",
     ("numpy.core.multiarray", "_reconstruct"): "array",
     ("numpy._core.multiarray", "_reconstruct"): "array",
+    ("numpy.core.numeric", "_frombuffer"): "buffer",
+    ("numpy._core.numeric", "_frombuffer"): "buffer",
     ("builtins", "set"): "set",
     ("__builtin__", "set"): "set",
+    ("_codecs", "encode"): "bytes",
+    ("__builtin__", "bytes"): "bytes",
+    ("dnnlib.tflib.network", "Network"): "tensorflow",
 }
-TENSORFLOW_GLOBAL = ("dnnlib.tflib.network", "Network")
 
-_CALLED = {"persistent", "ordered_dict", "parameter", "tensor", "storage", "dtype", "scalar", "array", "set"}
-_CREATED = {"easy_dict", "container"}
+_CALLED = {
+    "persistent", "ordered_dict", "parameter", "tensor", "storage", "dtype", "scalar", "array", "buffer", "set",
+    "bytes",
+}  # fmt: skip
+_CREATED = {"easy_dict", "container", "tensorflow"}
 _FILLED = {"ordered_dict", "easy_dict"}
-_BUILT = {"dtype", "array", "container"}
+_BUILT = {"dtype", "array", "container", "tensorflow"}
 _OPCODE_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 
 NOT_A_NETWORK = "It is no network file of stylegan2-ada-pytorch or edm; use a copy from a source you trust."
@@ -107,6 +115,8 @@ class Machine:
         known: the globals it may name, to their roles.
         opcodes: opcodes already spent on this file.
         allow_persistent_ids: whether it may refer to storages, as nested streams do.
+        python2: whether Python 2 wrote it: its strings (shorter than 256 bytes text, else bytes) are read too, and
+            its memo begins at 1.
     """
 
     def __init__(
@@ -117,6 +127,7 @@ class Machine:
         known: Mapping[tuple[str, str], str] = KNOWN_GLOBALS,
         opcodes: int = 0,
         allow_persistent_ids: bool = False,
+        python2: bool = False,
     ) -> None:
         self.data = data
         self.start = self.position = position
@@ -125,14 +136,18 @@ class Machine:
         self.allow_persistent_ids = allow_persistent_ids
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: list[Any] = []
+        self.memo: list[Any] = [None] if python2 else []
+        self.steps = _STEPS | _PYTHON2_STEPS if python2 else _STEPS
 
     def run(self) -> Any:
         if self.data[self.start : self.start + 1] != b"\x80":
             raise Refusal("no pickle of protocol 2 to 5")
-        steps = _STEPS
+        steps, data, size = self.steps, self.data, len(self.data)
         while True:
-            code = self.unpack(_UINT8)
+            if self.position >= size:
+                self.take(1)  # which says so
+            code = data[self.position]
+            self.position += 1
             self.opcodes += 1
             if self.opcodes > MAX_OPCODES:
                 raise Refusal(f"more than {MAX_OPCODES} pickle opcodes")
@@ -150,6 +165,7 @@ class Machine:
     # Reading.
 
     def take(self, count: int) -> memoryview:
+        """The next bytes; refuses a file that ends before."""
         end = self.position + count
         if end > len(self.data):
             raise Refusal(f"the end of the file after {len(self.data)} bytes, in the middle of a value", DAMAGED)
@@ -158,7 +174,11 @@ class Machine:
         return taken
 
     def unpack(self, form: struct.Struct) -> Any:
-        return form.unpack(self.take(form.size))[0]
+        if self.position + form.size > len(self.data):
+            self.take(form.size)  # which says so
+        value = form.unpack_from(self.data, self.position)[0]
+        self.position += form.size
+        return value
 
     def take_line(self) -> str:
         """A text argument (of GLOBAL), to the newline; names are short."""
@@ -220,11 +240,6 @@ class Machine:
     def known_global(self, module: str, name: str) -> Global:
         role = self.known.get((module, name))
         if role is None:
-            if (module, name) == TENSORFLOW_GLOBAL:
-                raise Refusal(
-                    "a TensorFlow-era network (dnnlib.tflib)",
-                    "Convert it with legacy.py of stylegan2-ada-pytorch, which writes a PyTorch pickle, and use that.",
-                )
             raise Refusal(f"the global {module[:80]!r} {name[:80]!r}, which no network needs and which could run code")
         return Global(module, name, role)
 
@@ -345,6 +360,7 @@ _STEPS_BY_NAME: dict[str, Callable[[Machine], None]] = {
     "SHORT_BINBYTES": lambda m: m.push(m.take(m.unpack(_UINT8))),
     "BINBYTES": lambda m: m.push(m.take(m.unpack(_UINT32))),
     "BINBYTES8": lambda m: m.push(m.take(m.unpack(_UINT64))),
+    "BYTEARRAY8": lambda m: m.push(m.take(m.unpack(_UINT64))),
     "EMPTY_TUPLE": lambda m: m.push(()),
     "TUPLE1": lambda m: m.tuple_(1),
     "TUPLE2": lambda m: m.tuple_(2),
@@ -373,3 +389,7 @@ _STEPS_BY_NAME: dict[str, Callable[[Machine], None]] = {
     "BINPERSID": Machine.binpersid,
 }
 _STEPS = {code: _STEPS_BY_NAME[name] for code, name in _OPCODE_NAMES.items() if name in _STEPS_BY_NAME}
+_PYTHON2_STEPS: dict[int, Callable[[Machine], None]] = {
+    ord("U"): lambda m: m.push(_decode(m.take(m.unpack(_UINT8)))),  # SHORT_BINSTRING
+    ord("T"): lambda m: m.push(m.take(m.unpack(_UINT32))),  # BINSTRING
+}

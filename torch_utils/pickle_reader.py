@@ -8,46 +8,22 @@ state. Neither that class nor the source embedded beside it is ever imported or 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from dnnlib.util import UserError
-from torch_utils.pickle_machine import (
-    DAMAGED,
-    NOT_A_NETWORK,
-    Call,
-    Global,
-    Machine,
-    Members,
-    Pairs,
-    PersistentId,
-    Refusal,
-)
+from torch_utils.pickle_arrays import check_view, is_call, numpy_dtype, read_array, read_scalar, read_storage
+from torch_utils.pickle_machine import DAMAGED, NOT_A_NETWORK, Call, Global, Machine, Members, Pairs, Refusal
 
 MAX_DEPTH = 100  # nesting of values; networks reach some 40
-STORAGE_MAGIC = 0x1950A86A20F9469CFC6C
-STORAGE_PROTOCOL = 1001
 FORMAT_VERSION = 6  # of persistent objects, in all of NVlabs' repositories
-STORAGE_DTYPES = {
-    "FloatStorage": torch.float32,
-    "DoubleStorage": torch.float64,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-}
-_NESTED_GLOBALS = {("torch", name): "storage_class" for name in STORAGE_DTYPES}
-_NUMPY_DTYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+TENSORFLOW_VERSION = 4  # the oldest of dnnlib.tflib.network that StyleGAN2's pickles have
 _META_KEYS = ("type", "version", "module_src", "class_name", "state")
+_TENSORFLOW_KEYS = ("version", "name", "static_kwargs", "components", "build_module_src", "variables")
 
 # How other kinds of file begin: (offset, bytes) -> what it is, what to do.
 _OTHER_FILES: list[tuple[int, bytes, str, str]] = [
@@ -85,16 +61,33 @@ class PersistentObject:
     source: str
 
 
-def read_pickle(data: bytes | bytearray | memoryview, source: str) -> Any:
+@dataclass(eq=False)
+class TensorFlowNetwork:
+    """A network of TensorFlow-era StyleGAN2, as data: the arguments of its build function, its variables, its parts.
+
+    `module_src_sha256` is of the source embedded beside it; `source` the file's name.
+    """
+
+    name: str
+    version: int
+    static_kwargs: dict[str, Any]
+    components: dict[str, TensorFlowNetwork]
+    variables: dict[str, np.ndarray | float]
+    module_src_sha256: str
+    source: str
+
+
+def read_pickle(data: bytes | bytearray | memoryview, source: str, *, python2: bool = False) -> Any:
     """The value of a network pickle, read without importing or executing anything it names.
 
     Args:
         data: the file's contents.
         source: the file's name, for messages.
+        python2: whether Python 2 wrote it, as it did CIFAR-10's batches; see `Machine`.
 
     Returns:
         dicts (str keys), lists, tuples, sets of str, str, bytes, bool, int, float, None, numpy arrays (read-only),
-        torch tensors, PersistentObjects. The memory is at most a few times the file's size.
+        torch tensors, PersistentObjects, TensorFlowNetworks. The memory is at most a few times the file's size.
 
     Raises:
         RefusedFileError: for anything but such a file.
@@ -102,7 +95,7 @@ def read_pickle(data: bytes | bytearray | memoryview, source: str) -> Any:
     view = memoryview(data)
     try:
         _check_kind(view)
-        machine = Machine(view)
+        machine = Machine(view, python2=python2)
         root = machine.run()
         if machine.position != len(view):
             raise Refusal(f"{len(view) - machine.position} bytes after the end of the pickle")
@@ -131,7 +124,8 @@ class _Interpreter:
         self.done: dict[int, tuple[Any, int]] = {}  # id(node) -> value, size
         self.open: set[int] = set()
         self.hashes: dict[str, str] = {}
-        self.storages: dict[int, Tensor] = {}  # id(bytes node) -> flat tensor
+        self.encoded: dict[int, memoryview] = {}  # id(text) -> bytes; the text stays in its node
+        self.storages: dict[int, Tensor] = {}  # id(bytes) -> flat tensor
         self.calls: dict[str, Callable[[Call], Any]] = {
             "persistent": self.persistent,
             "ordered_dict": self.mapping,
@@ -141,7 +135,9 @@ class _Interpreter:
             "tensor": self.tensor,
             "scalar": self.scalar,
             "array": self.array,
+            "buffer": self.buffer,
             "set": self.set_,
+            "tensorflow": self.tensorflow,
         }
 
     def value(self, node: Any) -> Any:
@@ -181,8 +177,8 @@ class _Interpreter:
             return tuple([self.value(item) for item in node])
         if isinstance(node, Members):
             return self.strings(node.members)
-        if isinstance(node, memoryview):
-            return bytes(node)
+        if isinstance(node, memoryview) or is_call(node, "bytes"):
+            return bytes(self.bytes_(node))
         if isinstance(node, Call) and node.function.role in self.calls:
             return self.calls[node.function.role](node)
         raise Refusal("a global or storage where a value belongs")
@@ -228,65 +224,74 @@ class _Interpreter:
             raise Refusal(f"persistent objects of another version than {FORMAT_VERSION}", remedy)
         if not isinstance(class_name, str) or not isinstance(module_src, str) or not isinstance(state, dict):
             raise Refusal("a persistent object whose class name, source or state is of a wrong type")
+        return PersistentObject(class_name, state, self.hash_of(module_src), version, self.source)
+
+    def tensorflow(self, node: Call) -> TensorFlowNetwork:
+        _arguments(node, 0)
+        if not isinstance(node.state, Pairs):
+            raise Refusal("a TensorFlow network whose state is no dict")
+        state = self.dict_(node.state.pairs)
+        version, name, static_kwargs, components, module_src, variables = map(state.get, _TENSORFLOW_KEYS)
+        if type(version) is not int or version < TENSORFLOW_VERSION:
+            found = f"a TensorFlow network of version {str(version)[:20]}, not {TENSORFLOW_VERSION} or later"
+            raise Refusal(found, "It is older than StyleGAN2, whose networks alone can be converted.")
+        if not isinstance(name, str) or not isinstance(module_src, str) or not isinstance(static_kwargs, dict):
+            raise Refusal("a TensorFlow network whose name, source or arguments are of a wrong type")
+        if not isinstance(components, dict) or not all(isinstance(c, TensorFlowNetwork) for c in components.values()):
+            raise Refusal("a TensorFlow network whose parts are no networks")
+        return TensorFlowNetwork(
+            name, version, static_kwargs, components, _variables(variables), self.hash_of(module_src), self.source
+        )
+
+    def hash_of(self, module_src: str) -> str:
         if module_src not in self.hashes:
             self.hashes[module_src] = hashlib.sha256(module_src.encode()).hexdigest()
-        return PersistentObject(class_name, state, self.hashes[module_src], version, self.source)
+        return self.hashes[module_src]
 
-    # Tensors.
+    # Bytes, tensors, numpy.
+
+    def bytes_(self, node: Any) -> memoryview:
+        """The bytes of a node that is bytes, or the latin-1 text that protocol 2 writes for them."""
+        if isinstance(node, memoryview):
+            return node
+        if not is_call(node, "bytes") or (node.function.name == "bytes") != (node.arguments == ()):
+            raise Refusal("something else where bytes belong")
+        if not node.arguments:
+            return memoryview(b"")
+        text, encoding = _arguments(node, 2)
+        if not isinstance(text, str) or encoding != "latin1":
+            raise Refusal("bytes written as something else than latin-1 text")
+        if id(text) not in self.encoded:
+            try:
+                self.encoded[id(text)] = memoryview(text.encode("latin1"))
+            except UnicodeEncodeError:
+                raise Refusal("bytes written as text that is not latin-1", DAMAGED) from None
+        return self.encoded[id(text)]
 
     def parameter(self, node: Call) -> Tensor:
         tensor_node, requires_grad, _hooks = _arguments(node, 3)
-        if not _is_call(tensor_node, "tensor") or not isinstance(requires_grad, bool):
+        if not is_call(tensor_node, "tensor") or not isinstance(requires_grad, bool):
             raise Refusal("a parameter without a tensor")
         return self.value(tensor_node)
 
     def tensor(self, node: Call) -> Tensor:
         storage_node, offset, size, stride, requires_grad, _hooks = _arguments(node, 6)
-        if not _is_call(storage_node, "storage") or not isinstance(requires_grad, bool):
+        if not is_call(storage_node, "storage") or not isinstance(requires_grad, bool):
             raise Refusal("a tensor without a storage")
         storage = self.storage(storage_node)
-        _check_view(storage.numel(), offset, size, stride)
+        check_view(storage.numel(), offset, size, stride)
         return storage.as_strided(size, stride, offset)
 
     def storage(self, node: Call) -> Tensor:
-        """The flat tensor of a legacy torch stream: magic, protocol, system, storage, keys, count, raw data."""
-        (data,) = _arguments(node, 1)
-        if not isinstance(data, memoryview):
-            raise Refusal("a tensor's storage that is no bytes")
+        """The flat tensor of a storage; one stream is read once, however many tensors share it."""
+        data = self.bytes_(*_arguments(node, 1))
         if id(data) not in self.storages:
-            self.storages[id(data)] = self.read_storage(data)
+            self.storages[id(data)], self.opcodes = read_storage(data, self.opcodes)
         return self.storages[id(data)]
-
-    def read_storage(self, data: memoryview) -> Tensor:
-        position = 0
-        parts = []
-        for _ in range(5):
-            machine = Machine(
-                data, position, known=_NESTED_GLOBALS, opcodes=self.opcodes, allow_persistent_ids=True
-            )
-            parts.append(machine.run())
-            position, self.opcodes = machine.position, machine.opcodes
-        magic, protocol, system, reference, keys = parts
-        if magic != STORAGE_MAGIC or protocol != STORAGE_PROTOCOL:
-            raise Refusal("a tensor's storage that is no torch stream")
-        if not isinstance(system, Pairs) or ("little_endian", True) not in system.pairs[:10]:
-            raise Refusal("a tensor's storage of a big-endian machine", "Save it again on a little-endian machine.")
-        dtype, key, count = _storage_reference(reference)
-        if not isinstance(keys, list) or len(keys) != 1 or not isinstance(keys[0], str) or keys[0] != key:
-            raise Refusal("a tensor's storage with other keys than its own", DAMAGED)
-        header, raw = data[position : position + 8], data[position + 8 :]
-        if len(header) < 8 or int.from_bytes(header, "little") != count or len(raw) != count * dtype.itemsize:
-            raise Refusal(f"a tensor's storage of {count} numbers in {len(raw)} bytes ({dtype})", DAMAGED)
-        return torch.frombuffer(bytearray(raw), dtype=dtype) if count else torch.empty(0, dtype=dtype)
-
-    # Numpy.
 
     def scalar(self, node: Call) -> bool | int | float:
         dtype_node, data = _arguments(node, 2)
-        dtype = _numpy_dtype(dtype_node)
-        if not isinstance(data, memoryview) or len(data) != dtype.itemsize:
-            raise Refusal("a numpy number of the wrong length", DAMAGED)
-        return np.frombuffer(data, dtype)[0].item()
+        return read_scalar(numpy_dtype(dtype_node), self.bytes_(data))
 
     def array(self, node: Call) -> np.ndarray:
         kind, _shape, _code = _arguments(node, 3)
@@ -295,12 +300,13 @@ class _Interpreter:
         if len(node.state) != 5:
             raise Refusal("a numpy array without its contents", DAMAGED)
         _version, shape, dtype_node, fortran, data = node.state
-        dtype = _numpy_dtype(dtype_node)
-        if not _are_sizes(shape) or not isinstance(fortran, bool) or not isinstance(data, memoryview):
-            raise Refusal("a numpy array of unknown form", DAMAGED)
-        if len(shape) > 32 or math.prod(shape) * dtype.itemsize != len(data):
-            raise Refusal(f"a numpy array whose shape is not that of its {len(data)} bytes", DAMAGED)
-        return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+        return read_array(shape, numpy_dtype(dtype_node), fortran, self.bytes_(data))
+
+    def buffer(self, node: Call) -> np.ndarray:
+        data, dtype_node, shape, order = _arguments(node, 4)
+        if not isinstance(order, str) or order not in ("C", "F"):
+            raise Refusal("a numpy array of unknown order", DAMAGED)
+        return read_array(shape, numpy_dtype(dtype_node), order == "F", self.bytes_(data))
 
 
 def _arguments(node: Call, count: int) -> tuple[Any, ...]:
@@ -309,50 +315,15 @@ def _arguments(node: Call, count: int) -> tuple[Any, ...]:
     return node.arguments
 
 
-def _is_call(node: Any, role: str) -> bool:
-    return isinstance(node, Call) and node.function.role == role
-
-
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, tuple) and all(type(item) is int and 0 <= item < 2**60 for item in value)
-
-
-def _check_view(numel: int, offset: Any, size: Any, stride: Any) -> None:
-    """Holds that a tensor lies within its storage of numel elements and that no two of its elements share one."""
-    if type(offset) is not int or offset < 0 or not _are_sizes(size) or not _are_sizes(stride):
-        raise Refusal("a tensor whose offset, size or stride is no whole number", DAMAGED)
-    if len(size) != len(stride) or len(size) > 16:
-        raise Refusal(f"a tensor of {len(size)} sizes and {len(stride)} strides", DAMAGED)
-    if math.prod(max(length, 1) for length in size) >= 2**60:
-        raise Refusal("a tensor of impossible size", DAMAGED)
-    extent = 1
-    for step, length in sorted(zip(stride, size, strict=True)):
-        if length > 1:
-            if step < extent:
-                raise Refusal("a tensor whose strides are zero or overlap")
-            extent += step * (length - 1)
-    if 0 not in size and offset + extent > numel:
-        raise Refusal("a tensor that reaches beyond its storage", DAMAGED)
-
-
-def _storage_reference(node: Any) -> tuple[torch.dtype, str, int]:
-    """dtype, key and count of ('storage', class, key, device, count, None)."""
-    value = node.value if isinstance(node, PersistentId) else None
-    if not isinstance(value, tuple) or len(value) != 6:
-        raise Refusal("a torch stream without a storage")
-    tag, kind, key, _device, count, view = value
-    if not isinstance(tag, str) or tag != "storage" or not isinstance(kind, Global) or view is not None:
-        raise Refusal("a torch stream without a plain storage")
-    if not isinstance(key, str) or type(count) is not int or count < 0:
-        raise Refusal("a storage whose key or count is of a wrong type", DAMAGED)
-    return STORAGE_DTYPES[kind.name], key, count
-
-
-def _numpy_dtype(node: Any) -> np.dtype:
-    """The dtype of `dtype(code, ...)` with the byte order that BUILD sets."""
-    if not _is_call(node, "dtype") or not node.arguments or not isinstance(node.state, tuple) or len(node.state) < 2:
-        raise Refusal("a numpy value without a type")
-    code, order = node.arguments[0], node.state[1]
-    if not isinstance(code, str) or code not in _NUMPY_DTYPES or not isinstance(order, str) or order not in ("<", "|"):
-        raise Refusal("a numpy value that is not of little-endian plain numbers (objects could run code)")
-    return np.dtype("<" + code)
+def _variables(pairs: Any) -> dict[str, np.ndarray | float]:
+    """name -> array of a TensorFlow network's list of (name, array) pairs; numbers are arrays without axes."""
+    if not isinstance(pairs, list) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
+        raise Refusal("a TensorFlow network whose variables are no list of pairs")
+    result: dict[str, np.ndarray | float] = {}
+    for name, value in pairs:
+        if not isinstance(name, str) or not isinstance(value, np.ndarray | float | int):
+            raise Refusal("a TensorFlow network with a variable that is no named array")
+        if name in result:
+            raise Refusal(f"a TensorFlow network with two variables {name[:80]!r}")
+        result[name] = value
+    return result

@@ -10,21 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from stylegan_di.data.augment_draws import Draws, RandomSource
 from stylegan_di.data.augment_ops import (
     SYM6,
+    brighten,
     filter_bands,
+    flip_luma,
     frequency_bands,
-    matrix,
     recolor,
     resample,
     rotate2d,
     rotate_about_luma,
+    saturate,
     scale2d,
+    stretch_contrast,
     translate2d,
 )
 from torch_utils.ops import upfirdn2d
@@ -50,15 +53,6 @@ AUGMENT_PIPES: dict[str, dict[str, float]] = {
 }
 
 BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # expected share of each frequency band in natural images
-LUMA = (3**-0.5, 3**-0.5, 3**-0.5, 0.0)  # the axis of gray in (r, g, b, 1)
-
-
-class RandomSource(Protocol):
-    """Random tensors [n, *shape] for the n samples of a batch, such as `stylegan_di.random.SampleRandom`."""
-
-    def normal(self, *shape: int) -> Tensor: ...
-
-    def uniform(self, *shape: int) -> Tensor: ...
 
 
 class AugmentPipe(PersistentModule):
@@ -159,7 +153,7 @@ class AugmentPipe(PersistentModule):
 
         Raises UserError for images of at most 21 pixels with the frequency-band filter.
         """
-        draws = _Draws(images, debug_percentile, rng)
+        draws = Draws(images, debug_percentile, rng)
         if any([self.xflip, self.rotate90, self.xint, self.scale, self.rotate, self.aniso, self.xfrac]):
             images = resample(images, self._geometry(draws, images.shape[3], images.shape[2]), self.Hz_geom)
         if any([self.brightness, self.contrast, self.lumaflip, self.hue, self.saturation]):
@@ -172,7 +166,7 @@ class AugmentPipe(PersistentModule):
             images = self._cut_out(images, draws)
         return images
 
-    def _geometry(self, draws: _Draws, width: int, height: int) -> Tensor:
+    def _geometry(self, draws: Draws, width: int, height: int) -> Tensor:
         """G_inv [N,3,3]: the inverse transforms, the first one leftmost."""
         G_inv = torch.eye(3).to(draws.zeros)
         if self.xflip > 0:
@@ -200,29 +194,22 @@ class AugmentPipe(PersistentModule):
             G_inv = G_inv @ translate2d(-tx * width, -ty * height)
         return G_inv
 
-    def _color(self, draws: _Draws, channels: int) -> Tensor:
+    def _color(self, draws: Draws, channels: int) -> Tensor:
         """C [N,4,4]: the transforms, the first one rightmost."""
-        eye = torch.eye(4).to(draws.zeros)
-        axis = torch.tensor(LUMA, dtype=torch.float64).to(draws.zeros)
-        luma = torch.outer(axis, axis)  # the projection on the gray axis
-        C = eye
+        C = torch.eye(4).to(draws.zeros)
         if self.brightness > 0:
-            b = draws.normal(self.brightness * self.p) * self.brightness_std
-            C = matrix([[1, 0, 0, b], [0, 1, 0, b], [0, 0, 1, b], [0, 0, 0, 1]]) @ C
+            C = brighten(draws.normal(self.brightness * self.p) * self.brightness_std) @ C
         if self.contrast > 0:
-            c = torch.exp2(draws.normal(self.contrast * self.p) * self.contrast_std)
-            C = matrix([[c, 0, 0, 0], [0, c, 0, 0], [0, 0, c, 0], [0, 0, 0, 1]]) @ C
+            C = stretch_contrast(torch.exp2(draws.normal(self.contrast * self.p) * self.contrast_std)) @ C
         if self.lumaflip > 0:
-            i = draws.choice(2, self.lumaflip * self.p)
-            C = (eye - 2 * luma * i[:, None, None]) @ C
+            C = flip_luma(draws.choice(2, self.lumaflip * self.p)) @ C
         if self.hue > 0 and channels > 1:
             C = rotate_about_luma(draws.symmetric(self.hue * self.p) * (math.pi * self.hue_max)) @ C
         if self.saturation > 0 and channels > 1:
-            s = torch.exp2(draws.normal(self.saturation * self.p) * self.saturation_std)
-            C = (luma + (eye - luma) * s[:, None, None]) @ C
+            C = saturate(torch.exp2(draws.normal(self.saturation * self.p) * self.saturation_std)) @ C
         return C.expand(len(draws.zeros), 4, 4)
 
-    def _band_gains(self, draws: _Draws) -> Tensor:
+    def _band_gains(self, draws: Draws) -> Tensor:
         """Gains [N,4] of the frequency bands; each band's own gain leaves the expected total power as it is."""
         power = torch.tensor(BAND_POWER, dtype=torch.float64).to(draws.zeros)
         gains = torch.ones_like(power)
@@ -232,79 +219,14 @@ class AugmentPipe(PersistentModule):
             gains = gains * factors / (power * factors.square()).sum(dim=1, keepdim=True).sqrt()
         return gains
 
-    def _add_noise(self, images: Tensor, draws: _Draws) -> Tensor:
+    def _add_noise(self, images: Tensor, draws: Draws) -> Tensor:
         sigma = draws.half_normal(self.noise * self.p) * self.noise_std
         return images + draws.random.normal(*images.shape[1:]).to(images) * sigma.to(images.dtype)[:, None, None, None]
 
-    def _cut_out(self, images: Tensor, draws: _Draws) -> Tensor:
+    def _cut_out(self, images: Tensor, draws: Draws) -> Tensor:
         size = draws.applied(self.cutout * self.p) * self.cutout_size
         center = draws.uniform(2)
         rows, columns = ((torch.arange(n, device=images.device).to(size) + 0.5) / n for n in images.shape[2:])
         in_columns = (columns - center[:, :1]).abs() < size[:, None] / 2
         in_rows = (rows - center[:, 1:]).abs() < size[:, None] / 2
         return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
-
-
-class _Draws:
-    """The values of a batch's transforms: each is drawn first, then whether it is applied (else it becomes 0)."""
-
-    def __init__(self, images: Tensor, percentile: float | Tensor | None, rng: RandomSource | None) -> None:
-        dtype = torch.float64 if images.dtype == torch.float64 else torch.float32
-        self.zeros = images.new_zeros([len(images)], dtype=dtype)
-        self.percentile = None if percentile is None else torch.as_tensor(percentile, dtype=dtype, device=images.device)
-        self.random = rng or _GlobalRandom(len(images), images.device)
-
-    def choice(self, n: int, probability: Tensor) -> Tensor:
-        """[N] uniform in 0 .. n-1."""
-        if self.percentile is not None:
-            return self._all(torch.floor(self.percentile * n))
-        return self._gate(torch.floor(self.uniform() * n), probability)
-
-    def symmetric(self, probability: Tensor, *shape: int) -> Tensor:
-        """[N, *shape] uniform in (-1,1)."""
-        if self.percentile is not None:
-            return self._all(2 * self.percentile - 1, *shape)
-        return self._gate(2 * self.uniform(*shape) - 1, probability)
-
-    def normal(self, probability: Tensor, *shape: int) -> Tensor:
-        """[N, *shape] standard normal; at a percentile NVlabs have erfinv(2q - 1), without sqrt(2)."""
-        if self.percentile is not None:
-            return self._all(torch.erfinv(2 * self.percentile - 1), *shape)
-        return self._gate(self.random.normal(*shape).to(self.zeros), probability)
-
-    def half_normal(self, probability: Tensor) -> Tensor:
-        """[N] absolute value of a standard normal; at a percentile erfinv(q)."""
-        if self.percentile is not None:
-            return self._all(torch.erfinv(self.percentile))
-        return self._gate(self.random.normal().to(self.zeros).abs(), probability)
-
-    def applied(self, probability: Tensor) -> Tensor:
-        """[N] 1 with the probability, else 0."""
-        ones = torch.ones_like(self.zeros)
-        return ones if self.percentile is not None else self._gate(ones, probability)
-
-    def uniform(self, *shape: int) -> Tensor:
-        """[N, *shape] uniform in [0,1), always applied."""
-        if self.percentile is not None:
-            return self._all(self.percentile, *shape)
-        return self.random.uniform(*shape).to(self.zeros)
-
-    def _gate(self, values: Tensor, probability: Tensor) -> Tensor:
-        applied = self.random.uniform(*[1] * (values.ndim - 1)).to(self.zeros) < probability
-        return torch.where(applied, values, 0)
-
-    def _all(self, value: Tensor, *shape: int) -> Tensor:
-        return value.expand(len(self.zeros), *shape)
-
-
-class _GlobalRandom:
-    """PyTorch's global generator as a RandomSource of n samples."""
-
-    def __init__(self, n: int, device: torch.device) -> None:
-        self.n, self.device = n, device
-
-    def normal(self, *shape: int) -> Tensor:
-        return torch.randn([self.n, *shape], device=self.device)
-
-    def uniform(self, *shape: int) -> Tensor:
-        return torch.rand([self.n, *shape], device=self.device)

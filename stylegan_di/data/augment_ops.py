@@ -133,3 +133,31 @@ def rotate_about_luma(theta: Tensor) -> Tensor:
     cos, sin = torch.cos(theta), torch.sin(theta) / 3**0.5
     a, b, c = (1 + 2 * cos) / 3, (1 - cos) / 3 - sin, (1 - cos) / 3 + sin
     return matrix([[a, b, c, 0], [c, a, b, 0], [b, c, a, 0], [0, 0, 0, 1]])
+
+
+def brighten(b: Tensor) -> Tensor:
+    """Colour matrix [N,4,4] that adds b [N]."""
+    return matrix([[1, 0, 0, b], [0, 1, 0, b], [0, 0, 1, b], [0, 0, 0, 1]])
+
+
+def stretch_contrast(c: Tensor) -> Tensor:
+    """Colour matrix [N,4,4] that multiplies by c [N]."""
+    return matrix([[c, 0, 0, 0], [0, c, 0, 0], [0, 0, c, 0], [0, 0, 0, 1]])
+
+
+def flip_luma(i: Tensor) -> Tensor:
+    """Colour matrix [N,4,4] that reflects along the gray axis where i [N] is 1, not where it is 0."""
+    eye, luma = _identity_and_luma(i)
+    return eye - 2 * luma * i[:, None, None]
+
+
+def saturate(s: Tensor) -> Tensor:
+    """Colour matrix [N,4,4] that multiplies the distance from the gray axis by s [N]."""
+    eye, luma = _identity_and_luma(s)
+    return luma + (eye - luma) * s[:, None, None]
+
+
+def _identity_and_luma(like: Tensor) -> tuple[Tensor, Tensor]:
+    """The identity and the projection on the gray axis, [4,4] each."""
+    axis = torch.tensor([3**-0.5] * 3 + [0.0], dtype=torch.float64).to(like)
+    return torch.eye(4).to(like), torch.outer(axis, axis)

@@ -1,4 +1,4 @@
-"""Make a data set in NVlabs' format from MNIST-like IDX files, a folder or a zip of images.
+"""Make a data set in NVlabs' format from the images of a source (`sources`).
 
 Written are PNGs without compression, `00000/img00000000.png` and on, and `dataset.json`; equal inputs give equal bytes.
 """
@@ -8,86 +8,21 @@ from __future__ import annotations
 import io
 import json
 import os
-import posixpath
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from dnnlib.util import UserError, atomic_file
-from stylegan_di.data.files import ImageFiles, Label, open_image, read_labels
-from stylegan_di.data.idx import find_idx_images, find_idx_labels, read_idx
+from stylegan_di.data.files import MAX_PIXELS, open_image
+from stylegan_di.data.labels import LABELS_FILE, Label
+from stylegan_di.data.sources import Source
 
-TRANSFORMS = ("center-crop", "center-crop-wide", "pad")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Images to convert: their names for errors, their labels (None: none are known), and how to load one."""
-
-    where: list[str]
-    labels: Sequence[Label] | None
-    load: Callable[[int], Image.Image]
-
-    def first(self, n: int) -> Source:
-        """The first n images only."""
-        return Source(self.where[:n], None if self.labels is None else self.labels[:n], self.load)
-
-
-def open_source(path: Path, *, split: str = "train", labels: bool | None = None) -> Source:
-    """Tell a folder of IDX files, one IDX images file, an image folder and a zip apart.
-
-    Args:
-        split: 'train' or 'test', of a folder of IDX files.
-        labels: True: insist on them; False: leave them out; None: take them where there are any.
-    """
-    images = find_idx_images(path, split) if path.is_dir() else path if "-idx3-" in path.name else None
-    source = _files_source(path, labels is not False) if images is None else _idx_source(images, labels is not False)
-    if labels and source.labels is None:
-        raise UserError(f"{path} has no labels; add dataset.json, an IDX labels file or a folder for each class.")
-    return source
-
-
-def _idx_source(images: Path, use_labels: bool) -> Source:
-    pixels = read_idx(images, ndim=3)
-    labels_path = find_idx_labels(images) if use_labels else None
-    labels = None if labels_path is None else read_idx(labels_path, ndim=1).tolist()
-    if labels is not None and len(labels) != len(pixels):
-        raise UserError(f"{labels_path} has {len(labels)} labels, but {images} has {len(pixels)} images.")
-    where = [f"{images}:{index}" for index in range(len(pixels))]
-    return Source(where, labels, lambda index: Image.fromarray(pixels[index]))
-
-
-def _files_source(path: Path, use_labels: bool) -> Source:
-    files = ImageFiles(path)
-    names = files.image_names
-    if not names:
-        raise UserError(f"{path} holds no images; PNG, JPEG, BMP, WebP, TIFF, PPM and TGA files are read.")
-    where = [files.where(name) for name in names]
-    labels = _file_labels(files) if use_labels else None
-    return Source(where, labels, lambda index: open_image(files.read(names[index]), where[index]))
-
-
-def _file_labels(files: ImageFiles) -> list[Label] | None:
-    """Labels of dataset.json; without one, classes from the folders, sorted, below those that all images share (None
-    unless every image lies in one of at least two)."""
-    names = files.image_names
-    if "dataset.json" in files.names:
-        by_name = read_labels(files)
-        missing = [] if by_name is None else [name for name in names if name not in by_name]
-        if missing:
-            raise UserError(f"{files.where('dataset.json')} has no label for {missing[0]!r}; add it or take no labels.")
-        return None if by_name is None else [by_name[name] for name in names]
-    folders = [PurePosixPath(name).parent for name in names]
-    shared = len(PurePosixPath(posixpath.commonpath(folders)).parts)
-    if any(len(folder.parts) <= shared for folder in folders):
-        return None
-    index = {name: number for number, name in enumerate(sorted({folder.parts[shared] for folder in folders}))}
-    return [index[folder.parts[shared]] for folder in folders]
+TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal", "pad")
 
 
 def convert_mode(image: Image.Image, channels: int | None, where: str) -> Image.Image:
@@ -102,6 +37,8 @@ def convert_mode(image: Image.Image, channels: int | None, where: str) -> Image.
         image = image.convert("L" if gray else "RGB")
     elif image.mode == "1":
         image = image.convert("L")
+    elif image.mode in ("CMYK", "YCbCr"):
+        image = image.convert("RGB")
     elif image.mode not in ("L", "RGB"):
         raise UserError(f"{where} is a {image.mode} image; gray and RGB images of 8 bits a channel are read.")
     return image if channels is None else image.convert("L" if channels == 1 else "RGB")
@@ -111,7 +48,8 @@ def transform_image(image: Image.Image, transform: str | None, size: tuple[int, 
     """Bring an image to `size` (width, height); None keeps it.
 
     transform: None resizes the whole image; 'center-crop' resizes the largest crop of that shape;
-    'center-crop-wide' does the same and puts it on a black square of the width; 'pad' adds black borders.
+    'center-crop-wide' does the same and puts it on a black square of the width; 'center-crop-dhariwal' resizes the
+    shorter side (halving by box, then bicubic) and crops, as ADM and EDM2 make ImageNet; 'pad' adds black borders.
     """
     if size is None:
         return image
@@ -121,14 +59,48 @@ def transform_image(image: Image.Image, transform: str | None, size: tuple[int, 
         if image.width > size[0] or image.height > size[1]:
             raise UserError(f"{where} is {image.width}x{image.height}, too large to pad to {size[0]}x{size[1]}.")
         return _on_black(image, size)
-    cropped = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    if transform == "center-crop-dhariwal":
+        return _crop_after_resizing(image, size[0], where)
+    cropped = _largest_crop(image, size).resize(size, Image.Resampling.LANCZOS)
     return cropped if transform == "center-crop" else _on_black(cropped, (size[0], size[0]))
+
+
+def _largest_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
+    """The largest central part that has the proportions of `shape`, in whole pixels."""
+    scale = min(image.width / shape[0], image.height / shape[1])
+    width, height = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
+
+
+def _crop_after_resizing(image: Image.Image, side: int, where: str) -> Image.Image:
+    """The central square of an image whose shorter side was resized to `side` (arXiv 2105.05233)."""
+    while min(image.size) >= 2 * side:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = side / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    if width * height > MAX_PIXELS:
+        raise UserError(f"{where} is {image.width}x{image.height}, too oblong for {width}x{height}, to be cropped.")
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image.crop((left, top, left + side, top + side))
 
 
 def _on_black(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     canvas = Image.new(image.mode, size)
     canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
     return canvas
+
+
+def load_picture(path: Path, side: int, channels: int) -> np.ndarray:
+    """The largest central square of an image file, resized: uint8 [channels,side,side]; UserError naming the file."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}. Give an image file.") from None
+    image = convert_mode(open_image(data, str(path)), channels, str(path))
+    pixels = np.asarray(transform_image(image, "center-crop", (side, side), str(path)))
+    return pixels.reshape(side, side, channels).transpose(2, 0, 1).copy()
 
 
 @contextmanager
@@ -209,5 +181,5 @@ def convert(
             if source.labels is not None:
                 labels.append((name, source.labels[index]))
             progress(index + 1)
-        write("dataset.json", json.dumps({"labels": labels or None}).encode())
+        write(LABELS_FILE, json.dumps({"labels": labels or None}).encode())
     return first

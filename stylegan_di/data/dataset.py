@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 
 import numpy as np
 
 from dnnlib.util import UserError
-from stylegan_di.data.files import ImageFiles, Label, decode_image, read_labels
+from stylegan_di.data.files import ImageFiles, decode_image
+from stylegan_di.data.labels import LABELS_FILE, image_labels
 
 CACHE_BYTES = 1 << 30  # a data set that decodes to no more than this is kept in memory
 
@@ -72,6 +74,11 @@ class ImageDataset:
         return (image[:, :, ::-1] if flipped else image).copy(), self._label(number)
 
     @property
+    def num_plain(self) -> int:
+        """Number of images without the mirrored copies, which come after them."""
+        return len(self._chosen)
+
+    @property
     def resolution(self) -> int:
         """Height and width of the images in pixels."""
         return self._shape[1]
@@ -96,10 +103,19 @@ class ImageDataset:
         choice = f"{self._chosen.tolist()}/{self._xflip}"
         return hashlib.sha256(f"{self._files.fingerprint()}/{choice}".encode()).hexdigest()
 
-    def preload(self) -> None:
-        """Decode every image once: fills the cache, and meets a damaged file now rather than hours into a training."""
-        for number in self._chosen:
+    @property
+    def is_cached(self) -> bool:
+        """Whether decoded images stay in memory."""
+        return self._cache is not None
+
+    def preload(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
+        """Decode every image once: fills the cache, and meets a damaged file now rather than hours into a training.
+
+        progress: called with the numbers of images done and in all, after each.
+        """
+        for done, number in enumerate(self._chosen, start=1):
             self._image(int(number))
+            progress(done, len(self._chosen))
 
     def _image(self, number: int) -> np.ndarray:
         cached = None if self._cache is None else self._cache.get(number)
@@ -109,8 +125,8 @@ class ImageDataset:
         image = decode_image(self._files.read(name), self._files.where(name))
         if image.shape != self._shape:
             raise UserError(
-                f"{self._files.where(name)} is {_describe(image.shape)}, but {self._names[0]} is "
-                f"{_describe(self._shape)}; all images must be alike. Convert them with tools/dataset_tool.py."
+                f"{self._files.where(name)} is {describe_shape(image.shape)}, but {self._names[0]} is "
+                f"{describe_shape(self._shape)}; all images must be alike. Convert them with tools/dataset_tool.py."
             )
         if self._cache is not None:
             self._cache[number] = image
@@ -132,27 +148,15 @@ class ImageDataset:
 
     def _load_labels(self) -> np.ndarray:
         """Class indices int64 [N] or vectors float32 [N, label_dim], for all images of the files."""
-        by_name = read_labels(self._files)
-        where = self._files.where("dataset.json")
-        if by_name is None:
+        labels = image_labels(self._files)
+        if labels is None:
             raise UserError(
-                f"{self._files.path} has no labels (in {where}); train without --cond, or make a labelled data set "
-                "with tools/dataset_tool.py."
+                f"{self._files.path} has no labels (in {self._files.where(LABELS_FILE)}); train without --cond, or "
+                "make a labelled data set with tools/dataset_tool.py."
             )
-        missing = [name for name in self._names if name not in by_name]
-        if missing:
-            raise UserError(f"{where} has no label for {missing[0]!r} ({len(missing)} of {len(self._names)} lack one).")
-        labels = [by_name[name] for name in self._names]
-        kind = _kind(labels[0])
-        for name, label in zip(self._names, labels, strict=True):
-            if _kind(label) != kind:
-                raise UserError(f"{where}: {name!r} has {_kind(label)}, {self._names[0]!r} has {kind}; use one kind.")
         return np.array(labels, dtype=np.int64 if isinstance(labels[0], int) else np.float32)
 
 
-def _kind(label: Label) -> str:
-    return "a class index" if isinstance(label, int) else f"a vector of {len(label)} numbers"
-
-
-def _describe(shape: tuple[int, ...]) -> str:
+def describe_shape(shape: tuple[int, ...]) -> str:
+    """'32x32 RGB' of [3,32,32]."""
     return f"{shape[2]}x{shape[1]} {'gray' if shape[0] == 1 else 'RGB'}"

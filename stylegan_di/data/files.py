@@ -1,24 +1,22 @@
-"""Image files in a folder or a zip, read by name and never extracted, and the labels of `dataset.json`.
+"""Image files in a folder or a zip, read by name and never extracted.
 
-Format (that of NVlabs' stylegan2-ada-pytorch and edm): images sorted by name; `dataset.json` at the top holds
-`{"labels": [["00000/img00000000.png", 3], ...]}`, a class index or a list of floats for each image, or
-`{"labels": null}`. Files come from strangers: sizes, names and values are checked before they are believed.
+Format (that of NVlabs' stylegan2-ada-pytorch and edm): images sorted by name, beside them `dataset.json` (`labels`).
+Files come from strangers: sizes, names and values are checked before they are believed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dnnlib.util import UserError
 
@@ -28,9 +26,14 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".
 
 MAX_FILE_BYTES = 1 << 28
 MAX_PIXELS = 8192 * 8192  # below PIL's own limit against decompression bombs
-MAX_CLASSES = 100_000
+MAX_RATIO = 200  # of what a zip of more than MAX_FILE_BYTES unpacks to, to its own size; images hardly shrink
 
-Label = int | list[float]
+Complain = Callable[[str], None]
+
+
+def refuse(complaint: str) -> None:
+    """What is done about a complaint unless told otherwise: raises it as a UserError."""
+    raise UserError(complaint)
 
 
 class ImageFiles:
@@ -38,21 +41,22 @@ class ImageFiles:
 
     Args:
         path: folder or .zip file.
+        complain: called with what is wrong with an entry; should it return, the entry is left out.
 
-    Raises UserError for a path that is missing or neither, a damaged or encrypted zip, entries named twice or
-    named outside the archive, links that leave the folder.
+    Raises UserError for a path that is missing or neither and for a damaged zip, and unless told otherwise for the
+    first entry that is encrypted, named twice or outside the archive, a link that leaves the folder or leads nowhere.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], complain: Complain = refuse) -> None:
         self.path = Path(path)
         self._zip: zipfile.ZipFile | None = None
         self._pid = -1
         if self.path.is_dir():
             self.is_zip = False
-            names = list(_folder_names(self.path))
+            names = list(_folder_names(self.path, complain))
         elif self.path.is_file() and self.path.suffix.lower() == ".zip":
             self.is_zip = True
-            names = _zip_names(self.path)
+            names = list(_zip_names(self.path, complain))
         elif self.path.exists():
             raise UserError(f"{self.path} is neither a folder nor a .zip file; give one that holds images.")
         else:
@@ -69,10 +73,10 @@ class ImageFiles:
 
     def fingerprint(self) -> str:
         """Where the images are, and their files' (the zip's) sizes and times of change, hashed."""
-        digest = hashlib.sha256(str(self.path.resolve()).encode())
+        digest = hashlib.sha256(os.fsencode(self.path.resolve()))
         for path in [self.path] if self.is_zip else [self.path / name for name in self.image_names]:
             status = path.stat()
-            digest.update(f"/{path.name}/{status.st_size}/{status.st_mtime_ns}".encode())
+            digest.update(os.fsencode(f"/{path.name}/{status.st_size}/{status.st_mtime_ns}"))
         return digest.hexdigest()
 
     def read(self, name: str) -> bytes:
@@ -99,34 +103,48 @@ def _hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
-def _folder_names(root: Path) -> Iterator[str]:
+def _folder_names(root: Path, complain: Complain) -> Iterator[str]:
     inside = root.resolve()
-    for folder, subfolders, files in os.walk(root):
+
+    def unreadable(error: OSError) -> None:
+        complain(f"{error.filename} cannot be read: {error.strerror}. Make it readable or remove it.")
+
+    for folder, subfolders, files in os.walk(root, onerror=unreadable):
         for entry in (Path(folder, name) for name in [*subfolders, *files]):
             name = entry.relative_to(root).as_posix()
             if entry.is_symlink() and not entry.resolve().is_relative_to(inside):
-                raise UserError(f"{entry} is a link out of the data set, to {entry.resolve()}; copy the file there.")
-            if entry.is_file() and not _hidden(name):
+                complain(f"{entry} is a link out of the data set, to {entry.resolve()}; copy the file there.")
+            elif entry.is_symlink() and not entry.exists():
+                complain(f"{entry} is a link to nothing, to {entry.resolve()}; restore that file or remove the link.")
+            elif entry.is_file() and not _hidden(name):
                 yield name
 
 
-def _zip_names(path: Path) -> list[str]:
+def _zip_names(path: Path, complain: Complain) -> Iterator[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
+        size = path.stat().st_size
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise UserError(f"{path} is not a readable zip file: {error}. Was it copied completely?") from error
+    unpacked = sum(entry.file_size for entry in entries)
+    if unpacked > max(MAX_FILE_BYTES, MAX_RATIO * size):
+        raise UserError(f"{path} of {size} bytes unpacks to {unpacked}; up to {MAX_RATIO} times its size is read.")
+    counts = Counter(entry.filename for entry in entries)
     for entry in entries:
-        if entry.flag_bits & 1:
-            raise UserError(f"{path}:{entry.filename} is encrypted; give a zip file without a password.")
-        parts = PurePosixPath(entry.filename.replace("\\", "/"))
+        name = entry.filename
+        parts = PurePosixPath(name.replace("\\", "/"))
         if ".." in parts.parts or parts.is_absolute():
-            raise UserError(f"{path} has an entry named {entry.filename!r}, outside the archive; make the zip anew.")
-    names = [entry.filename for entry in entries if not _hidden(entry.filename)]
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise UserError(f"{path} has {len(twice)} names more than once, such as {twice[0]!r}; make the zip anew.")
-    return names
+            complain(f"{path} has an entry named {name!r}, outside the archive; make the zip anew.")
+        elif _hidden(name) or not counts[name]:
+            continue
+        elif counts[name] > 1:
+            complain(f"{path} has {counts[name]} entries named {name!r}; make the zip anew.")
+            counts[name] = 0  # said once
+        elif entry.flag_bits & 1:
+            complain(f"{path}:{name} is encrypted; give a zip file without a password.")
+        else:
+            yield name
 
 
 def open_image(data: bytes, where: str) -> Image.Image:
@@ -142,6 +160,9 @@ def open_image(data: bytes, where: str) -> Image.Image:
         size = f"{image.width}x{image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         size = str(error)
+    except UnidentifiedImageError:
+        formats = ", ".join(IMAGE_FORMATS)
+        raise UserError(f"{where} ({len(data)} bytes) is no image of {formats}. Replace or remove it.") from None
     except Exception as error:  # PIL's decoders raise nearly any type on damaged data
         raise UserError(f"{where} ({len(data)} bytes) is no readable image: {error}. Replace or remove it.") from error
     raise UserError(f"{where} is too large an image ({size}); up to {MAX_PIXELS} pixels are read.")
@@ -158,46 +179,3 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     pixels = np.asarray(image)
     return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
-
-def read_labels(files: ImageFiles) -> dict[str, Label] | None:
-    """Labels of dataset.json by image name, checked one by one; None if there is no such file or it has none."""
-    if "dataset.json" not in files.names:
-        return None
-    where = files.where("dataset.json")
-    try:
-        content = json.loads(files.read("dataset.json"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where} is not valid JSON: {error}. Make the data set anew.") from error
-    if not isinstance(content, dict) or "labels" not in content:
-        raise UserError(f'{where} has no "labels"; expected {{"labels": [[name, class], ...]}} or {{"labels": null}}.')
-    pairs = content["labels"]
-    if pairs is None:
-        return None
-    if not isinstance(pairs, list):
-        raise UserError(f'{where}: "labels" is a {type(pairs).__name__}; expected a list of [name, class] or null.')
-    labels: dict[str, Label] = {}
-    for pair in pairs:
-        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise UserError(f"{where}: the entry {_short(pair)} is not a pair [name, class].")
-        name = pair[0].replace("\\", "/")
-        if name in labels:
-            raise UserError(f"{where} labels {name!r} twice; keep one of the entries.")
-        labels[name] = _checked_label(pair[1], f"{where}: the label of {name!r}")
-    return labels
-
-
-def _checked_label(value: Any, where: str) -> Label:
-    if type(value) is int:
-        if not 0 <= value < MAX_CLASSES:
-            raise UserError(f"{where} is {value}; class indices are 0 to {MAX_CLASSES - 1}.")
-        return value
-    if isinstance(value, list) and 0 < len(value) <= MAX_CLASSES and all(type(v) in (int, float) for v in value):
-        if not all(abs(v) < 3e38 for v in value):  # false for NaN too
-            raise UserError(f"{where} is {_short(value)}; its numbers must be finite.")
-        return [float(v) for v in value]
-    raise UserError(f"{where} is {_short(value)}; expected a class index or a list of numbers.")
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."

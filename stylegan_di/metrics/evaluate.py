@@ -1,76 +1,41 @@
-"""The table of metrics, and what measures a generator or a data set against a reference.
-
-| metric | features | what |
-|---|---|---|
-| fid50k_full | Inception-2015 | Frechet distance, covariances over N - 1 (EDM's convention); meant for 50,000 samples |
-| fd_fashion | Fashion classifier | the same distance in other features: no FID, and comparable only with itself |
-| pr_fashion | Fashion classifier | improved precision and recall, k = 3 |
-"""
+"""Measures generators and data sets, each metric of the table against one reference."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.interfaces import FeatureExtractor, Generator
-from stylegan_di.metrics.extractors import open_extractor
+from stylegan_di.interfaces import Classifier, FeatureExtractor, Generator
+from stylegan_di.metrics.extractors import detector_files, open_extractor
 from stylegan_di.metrics.features import Report, dataset_features, dataset_images, extract, generated_images
-from stylegan_di.metrics.frechet import frechet_distance
-from stylegan_di.metrics.precision_recall import precision_recall
-from stylegan_di.metrics.statistics import FeatureStats, load_stats
+from stylegan_di.metrics.path_length import path_distances, trimmed_mean
+from stylegan_di.metrics.references import SUFFIXES, load_references
+from stylegan_di.metrics.statistics import FeatureStats
+from stylegan_di.metrics.table import Metric, PathMetric, metric, need_reals
+from stylegan_di.metrics.vgg16 import VGG16, load_lpips
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One entry of the table.
-
-    `extractor` names the features; `needs_features`: their mean and covariance do not do; `compute(reals, fakes)` gives
-    one figure, or several, whose names are the metric's with the `suffixes`.
-    """
-
-    extractor: str
-    compute: Callable[[FeatureStats, FeatureStats], tuple[float, ...]]
-    suffixes: tuple[str, ...] = ("",)
-    needs_features: bool = False
-
-
-def _distance(reals: FeatureStats, fakes: FeatureStats) -> tuple[float]:
-    return (frechet_distance(fakes.mean, fakes.covariance(ddof=1), reals.mean, reals.covariance(ddof=1)),)
-
-
-def _precision_recall(reals: FeatureStats, fakes: FeatureStats) -> tuple[float, float]:
-    def features(stats: FeatureStats) -> Tensor:
-        assert stats.features is not None
-        return torch.from_numpy(stats.features.astype(np.float32))
-
-    return precision_recall(features(reals), features(fakes), k=3)
-
-
-METRICS = {
-    "fid50k_full": Metric("inception", _distance),
-    "fd_fashion": Metric("fashion", _distance),
-    "pr_fashion": Metric("fashion", _precision_recall, ("_precision", "_recall"), needs_features=True),
-}
+CHUNK = 1000  # features at a time, for class probabilities
 
 
 class Evaluator:
     """Measures generators, all against one reference. What it needs is opened when it is made, so that it fails early.
 
     Args:
-        metrics: names in METRICS.
-        reference: statistics (an .npz file or a known name), a data set, or the path of one.
-        num_samples: images to generate for a measurement.
+        metrics: names in the table (`stylegan_di.metrics.table`).
+        reference: statistics (an .npz or .pkl file or a known name), a data set, or the path of one; None where no
+            metric compares with real images.
+        num_samples: images to generate for a measurement, and paths for path lengths.
         batch: images at a time; it changes nothing but the rounding.
-        detector_file: Inception's weights, where they are not to be downloaded.
+        detector_file: weights of the extractors, where they are not to be downloaded (see `detector_files`).
         device: of the extractors, and of the generators that will be measured.
         report: told how far a pass over images has come.
 
@@ -89,80 +54,135 @@ class Evaluator:
         device: torch.device | str = "cpu",
         report: Report | None = None,
     ) -> None:
-        self.metrics = {name: _metric(name) for name in metrics}
+        entries = {name: metric(name) for name in metrics}
+        self.of_images = {name: entry for name, entry in entries.items() if isinstance(entry, Metric)}
+        self.of_paths = {name: entry for name, entry in entries.items() if isinstance(entry, PathMetric)}
+        self.metrics = tuple(entries)
         self.num_samples = num_samples
         self.batch = batch
         self.device = torch.device(device)
         self.report = report
-        names = dict.fromkeys(metric.extractor for metric in self.metrics.values())
-        if detector_file is not None and "inception" not in names:
-            raise UserError(f"--detector-file={detector_file} is Inception, which {', '.join(metrics)} does not use")
-        self.keep = {metric.extractor for metric in self.metrics.values() if metric.needs_features}
-        self.extractors = [
-            open_extractor(name, detector_file if name == "inception" else None).to(self.device) for name in names
-        ]
-        self.reference = self._open_reference(reference)
+        self.keep = {entry.extractor for entry in self.of_images.values() if entry.needs_features}
+        self.keep_reals = {e.extractor for e in self.of_images.values() if e.needs_features and e.uses_reals}
+        self._open_extractors(detector_file)
+        self.references = self._open_references(reference)
 
     def __call__(self, generator: Generator, seed: int = 0) -> dict[str, float]:
         """Every figure for `num_samples` images of a generator; equal seeds mean equal latents and labels."""
-        images = generated_images(generator, num=self.num_samples, batch=self.batch, seed=seed, device=self.device)
-        return self._measure(images, self.num_samples)
+        results = {}
+        for name, entry in self.of_paths.items():
+            assert self.lpips is not None
+            distances = path_distances(
+                generator, self.lpips, entry.path,
+                num=self.num_samples, batch=self.batch, seed=seed, report=self._report("Paths", self.num_samples),
+            )  # fmt: skip
+            results[name] = trimmed_mean(distances)
+        if self.of_images:
+            images = generated_images(generator, num=self.num_samples, batch=self.batch, seed=seed, device=self.device)
+            results |= self._measure(images, self.num_samples)
+        return self._in_order(results)
 
     def measure_dataset(self, dataset: ImageDataset) -> dict[str, float]:
-        """Every figure for the first `num_samples` images of a data set, or for all if there are fewer."""
+        """Every figure for the first `num_samples` images of a data set, or for all if there are fewer.
+
+        Raises:
+            UserError: for path lengths, which images do not have.
+        """
+        if self.of_paths:
+            raise UserError(f"{', '.join(self.of_paths)}: path lengths are for a GAN, not for images")
         num = min(self.num_samples, len(dataset))
         return self._measure(dataset_images(dataset, num=num, batch=self.batch), num)
 
     def _measure(self, images: Iterable[Tensor], num: int) -> dict[str, float]:
-        report = self.report
-        fakes = extract(
-            images,
-            self.extractors,
-            keep=self.keep,
-            device=self.device,
-            report=None if report is None else lambda done: report("Images", done, num),
-        )
+        extractors = list(self.extractors.values())
+        fakes = extract(images, extractors, keep=self.keep, device=self.device, report=self._report("Images", num))
         results: dict[str, float] = {}
-        for name, metric in self.metrics.items():
-            figures = metric.compute(self.reference[metric.extractor], fakes[metric.extractor])
-            results |= {name + suffix: value for suffix, value in zip(metric.suffixes, figures, strict=True)}
+        for name, entry in self.of_images.items():
+            stats = fakes[entry.extractor]
+            if entry.of_classes:
+                stats = self._class_probabilities(entry.extractor, stats)
+            figures = entry.compute(self.references.get(name, stats), stats, self.device)
+            results |= {name + suffix: value for suffix, value in zip(entry.suffixes, figures, strict=True)}
         return results
 
-    def _open_reference(self, reference: str | os.PathLike[str] | ImageDataset | None) -> dict[str, FeatureStats]:
+    @torch.no_grad()
+    def _class_probabilities(self, extractor: str, stats: FeatureStats) -> FeatureStats:
+        classifier = self.extractors[extractor]
+        assert isinstance(classifier, Classifier)
+        assert stats.features is not None
+        chunks = torch.from_numpy(stats.features).split(CHUNK)
+        probabilities = torch.cat([classifier.probabilities(chunk.to(self.device)).cpu() for chunk in chunks])
+        return dataclasses.replace(stats, features=probabilities.numpy())
+
+    def _in_order(self, results: Mapping[str, float]) -> dict[str, float]:
+        return {name + suffix: results[name + suffix] for name in self.metrics for suffix in metric(name).suffixes}
+
+    def _report(self, label: str, total: int) -> Callable[[int], None] | None:
+        report = self.report
+        return None if report is None else lambda done: report(label, done, total)
+
+    def _open_extractors(self, detector_file: str | os.PathLike[str] | None) -> None:
+        names = list(dict.fromkeys(entry.extractor for entry in self.of_images.values()))
+        uses = [*names, *(["vgg16", "lpips"] if self.of_paths else [])]
+        files = detector_files(detector_file, uses)
+        self.extractors = {name: open_extractor(name, files.get(name)).to(self.device) for name in names}
+        for extractor in {entry.extractor for entry in self.of_images.values() if entry.of_classes}:
+            classifier = self.extractors[extractor]
+            assert isinstance(classifier, Classifier)
+            classifier.probabilities(torch.zeros([1, classifier.dim], device=self.device))  # or fails before the images
+        self.lpips = None
+        if self.of_paths:
+            vgg = self.extractors.get("vgg16") or open_extractor("vgg16", files.get("vgg16"))
+            assert isinstance(vgg, VGG16)
+            self.lpips = load_lpips(vgg, files.get("lpips")).to(self.device)
+
+    def _open_references(self, reference: str | os.PathLike[str] | ImageDataset | None) -> dict[str, FeatureStats]:
+        """The statistics that each metric compares with, by its name."""
+        entries = {name: entry for name, entry in self.of_images.items() if entry.uses_reals}
+        if not need_reals(self.metrics):
+            return {}
         if reference is None:
-            raise UserError(f"{', '.join(self.metrics)}: there is nothing to compare with; give --data or --ref")
-        if not isinstance(reference, ImageDataset) and Path(reference).suffix == ".npz":
-            stats = load_stats(zoo.resolve(reference))
-            for extractor in self.extractors:
-                _check_reference(stats, extractor, extractor.name in self.keep, os.fspath(reference))
-            return {extractor.name: stats for extractor in self.extractors}
+            raise UserError(f"{', '.join(entries)}: there is nothing to compare with; give --data or --ref")
+        if not isinstance(reference, ImageDataset) and Path(reference).suffix in SUFFIXES:
+            found = load_references(zoo.resolve(reference))
+            source = os.fspath(reference)
+            return {name: _pick(found, self.extractors[e.extractor], e, source) for name, e in entries.items()}
         dataset = reference if isinstance(reference, ImageDataset) else ImageDataset(reference)
-        return {
-            extractor.name: dataset_features(
-                dataset,
-                extractor,
-                keep_features=extractor.name in self.keep,
-                batch=self.batch,
-                device=self.device,
-                report=self.report,
-            )
-            for extractor in self.extractors
-        }
+        return {name: self._dataset_features(dataset, entry) for name, entry in entries.items()}
 
-
-def _metric(name: str) -> Metric:
-    if name not in METRICS:
-        raise UserError(f"--metrics: there is no metric {name!r}; known are {', '.join(METRICS)}")
-    return METRICS[name]
-
-
-def _check_reference(stats: FeatureStats, extractor: FeatureExtractor, needs_features: bool, source: str) -> None:
-    """Refuses statistics of other features than the extractor's. Files that do not say whose are EDM's: Inception's."""
-    origin = stats.extractor or "inception"
-    if (origin, len(stats.mean)) != (extractor.name, extractor.dim):
-        raise UserError(
-            f"--ref={source} holds {origin} features of {len(stats.mean)} dimensions; the metrics asked for need "
-            f"{extractor.name} features of {extractor.dim}: choose other --metrics, or give --data"
+    def _dataset_features(self, dataset: ImageDataset, entry: Metric) -> FeatureStats:
+        num = len(dataset) if entry.mirrored else dataset.num_plain
+        return dataset_features(
+            dataset,
+            self.extractors[entry.extractor],
+            num=num if entry.max_reals is None else min(num, entry.max_reals),
+            keep_features=entry.extractor in self.keep_reals,
+            batch=self.batch,
+            device=self.device,
+            report=self.report,
         )
-    if needs_features and stats.features is None:
-        raise UserError(f"--ref={source} holds no features, only their mean and covariance; precision needs --data")
+
+
+def mean_and_spread(blocks: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Mean and standard deviation (over N - 1; 0 for one block) of every figure over several measurements."""
+    values = {name: [block[name] for block in blocks] for name in blocks[0]}
+    mean = {name: statistics.fmean(figures) for name, figures in values.items()}
+    spread = {name: statistics.stdev(figures) if len(figures) > 1 else 0.0 for name, figures in values.items()}
+    return mean, spread
+
+
+def _pick(found: Mapping[str, FeatureStats], extractor: FeatureExtractor, entry: Metric, source: str) -> FeatureStats:
+    """The statistics of the extractor's features among those of a file."""
+    stats = found.get(extractor.name)
+    if stats is None or len(stats.mean) != extractor.dim:
+        held = " and ".join(f"{name} features of {len(other.mean)} dimensions" for name, other in found.items())
+        raise UserError(
+            f"--ref={source} holds {held}; the metrics asked for need {extractor.name} features of {extractor.dim}: "
+            "choose other --metrics, or give images to compare with (a ZIP as --ref, or --data of calc_metrics.py)"
+        )
+    if entry.needs_features and stats.features is None:
+        raise UserError(
+            f"--ref={source} holds no features, only their mean and covariance, which will not do for "
+            "precision, recall and kernel distances; give images to compare with (a ZIP as --ref)"
+        )
+    return stats

@@ -95,20 +95,25 @@ def dataset_features(
     dataset: ImageDataset,
     extractor: FeatureExtractor,
     *,
+    num: int | None = None,
     keep_features: bool = False,
     batch: int = 64,
     device: torch.device | str = "cpu",
     report: Report | None = None,
 ) -> FeatureStats:
-    """Statistics of one extractor's features over a whole data set; what was computed before comes from the cache.
+    """Statistics of one extractor's features over a data set; what was computed before comes from the cache.
 
     The cache is the folder 'metrics' beside the downloads (`dnnlib.util.cache_folder`). It goes by the files' names,
     sizes and times, the choice among them, and the extractor's weights.
 
+    Args:
+        num: of the first images, None for all.
+
     Raises:
         UserError: if an image cannot be read, or the cache cannot be written.
     """
-    key = f"{dataset.fingerprint()}/{extractor.name}/{_weights_digest(extractor)}/{keep_features}"
+    num = len(dataset) if num is None else num
+    key = f"{dataset.fingerprint()}/{num}/{extractor.name}/{_weights_digest(extractor)}/{keep_features}"
     folder = cache_folder().parent / "metrics"
     path = folder / f"{dataset.name}-{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
     if path.is_file():
@@ -116,11 +121,11 @@ def dataset_features(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         stats = extract(
-            dataset_images(dataset, num=len(dataset), batch=batch),
+            dataset_images(dataset, num=num, batch=batch),
             [extractor],
             keep=[extractor.name] if keep_features else [],
             device=device,
-            report=None if report is None else lambda done: report("Reference images", done, len(dataset)),
+            report=None if report is None else lambda done: report("Reference images", done, num),
         )[extractor.name]
         save_stats(path, stats)
     except OSError as error:

@@ -6,29 +6,32 @@ published conversion to PyTorch. Images are resized to 299x299 as TensorFlow 1 d
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dnnlib.util import UserError, open_url
-from stylegan_di.interfaces import FeatureExtractor
+from stylegan_di import zoo
+from stylegan_di.interfaces import Classifier
+from stylegan_di.metrics.inception_script import SCRIPT, ScriptedInception
 
 RESOLUTION = 299
 NUM_CLASSES = 1008
-WEIGHTS_URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
-WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+DIM = 2048
+WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 
 
-class Inception(FeatureExtractor):
+class Inception(Classifier):
     """Images to the 2048 features of the last pooling."""
 
     name = "inception"
-    dim = 2048
+    dim = DIM
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,11 +51,15 @@ class Inception(FeatureExtractor):
         self.Mixed_7a = Reduce17(768)
         self.Mixed_7b = Mixed8(1280, pooling=average_3x3)
         self.Mixed_7c = Mixed8(2048, pooling=maximum_3x3)
-        self.fc = nn.Linear(2048, NUM_CLASSES)
+        self.fc = nn.Linear(DIM, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """images uint8 [B,3,H,W] -> features float32 [B,2048]."""
         return self.depths(images)["2048"].float()
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """See `Classifier`."""
+        return F.linear(features, self.fc.weight).softmax(dim=1)
 
     def depths(self, images: Tensor) -> dict[str, Tensor]:
         """Spatial means of the activations at four depths, [B,64], [B,192], [B,768], [B,2048], by their width, and
@@ -238,19 +245,19 @@ def _interpolation(size: int) -> Tensor:
     return pixels[left] * (1 - fraction) + pixels[right] * fraction
 
 
-def load_inception(path: str | os.PathLike[str] | None = None) -> Inception:
+def load_inception(path: str | os.PathLike[str] | None = None) -> Classifier:
     """The network with the published weights: of a local copy, or downloaded once (95 MB).
+
+    A copy may be the state dict or NVIDIA's TorchScript. The latter is a program: it is run only if its hash is right.
 
     Raises:
         UserError: if they cannot be had, or the file is another.
     """
-    try:
-        file = open_url(WEIGHTS_URL if path is None else path, sha256=WEIGHTS_SHA256)
-    except UserError as error:
-        if path is not None:
-            raise
-        raise UserError(f"{error} (These are Inception's weights, which FID needs: --detector-file=FILE.)") from None
-    return inception_of(torch.load(file, map_location="cpu", weights_only=True)).optimized()
+    if path is not None and Path(path).is_file():
+        data = Path(path).read_bytes()
+        if hashlib.sha256(data).hexdigest() == zoo.ENTRIES[SCRIPT].sha256:
+            return ScriptedInception.load(data)
+    return inception_of(torch.load(zoo.published(WEIGHTS, path), map_location="cpu", weights_only=True)).optimized()
 
 
 def inception_of(weights: Mapping[str, Tensor]) -> Inception:

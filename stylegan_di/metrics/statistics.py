@@ -119,12 +119,13 @@ def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
             arrays = {name: file[name] for name in ("mu", "sigma", "num", "extractor", "features") if name in file}
-        return _checked_stats(arrays)
+        return checked_stats(arrays)
     except _DAMAGED as error:
         raise UserError(f"{path} holds no reference statistics ({str(error)[:160]}); make them with --data.") from None
 
 
-def _checked_stats(arrays: Mapping[str, np.ndarray]) -> FeatureStats:
+def checked_stats(arrays: Mapping[str, np.ndarray]) -> FeatureStats:
+    """Statistics of arrays named as in an .npz file; ValueError if they do not fit together or are not finite."""
     missing = [name for name in ("mu", "sigma") if name not in arrays]
     if missing:
         raise ValueError(f"it has no {' and no '.join(missing)}")

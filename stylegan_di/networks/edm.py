@@ -1,380 +1,41 @@
-"""The denoising networks of EDM: DDPM++ and NCSN++ (SongUNet), ADM (DhariwalUNet), and EDM's preconditioning.
+"""EDM's preconditioned networks: VP, VE, iDDPM and EDM around a U-Net (`stylegan_di.networks.edm_unets`).
 
-Karras et al. 2022 (arXiv 2206.00364); Song et al. 2021 (arXiv 2011.13456); Dhariwal & Nichol 2021 (arXiv 2105.05233).
-Names of classes, arguments, attributes and parameters are those of NVlabs' file format.
+Karras et al. 2022 (arXiv 2206.00364), table 1. Names of classes, arguments, attributes and parameters are those of
+NVlabs' file format.
 
 A network made `.double()` computes in float64 throughout; one with `use_fp16` runs its U-Net in float16 on CUDA from
-float32 parameters. In train mode, and only there, dropout and label_dropout draw from torch's global generator.
+float32 parameters.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn import ModuleDict
 
-from stylegan_di.diffusion import Preconditioning, edm_preconditioning, per_sample
-from stylegan_di.networks.edm_layers import (
-    Conv2d,
-    FourierEmbedding,
-    GroupNorm,
-    Linear,
-    PositionalEmbedding,
-    UNetBlock,
+from stylegan_di.diffusion import (
+    VP_BETA_D,
+    VP_BETA_MIN,
+    Preconditioning,
+    edm_preconditioning,
+    iddpm_levels,
+    iddpm_preconditioning,
+    per_sample,
+    ve_preconditioning,
+    vp_preconditioning,
+    vp_sigma,
 )
+from stylegan_di.networks.edm_unets import DhariwalUNet, SongUNet, check_choice
 from torch_utils.persistence import PersistentModule
-
-LAYOUT = torch.channels_last  # of activations: the faster one for convolutions and normalisation
-
-
-class LayerPlan(NamedTuple):
-    """A layer of a U-Net: its resolution, what it does, and its channels."""
-
-    res: int
-    kind: str  # 'conv', 'down', 'up', 'in0', 'in1', 'block0', 'block1', ...
-    cin: int
-    cout: int
-
-    @property
-    def key(self) -> str:
-        """Its name in the file format."""
-        return f"{self.res}x{self.res}_{self.kind}"
-
-
-def plan_encoder(
-    img_resolution: int, in_channels: int, stem: int, widths: Sequence[int], num_blocks: int
-) -> list[LayerPlan]:
-    """The encoder's layers: a convolution to `stem` channels, then `num_blocks` blocks a level, halving in between."""
-    plan: list[LayerPlan] = []
-    cout = stem
-    for level, width in enumerate(widths):
-        res = img_resolution >> level
-        plan.append(LayerPlan(res, "down", cout, cout) if level else LayerPlan(res, "conv", in_channels, stem))
-        for index in range(num_blocks):
-            plan.append(LayerPlan(res, f"block{index}", cout, width))
-            cout = width
-    return plan
-
-
-def plan_decoder(encoder: Sequence[LayerPlan], widths: Sequence[int], num_blocks: int) -> list[LayerPlan]:
-    """The decoder's layers; each block also takes the output of an encoder layer, last first."""
-    plan: list[LayerPlan] = []
-    skips = [layer.cout for layer in encoder]
-    res, cout = encoder[-1].res, encoder[-1].cout
-    for width in reversed(widths):
-        if plan:
-            res *= 2
-            plan.append(LayerPlan(res, "up", cout, cout))
-        else:
-            plan += [LayerPlan(res, "in0", cout, cout), LayerPlan(res, "in1", cout, cout)]
-        for index in range(num_blocks + 1):
-            plan.append(LayerPlan(res, f"block{index}", cout + skips.pop(), width))
-            cout = width
-    return plan
-
-
-def drop_labels(labels: Tensor, probability: float, batch: int) -> Tensor:
-    """Labels [B or 1,label_dim], each row zeroed with the given probability (drawn from torch's global generator)."""
-    return labels * (torch.rand([batch, 1], device=labels.device) >= probability).to(labels.dtype)
-
-
-SONG_INIT: dict[str, Any] = {"init_mode": "xavier_uniform"}
-SONG_INIT_ZERO: dict[str, Any] = {"init_mode": "xavier_uniform", "init_weight": 1e-5}
-SONG_BLOCK: dict[str, Any] = {
-    "num_heads": 1,
-    "skip_scale": math.sqrt(0.5),
-    "eps": 1e-6,
-    "resample_proj": True,
-    "adaptive_scale": False,
-    "init": SONG_INIT,
-    "init_zero": SONG_INIT_ZERO,
-    "init_attn": {"init_mode": "xavier_uniform", "init_weight": math.sqrt(0.2)},
-}
-
-
-def song_encoder(
-    plan: Sequence[LayerPlan],
-    block: Callable[..., UNetBlock],
-    attn_resolutions: Sequence[int],
-    encoder_type: str,
-    resample_filter: Sequence[float],
-) -> ModuleDict:
-    """SongUNet's encoder; its auxiliary layers bring the input image down to each level."""
-    layers = ModuleDict()
-    caux = plan[0].cin
-    for layer in plan:
-        res, kind, cin, cout = layer
-        if kind == "conv":
-            layers[layer.key] = Conv2d(cin, cout, kernel=3, **SONG_INIT)
-            continue
-        down = kind == "down"
-        layers[layer.key] = block(cin, cout, down=down, attention=not down and res in attn_resolutions)
-        if down and encoder_type == "skip":
-            layers[f"{res}x{res}_aux_down"] = Conv2d(caux, caux, kernel=0, down=True, resample_filter=resample_filter)
-            layers[f"{res}x{res}_aux_skip"] = Conv2d(caux, cout, kernel=1, **SONG_INIT)
-        if down and encoder_type == "residual":
-            layers[f"{res}x{res}_aux_residual"] = Conv2d(
-                caux, cout, kernel=3, down=True, resample_filter=resample_filter, fused_resample=True, **SONG_INIT
-            )
-            caux = cout
-    return layers
-
-
-def song_decoder(
-    plan: Sequence[LayerPlan],
-    block: Callable[..., UNetBlock],
-    attn_resolutions: Sequence[int],
-    decoder_type: str,
-    resample_filter: Sequence[float],
-    out_channels: int,
-) -> ModuleDict:
-    """SongUNet's decoder; its auxiliary layers make the output image, of the last level or of every level."""
-    layers = ModuleDict()
-    last = plan[-1].kind  # of each level; the only block with attention
-    for layer in plan:
-        res, kind, cin, cout = layer
-        attend = kind == "in0" or (kind == last and res in attn_resolutions)
-        layers[layer.key] = block(cin, cout, up=kind == "up", attention=attend)
-        if kind != last or (decoder_type == "standard" and res != plan[-1].res):
-            continue
-        if decoder_type == "skip" and res != plan[0].res:
-            layers[f"{res}x{res}_aux_up"] = Conv2d(
-                out_channels, out_channels, kernel=0, up=True, resample_filter=resample_filter
-            )
-        layers[f"{res}x{res}_aux_norm"] = GroupNorm(cout, eps=1e-6)
-        layers[f"{res}x{res}_aux_conv"] = Conv2d(cout, out_channels, kernel=3, **SONG_INIT_ZERO)
-    return layers
-
-
-class SongUNet(PersistentModule):
-    """DDPM++ (positional, standard, standard) and NCSN++ (fourier, residual, standard) of Song et al.
-
-    Args:
-        img_resolution: side of the images, divisible by 2 ** (levels - 1).
-        in_channels, out_channels: channels of the images.
-        label_dim: length of the class labels, 0 for none.
-        augment_dim: length of the augmentation labels, 0 for none.
-        model_channels, channel_mult: the channels of level i are model_channels * channel_mult[i].
-        channel_mult_emb, channel_mult_noise: channels of the embedding and of its noise input, times model_channels.
-        num_blocks: residual blocks a level.
-        attn_resolutions: resolutions with self-attention.
-        dropout, label_dropout: probabilities, in train mode only.
-        embedding_type: 'positional' or 'fourier'.
-        encoder_type: 'standard', 'skip' or 'residual'; decoder_type: 'standard' or 'skip'.
-        resample_filter: taps, [1, 1] for DDPM++ and [1, 3, 3, 1] for NCSN++.
-    """
-
-    map_label: Linear | None
-    map_augment: Linear | None
-
-    def __init__(
-        self,
-        img_resolution: int,
-        in_channels: int,
-        out_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
-        dropout: float = 0.10,
-        label_dropout: float = 0,
-        embedding_type: str = "positional",
-        channel_mult_noise: int = 1,
-        encoder_type: str = "standard",
-        decoder_type: str = "standard",
-        resample_filter: Sequence[float] = (1, 1),
-    ) -> None:
-        super().__init__()
-        _check_choice("embedding_type", embedding_type, ("positional", "fourier"))
-        _check_choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
-        _check_choice("decoder_type", decoder_type, ("standard", "skip"))
-        self.label_dropout = label_dropout
-        emb_channels = model_channels * channel_mult_emb
-        noise_channels = model_channels * channel_mult_noise
-        widths = [model_channels * mult for mult in channel_mult]
-        block = partial(
-            UNetBlock, emb_channels=emb_channels, dropout=dropout, resample_filter=resample_filter, **SONG_BLOCK
-        )
-
-        positional = embedding_type == "positional"
-        self.map_noise = (
-            PositionalEmbedding(noise_channels, endpoint=True) if positional else FourierEmbedding(noise_channels)
-        )
-        self.map_label = Linear(label_dim, noise_channels, **SONG_INIT) if label_dim else None
-        self.map_augment = Linear(augment_dim, noise_channels, bias=False, **SONG_INIT) if augment_dim else None
-        self.map_layer0 = Linear(noise_channels, emb_channels, **SONG_INIT)
-        self.map_layer1 = Linear(emb_channels, emb_channels, **SONG_INIT)
-
-        encoder = plan_encoder(img_resolution, in_channels, model_channels, widths, num_blocks)
-        decoder = plan_decoder(encoder, widths, num_blocks)
-        self.enc = song_encoder(encoder, block, attn_resolutions, encoder_type, resample_filter)
-        self.dec = song_decoder(decoder, block, attn_resolutions, decoder_type, resample_filter, out_channels)
-
-    def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        """F(x): [B,out_channels,H,W].
-
-        Args:
-            x: [B,in_channels,H,W].
-            noise_labels: [B] or [1].
-            class_labels: [B or 1,label_dim]; None without label_dim.
-            augment_labels: [B,augment_dim], None for no augmentation.
-        """
-        emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
-        x = x.to(memory_format=LAYOUT)
-        x, skips = self.encode(x, emb)
-        return self.decode(x, skips, emb)
-
-    def embed(
-        self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, batch: int
-    ) -> Tensor:
-        """The embedding [B or 1,emb_channels] that conditions every block."""
-        cos, sin = self.map_noise(noise_labels).chunk(2, dim=1)
-        emb = torch.cat([sin, cos], dim=1)
-        if self.map_label is not None:
-            assert class_labels is not None
-            if self.training and self.label_dropout:
-                class_labels = drop_labels(class_labels, self.label_dropout, batch)
-            emb = emb + self.map_label(class_labels.to(emb.dtype) * math.sqrt(self.map_label.in_features))
-        if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels.to(emb.dtype))
-        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
-
-    def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Features of the deepest level, and the outputs that the decoder's blocks take up, last first."""
-        skips: list[Tensor] = []
-        aux = x
-        for key, layer in self.enc.items():
-            match key.partition("_")[2]:
-                case "aux_down":
-                    aux = layer(aux)
-                case "aux_skip":
-                    x = skips[-1] = x + layer(aux)
-                case "aux_residual":
-                    x = skips[-1] = aux = (x + layer(aux)) / math.sqrt(2)
-                case kind:
-                    x = layer(x).to(memory_format=LAYOUT) if kind == "conv" else layer(x, emb)
-                    skips.append(x)
-        return x, skips
-
-    def decode(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
-        """The output image; decoder_type 'skip' sums up-sampled images of all levels."""
-        image = None
-        for key, layer in self.dec.items():
-            match key.partition("_")[2]:
-                case "aux_up":
-                    image = layer(image)
-                case "aux_norm":
-                    assert isinstance(layer, GroupNorm)
-                    features = layer.then_silu(x)
-                case "aux_conv":
-                    image = layer(features) if image is None else image + layer(features)
-                case kind:
-                    x = layer(torch.cat([x, skips.pop()], dim=1) if kind.startswith("block") else x, emb)
-        assert image is not None
-        return image
-
-
-class DhariwalUNet(PersistentModule):
-    """ADM of Dhariwal & Nichol. Arguments as SongUNet's."""
-
-    map_label: Linear | None
-    map_augment: Linear | None
-
-    def __init__(
-        self,
-        img_resolution: int,
-        in_channels: int,
-        out_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (32, 16, 8),
-        dropout: float = 0.10,
-        label_dropout: float = 0,
-    ) -> None:
-        super().__init__()
-        self.label_dropout = label_dropout
-        emb_channels = model_channels * channel_mult_emb
-        widths = [model_channels * mult for mult in channel_mult]
-        third = math.sqrt(1 / 3)
-        init: dict[str, Any] = {"init_mode": "kaiming_uniform", "init_weight": third, "init_bias": third}
-        init_zero: dict[str, Any] = {"init_mode": "kaiming_uniform", "init_weight": 0, "init_bias": 0}
-        init_label: dict[str, Any] = {"init_mode": "kaiming_normal", "init_weight": math.sqrt(label_dim)}
-        block = partial(UNetBlock, emb_channels=emb_channels, dropout=dropout, init=init, init_zero=init_zero)
-
-        self.map_noise = PositionalEmbedding(model_channels)
-        self.map_augment = Linear(augment_dim, model_channels, bias=False, **init_zero) if augment_dim else None
-        self.map_layer0 = Linear(model_channels, emb_channels, **init)
-        self.map_layer1 = Linear(emb_channels, emb_channels, **init)
-        self.map_label = Linear(label_dim, emb_channels, bias=False, **init_label) if label_dim else None
-
-        encoder = plan_encoder(img_resolution, in_channels, widths[0], widths, num_blocks)
-        self.enc = ModuleDict()
-        for layer in encoder:
-            res, kind, cin, cout = layer
-            if kind == "conv":
-                self.enc[layer.key] = Conv2d(cin, cout, kernel=3, **init)
-            else:
-                down = kind == "down"
-                self.enc[layer.key] = block(cin, cout, down=down, attention=not down and res in attn_resolutions)
-        self.dec = ModuleDict()
-        for layer in plan_decoder(encoder, widths, num_blocks):
-            res, kind, cin, cout = layer
-            attend = kind == "in0" or (kind.startswith("block") and res in attn_resolutions)
-            self.dec[layer.key] = block(cin, cout, up=kind == "up", attention=attend)
-        self.out_norm = GroupNorm(widths[0])
-        self.out_conv = Conv2d(widths[0], out_channels, kernel=3, **init_zero)
-
-    def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        """F(x): [B,out_channels,H,W]. Arguments as SongUNet's."""
-        emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
-        x = x.to(memory_format=LAYOUT)
-        skips: list[Tensor] = []
-        for key, layer in self.enc.items():
-            x = layer(x).to(memory_format=LAYOUT) if key.endswith("_conv") else layer(x, emb)
-            skips.append(x)
-        for key, layer in self.dec.items():
-            x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in key else x, emb)
-        return self.out_conv(self.out_norm.then_silu(x))
-
-    def embed(
-        self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, batch: int
-    ) -> Tensor:
-        """The embedding [B or 1,emb_channels] that conditions every block."""
-        emb = self.map_noise(noise_labels)
-        if self.map_augment is not None and augment_labels is not None:
-            emb = emb + self.map_augment(augment_labels.to(emb.dtype))
-        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
-        if self.map_label is not None:
-            assert class_labels is not None
-            if self.training and self.label_dropout:
-                class_labels = drop_labels(class_labels, self.label_dropout, batch)
-            emb = emb + self.map_label(class_labels.to(emb.dtype))
-        return F.silu(emb)
-
 
 MODELS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 
 
 class Precond(PersistentModule):
-    """D(x; sigma) = c_skip * x + c_out * F(c_in * x; c_noise) (eq. 7), F a U-Net; subclasses give the coefficients."""
+    """D(x; sigma) = c_skip * x + c_out * F(c_in * x; c_noise) (eq. 7), F a U-Net; subclasses give both."""
 
     img_resolution: int
     img_channels: int
@@ -382,7 +43,10 @@ class Precond(PersistentModule):
     use_fp16: bool
     sigma_min: float
     sigma_max: float
-    model: SongUNet | DhariwalUNet
+
+    @abstractmethod
+    def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
+        """F(x): [B,C,H,W]; x [B,C,H,W] scaled, c_noise [B] or [1], labels [B or 1,label_dim]."""
 
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Preconditioning:
@@ -412,7 +76,7 @@ class Precond(PersistentModule):
         Returns:
             Denoised images as x, in float32 (float64 if the parameters are).
         """
-        dtype = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
+        dtype = torch.promote_types(next(self.parameters()).dtype, torch.float32)
         half = self.use_fp16 and not force_fp32 and x.is_cuda and dtype == torch.float32
         x = x.to(dtype)
         sigma = per_sample(torch.as_tensor(sigma, device=x.device).to(dtype), x)
@@ -421,12 +85,133 @@ class Precond(PersistentModule):
             labels = x.new_zeros([1, self.label_dim]) if class_labels is None else class_labels.to(dtype)
             labels = labels.reshape(-1, self.label_dim)
         c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        raw = self.model((c_in * x).to(torch.float16 if half else dtype), c_noise.flatten(), labels, **model_kwargs)
+        raw = self.raw((c_in * x).to(torch.float16 if half else dtype), c_noise.flatten(), labels, **model_kwargs)
         return c_skip * x + c_out * raw.to(dtype)
 
 
-class EDMPrecond(Precond):
-    """EDM's preconditioning (table 1), around the U-Net `model_type`(**model_kwargs)."""
+class UNetPrecond(Precond):
+    """Around the U-Net `model_type`(**model_kwargs); of its out_channels the first img_channels are used."""
+
+    model: SongUNet | DhariwalUNet
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int,
+        use_fp16: bool,
+        out_channels: int,
+        model_type: str,
+        model_kwargs: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        check_choice("model_type", model_type, list(MODELS))
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.label_dim = label_dim
+        self.use_fp16 = use_fp16
+        self.model = MODELS[model_type](
+            img_resolution=img_resolution,
+            in_channels=img_channels,
+            out_channels=out_channels,
+            label_dim=label_dim,
+            **model_kwargs,
+        )
+
+    def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
+        return self.model(x, c_noise, labels, **kwargs)[:, : self.img_channels]
+
+
+class VPPrecond(UNetPrecond):
+    """Variance preserving (DDPM); M: what c_noise counts to, epsilon_t: the smallest time in training."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        beta_d: float = VP_BETA_D,
+        beta_min: float = VP_BETA_MIN,
+        M: int = 1000,
+        epsilon_t: float = 1e-5,
+        model_type: str = "SongUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, img_channels, model_type, model_kwargs)
+        self.beta_d = beta_d
+        self.beta_min = beta_min
+        self.M = M
+        self.epsilon_t = epsilon_t
+        times = torch.tensor([epsilon_t, 1.0], dtype=torch.float32, device="cpu")  # in float32, as NVlabs have it
+        self.sigma_min, self.sigma_max = vp_sigma(times, beta_d, beta_min).tolist()
+
+    def coefficients(self, sigma: Tensor) -> Preconditioning:
+        return vp_preconditioning(sigma, self.beta_d, self.beta_min, self.M)
+
+
+class VEPrecond(UNetPrecond):
+    """Variance exploding."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        sigma_min: float = 0.02,
+        sigma_max: float = 100,
+        model_type: str = "SongUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, img_channels, model_type, model_kwargs)
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def coefficients(self, sigma: Tensor) -> Preconditioning:
+        return ve_preconditioning(sigma)
+
+
+class iDDPMPrecond(UNetPrecond):
+    """iDDPM: knows the M noise levels of `iddpm_levels` only; the U-Net's second half of channels is its variance."""
+
+    u: Tensor  # [M+1] noise levels, falling to 0
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        C_1: float = 0.001,
+        C_2: float = 0.008,
+        M: int = 1000,
+        model_type: str = "DhariwalUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, img_channels * 2, model_type, model_kwargs)
+        self.C_1 = C_1
+        self.C_2 = C_2
+        self.M = M
+        levels = iddpm_levels(M, C_1, C_2)
+        self.register_buffer("u", levels)
+        self.sigma_min = float(levels[M - 1])
+        self.sigma_max = float(levels[0])
+
+    def coefficients(self, sigma: Tensor) -> Preconditioning:
+        return iddpm_preconditioning(sigma, self._nearest(sigma), self.M)
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        sigma = torch.as_tensor(sigma)
+        return self.u[self._nearest(sigma)].to(sigma)
+
+    def _nearest(self, sigma: Tensor) -> Tensor:
+        """Indices of the nearest noise levels, shaped as sigma."""
+        return (sigma.to(self.u)[..., None] - self.u).abs().argmin(dim=-1)
+
+
+class EDMPrecond(UNetPrecond):
+    """EDM's own: inputs and targets of unit variance for images of standard deviation sigma_data."""
 
     def __init__(
         self,
@@ -440,27 +225,19 @@ class EDMPrecond(Precond):
         model_type: str = "DhariwalUNet",
         **model_kwargs: Any,
     ) -> None:
-        super().__init__()
-        _check_choice("model_type", model_type, list(MODELS))
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
-        self.label_dim = label_dim
-        self.use_fp16 = use_fp16
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, img_channels, model_type, model_kwargs)
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
         self.sigma_data = sigma_data
-        self.model = MODELS[model_type](
-            img_resolution=img_resolution,
-            in_channels=img_channels,
-            out_channels=img_channels,
-            label_dim=label_dim,
-            **model_kwargs,
-        )
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
         return edm_preconditioning(sigma, self.sigma_data)
 
 
-def _check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
-    if value not in accepted:
-        raise ValueError(f"{name}={value!r}; accepted: {', '.join(accepted)}")
+#: By the names of the command line.
+PRECONDITIONERS: dict[str, type[VPPrecond] | type[VEPrecond] | type[iDDPMPrecond] | type[EDMPrecond]] = {
+    "edm": EDMPrecond,
+    "vp": VPPrecond,
+    "ve": VEPrecond,
+    "iddpm": iDDPMPrecond,
+}

@@ -165,7 +165,7 @@ class SynthesisBlock(PersistentModule):
         dtype, layout = block_precision(self.conv1.weight, self.use_fp16 and not force_fp32, self.channels_last)
         layer: dict[str, Any] = {"noise_mode": noise_mode, "noise_source": noise_source}
         if self.in_channels == 0:
-            x = self.const.to(dtype).expand(len(ws), -1, -1, -1).contiguous(memory_format=layout)
+            x = self.const.to(dtype).expand(ws.shape[0], -1, -1, -1).contiguous(memory_format=layout)
             x = self.conv1(x, ws[:, 0], **layer)
         else:
             assert x is not None

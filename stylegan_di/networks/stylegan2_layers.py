@@ -273,7 +273,7 @@ class SynthesisLayer(PersistentModule):
             x,
             self.weight,
             self.affine(w),
-            noise=self.noise(len(x), noise_mode, noise_source),
+            noise=self.noise(x.shape[0], noise_mode, noise_source),
             up=self.up,
             padding=self.padding,
             resample_filter=self.resample_filter,

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from dnnlib.progress import PassProgress
 from dnnlib.util import UserError
 from stylegan_di.checkpoint import Snapshot, as_denoiser, as_generator, load_snapshot
 from stylegan_di.config import TrainConfig
+from stylegan_di.data import augment_edm
 from stylegan_di.data.augment import AUGMENT_PIPES, AugmentPipe
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.networks.edm import PRECONDITIONERS
 from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
 from stylegan_di.random import stream
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
 from stylegan_di.training.state import TrainState
-from stylegan_di.training.transfer import gan_to_resume
+from stylegan_di.training.transfer import frozen, gan_to_resume
+from torch_utils import distributed
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",
@@ -41,6 +45,7 @@ class Job:
     device: torch.device
     dataset: ImageDataset | None = None
     teacher: Denoiser | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)  # what tells whether a run goes on with the same files
 
 
 def build(config: TrainConfig, device: torch.device) -> Job:
@@ -49,23 +54,64 @@ def build(config: TrainConfig, device: torch.device) -> Job:
     Raises:
         UserError: a file that cannot be used, or a teacher, GAN and data set that do not match.
     """
-    dataset = None
-    if config.needs_data and config.data is not None:
-        dataset = ImageDataset(config.data, use_labels=config.cond, xflip=config.mirror, seed=config.seed)
+    dataset = _open_dataset(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(config.seed, "init").integers(2**31)))
         builder = {"edm": _build_edm, "gan": _build_gan, "di": _build_di}[config.kind]
         state, teacher = builder(config, dataset)
+    if config.freeze:
+        _freeze(config, state)
     for module in (state.model, state.ema, state.fake_score, state.discriminator, state.augment_pipe, teacher):
-        if module is not None:
+        if isinstance(module, torch.nn.Module):
             module.to(device).eval().requires_grad_(False)
     state.pl_mean = state.pl_mean.to(device)
+    inputs: dict[str, Any] = {}
+    if dataset is not None:
+        shape = [len(dataset), dataset.num_channels, dataset.resolution, dataset.label_dim]
+        inputs["data"] = "{} images of {} channels, resolution {}, {} classes".format(*shape)
+    if teacher is not None:
+        inputs["teacher"] = f"weights with SHA-256 {weights_hash(teacher)}"
+    if config.fsdp:
+        for score in (teacher, state.fake_score):
+            if score is not None:
+                distributed.shard(score)
     state.optimizers = _optimizers(config, state)
-    return Job(config, state, device, dataset, teacher)
+    return Job(config, state, device, dataset, teacher, inputs)
+
+
+def weights_hash(module: torch.nn.Module) -> str:
+    """SHA-256 over a module's weights and buffers in order."""
+    digest = hashlib.sha256()
+    for value in module.state_dict().values():
+        digest.update(value.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _open_dataset(config: TrainConfig) -> ImageDataset | None:
+    """The training's images. Those that fit in memory are decoded now: a damaged file is met before the start."""
+    if not config.needs_data or config.data is None:
+        return None
+    dataset = ImageDataset(
+        config.data, use_labels=config.cond, max_size=config.subset, xflip=config.mirror, seed=config.seed
+    )
+    if dataset.is_cached:
+        progress = PassProgress()
+        dataset.preload(lambda done, total: progress("Reading images", done, total))
+    return dataset
+
+
+def _check_side(config: TrainConfig, side: int, fits: bool, needs: str) -> None:
+    """Refuses a data set whose images have a side that the networks cannot halve."""
+    if not fits:
+        raise UserError(f"--data={config.data} has images of side {side}; {needs}: resize with tools/dataset_tool.py")
 
 
 def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
+    levels = len(config.channel_mult)
+    multiple = 2 ** (levels - 1)
+    needs = f"--channel-mult of {levels} resolutions needs one divisible by {multiple}"
+    _check_side(config, dataset.resolution, dataset.resolution % multiple == 0, needs)
     kwargs: dict[str, Any] = dict(
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
@@ -77,19 +123,27 @@ def _build_edm(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
         attn_resolutions=list(config.attn_resolutions),
         dropout=config.dropout,
     )
-    model = EDMTeacher(EDMPrecond(**kwargs))
-    return TrainState(model, copy.deepcopy(model), {}), None
+    pipe = None
+    if config.augment:
+        kwargs["augment_dim"] = augment_edm.TRAINING_LABELS
+        pipe = augment_edm.AugmentPipe(p=config.augment, **augment_edm.TRAINING)
+    model = EDMTeacher(PRECONDITIONERS[config.precond](**kwargs))
+    return TrainState(model, copy.deepcopy(model), {}, augment_pipe=pipe), None
 
 
 def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainState, None]:
     assert dataset is not None
-    pipe = _augment_pipe(config)
+    side = dataset.resolution
+    fits = side >= 4 and not side & (side - 1)
+    _check_side(config, side, fits, "--kind=gan needs one that is a power of two, from 4")
+    pipe = _augment_pipe(config, dataset)
     if config.resume is not None:
         gan = gan_to_resume(
             config.resume,
             label_dim=dataset.label_dim,
             resolution=dataset.resolution,
             channels=dataset.num_channels,
+            freezed=config.freezed,
         )
         model, ema = StyleGAN2Student(gan.generator), StyleGAN2Student(gan.ema)
         return TrainState(model, ema, {}, discriminator=gan.discriminator, augment_pipe=pipe), None
@@ -108,7 +162,14 @@ def _build_gan(config: TrainConfig, dataset: ImageDataset | None) -> tuple[Train
         **common,
     )
     epilogue = dict(mbstd_group_size=config.mbstd_group)
-    discriminator = Discriminator(**common, **widths, block_kwargs={}, mapping_kwargs={}, epilogue_kwargs=epilogue)
+    discriminator = Discriminator(
+        **common,
+        **widths,
+        architecture=config.d_arch,
+        block_kwargs=frozen(config.freezed),
+        mapping_kwargs={},
+        epilogue_kwargs=epilogue,
+    )
     model = StyleGAN2Student(generator)
     return TrainState(model, copy.deepcopy(model), {}, discriminator=discriminator, augment_pipe=pipe), None
 
@@ -117,6 +178,11 @@ def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainS
     teacher = None if config.teacher is None else as_denoiser(load_snapshot(config.teacher))
     discriminator: torch.nn.Module | None = None
     model: Generator
+    if teacher is not None and teacher.img_channels not in (1, 3):
+        raise UserError(
+            f"--teacher={config.teacher}: its images have {teacher.img_channels} channels, so it works on an "
+            "autoencoder's latents; a teacher of pictures, of 1 or 3 channels, is needed"
+        )
     if config.gan_pkl is None:
         assert isinstance(teacher, EDMTeacher)
         model = OneStepStudent(copy.deepcopy(teacher.network), config.sigma_init)
@@ -129,18 +195,24 @@ def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainS
     if dataset is not None:
         _check_dataset(config, dataset, model)
     state = TrainState(model, copy.deepcopy(model), {}, copy.deepcopy(teacher), discriminator)
-    if config.adv_weight:
-        state.augment_pipe = _augment_pipe(config)
+    if dataset is not None:
+        state.augment_pipe = _augment_pipe(config, dataset)
     return state, teacher
 
 
-def _augment_pipe(config: TrainConfig) -> AugmentPipe | None:
+def _augment_pipe(config: TrainConfig, dataset: ImageDataset) -> AugmentPipe | None:
     if config.aug == "noaug":
         return None
     if config.augpipe not in AUGMENT_PIPES:
         raise UserError(f"--augpipe={config.augpipe}: accepted are {', '.join(AUGMENT_PIPES)}")
     multipliers: dict[str, Any] = AUGMENT_PIPES[config.augpipe]
     pipe = AugmentPipe(**multipliers)
+    reach = pipe.Hz_fbank.shape[1] // 2
+    if pipe.imgfilter and dataset.resolution <= reach:
+        raise UserError(
+            f"--augpipe={config.augpipe} filters frequency bands, which needs images larger than {reach} pixels, and "
+            f"those of --data={config.data} have {dataset.resolution}; choose one without, such as bgc"
+        )
     pipe.p.copy_(torch.as_tensor(config.p))
     return pipe
 
@@ -168,6 +240,22 @@ def _check_match(config: TrainConfig, teacher: Denoiser, gan: Generator) -> None
                 f"--teacher={config.teacher} and --gan-pkl={config.gan_pkl} do not match: "
                 f"{what} {teachers} against {gans}; choose a teacher trained on images like the GAN's"
             )
+
+
+def _freeze(config: TrainConfig, state: TrainState) -> None:
+    """Freezes parts of the generator as they are in its average, so that the average keeps them too."""
+    model, ema = state.model, state.ema
+    assert isinstance(model, StyleGAN2Student)
+    assert isinstance(ema, StyleGAN2Student)
+    unknown = [part for part in config.freeze if part not in model.parts]
+    if unknown:
+        raise UserError(f"--freeze={unknown[0]}: this generator has the parts {', '.join(model.parts)}")
+    if set(config.freeze) == set(model.parts):
+        raise UserError(f"--freeze={','.join(config.freeze)} leaves nothing to train; leave parts out of it")
+    for student in (model, ema):
+        student.freeze(config.freeze)
+    for module, average in zip(model.frozen_modules(), ema.frozen_modules(), strict=True):
+        module.load_state_dict(average.state_dict())
 
 
 def _check_dataset(config: TrainConfig, dataset: ImageDataset, gan: Generator) -> None:
@@ -216,6 +304,14 @@ def run_name(config: TrainConfig) -> str:
             parts.append(f"adv{config.adv_weight:g}")
     if config.cond:
         parts.append("cond")
+    if config.mirror:
+        parts.append("mirror")
+    if config.subset is not None:
+        parts.append(f"subset{config.subset}")
+    if config.kind == "edm":
+        parts += [config.arch, config.precond]
+    elif config.kind == "gan" and config.cfg is not None:
+        parts.append(config.cfg)
     parts.append(f"batch{config.batch}")
     if config.desc:
         parts.append(config.desc)

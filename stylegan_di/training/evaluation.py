@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.images import save_grid, to_uint8
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.metrics.evaluate import Evaluator
+from stylegan_di.metrics.table import figures_of, is_better
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling import HeunGenerator
 from stylegan_di.students import OneStepStudent
 from stylegan_di.training.build import Job
+from stylegan_di.training.endings import StopRequest
 from stylegan_di.training.folder import RunFolder
 from stylegan_di.training.report import comparison_table
 from torch_utils import distributed
@@ -41,6 +44,8 @@ class Evaluation:
         ema = job.state.ema
         self.resolution: int = ema.img_resolution  # type: ignore[assignment]
         self.generator = ema if isinstance(ema, Generator) else HeunGenerator(_denoiser(ema))
+        self.before: dict[str, float] = {}
+        self.after: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.best_kimg = 0.0
         rows = 8 if self.resolution <= 64 else 4
@@ -67,18 +72,30 @@ class Evaluation:
             parts.append(self.generator(self._z[part], None if self._labels is None else self._labels[part]))
         return torch.cat(parts)
 
-    def begin(self) -> dict[str, float]:
+    def begin(self) -> None:
         """Grids and metrics before the first step."""
         if distributed.rank() != 0:
-            return {}
+            return
         self._start = self.grid_images()
         save_grid(to_uint8(self._start), self.folder.grid_path(None), columns=GRID_COLUMNS)
         dataset = self.job.dataset
         if dataset is not None:
             reals = torch.stack([torch.from_numpy(dataset[i][0]) for i in range(min(len(self._z), len(dataset)))])
             save_grid(reals, self.folder.path / "reals.png", columns=GRID_COLUMNS)
-        before, _ = self.measure(None)
-        return before
+        self.before, _ = self.measure(None)
+
+    def values(self) -> dict[str, Any]:
+        """What was measured so far, for a training state; the images at the start are `tensors`."""
+        return {"before": self.before, "after": self.after, "best": self.best, "best_kimg": self.best_kimg}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {} if self._start is None else {"evaluation.start": self._start}
+
+    def restore(self, values: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Takes up what `values` and `tensors` gave."""
+        self.before, self.after = values["before"], values["after"]
+        self.best, self.best_kimg = values["best"], values["best_kimg"]
+        self._start = tensors["evaluation.start"].to(self.job.device)
 
     def distance_from_start(self) -> dict[str, float]:
         """Mean absolute difference of the EMA's grid from the one before training, in [-1,1] units."""
@@ -87,7 +104,7 @@ class Evaluation:
         return {"num": len(differences), "mean": float(differences.mean()), "std": float(differences.std())}
 
     def measure(self, kimg: float | None) -> tuple[dict[str, float], bool]:
-        """Metrics and grid of the EMA, and whether it is the best snapshot yet (first metric, lower is better)."""
+        """Metrics and grid of the EMA, and whether it is the best snapshot yet (by the first metric)."""
         if kimg is not None:
             save_grid(to_uint8(self.grid_images()), self.folder.grid_path(kimg), columns=GRID_COLUMNS)
         if self.evaluator is None:
@@ -97,21 +114,23 @@ class Evaluation:
         seconds = time.monotonic() - start
         name = "" if kimg is None else self.folder.snapshot_path(kimg).name
         for metric in self.job.config.metrics:
-            mine = {key: value for key, value in results.items() if key.startswith(metric)}
-            self.folder.add_metric(metric, mine, name, seconds)
+            self.folder.add_metric(metric, figures_of(metric, results), name, seconds)
         moment = "before" if kimg is None else f"kimg {kimg:g}"
         print(f"metrics {moment}: " + "  ".join(f"{k} {v:.4f}" for k, v in results.items()), flush=True)
         first = next(iter(results))
-        is_best = kimg is not None and (not self.best or results[first] < self.best[first])
+        first_metric, best = self.job.config.metrics[0], self.best.get(first)
+        is_best = kimg is not None and (best is None or is_better(first_metric, results[first], best))
+        if kimg is not None:
+            self.after = results
         if kimg is not None and is_best:
             self.best, self.best_kimg = results, kimg
         return results, is_best
 
-    def finish(self, before: dict[str, float], after: dict[str, float], seconds: float) -> dict[str, Any]:
+    def finish(self, seconds: float) -> dict[str, Any]:
         """The before/after grid, the table and result.json."""
-        config = self.job.config
+        config, after = self.job.config, self.after
         result = {
-            "before": before, "after": after, "best": self.best, "best_kimg": self.best_kimg,
+            "before": self.before, "after": after, "best": self.best, "best_kimg": self.best_kimg,
             "seed": config.seed, "num_samples": config.metric_samples if self.evaluator else 0, "seconds": seconds,
             "kimg": self.job.state.cur_nimg / 1000, "device": str(self.job.device),
         }  # fmt: skip
@@ -122,7 +141,7 @@ class Evaluation:
             self._save_before_after(self._start, self.grid_images())
         self.folder.write_json("result.json", result)
         if after:
-            print(comparison_table(before, after))
+            print(comparison_table(self.before, after))
             print(f"best: {next(iter(self.best))} {next(iter(self.best.values())):.4f} at kimg {self.best_kimg:g}")
         print(f"written: {self.folder.path}", flush=True)
         return result
@@ -140,27 +159,40 @@ class Evaluation:
         ema, model = state.ema, state.model
         if not isinstance(ema, Generator) or isinstance(ema, OneStepStudent):
             return {"ema": _network(ema)}
+        pipe = state.augment_pipe
+        assert pipe is None or isinstance(pipe, torch.nn.Module)
         return {
-            "G": _network(model), "D": state.discriminator, "G_ema": _network(ema), "augment_pipe": state.augment_pipe,
+            "G": _network(model), "D": state.discriminator, "G_ema": _network(ema), "augment_pipe": pipe,
         }  # fmt: skip
 
     def extras(self) -> dict[str, Any]:
-        """The rest of a snapshot: the data set as NVlabs describe it, and a one-step student's sigma_init."""
+        """What else a snapshot holds: the data set as NVlabs describe it; sigma_init or augment_pipe where they are."""
         config, ema = self.job.config, self.job.state.ema
         dataset: dict[str, Any] = {
             "class_name": "training.dataset.ImageFolderDataset", "path": config.data, "use_labels": config.cond,
-            "max_size": None, "xflip": config.mirror, "resolution": self.resolution,
+            "max_size": config.subset, "xflip": config.mirror, "resolution": self.resolution,
         }  # fmt: skip
         if isinstance(ema, OneStepStudent):
             return {"dataset_kwargs": dataset, "sigma_init": ema.sigma_init}
-        return {"training_set_kwargs" if isinstance(ema, Generator) else "dataset_kwargs": dataset}
+        if isinstance(ema, Generator):
+            return {"training_set_kwargs": dataset}
+        return {"dataset_kwargs": dataset, "augment_pipe": self.job.state.augment_pipe}
 
 
-def make_evaluator(job: Job, reference: str | ImageDataset | None) -> Evaluator | None:
-    """The metrics of --metrics on --metric-samples samples; None where there are none."""
+def make_evaluator(job: Job, reference: str | ImageDataset | None, stop: StopRequest) -> Evaluator | None:
+    """The metrics of --metrics on --metric-samples samples; None where there are none.
+
+    Where a stop is requested while it measures, it raises Interrupted.
+    """
     config = job.config
     if not config.metrics or distributed.rank() != 0:
         return None
+    progress = PassProgress()
+
+    def report(label: str, done: int, total: int) -> None:
+        stop.check()
+        progress(label, done, total)
+
     return Evaluator(
         metrics=list(config.metrics),
         reference=reference,
@@ -168,7 +200,7 @@ def make_evaluator(job: Job, reference: str | ImageDataset | None) -> Evaluator 
         batch=128,
         detector_file=config.detector_file,
         device=job.device,
-        report=PassProgress(),
+        report=report,
     )
 
 

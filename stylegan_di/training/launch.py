@@ -2,57 +2,131 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from dnnlib.util import Logger, UserError
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
+from stylegan_di.inspection import inspect_file
+from stylegan_di.metrics.table import need_reals
+from stylegan_di.presets import RECIPES
 from stylegan_di.training.build import Job, build, run_name
+from stylegan_di.training.endings import Interrupted, StopRequest, storage_errors
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
 from stylegan_di.training.folder import RunFolder
+from stylegan_di.training.processes import follow_parent
+from stylegan_di.training.resume import Resumed
+from stylegan_di.training.statefile import versions
 from stylegan_di.training.trainer import Trainer
+from stylegan_di.training.transfer import TRANSFER_SOURCES
 from torch_utils import distributed
 from torch_utils.ops import build as kernels
 
 
-def launch(config: TrainConfig) -> dict[str, Any]:
+def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any]:
     """Trains as configured; returns what result.json holds.
+
+    Args:
+        config: the run.
+        resumed: the run to go on with, whose `config` this is.
 
     Raises:
         UserError: options or files that do not work together; nothing has been written then.
+        Diverged, StorageError, ProcessLost: the run ended early.
+        Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
+    follow_parent()
     device = distributed.local_device(config.device)
     distributed.init(device)
     try:
-        if config.batch % distributed.world_size():
-            raise UserError(f"--batch={config.batch} does not divide over {distributed.world_size()} processes")
+        _check_processes(config, resumed)
         job = build(config, device)
         ops = load_kernels(device.type)
-        evaluator = make_evaluator(job, _reference(job))
-        path = Path(distributed.broadcast_string(_new_folder(config)))
-        folder = RunFolder(path, config)
-        with Logger(path / "log.txt") if distributed.rank() == 0 else nullcontext():
+        stop = StopRequest()
+        evaluator = make_evaluator(job, _reference(job), stop)
+        with _open_folder(config, resumed) as folder, stop, _noted(folder), storage_errors(folder.path), _log(folder):
             if distributed.rank() == 0:
-                print(describe(job, ops), flush=True)
-            return Trainer(job, folder, Evaluation(job, folder, evaluator)).run()
+                print(describe(job, ops, resumed), flush=True)
+            saved = None if resumed is None else resumed.state
+            return Trainer(job, folder, Evaluation(job, folder, evaluator), stop, saved).run()
     finally:
         distributed.finish()
 
 
-def _new_folder(config: TrainConfig) -> str:
-    return str(RunFolder.create(config, run_name(config)).path) if distributed.rank() == 0 else ""
+def _check_processes(config: TrainConfig, resumed: Resumed | None) -> None:
+    """Raises UserError, in every process, where they cannot work together."""
+    if config.batch % distributed.world_size():
+        raise UserError(f"--batch={config.batch} does not divide over {distributed.world_size()} processes")
+    if config.gpus not in (None, distributed.world_size()):
+        raise UserError(f"--gpus={config.gpus}, but {distributed.world_size()} processes were started: leave it out")
+    if config.fsdp and distributed.world_size() == 1:
+        raise UserError("--fsdp spreads weights over several processes, and there is one: give --gpus, or leave it out")
+    state = "none" if resumed is None else resumed.state.path.name
+    mine = {"state": state} | {k: str(v) for k, v in (asdict(config) | versions()).items() if k != "outdir"}
+    texts = distributed.gather_strings(json.dumps(mine))
+    first = json.loads(texts[0])
+    for rank, text in enumerate(texts):
+        other = json.loads(text)
+        if differing := [key for key in first if first[key] != other.get(key)]:
+            named = "; ".join(f"{key} {first[key]} against {other.get(key)}" for key in differing)
+            raise UserError(
+                f"processes 0 and {rank} of the run disagree: {named}. Start all of them with the same options, files "
+                "and versions"
+            )
+
+
+def _open_folder(config: TrainConfig, resumed: Resumed | None) -> RunFolder:
+    """The run's folder, made or taken over by the first process; all get its errors."""
+    if distributed.rank() == 0:
+        try:
+            if resumed is None:
+                folder = RunFolder.create(config, run_name(config))
+            else:
+                folder = RunFolder.reopen(resumed.folder, config)
+            message = json.dumps({"path": str(folder.path)})
+        except UserError as error:
+            distributed.broadcast_string(json.dumps({"error": str(error)}))
+            raise
+        distributed.broadcast_string(message)
+        return folder
+    answer = json.loads(distributed.broadcast_string(""))
+    if "error" in answer:
+        raise UserError(answer["error"])
+    return RunFolder(Path(answer["path"]), config)
+
+
+def _log(folder: RunFolder) -> AbstractContextManager[Any]:
+    return Logger(folder.path / "log.txt") if distributed.rank() == 0 else nullcontext()
+
+
+@contextmanager
+def _noted(folder: RunFolder) -> Iterator[None]:
+    """Notes in the log why a run ended early."""
+    try:
+        yield
+    except (UserError, Interrupted) as ending:
+        if distributed.rank() == 0:
+            with suppress(OSError):  # a full disk, which the error itself tells of
+                folder.note(str(ending))
+        raise
 
 
 def _reference(job: Job) -> Any:
-    """What metrics compare with: --ref, else the training's data set, else the zoo's reference of a known name."""
+    """What metrics compare with: --ref, else the zoo's reference of a known name, else the training's data set."""
     config = job.config
-    if not config.metrics:
+    if not need_reals(config.metrics):
+        if config.metrics and config.ref is not None:
+            metrics = ",".join(config.metrics)
+            raise UserError(f"--ref={config.ref}: --metrics={metrics} compares with no real images; leave it out")
         return None
     if config.ref is not None:
         return str(zoo.resolve(config.ref))
-    known = zoo.entry(config.gan_pkl or config.teacher or "")
+    known = zoo.entry(config.gan_pkl or "") or zoo.entry(config.teacher or "")
     if known is not None and known.reference is not None:
         return str(zoo.resolve(known.reference))
     if job.dataset is not None:
@@ -71,8 +145,8 @@ def load_kernels(device: str) -> str:
     return kernels.load(device, may_build=may_build)
 
 
-def describe(job: Job, ops: str) -> str:
-    """The header of a run: what trains on what, in how many parameters."""
+def describe(job: Job, ops: str, resumed: Resumed | None = None) -> str:
+    """The header of a run: what trains on what, in how many parameters, and where it goes on from."""
     config, state = job.config, job.state
 
     def size(module: Any) -> str:
@@ -82,11 +156,20 @@ def describe(job: Job, ops: str) -> str:
     if job.teacher is not None:
         lines.append(f"teacher         {config.teacher}, {size(job.teacher)}")
         lines.append(f"divergence      {config.divergence}, adversarial weight {config.adv_weight:g}")
+        if config.cfg is not None:
+            lines.append(f"recipe          {config.cfg}: {RECIPES[config.cfg].note(config.gan_pkl is not None)}")
+    elif config.cfg is not None:
+        lines.append(f"preset          {config.cfg}")
     if config.gan_pkl:
         lines.append(f"GAN             {config.gan_pkl}")
     if job.dataset is not None:
         lines.append(f"data            {config.data}, {len(job.dataset)} images")
+    for name in (config.gan_pkl, config.resume, config.teacher):
+        if name is not None:
+            source = TRANSFER_SOURCES.get(name, name)
+            lines.append(f"opened          {source}: {inspect_file(source, try_networks=False).sentence()}")
     lines.append(f"batch           {config.batch} over {distributed.world_size()} process(es) on {job.device}")
     lines.append(f"ops             {ops}")
     lines.append(f"length          {config.kimg:g} kimg, seed {config.seed}")
+    lines += [f"resumed         {note}" for note in (resumed.notes if resumed else ())]
     return "\n".join(lines)

@@ -28,23 +28,37 @@ class Statistics:
             self._values.setdefault(name, []).append(torch.as_tensor(value).detach().flatten())
 
     def add_by_sigma(self, name: str, values: Tensor, sigma: Tensor) -> None:
-        """Records per-sample values [B], to be told apart by their noise levels sigma [B]; see `by_sigma`."""
+        """Records per-sample values [B], told apart by their noise levels sigma [B] at the report; see `by_sigma`."""
         self._with_sigma.setdefault(name, []).append((values.detach(), sigma))
 
     def drain(self) -> dict[str, dict[str, float]]:
-        """{name: {num, mean, std}} of what was added, and starts anew; names without a value are left out."""
-        for name, pairs in self._with_sigma.items():
-            for of_samples, sigma in pairs:
-                self.add(by_sigma(name, of_samples.cpu(), sigma.cpu()))
-        self._with_sigma.clear()
+        """{name: {num, mean, std}} of what was added, and starts anew; names without a value are left out.
+
+        Values that are not finite are only counted, as 'nonfinite'.
+        """
         result = {}
-        for name, values in sorted(self._values.items()):
-            flat = torch.cat([value.to("cpu", torch.float64) for value in values])
-            if flat.numel():
-                std = float(flat.std(correction=0))
-                result[name] = {"num": flat.numel(), "mean": float(flat.mean()), "std": std}
+        for name, flat in sorted(self.tensors().items()):
+            finite = flat[flat.isfinite()].to("cpu", torch.float64)
+            if finite.numel():
+                std = float(finite.std(correction=0))
+                result[name] = {"num": finite.numel(), "mean": float(finite.mean()), "std": std}
+                if finite.numel() < flat.numel():
+                    result[name]["nonfinite"] = flat.numel() - finite.numel()
         self._values.clear()
         return result
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All values since the last report, [n] by name."""
+        for name, pairs in self._with_sigma.items():
+            for values, sigma in pairs:
+                self.add(by_sigma(name, values, sigma))
+        self._with_sigma.clear()
+        return {name: torch.cat(values) for name, values in self._values.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Takes up what `tensors` gave, in place of what is there."""
+        self._with_sigma.clear()
+        self._values = {name: [values.to(device)] for name, values in tensors.items()}
 
 
 def by_sigma(name: str, values: Tensor, sigma: Tensor) -> dict[str, Tensor]:
@@ -58,25 +72,32 @@ def by_sigma(name: str, values: Tensor, sigma: Tensor) -> dict[str, Tensor]:
 
 
 class Clock:
-    """Time since the start of a run and time to go, from the images seen."""
+    """Time since the start of a run and time to go, from the images seen.
 
-    def __init__(self, total_nimg: int) -> None:
+    Args:
+        total_nimg: images of the whole run.
+        nimg, elapsed: images seen and seconds spent before, for a run that goes on.
+    """
+
+    def __init__(self, total_nimg: int, nimg: int = 0, elapsed: float = 0.0) -> None:
         self._total_nimg = total_nimg
+        self._first_nimg = nimg
+        self._before = elapsed
         self._start = time.monotonic()
-        self._last = (self._start, 0)
+        self._last = (self._start, nimg)
 
     def elapsed(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._start
+        """Seconds since the start, without the time between a stop and going on."""
+        return self._before + time.monotonic() - self._start
 
     def tick(self, nimg: int) -> str:
         """'sec/kimg 8.77 images/s 114.0 elapsed 1m 05s left 3m 20s'; the rate is that since the last tick."""
         now = time.monotonic()
         (last, last_nimg), self._last = self._last, (now, nimg)
         rate = (nimg - last_nimg) / (now - last)
-        left = (self._total_nimg - nimg) * (now - self._start) / nimg
+        left = (self._total_nimg - nimg) * (now - self._start) / (nimg - self._first_nimg)
         return (
-            f"sec/kimg {1000 / rate:<7.2f} images/s {rate:<7.1f} elapsed {format_time(now - self._start):<8s} "
+            f"sec/kimg {1000 / rate:<7.2f} images/s {rate:<7.1f} elapsed {format_time(self.elapsed()):<8s} "
             f"left {format_time(max(left, 0.0))}"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -12,20 +13,26 @@ from torch import Tensor
 
 from stylegan_di.checkpoint import save_snapshot
 from stylegan_di.data.sampler import iterate_batches
+from stylegan_di.diffusion import LogNormalLaw, NoiseLaw, VELaw, VPLaw
 from stylegan_di.images import from_uint8
 from stylegan_di.interfaces import Generator
 from stylegan_di.loss_di import parse_divergence
 from stylegan_di.loss_gan import ada_adjust
-from stylegan_di.random import stream
-from stylegan_di.training import updates
+from stylegan_di.random import SampleRandom, stream
+from stylegan_di.students import StyleGAN2Student
+from stylegan_di.training import updates, watch
 from stylegan_di.training.build import Job, lr_scale, r1_gamma
 from stylegan_di.training.ema import ema_beta, update_ema
+from stylegan_di.training.endings import Interrupted, StopRequest
 from stylegan_di.training.evaluation import Evaluation
 from stylegan_di.training.folder import RunFolder
+from stylegan_di.training.keeper import Keeper
 from stylegan_di.training.report import Clock, Statistics
 from stylegan_di.training.state import Batch
+from stylegan_di.training.statefile import State
 from torch_utils import distributed
 
+W_AVG_SAMPLES = 4096  # latents over which a snapshot's w_avg is the mean
 ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
 
 
@@ -36,21 +43,30 @@ class Trainer:
         job: networks, data and options.
         folder: where the run is written.
         evaluation: metrics and grids.
+        stop: tells when to end early.
+        saved: the state to go on from.
     """
 
-    def __init__(self, job: Job, folder: RunFolder, evaluation: Evaluation) -> None:
+    def __init__(
+        self, job: Job, folder: RunFolder, evaluation: Evaluation, stop: StopRequest, saved: State | None = None
+    ) -> None:
         self.job = job
         self.config = job.config
         self.state = job.state
         self.folder = folder
         self.evaluation = evaluation
+        self.stop = stop
         self.report = Statistics()
         self.real_signs = Statistics()
+        self.keeper = Keeper(job, folder, evaluation, self.report, self.real_signs)
+        seconds = 0.0 if saved is None else self.keeper.restore(saved)
         self.total_nimg = round(self.config.kimg * 1000)
+        self.clock = Clock(self.total_nimg, self.state.cur_nimg, seconds)
         share = self.config.batch // distributed.world_size()
         self.batch_gpu = min(self.config.batch_gpu or share, share)
         self.divergence = parse_divergence(self.config.divergence)
-        self.noise_law = updates.NoiseLaw(self.config.P_mean, self.config.P_std)
+        self.noise_law = self.make_noise_law(self.config.P_mean, self.config.P_std)
+        self.fake_noise_law = self.make_noise_law(self.config.fake_P_mean, self.config.fake_P_std)
         if job.dataset is not None:
             self.data = iterate_batches(
                 job.dataset,
@@ -61,7 +77,14 @@ class Trainer:
                 world_size=distributed.world_size(),
                 num_workers=self.config.workers,
             )
-        self.fake_noise_law = updates.NoiseLaw(self.config.fake_P_mean, self.config.fake_P_std)
+
+    def make_noise_law(self, P_mean: float, P_std: float) -> NoiseLaw:
+        """What noise levels are trained at; of --kind=di those that the teacher knows."""
+        if self.config.precond != "edm":
+            return {"vp": VPLaw, "ve": VELaw}[self.config.precond]()
+        if self.job.teacher is None:
+            return LogNormalLaw(P_mean, P_std)
+        return LogNormalLaw(P_mean, P_std, self.job.teacher.sigma_min, self.job.teacher.sigma_max)
 
     # The step.
 
@@ -130,7 +153,8 @@ class Trainer:
 
     def adjust_augmentation(self, images: int) -> None:
         """Moves p by ADA's rule."""
-        signs = torch.tensor(self.real_signs.drain()["Signs/real"]["mean"], device=self.job.device)
+        drained = self.real_signs.drain().get("Signs/real", {"mean": self.config.target})
+        signs = torch.tensor(drained["mean"], device=self.job.device)
         distributed.average([signs])
         p: Tensor = self.state.augment_pipe.p  # type: ignore[union-attr, assignment]
         target, ada_kimg = self.config.target, self.config.ada_kimg
@@ -172,49 +196,92 @@ class Trainer:
     # The run.
 
     def run(self) -> dict[str, Any]:
-        """Trains to the end; returns what result.json holds."""
-        state, config = self.state, self.config
-        before = self.evaluation.begin()
-        clock = Clock(self.total_nimg)
-        next_tick = min(config.tick * 1000, self.total_nimg)
-        metrics = before
-        while state.cur_nimg < self.total_nimg:
-            self.step()
-            done = state.cur_nimg >= self.total_nimg
-            if not done and state.cur_nimg < next_tick:
-                continue
-            state.cur_tick += 1
-            next_tick += config.tick * 1000
-            self.tick(clock)
-            if done or state.cur_tick % config.snap == 0:
-                metrics = self.snapshot()
-        return self.evaluation.finish(before, metrics, clock.elapsed())
+        """Trains to the end; returns what result.json holds.
 
-    def tick(self, clock: Clock) -> None:
-        """One line to the log, one to stats.jsonl."""
-        distributed.average(b for b in self.state.model.buffers() if b.is_floating_point())
-        if distributed.rank() != 0:
-            return
+        Raises:
+            Interrupted: a signal asked to stop; the state is saved. Diverged: the training came apart.
+        """
         state = self.state
+        if self.keeper.saved is None:
+            self.begin()
+        while state.snapshot_due or state.cur_nimg < self.total_nimg:
+            if state.snapshot_due:
+                self.snapshot()
+            else:
+                self.step()
+                self.after_step()
+            if distributed.any_process(self.stop.requested):
+                self.keeper.save(self.clock.elapsed())
+                raise Interrupted(f"{self._stopped()}: the state is saved; go on with --resume={self.folder.path}")
+        return self.evaluation.finish(self.clock.elapsed())
+
+    def begin(self) -> None:
+        """What is measured and shown before the first step."""
+        with contextlib.suppress(Interrupted):
+            self.evaluation.begin()
+        if distributed.any_process(self.stop.requested):
+            raise Interrupted(f"{self._stopped()}, before the first step: there is nothing to save; start it anew")
+
+    def after_step(self) -> None:
+        """What is due after a step: a tick, a judgement of how the training goes, a state."""
+        config, state = self.config, self.state
+        tick_nimg, done = config.tick * 1000, state.cur_nimg >= self.total_nimg
+        is_tick = done or state.cur_nimg // tick_nimg > (state.cur_nimg - config.batch) // tick_nimg
+        trouble = watch.skipped_too_often(state.skipped, state.cur_step, config.max_skips)
+        if is_tick:
+            state.cur_tick += 1
+            trouble = distributed.broadcast_string(self.tick()) or trouble
+        if trouble:
+            self.keeper.return_to_best(trouble)
+        if is_tick:
+            state.snapshot_due = done or state.cur_tick % config.snap == 0
+            if state.snapshot_due or state.cur_tick % config.state == 0:
+                self.keeper.save(self.clock.elapsed())
+
+    def tick(self) -> str:
+        """One line to the log, one to stats.jsonl; returns what is wrong with the statistics, if anything is."""
+        state = self.state
+        state.average_w_avg()
         values = self.report.drain()
-        line = f"tick {state.cur_tick:<4d} kimg {state.cur_nimg / 1000:<8.1f} {clock.tick(state.cur_nimg)}"
+        if distributed.rank() != 0:
+            return ""
+        line = f"tick {state.cur_tick:<4d} kimg {state.cur_nimg / 1000:<8.1f} {self.clock.tick(state.cur_nimg)}"
         if state.augment_pipe is not None:
             line += f" augment {float(state.augment_pipe.p):.3f}"  # type: ignore[arg-type]
+        if state.skipped:
+            line += f" skipped updates {len(state.skipped)}"
         print(line, flush=True)
+        trouble = watch.out_of_range(state.history, values)
         values["Progress/distance_from_start"] = self.evaluation.distance_from_start()
+        values["Progress/skipped_updates"] = _scalar(len(state.skipped))
         self.folder.add_statistics(values | {"Progress/kimg": _scalar(state.cur_nimg / 1000)})
+        return trouble
 
-    def snapshot(self) -> dict[str, float]:
+    def snapshot(self) -> None:
         """Weights, grid and metrics of the EMA; the best by the first metric is kept as network-best."""
-        metrics: dict[str, float] = {}
+        kimg = self.state.cur_nimg / 1000
         if distributed.rank() == 0:
-            kimg = self.state.cur_nimg / 1000
-            metrics, is_best = self.evaluation.measure(kimg)
-            networks, extras = self.evaluation.networks(), self.evaluation.extras()
-            for path in [self.folder.snapshot_path(kimg)] + ([self.folder.best_path()] if is_best else []):
-                save_snapshot(path, networks, extras=extras, metadata=self.provenance(metrics))
-        distributed.barrier()
-        return metrics
+            self.estimate_w_avg()
+            try:
+                metrics, is_best = self.evaluation.measure(kimg)
+            except Interrupted:
+                metrics, is_best = {}, False
+            if not self.stop.requested:
+                networks, extras = self.evaluation.networks(), self.evaluation.extras()
+                for path in [self.folder.snapshot_path(kimg)] + ([self.folder.best_path()] if is_best else []):
+                    save_snapshot(path, networks, extras=extras, metadata=self.provenance(metrics))
+                if is_best:
+                    self.keeper.keep_best()
+        self.state.snapshot_due = distributed.any_process(self.stop.requested)
+
+    def _stopped(self) -> str:
+        return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"
+
+    def estimate_w_avg(self) -> None:
+        """Makes the average's w_avg that of its own mapping network; what it has from training is the model's."""
+        if isinstance(self.state.ema, StyleGAN2Student):
+            streams = range(W_AVG_SAMPLES)
+            self.state.ema.estimate_w_avg(SampleRandom(self.config.seed, "w_avg", 0, streams, self.job.device))
 
     def provenance(self, metrics: dict[str, float]) -> dict[str, str | float]:
         """Where a snapshot comes from, as written into it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,7 +33,12 @@ class GAN:
     ema: Generator
 
 
-def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int) -> GAN:
+def frozen(layers: int) -> dict[str, Any]:
+    """Discriminator's block_kwargs that keep so many layers from training, from the highest resolution on."""
+    return {"freeze_layers": layers} if layers else {}
+
+
+def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int, freezed: int = 0) -> GAN:
     """The networks of a GAN's pickle for data of label_dim classes.
 
     They are as in the file; where its number of classes differs from the data's, the layers that depend on it are new.
@@ -41,6 +46,7 @@ def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int
     Args:
         source: a file, URL or known name, or a key of TRANSFER_SOURCES.
         label_dim, resolution, channels: of the data to train on.
+        freezed: layers of the discriminator that are not to be trained (Mo et al. 2020, arXiv 2002.10964).
 
     Raises:
         UserError: if the file holds no StyleGAN2 with its discriminator, or is for other images.
@@ -61,17 +67,26 @@ def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int
             f"--resume={source}: its images have resolution and channels {found}, those of --data {wanted}; "
             "tools/dataset_tool.py makes data of another resolution"
         )
+    blocks = _arguments(discriminator).arguments.get("block_kwargs") or {}
+    blocks = {name: value for name, value in blocks.items() if name != "freeze_layers"}
     return GAN(
-        _with_classes(generator, label_dim), _with_classes(discriminator, label_dim), _with_classes(ema, label_dim)
+        _rebuilt(generator, c_dim=label_dim),
+        _rebuilt(discriminator, c_dim=label_dim, block_kwargs=blocks | frozen(freezed)),
+        _rebuilt(ema, c_dim=label_dim),
     )
 
 
-def _with_classes(network: Network, label_dim: int) -> Network:
-    """The network itself if it has label_dim classes, else one that has, with all weights that fit it."""
-    if network.c_dim == label_dim:
+def _arguments(network: Network) -> inspect.BoundArguments:
+    """The arguments that a network was built with, by name."""
+    return inspect.signature(type(network)).bind(*network._init_args, **network.init_kwargs)
+
+
+def _rebuilt(network: Network, **changes: Any) -> Network:
+    """The network itself if it was built with these arguments, else one that is, with all weights that fit it."""
+    arguments = _arguments(network)
+    if arguments.arguments | changes == arguments.arguments:
         return network
-    arguments = inspect.signature(type(network)).bind(*network._init_args, **network.init_kwargs)
-    arguments.arguments["c_dim"] = label_dim
+    arguments.arguments.update(changes)
     other = type(network)(*arguments.args, **arguments.kwargs)
     own, weights = other.state_dict(), network.state_dict()
     fitting = {name: weights[name] for name, value in own.items() if _same_shape(weights.get(name), value)}

@@ -1,19 +1,20 @@
 """One function an update. Each moves one network, and reports named scalars or per-sample values.
 
-Gradients are means over the samples of the step, accumulated over chunks, averaged over processes; NaN becomes 0 and
-infinities +-1e5 before the optimizer's step, as in StyleGAN2-ADA and Diff-Instruct.
+Gradients are means over the samples of the step, accumulated over chunks, averaged over processes. An update whose
+gradients are not finite, or whose norm is beyond EXPLODED, is left out and noted in the state; otherwise each gradient
+is kept within +-GRADIENT_LIMIT, as in StyleGAN2-ADA and Diff-Instruct.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from stylegan_di import loss_gan
-from stylegan_di.diffusion import sigma_from_normal
+from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.loss_di import Divergence, denoising_loss
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
@@ -22,36 +23,40 @@ from stylegan_di.training.state import Batch, TrainState, trainable
 from torch_utils import distributed
 
 GRADIENT_LIMIT = 1e5
+EXPLODED = 1e8
 Samples = tuple[Tensor, Tensor | None]  # images in [-1,1], labels
 Reals = Callable[[range], tuple[Tensor, Tensor | None]]  # a chunk -> images in [-1,1], labels
 
 
-@dataclass(frozen=True)
-class NoiseLaw:
-    """ln sigma ~ N(P_mean, P_std^2)."""
-
-    P_mean: float = -1.2
-    P_std: float = 1.2
-
-    def draw(self, batch: Batch, purpose: str, chunk: range, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise as image [n,C,H,W] and noise levels [n] of a chunk."""
-        rng = batch.random(purpose, chunk)
-        sigma = sigma_from_normal(rng.normal(), self.P_mean, self.P_std)
-        return rng.normal(*image.shape[1:]), sigma
+def draw_noise(law: NoiseLaw, batch: Batch, purpose: str, chunk: range, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Noise as image [n,C,H,W] and noise levels [n] of a chunk."""
+    rng = batch.random(purpose, chunk)
+    sigma = law.sigma(rng.normal() if law.normal else rng.uniform())
+    return rng.normal(*image.shape[1:]), sigma
 
 
-def apply_gradients(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Tensor:
-    """Averages the gradients over processes, cleans them, steps the optimizer; returns their norm before cleaning."""
-    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+def apply_gradients(state: TrainState, role: str) -> Tensor:
+    """Averages a network's gradients over processes and steps its optimizer, or leaves the step out and notes that.
+
+    Args:
+        state: where the network and its optimizer are.
+        role: of the network: model, fake_score or discriminator.
+
+    Returns the norm of the gradients, [1]; [0] where the step was left out.
+    """
+    optimizer = state.optimizers[role]
+    gradients = [parameter.grad for parameter in getattr(state, role).parameters() if parameter.grad is not None]
     distributed.average(gradients)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    torch._foreach_clamp_min_(gradients, -GRADIENT_LIMIT)
-    torch._foreach_clamp_max_(gradients, GRADIENT_LIMIT)
-    for gradient in gradients:
-        gradient.nan_to_num_(nan=0.0)
-    optimizer.step()
+    norm = distributed.whole(torch.nn.utils.get_total_norm(gradients)).reshape(1)
+    taken = bool(norm <= EXPLODED)  # false for NaN
+    if taken:
+        torch._foreach_clamp_min_(gradients, -GRADIENT_LIMIT)
+        torch._foreach_clamp_max_(gradients, GRADIENT_LIMIT)
+        optimizer.step()
+    else:
+        state.skipped.append((state.cur_step, role))
     optimizer.zero_grad(set_to_none=True)
-    return norm
+    return norm if taken else norm[:0]
 
 
 def student_images(generator: Generator, batch: Batch, chunk: range, purpose: str) -> tuple[Tensor, Tensor | None]:
@@ -76,7 +81,10 @@ def student_samples(state: TrainState, batch: Batch) -> Samples | None:
 def denoiser_update(
     state: TrainState, batch: Batch, reals: Reals, noise_law: NoiseLaw, label_dropout: float, report: Statistics
 ) -> None:
-    """Moves the model, a Denoiser, by the denoising loss on real images, without label with chance label_dropout."""
+    """Moves the model, a Denoiser, by the denoising loss on real images, without label with chance label_dropout.
+
+    With the state's augment_pipe, EDM's, images are augmented and the model is told how.
+    """
     assert isinstance(state.model, Denoiser)
     with trainable(state.model, train_mode=True):
         for chunk in batch.chunks:
@@ -84,12 +92,16 @@ def denoiser_update(
             if labels is not None and label_dropout:
                 keep = batch.random("label_dropout", chunk).uniform(1) >= label_dropout
                 labels = labels * keep
-            noise, sigma = noise_law.draw(batch, "denoiser", chunk, images)
-            loss = denoising_loss(state.model, images, noise, sigma, labels)
+            denoiser: Callable[..., Tensor] = state.model
+            if state.augment_pipe is not None:
+                images, augment_labels = state.augment_pipe(images, rng=batch.random("augment", chunk))
+                denoiser = partial(state.model, augment_labels=augment_labels)
+            noise, sigma = draw_noise(noise_law, batch, "denoiser", chunk, images)
+            loss = denoising_loss(denoiser, images, noise, sigma, labels, noise_law.weight)
             (loss.sum() / batch.local_size).backward()
             report.add({"Loss/denoising": loss.detach()})
             report.add_by_sigma("Loss/denoising", loss, sigma)
-        report.add({"Gradient/model": apply_gradients(state.model, state.optimizers["model"])})
+        report.add({"Gradient/model": apply_gradients(state, "model")})
 
 
 def fake_score_update(
@@ -103,12 +115,12 @@ def fake_score_update(
             with torch.no_grad():
                 images, labels = samples or student_images(state.model, batch, chunk, "student")
             images = images.detach()
-            noise, sigma = noise_law.draw(batch, "fake_score", chunk, images)
+            noise, sigma = draw_noise(noise_law, batch, "fake_score", chunk, images)
             loss = denoising_loss(state.fake_score, images, noise, sigma, labels)
             (loss.sum() / batch.local_size).backward()
             report.add({"Loss/fake_score": loss.detach()})
             report.add_by_sigma("Loss/fake_score", loss, sigma)
-        report.add({"Gradient/fake_score": apply_gradients(state.fake_score, state.optimizers["fake_score"])})
+        report.add({"Gradient/fake_score": apply_gradients(state, "fake_score")})
 
 
 def student_update(
@@ -134,7 +146,7 @@ def student_update(
             if divergence is not None:
                 assert teacher is not None
                 assert state.fake_score is not None
-                noise, sigma = noise_law.draw(batch, "divergence", chunk, images)
+                noise, sigma = draw_noise(noise_law, batch, "divergence", chunk, images)
                 loss = divergence.student_loss(x, noise, sigma, teacher, state.fake_score, labels).sum()
                 (gradient,) = torch.autograd.grad(loss, x)
                 report.add_by_sigma("Gradient/divergence_per_pixel", rms(gradient), sigma)
@@ -144,7 +156,7 @@ def student_update(
                 report.add({"Gradient/adversarial_per_pixel": rms(adversarial)})
                 gradient = gradient + adv_weight * adversarial
             images.backward(gradient / batch.local_size)
-        report.add({"Gradient/student": apply_gradients(state.model, state.optimizers["model"])})
+        report.add({"Gradient/student": apply_gradients(state, "model")})
 
 
 def rms(gradient: Tensor) -> Tensor:
@@ -157,7 +169,7 @@ def discriminator_logits(
 ) -> Tensor:
     """D of the (augmented) images, [n,1]."""
     assert state.discriminator is not None
-    if state.augment_pipe is not None:
+    if isinstance(state.augment_pipe, torch.nn.Module):
         images = state.augment_pipe(images, rng=batch.random(purpose, chunk))
     return state.discriminator(images, labels)
 
@@ -183,6 +195,8 @@ def gan_images(
         cutoff = torch.where(mixed, 1 + rng.integers(ws.shape[1] - 1), ws.shape[1])
         layer = torch.arange(ws.shape[1], device=ws.device)
         ws = torch.where((layer[None, :] < cutoff[:, None])[:, :, None], ws, second)
+    if torch.is_grad_enabled() and not ws.requires_grad:
+        ws.requires_grad_()  # path lengths are gradients in ws, which a frozen mapping network does not ask for
     noise = batch.random(f"{purpose}/noise", chunk)
     return network.synthesis(ws, noise_mode="random", noise_source=noise.normal), ws, labels
 
@@ -196,7 +210,7 @@ def generator_update(state: TrainState, batch: Batch, mixing: float, report: Sta
             loss = loss_gan.generator_logistic(logits)
             (loss.sum() / batch.local_size).backward()
             report.add({"Loss/generator": loss.detach(), "Signs/fake": logits.detach().sign()})
-        report.add({"Gradient/model": apply_gradients(state.model, state.optimizers["model"])})
+        report.add({"Gradient/model": apply_gradients(state, "model")})
 
 
 def path_length_update(
@@ -213,9 +227,10 @@ def path_length_update(
             (penalty.sum() * weight * interval / batch.local_size).backward()
             means.append(mean)
             report.add({"Loss/path_length": penalty.detach()})
-        state.pl_mean = torch.stack(means).mean()
-        distributed.average([state.pl_mean])
-        apply_gradients(state.model, state.optimizers["model"])
+        pl_mean = torch.stack(means).mean()
+        distributed.average([pl_mean])
+        if apply_gradients(state, "model").numel():
+            state.pl_mean = pl_mean
 
 
 def discriminator_update(
@@ -243,7 +258,7 @@ def discriminator_update(
             signs = {"Signs/real": real_logits.detach().sign()}
             real_signs.add(signs)
             report.add({"Loss/discriminator": loss.detach()} | signs)
-        report.add({"Gradient/discriminator": apply_gradients(state.discriminator, state.optimizers["discriminator"])})
+        report.add({"Gradient/discriminator": apply_gradients(state, "discriminator")})
 
 
 def r1_update(state: TrainState, batch: Batch, reals: Reals, gamma: float, interval: int, report: Statistics) -> None:
@@ -257,4 +272,4 @@ def r1_update(state: TrainState, batch: Batch, reals: Reals, gamma: float, inter
             penalty = loss_gan.r1_penalty(logits, images, gamma)
             (penalty.sum() * interval / batch.local_size).backward()
             report.add({"Loss/r1": penalty.detach()})
-        apply_gradients(state.discriminator, state.optimizers["discriminator"])
+        apply_gradients(state, "discriminator")

@@ -1,0 +1,81 @@
+"""A data set checked whole: everything that a training would refuse, file by file, not only the first."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dnnlib.util import UserError
+from stylegan_di.data.dataset import describe_shape
+from stylegan_di.data.files import ImageFiles, decode_image
+from stylegan_di.data.labels import Label, image_labels
+
+
+@dataclass
+class Findings:
+    """Of a check: how many images there are, what most are like ('32x32 gray'), their labels, and what is wrong."""
+
+    images: int = 0
+    kind: str = ""
+    labels: str = "no labels"
+    complaints: list[str] = field(default_factory=list)
+
+
+def check_dataset(
+    path: str | os.PathLike[str], progress: Callable[[int, int], None] = lambda done, total: None
+) -> Findings:
+    """Reads every image and label of a folder or zip, in NVlabs' format.
+
+    Args:
+        progress: called with the numbers of images done and in all, after each.
+    """
+    findings = Findings()
+    complain = findings.complaints.append
+    try:
+        files = ImageFiles(path, complain)
+    except UserError as error:
+        complain(str(error))
+        return findings
+    labels = image_labels(files, complain)
+    if labels:
+        findings.labels = _describe_labels(labels)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for done, name in enumerate(files.image_names, start=1):
+        try:
+            shapes[name] = decode_image(files.read(name), files.where(name)).shape
+        except UserError as error:
+            complain(str(error))
+        progress(done, len(files.image_names))
+    findings.images = len(files.image_names)
+    if not findings.images:
+        complain(f"{files.path} holds no images; make a data set with tools/dataset_tool.py.")
+    if shapes:
+        findings.kind = _check_shapes(files, shapes, complain)
+    return findings
+
+
+def _describe_labels(labels: list[Label]) -> str:
+    if isinstance(labels[0], list):
+        return f"labels of {len(labels[0])} numbers"
+    return f"{max(label for label in labels if isinstance(label, int)) + 1} classes"
+
+
+def _check_shapes(files: ImageFiles, shapes: dict[str, tuple[int, ...]], complain: Callable[[str], None]) -> str:
+    """Holds that all images have one shape, square with a power of two for a side; returns the commonest."""
+    ((common, _),) = Counter(shapes.values()).most_common(1)
+    kind = describe_shape(common)
+    _, height, width = common
+    if width != height or width & (width - 1):
+        complain(
+            f"{files.path} holds images of {kind}; they must be square, with a power of two for a side. "
+            "Convert them with tools/dataset_tool.py."
+        )
+    for name, shape in shapes.items():
+        if shape != common:
+            complain(
+                f"{files.where(name)} is {describe_shape(shape)}, but most images are {kind}; all must be alike. "
+                "Convert them with tools/dataset_tool.py."
+            )
+    return kind

@@ -1,0 +1,103 @@
+"""The labels of a data set's images, from `dataset.json`: a class index or a list of numbers for each image.
+
+    {"labels": [["00000/img00000000.png", 3], ...]}    or    {"labels": null}
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from dnnlib.util import UserError
+from stylegan_di.data.files import Complain, ImageFiles, refuse
+
+LABELS_FILE = "dataset.json"
+MAX_CLASSES = 100_000
+
+Label = int | list[float]
+
+
+def image_labels(files: ImageFiles, complain: Complain = refuse) -> list[Label] | None:
+    """The labels of all images, in their order; None where `dataset.json` is missing or says that there are none.
+
+    Args:
+        complain: called with everything that is wrong; unless told otherwise the first raises a UserError. Should it
+            return after any complaint, the result is None.
+    """
+    if LABELS_FILE not in files.names:
+        return None
+    complaints: list[str] = []
+
+    def note(complaint: str) -> None:
+        complaints.append(complaint)
+        complain(complaint)
+
+    by_name = _read(files, note)
+    if by_name is None:
+        return None
+    where = files.where(LABELS_FILE)
+    names = files.image_names
+    for name in names:
+        if name not in by_name:
+            note(f"{where} has no label for {name!r}; add one, or take no labels.")
+    for name in sorted(by_name.keys() - set(names)):
+        note(f"{where} labels {name!r}, which is not there; restore the file or remove its label.")
+    labels = [(name, label) for name in names if (label := by_name.get(name)) is not None]
+    for name, label in labels:
+        if _kind(label) != _kind(labels[0][1]):
+            note(f"{where}: {name!r} has {_kind(label)}, {labels[0][0]!r} has {_kind(labels[0][1])}; use one kind.")
+    return None if complaints else [label for _, label in labels]
+
+
+def _read(files: ImageFiles, complain: Complain) -> dict[str, Label | None] | None:
+    """The labels by name, None for one that is wrong; None where the data set has none or the file is no use."""
+    where = files.where(LABELS_FILE)
+    try:
+        content = json.loads(files.read(LABELS_FILE))
+    except UserError as error:
+        complain(str(error))
+        return None
+    except (ValueError, RecursionError) as error:
+        complain(f"{where} is not valid JSON: {error}. Make the data set anew.")
+        return None
+    if not isinstance(content, dict) or "labels" not in content:
+        complain(f'{where} has no "labels"; expected {{"labels": [[name, class], ...]}} or {{"labels": null}}.')
+        return None
+    pairs = content["labels"]
+    if pairs is None:
+        return None
+    if not isinstance(pairs, list):
+        complain(f'{where}: "labels" is a {type(pairs).__name__}; expected a list of [name, class] or null.')
+        return None
+    labels: dict[str, Label | None] = {}
+    for pair in pairs:
+        if not (isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)):
+            complain(f"{where}: the entry {_short(pair)} is not a pair [name, class].")
+            continue
+        name = pair[0].replace("\\", "/")
+        if name in labels:
+            complain(f"{where} labels {name!r} twice; keep one of the entries.")
+        wrong = _mistake(pair[1])
+        if wrong:
+            complain(f"{where}: the label of {name!r} {wrong}")
+        labels[name] = None if wrong else pair[1]
+    return labels
+
+
+def _mistake(value: Any) -> str | None:
+    """What is wrong with a label; None where it is a class index or a list of finite numbers."""
+    if type(value) is int:
+        return None if 0 <= value < MAX_CLASSES else f"is {_short(value)}; class indices are 0 to {MAX_CLASSES - 1}."
+    if isinstance(value, list) and 0 < len(value) <= MAX_CLASSES and all(type(v) in (int, float) for v in value):
+        finite = all(abs(v) < 3e38 for v in value)  # false for NaN too
+        return None if finite else f"is {_short(value)}; its numbers must be finite."
+    return f"is {_short(value)}; expected a class index or a list of numbers."
+
+
+def _kind(label: Label) -> str:
+    return "a class index" if isinstance(label, int) else f"a vector of {len(label)} numbers"
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."

@@ -1,0 +1,61 @@
+"""LSUN's databases (Yu et al. 2015, arXiv 1506.03365): folders whose values are image files.
+
+Needs the package lmdb. It maps the file into memory and trusts its structure: open databases of known origin only.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dnnlib.util import UserError
+from stylegan_di.data.files import MAX_FILE_BYTES
+
+DATA_FILE = "data.mdb"
+
+
+def is_database(path: Path) -> bool:
+    """Whether a source is a folder with an LMDB in it."""
+    return (path / DATA_FILE).is_file()
+
+
+class Database:
+    """The values of an LMDB, read-only, in the order of their keys.
+
+    Raises UserError where the package lmdb is missing, the database is damaged or empty.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        lmdb = _import_lmdb(path)
+        try:
+            self._environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
+            with self._environment.begin() as transaction:
+                self._keys = list(transaction.cursor().iternext(values=False))
+        except lmdb.Error as error:
+            raise UserError(f"{path / DATA_FILE} cannot be read: {error}. Unpack or download it again.") from error
+        if not self._keys:
+            raise UserError(f"{path / DATA_FILE} holds no images; unpack or download it again.")
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def where(self, index: int) -> str:
+        """How an error calls a value."""
+        return f"{self.path}:{self._keys[index].decode('utf-8', 'backslashreplace')}"
+
+    def read(self, index: int) -> bytes:
+        """A value."""
+        with self._environment.begin(buffers=True) as transaction:
+            value = transaction.get(self._keys[index])
+            if len(value) > MAX_FILE_BYTES:
+                raise UserError(f"{self.where(index)} is {len(value)} bytes; up to {MAX_FILE_BYTES} are read.")
+            return bytes(value)
+
+
+def _import_lmdb(path: Path) -> Any:
+    try:
+        import lmdb
+    except ImportError:
+        raise UserError(f'{path} is an LMDB, which needs the package lmdb: pip install "stylegan-di[lmdb]".') from None
+    return lmdb

@@ -1,0 +1,33 @@
+"""The Inception score (Salimans et al. 2016, arXiv 1606.03498): exp E_x KL(p(class | x) || p(class)).
+
+It sees no real image. p(class) is the mean over the images of a part; the score is the mean over equal parts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dnnlib.util import UserError
+
+
+def inception_score(probabilities: np.ndarray, *, splits: int = 10) -> tuple[float, float]:
+    """Mean and standard deviation (over N, not N - 1) of the scores of the parts.
+
+    Args:
+        probabilities: of the classes, [N,classes], rows that sum to 1; computed in float64.
+        splits: parts, in the order of the images.
+
+    Raises:
+        UserError: if there are fewer images than parts.
+    """
+    num = len(probabilities)
+    if num < splits:
+        raise UserError(f"the Inception score in {splits} parts takes {splits} images or more, not {num}")
+    scores = []
+    for index in range(splits):
+        part = probabilities[index * num // splits : (index + 1) * num // splits].astype(np.float64)
+        mean = part.mean(axis=0, keepdims=True)
+        positive = part > 0  # p log p is 0 at 0
+        terms = part * (np.log(np.where(positive, part, 1)) - np.log(np.where(positive, mean, 1)))
+        scores.append(np.exp(terms.sum(axis=1).mean()))
+    return float(np.mean(scores)), float(np.std(scores))

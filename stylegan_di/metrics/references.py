@@ -1,0 +1,76 @@
+"""Reference statistics, of files and of data sets.
+
+| file | what | covariance |
+|---|---|---|
+| .npz | this project's, or EDM's fid-refs (mu and sigma) | over N - 1 |
+| .pkl | stylegan2-ada's cache of a data set (gan-metrics/*.pkl): sums, or all features | made over N - 1 |
+| .pkl | EDM2's dataset-refs: mu and sigma for FID and for DINOv2 | as it is in the file |
+
+Pickles are read as inert data (`torch_utils.persistence`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dnnlib.util import UserError
+from stylegan_di.metrics.statistics import FeatureStats, checked_stats, load_stats
+from torch_utils.persistence import read_pickle
+
+SUFFIXES = (".npz", ".pkl")  # of files that hold statistics
+
+_BY_DIM = {2048: "inception", 4096: "vgg16"}  # of stylegan2-ada's cache, which does not say
+_EDM2_NAMES = {"fid": "inception", "fd_dinov2": "dinov2"}
+
+
+def load_references(path: str | os.PathLike[str]) -> dict[str, FeatureStats]:
+    """The statistics in a file, by the name of their extractor.
+
+    Raises:
+        UserError: if the file is missing, damaged, or holds none.
+    """
+    if Path(path).suffix != ".pkl":
+        stats = load_stats(path)
+        return {stats.extractor or "inception": stats}  # files that do not say are EDM's
+    content = read_pickle(Path(path).read_bytes(), os.fspath(path))
+    try:
+        if isinstance(content, dict) and "capture_all" in content:
+            stats = stats_of_cache(content)
+            return {_BY_DIM.get(len(stats.mean), f"{len(stats.mean)}-dimensional"): stats}
+        if isinstance(content, dict) and content.keys() & _EDM2_NAMES.keys():
+            found = {_EDM2_NAMES[name]: entry for name, entry in content.items() if name in _EDM2_NAMES}
+            return {name: checked_stats({"mu": entry["mu"], "sigma": entry["sigma"]}) for name, entry in found.items()}
+        raise ValueError("neither stylegan2-ada's nor EDM2's")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"{path} holds no reference statistics ({str(error)[:160]}); make them with --data.") from None
+
+
+def stats_of_cache(cache: Mapping[str, Any]) -> FeatureStats:
+    """Statistics of stylegan2-ada's FeatureStats, given as its __dict__.
+
+    raw_mean [dim] and raw_cov [dim,dim] are sums of x and of x x^T, all_features batches of features; each is there
+    only if it was captured.
+
+    Raises:
+        ValueError, TypeError, KeyError: if something does not fit.
+    """
+    num, features = int(cache["num_items"]), None
+    if num < 2:
+        raise ValueError(f"{num} images")
+    if cache["capture_all"]:
+        features = np.concatenate(cache["all_features"])
+    if cache["capture_mean_cov"]:
+        total, products = (np.asarray(cache[name], dtype=np.float64) for name in ("raw_mean", "raw_cov"))
+    elif features is not None:
+        x = features.astype(np.float64)
+        total, products = x.sum(axis=0), x.T @ x
+    else:
+        raise ValueError("neither features nor sums were captured")
+    mean = total / num
+    arrays = {"mu": mean, "sigma": (products - num * np.outer(mean, mean)) / (num - 1), "num": np.asarray(num)}
+    return checked_stats(arrays if features is None else arrays | {"features": features})

@@ -1,0 +1,128 @@
+"""The table of metrics: which features, of how many images, estimated how. docs/metrics.md explains each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dnnlib.util import UserError
+from stylegan_di.metrics.frechet import frechet_distance
+from stylegan_di.metrics.inception_score import inception_score
+from stylegan_di.metrics.kernel_distance import kernel_distance
+from stylegan_di.metrics.path_length import Path
+from stylegan_di.metrics.precision_recall import precision_recall
+from stylegan_di.metrics.statistics import FeatureStats
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One entry of the table.
+
+    `extractor` names the features; `estimator` says what is estimated and how. `compute(reals, fakes, device)` gives
+    one figure, or several, whose names are the metric's with the `suffixes`; what is slow about it is done on the
+    device. Real images are the first `max_reals` (None:
+    all), with their mirrored copies only if `mirrored`; `uses_reals` is false where none are needed. `needs_features`:
+    mean and covariance do not do; `of_classes`: the features are the class probabilities of a classifier.
+    """
+
+    extractor: str
+    estimator: str
+    compute: Callable[[FeatureStats, FeatureStats, torch.device], tuple[float, ...]]
+    suffixes: tuple[str, ...] = ("",)
+    max_reals: int | None = None
+    mirrored: bool = False
+    uses_reals: bool = True
+    needs_features: bool = False
+    of_classes: bool = False
+    higher_is_better: bool = False
+
+
+@dataclass(frozen=True)
+class PathMetric:
+    """An entry that walks through a GAN's latent space instead of comparing images with real ones."""
+
+    path: Path
+    extractor: str = "lpips"
+    estimator: str = "mean without the lowest and highest 1 %"
+    suffixes: tuple[str, ...] = ("",)
+    uses_reals: bool = False
+    higher_is_better: bool = False
+
+
+def _frechet(reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float]:
+    return (frechet_distance(fakes.mean, fakes.covariance(ddof=1), reals.mean, reals.covariance(ddof=1)),)
+
+
+def _kernel(reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float]:
+    return (kernel_distance(_features(reals), _features(fakes)),)
+
+
+def _precision_recall(reals: FeatureStats, fakes: FeatureStats, device: torch.device) -> tuple[float, float]:
+    return precision_recall(*(torch.from_numpy(_features(stats)).to(device) for stats in (reals, fakes)), k=3)
+
+
+def _inception_score(_reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float, float]:
+    return inception_score(_features(fakes), splits=10)
+
+
+def _features(stats: FeatureStats) -> np.ndarray:
+    assert stats.features is not None
+    return stats.features.astype(np.float32)
+
+
+_N1 = "Frechet distance, covariances over N - 1"
+_KID = "unbiased squared MMD, cubic kernel, 100 subsets of 1000"
+_PR = "balls to the third neighbour, float32"
+_PR_NAMES = ("_precision", "_recall")
+# fmt: off
+METRICS: dict[str, Metric | PathMetric] = {
+    "fid50k_full":   Metric("inception", _N1, _frechet),
+    "kid50k_full":   Metric("inception", _KID, _kernel, max_reals=1_000_000, needs_features=True),
+    "pr50k3_full":   Metric("vgg16", _PR, _precision_recall, _PR_NAMES, max_reals=200_000, needs_features=True,
+                            higher_is_better=True),
+    "is50k":         Metric("inception", "mean and deviation (over N) of 10 parts", _inception_score,
+                            ("_mean", "_std"), uses_reals=False, needs_features=True, of_classes=True,
+                            higher_is_better=True),
+    "ppl2_wend":     PathMetric(Path("w", "end", crop=False)),
+    "fid50k":        Metric("inception", _N1, _frechet, max_reals=50_000, mirrored=True),
+    "kid50k":        Metric("inception", _KID, _kernel, max_reals=50_000, mirrored=True, needs_features=True),
+    "pr50k3":        Metric("vgg16", _PR, _precision_recall, _PR_NAMES, max_reals=50_000, mirrored=True,
+                            needs_features=True, higher_is_better=True),
+    "ppl_zfull":     PathMetric(Path("z", "full", crop=True)),
+    "ppl_wfull":     PathMetric(Path("w", "full", crop=True)),
+    "ppl_zend":      PathMetric(Path("z", "end", crop=True)),
+    "ppl_wend":      PathMetric(Path("w", "end", crop=True)),
+    "fd_dinov2":     Metric("dinov2", _N1, _frechet),
+    "fd_fashion":    Metric("fashion", _N1, _frechet),
+    "pr_fashion":    Metric("fashion", _PR, _precision_recall, _PR_NAMES, needs_features=True, higher_is_better=True),
+}
+# fmt: on
+
+
+def metric(name: str) -> Metric | PathMetric:
+    """The entry of a name.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in METRICS:
+        raise UserError(f"--metrics: there is no metric {name!r}; known are {', '.join(METRICS)}")
+    return METRICS[name]
+
+
+def figures_of(name: str, results: Mapping[str, float]) -> dict[str, float]:
+    """Those of the results that are of one metric."""
+    return {name + suffix: results[name + suffix] for suffix in metric(name).suffixes}
+
+
+def need_reals(names: Iterable[str]) -> bool:
+    """Whether any of these metrics compares with real images."""
+    return any(metric(name).uses_reals for name in names)
+
+
+def is_better(name: str, new: float, old: float) -> bool:
+    """Whether a figure of a metric is better than another."""
+    return new > old if metric(name).higher_is_better else new < old

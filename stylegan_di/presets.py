@@ -1,0 +1,133 @@
+"""The options that a name stands for: of each kind of training, of --cfg, and of known GANs and teachers.
+
+StyleGAN2-ADA's presets are those of arXiv 2006.06676 and its code, EDM's those of arXiv 2206.00364, appendix F.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dnnlib.util import UserError
+
+#: Defaults of each kind, over those of TrainConfig.
+KIND_DEFAULTS: dict[str, dict[str, Any]] = {
+    "edm": dict(batch=512, kimg=200000.0, lr=1e-3, lr_rampup=10000.0, beta1=0.9, beta2=0.999, ema=500.0),
+    "gan": dict(beta1=0.0, beta2=0.99),
+    "di":  dict(batch=128, kimg=10000.0, lr=1e-5, beta1=0.0, beta2=0.999, ema=500.0, aug="noaug"),
+}  # fmt: skip
+
+# --kind=edm: --cfg or --arch.
+
+# fmt: off
+_EDM_COLUMNS =   ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
+_EDM_TABLE: dict[str, tuple[Any, ...]] = {
+    "ddpmpp":    (128,              (2, 2, 2),      4,            (16,),              0.13),
+    "ncsnpp":    (128,              (2, 2, 2),      4,            (16,),              0.13),
+    "adm":       (192,              (1, 2, 3, 4),   3,            (32, 16, 8),        0.13),
+}
+EDM_PRESETS = {arch: dict(zip(_EDM_COLUMNS, row, strict=True)) for arch, row in _EDM_TABLE.items()}
+
+# --kind=gan: --cfg. `gpus` is how many GPUs a preset was made for; each computes batch / gpus images at a time.
+
+_GAN_COLUMNS =   ("gpus", "kimg",   "batch", "mbstd_group", "cbase", "lr",   "gamma", "ema", "ema_rampup", "map_depth")
+_GAN_TABLE: dict[str, tuple[Any, ...]] = {
+    "stylegan2": (8,      25000.0,  32,      4,             32768,   0.002,  10.0,    10.0,  None,         8),
+    "paper256":  (8,      25000.0,  64,      8,             16384,   0.0025, 1.0,     20.0,  None,         8),
+    "paper512":  (8,      25000.0,  64,      8,             32768,   0.0025, 0.5,     20.0,  None,         8),
+    "paper1024": (8,      25000.0,  32,      4,             32768,   0.002,  2.0,     10.0,  None,         8),
+    "cifar":     (2,      100000.0, 64,      32,            32768,   0.0025, 0.01,    500.0, 0.05,         2),
+}
+# fmt: on
+_CIFAR = dict(pl_weight=0.0, mixing=0.0, d_arch="orig")
+GAN_PRESETS = ("auto", *_GAN_TABLE)
+FP16_RES = 4  # highest resolutions in float16, on CUDA
+
+
+def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda: bool) -> dict[str, Any]:
+    """The options of StyleGAN2-ADA's preset `cfg`.
+
+    Args:
+        cfg: one of GAN_PRESETS.
+        resolution: of the images; 'auto' depends on it.
+        gpus: processes; 'auto' depends on it.
+        batch: images a step where given, from which 'auto' derives gamma, ema and mbstd_group; None: the preset's.
+        cuda: whether the highest resolutions are to be computed in float16.
+    """
+    fp16 = dict(fp16_res=FP16_RES if cuda else 0)
+    if cfg == "auto":
+        size = batch or max(min(gpus * min(4096 // resolution, 32), 64), gpus)
+        options = dict(
+            kimg=25000.0, batch=size, mbstd_group=max(min(size // gpus, 4), 1),
+            cbase=32768 if resolution >= 512 else 16384, lr=0.002 if resolution >= 1024 else 0.0025,
+            gamma=0.0002 * resolution**2 / size, ema=size * 10 / 32, ema_rampup=0.05, map_depth=2,
+        )  # fmt: skip
+        return options | fp16
+    options = dict(zip(_GAN_COLUMNS, _GAN_TABLE[cfg], strict=True))
+    options["batch_gpu"] = options["batch"] // options.pop("gpus")
+    return options | (_CIFAR if cfg == "cifar" else {}) | fp16
+
+
+# --kind=di: --cfg, or the recipe of a known GAN or teacher.
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a known teacher is used: `refine` are the options for a GAN with it, `distil` those without a GAN.
+
+    `gan` is the known GAN of the same images, if there is one; `measured` says of which of the two uses there are
+    figures measured with this code, and `source` where the options come from.
+    """
+
+    teacher: str
+    gan: str | None
+    refine: dict[str, Any]
+    distil: dict[str, Any]
+    measured: tuple[str, ...]
+    source: str
+
+    def note(self, refines: bool) -> str:
+        """'refinement, measured here: ...' or 'distillation, not measured here: ...', for the header of a run."""
+        use = "refinement" if refines else "distillation"
+        return f"{use}, {'measured here' if use in self.measured else 'not measured here'}: {self.source}"
+
+
+_FASHION: dict[str, Any] = dict(
+    batch=32, beta2=0.999, lr_decay=0.5, ema=5.0, tick=2.0, snap=100, metrics=("fd_fashion", "pr_fashion"),
+    metric_samples=10000,
+)  # fmt: skip
+_FASHION_REFINE = _FASHION | dict(kimg=44.0, lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05)
+_FASHION_DISTIL = _FASHION | dict(kimg=24.0, lr=5e-4)
+
+# Diff-Instruct's published settings are for distillation (arXiv 2305.18455 and its code): these, and KIND_DEFAULTS'
+# Adam(0, 0.999), lr 1e-5, batch 128, EMA half-life 500 kimg. Of its refinement of GANs no setting is published.
+_DISTIL: dict[str, Any] = dict(sigma_init=1.0)
+_PAPER = "the settings of Diff-Instruct's code for distillation; for refinement none are published"
+_ALIKE = "as CIFAR-10's; Diff-Instruct published no result here"
+
+# fmt: off
+RECIPES: dict[str, Recipe] = {
+    # name                    teacher                            GAN                refine          distil   measured
+    "fashion":        Recipe("fashion-teacher.pkl",             "fashion-gan.pkl", _FASHION_REFINE, _FASHION_DISTIL,
+                             ("refinement", "distillation"), "docs/demo.md"),
+    "cifar10-uncond": Recipe("edm-cifar10-32x32-uncond-vp.pkl", None,              {},             _DISTIL, (), _PAPER),
+    "cifar10-cond":   Recipe("edm-cifar10-32x32-cond-vp.pkl",   "cifar10.pkl",     {},             _DISTIL, (), _PAPER),
+    "imagenet64":     Recipe("edm-imagenet-64x64-cond-adm.pkl", None,              {},             _DISTIL, (), _PAPER),
+    "ffhq64":         Recipe("edm-ffhq-64x64-uncond-vp.pkl",    None,              {},             _DISTIL, (), _ALIKE),
+    "afhqv2-64":      Recipe("edm-afhqv2-64x64-uncond-vp.pkl",  None,              {},             _DISTIL, (), _ALIKE),
+}
+# fmt: on
+
+
+def recipe_name(known_name: str) -> str | None:
+    """The recipe of a known GAN or teacher, by its file name."""
+    return next((name for name, recipe in RECIPES.items() if known_name in (recipe.gan, recipe.teacher)), None)
+
+
+def check_cfg(kind: str, cfg: str) -> None:
+    """Raises UserError for a --cfg that the kind does not have."""
+    accepted: dict[str, tuple[str, ...]] = {"gan": GAN_PRESETS, "edm": tuple(EDM_PRESETS), "di": tuple(RECIPES)}
+    if cfg not in accepted[kind]:
+        others = [other for other, names in accepted.items() if cfg in names]
+        hint = f" ({cfg} is for --kind={others[0]})" if others else ""
+        raise UserError(f"--cfg={cfg}: accepted for --kind={kind} are {', '.join(accepted[kind])}{hint}")

@@ -1,0 +1,241 @@
+"""tools/convert.py and tools/inspect_pickle.py through their command lines, and ONNX against PyTorch."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from stylegan_di.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
+from stylegan_di.inspection import SHIPPED, inspect_file, origin_of
+from stylegan_di.students import OneStepStudent
+from tests import hostile
+from tests.test_checkpoint import GOLDEN, assert_same_weights
+from tests.tiny import edm_network, gan_networks, save_gan, save_teacher
+from tools import convert, inspect_pickle
+from torch_utils.persistence import write_pickle
+
+ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+needs_onnx = pytest.mark.skipif(bool(ONNX), reason=f"not installed: {', '.join(ONNX)} (pip install '.[onnx]')")
+
+
+def run(tool: Any, *arguments: object) -> Result:
+    return CliRunner().invoke(tool.main, [str(argument) for argument in arguments])
+
+
+def converted(*arguments: object) -> str:
+    result = run(convert, *arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(tool: Any, *arguments: object) -> str:
+    result = run(tool, *arguments)
+    assert result.exit_code == 2, result.output
+    return result.output
+
+
+# Converting.
+
+
+def test_a_tensorflow_file_becomes_one_for_pytorch(tmp_path: Path) -> None:
+    source = GOLDEN / "tf-legacy-synthetic-skip.pkl"
+    output = converted(source, tmp_path / "n.pkl")
+    assert "written by TensorFlow-era StyleGAN2" in output
+    first, second = load_snapshot(source), load_snapshot(tmp_path / "n.pkl")
+    assert list(second.networks) == ["G", "D", "G_ema", "augment_pipe"]
+    for name in ("G", "D", "G_ema"):
+        assert_same_weights(second.networks[name], first.networks[name])
+    assert second.metadata["converted_from"] == str(source)
+    assert len(second.metadata["converted_sha256"]) == 64
+
+
+def test_provenance_stays(tmp_path: Path) -> None:
+    path = tmp_path / "g.pkl"
+    save_snapshot(path, gan_networks(), extras={"training_set_kwargs": {"path": "x"}}, metadata={"kimg": 2.0})
+    converted(path, tmp_path / "g.safetensors")
+    converted(tmp_path / "g.safetensors", tmp_path / "sg3.pkl", "--for=stylegan3")
+    read = load_snapshot(tmp_path / "sg3.pkl")
+    assert read.metadata["kimg"] == 2.0
+    assert read.extras == {"training_set_kwargs": {"path": "x"}}
+    assert b"training.networks_stylegan2" in (tmp_path / "sg3.pkl").read_bytes()
+
+
+def test_one_of_several_networks(tmp_path: Path) -> None:
+    networks = gan_networks(seed=1) | {"G": gan_networks(seed=2)["G"]}
+    save_snapshot(tmp_path / "g.pkl", networks, extras={}, metadata={})
+    converted(tmp_path / "g.pkl", tmp_path / "one.safetensors", "--which=G")
+    read = load_snapshot(tmp_path / "one.safetensors")
+    assert list(read.networks) == ["G_ema"]  # the entry that tools look for
+    assert_same_weights(read.networks["G_ema"], networks["G"])
+    output = refused(convert, tmp_path / "g.pkl", tmp_path / "x.pkl", "--which=ema")
+    assert "--which=ema is not in it; its networks are G, D, G_ema" in output
+
+
+def test_a_student_of_another_project_is_marked(tmp_path: Path) -> None:
+    source = tmp_path / "di.pkl"
+    source.write_bytes(write_pickle({"ema": edm_network(seed=1), "Sg": edm_network(seed=2)}))
+    output = converted(source, tmp_path / "student.pkl", "--which=ema", "--sigma-init=2.5")
+    assert "nothing in it tells whether 'ema' is a teacher or a one-step student" in output
+    student = load_generator(tmp_path / "student.pkl")
+    assert isinstance(student, OneStepStudent)
+    assert student.sigma_init == 2.5
+    assert_same_weights(student.network, edm_network(seed=1))
+    converted(source, tmp_path / "score.pkl", "--which=Sg")
+    assert_same_weights(load_denoiser(tmp_path / "score.pkl").network, edm_network(seed=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["n.pt"], "its name must end in .pkl, .safetensors, .onnx"),
+        (["n.safetensors", "--for=stylegan3"], "--for=stylegan3 is for OUT.pkl; leave it out"),
+        (["n.pkl", "--trunc=0.5"], "--trunc=0.5 is for OUT.onnx; leave it out"),
+        (["n.pkl", "--sigma-init=2.5"], "--sigma-init=2.5 is for a one-step student ('ema')"),
+    ],
+)
+def test_conversions_that_make_no_sense(options: list[str], message: str, tmp_path: Path) -> None:
+    source = save_gan(tmp_path / "g.pkl")
+    assert message in refused(convert, source, tmp_path / options[0], *options[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["g.pkl"]
+
+
+def test_what_the_format_has_no_place_for_is_named(tmp_path: Path) -> None:
+    source = tmp_path / "g.pkl"
+    source.write_bytes(write_pickle({"G_ema": gan_networks()["G_ema"], "statistics": torch.zeros(2)}))
+    message = refused(convert, source, tmp_path / "g.safetensors")
+    assert "not all of it can be written as .safetensors: a Tensor cannot be written to a snapshot" in message
+    assert not (tmp_path / "g.safetensors").exists()
+
+
+# ONNX.
+
+
+def session(path: Path) -> Any:
+    import onnxruntime
+
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@needs_onnx
+def test_a_gan_as_onnx_gives_its_images(tmp_path: Path) -> None:
+    """Truncated, conditional, of any batch size."""
+    source = save_gan(tmp_path / "g.pkl")
+    converted(source, tmp_path / "g.onnx", "--trunc=0.5")
+    runtime = session(tmp_path / "g.onnx")
+    assert [value.name for value in runtime.get_inputs()] == ["z", "labels"]
+    assert [value.name for value in runtime.get_outputs()] == ["images"]
+    network: Any = load_generator(source).network
+    assert float(network.mapping.w_avg.abs().max()) == 0  # so truncation shows
+    for count in (1, 5):
+        z = torch.randn([count, 8], generator=torch.Generator().manual_seed(count))
+        labels = torch.eye(3)[torch.arange(count) % 3]
+        (images,) = runtime.run(None, {"z": z.numpy(), "labels": labels.numpy()})
+        expected = network(z, labels, truncation_psi=0.5, noise_mode="const")
+        torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
+    assert runtime.get_modelmeta().custom_metadata_map["converted_from"] == str(source)
+
+
+@needs_onnx
+def test_a_denoiser_as_onnx(tmp_path: Path) -> None:
+    source = save_teacher(tmp_path / "t.pkl", label_dim=0)
+    converted(source, tmp_path / "t.onnx")
+    runtime = session(tmp_path / "t.onnx")
+    assert [value.name for value in runtime.get_inputs()] == ["x", "sigma"]
+    x = torch.randn([3, 1, 8, 8], generator=torch.Generator().manual_seed(0))
+    sigma = torch.tensor([0.1, 1.0, 10.0])
+    (images,) = runtime.run(None, {"x": x.numpy(), "sigma": sigma.numpy()})
+    expected = load_denoiser(source)(x, sigma)
+    torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
+    assert "--trunc=0.5 is for a GAN" in refused(convert, source, tmp_path / "x.onnx", "--trunc=0.5")
+
+
+def test_without_the_packages_onnx_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else real(name))
+    message = refused(convert, save_gan(tmp_path / "g.pkl"), tmp_path / "g.onnx")
+    assert "ONNX needs the package onnx, which is not installed: pip install 'stylegan-di[onnx]'" in message
+
+
+# Inspecting.
+
+
+def test_what_a_golden_file_is() -> None:
+    found = inspect_file(GOLDEN / "sg2-cond.pkl")
+    assert found.writer == "stylegan2-ada-pytorch"
+    assert [(entry.name, entry.class_name, entry.problem) for entry in found.entries] == [
+        ("G", "Generator", None), ("D", "Discriminator", None), ("G_ema", "Generator", None),
+        ("augment_pipe", "AugmentPipe", None),
+    ]  # fmt: skip
+    expected = json.loads((GOLDEN / "sg2-cond.expected.json").read_text())["init_kwargs"]["G_ema"]
+    assert found.entries[2].arguments == expected
+    assert found.others == ("training_set_kwargs",)
+    assert len(found.embedded) == 1
+    edm = inspect_file(GOLDEN / "edm-cond.pkl")
+    assert (edm.writer, edm.others) == ("EDM", ("dataset_kwargs", "loss_fn", "augment_pipe"))
+
+
+def test_the_report_in_text_and_json() -> None:
+    result = run(inspect_pickle, "fashion-gan.pkl")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert "network     G_ema (Generator 16x16x1, 10 classes, 232,451 numbers)" in lines
+    assert f"origin      {SHIPPED}" in lines
+    assert "            w_dim = 64" in lines
+    assert any(line.startswith("provenance  command: train.py --kind=gan") for line in lines)
+    read = json.loads(run(inspect_pickle, "fashion-gan.pkl", "--json").output)
+    assert read["entries"][2]["arguments"]["w_dim"] == 64
+    assert read["sha256"] in result.output
+
+
+def test_one_sentence() -> None:
+    sentence = inspect_file("fashion-teacher.pkl", try_networks=False).sentence()
+    assert sentence.startswith("ema (EDMPrecond 16x16x1, 10 classes, ")
+    assert sentence.endswith(f"; {SHIPPED}.")
+
+
+def test_networks_that_cannot_be_used_are_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "n.pkl"
+    path.write_bytes(hostile.gan(**{"mapping.w_avg": torch.full([8], float("nan"))}))
+    (warning,) = inspect_file(path).warnings
+    assert warning == (
+        "G_ema cannot be used: NaN or infinite numbers in G_ema.mapping.w_avg. Its training diverged or it is damaged; "
+        "use an earlier snapshot."
+    )
+
+
+def test_inspecting_runs_nothing_in_the_file(tmp_path: Path) -> None:
+    path, mark = hostile.write_edited_source(tmp_path)
+    result = run(inspect_pickle, path)
+    assert result.exit_code == 0, result.output
+    assert "embedded    source with SHA-256 " in result.output
+    assert not mark.exists()
+
+
+def test_what_is_no_network_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.pkl").write_bytes(b"\x80\x04cos\nsystem\n\x8c\x04true\x85R.")
+    assert "found the global 'os' 'system'" in refused(inspect_pickle, tmp_path / "x.pkl")
+
+
+def test_terms_of_known_names_reach_what_is_made_from_them(tmp_path: Path) -> None:
+    assert "non-commercial" in origin_of("cifar10.pkl")
+    assert "CC BY-NC-SA" in origin_of("some/folder/edm-cifar10-32x32-cond-vp.pkl")
+    assert origin_of("my-own.pkl") == ""
+    save_snapshot(tmp_path / "g.pkl", gan_networks(), extras={}, metadata={"gan_pkl": "cifar10.pkl"})
+    (warning,) = inspect_file(tmp_path / "g.pkl").warnings
+    assert warning == f"made from cifar10.pkl, whose terms reach it: {origin_of('cifar10.pkl')}"
+
+
+def test_arguments_are_pythons_numbers(tmp_path: Path) -> None:
+    """So that JSON can hold them."""
+    network: Any = gan_networks()["G_ema"]
+    network._init_kwargs["mapping_kwargs"]["lr_multiplier"] = np.float64(0.01)
+    (tmp_path / "n.pkl").write_bytes(write_pickle({"G_ema": network}))
+    read = json.loads(run(inspect_pickle, tmp_path / "n.pkl", "--json").output)
+    assert read["entries"][0]["arguments"]["mapping_kwargs"]["lr_multiplier"] == 0.01

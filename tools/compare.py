@@ -1,0 +1,110 @@
+"""Shows how far a refined GAN is from the one it was, at the same latents.
+
+    python tools/compare.py cifar10.pkl runs/00000-.../network-best.pkl --extractor=inception
+
+Writes to --outdir compare.png (the images of OLD above those of NEW, row by row) and compare.json, and prints a table:
+mean distance in pixels ([-1,1]) and in features, and both with each GAN's spread over a range of truncations.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from dnnlib.cli import Device, default_device, user_errors, writable_folder
+from dnnlib.util import UserError, atomic_write
+from stylegan_di.checkpoint import load_generator
+from stylegan_di.comparison import Comparison, check_comparable, compare
+from stylegan_di.images import save_grid, to_uint8
+from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
+
+PSI = "0,0.25,0.5,0.75,1"
+
+
+def parse_psis(text: str) -> list[float]:
+    """'0,0.5,1' -> [0, 0.5, 1]; 'none' -> []."""
+    if text == "none":
+        return []
+    try:
+        psis = [float(part) for part in text.split(",")]
+    except ValueError:
+        psis = [float("nan")]
+    if not all(-2 <= psi <= 2 for psi in psis):
+        raise UserError(f"--psi={text}: accepted are numbers from -2 to 2 such as {PSI}, or none")
+    return psis
+
+
+def table(found: Comparison) -> str:
+    """The comparison as text."""
+    lines = [f"pixels {found.plain.pixel_distance:.4f}, features {found.plain.feature_distance:.4f} (mean distances)"]
+    if found.truncation:
+        lines.append(f"{'psi':>6} {'pixels':>8} {'features':>9} {'spread old':>11} {'spread new':>11}")
+    for p in found.truncation:
+        row = f"{p.psi:>6g} {p.pixel_distance:>8.4f} {p.feature_distance:>9.4f} {p.spread_old:>11.4f}"
+        lines.append(f"{row} {p.spread_new:>11.4f}")
+    return "\n".join(lines)
+
+
+def picture(found: Comparison, columns: int) -> torch.Tensor:
+    """uint8 images in the order of a grid: a row of OLD, the same latents of NEW, the next row, ..."""
+    rows = zip(found.old.split(columns), found.new.split(columns), strict=True)
+    return to_uint8(torch.cat([torch.cat(pair) for pair in rows]))
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.argument("old", metavar="OLD")
+@click.argument("new", metavar="NEW")
+@click.option("--num", type=click.IntRange(min=1, max=100_000), default=256, show_default=True, help="Latents.")
+@click.option("--columns", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a row.")
+@click.option("--rows", type=click.IntRange(min=1), default=4, show_default=True, help="Rows of each in the picture.")
+@click.option("--psi", default=PSI, show_default=True, metavar="LIST", help="Truncations of the curves, or none.")
+@click.option("--extractor", type=click.Choice(list(EXTRACTORS)), default="fashion", show_default=True,
+              help="Whose features; fashion is small and of Fashion-MNIST.")
+@click.option("--detector-file", metavar="FILE", help="The extractor's weights.  [default: published or shipped ones]")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
+@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
+              help="Folder for compare.png and compare.json.")
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@user_errors
+def main(
+    old: str,
+    new: str,
+    num: int,
+    columns: int,
+    rows: int,
+    psi: str,
+    extractor: str,
+    detector_file: str | None,
+    seed: int,
+    outdir: Path,
+    device: str | None,
+) -> None:
+    psis = parse_psis(psi)
+    device = device or default_device()
+    first, second = load_generator(old).to(device), load_generator(new).to(device)
+    check_comparable(first, second)
+    network = open_extractor(extractor, detector_file).to(device)
+    writable_folder(f"--outdir={outdir}", outdir)
+    found = compare(first, second, network, num=num, seed=seed, psis=psis)
+    columns = min(columns, num)
+    shown = 2 * min(rows, num // columns) * columns
+    save_grid(picture(found, columns)[:shown], outdir / "compare.png", columns=columns)
+    report = {
+        "old": old, "new": new, "num": num, "seed": seed, "extractor": extractor,
+        "pixel_distance": found.plain.pixel_distance, "feature_distance": found.plain.feature_distance,
+        "truncation": [asdict(point) for point in found.truncation],
+    }  # fmt: skip
+    atomic_write(outdir / "compare.json", (json.dumps(report, indent=2) + "\n").encode())
+    click.echo(table(found))
+    click.echo(f"{outdir / 'compare.png'}: OLD above NEW, row by row; {outdir / 'compare.json'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Gives a network file back in another format: .pkl for NVlabs' tools, .safetensors, or .onnx.
+
+    python tools/convert.py stylegan2-cat-config-f.pkl cat.pkl                   (a TensorFlow-era file for PyTorch)
+    python tools/convert.py my-gan.pkl my-gan.safetensors
+    python tools/convert.py my-gan.pkl for-stylegan3.pkl --for=stylegan3
+    python tools/convert.py my-gan.pkl my-gan.onnx --trunc=0.7
+    python tools/convert.py diff-instruct.pkl student.pkl --which=ema --sigma-init=2.5
+
+Weights stay what they are, bit for bit; in ONNX they are part of a graph that gives the same images to rounding.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from dnnlib.cli import user_errors, writable_folder
+from dnnlib.util import UserError, atomic_write, sha256_of_file
+from stylegan_di import zoo
+from stylegan_di.checkpoint import Snapshot, as_generator, as_model, load_snapshot, save_snapshot
+from stylegan_di.formats import TARGETS
+from stylegan_di.inspection import inspect_file
+from stylegan_di.networks.edm import Precond
+from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.onnx_file import to_onnx
+
+SUFFIXES = (".pkl", ".safetensors", ".onnx")
+
+
+def chosen(snapshot: Snapshot, which: str | None) -> dict[str, torch.nn.Module | None]:
+    """All networks, or the one of --which under the name that NVlabs' tools look for."""
+    if which is None:
+        return snapshot.networks
+    network = snapshot.networks[which]
+    name = {Generator: "G_ema"}.get(type(network), "ema" if isinstance(network, Precond) else which)  # type: ignore[arg-type]
+    return {name: network}
+
+
+def marked(snapshot: Snapshot, sigma_init: float | None) -> dict[str, Any]:
+    """The other entries, with the noise level of a one-step student."""
+    if sigma_init is None:
+        return snapshot.extras
+    if not isinstance(snapshot.networks.get("ema"), Precond):
+        raise UserError(f"--sigma-init={sigma_init:g} is for a one-step student ('ema'); {snapshot.source} holds none")
+    extras = snapshot.extras | {"sigma_init": sigma_init}
+    as_generator(Snapshot(snapshot.source, snapshot.networks, extras, {}))
+    return extras
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.argument("network", metavar="IN")
+@click.argument("dest", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
+@click.option("--which", metavar="ENTRY", help="Take only this network, such as G.  [default: all; ONNX: G_ema or ema]")
+@click.option("--for", "target", type=click.Choice(TARGETS), help=f"[.pkl] For whose code.  [default: {TARGETS[0]}]")
+@click.option("--sigma-init", type=click.FloatRange(min=0, min_open=True),
+              help="Mark 'ema' as a one-step student that starts at this noise level.")
+@click.option("--trunc", type=float, help="[.onnx] Truncation psi of a GAN.  [default: 1]")
+@user_errors
+def main(
+    network: str, dest: Path, which: str | None, target: str | None, sigma_init: float | None, trunc: float | None
+) -> None:
+    if dest.suffix not in SUFFIXES:
+        raise UserError(f"{dest}: its name must end in {', '.join(SUFFIXES)}")
+    if target is not None and dest.suffix != ".pkl":
+        raise UserError(f"--for={target} is for OUT.pkl; leave it out")
+    if trunc is not None and dest.suffix != ".onnx":
+        raise UserError(f"--trunc={trunc:g} is for OUT.onnx; leave it out")
+    click.echo(f"{network}: {inspect_file(network, try_networks=False).sentence()}")
+    snapshot = load_snapshot(network, which)
+    networks, extras = chosen(snapshot, which), marked(snapshot, sigma_init)
+    origin = {"converted_from": network, "converted_sha256": sha256_of_file(zoo.resolve(network))}
+    writable_folder(f"OUT={dest}", dest.parent)
+    if dest.suffix == ".onnx":
+        model = as_model(Snapshot(network, networks, extras, snapshot.metadata))
+        atomic_write(dest, to_onnx(model, snapshot.metadata | origin, truncation_psi=1.0 if trunc is None else trunc))
+    else:
+        metadata = snapshot.metadata | origin
+        try:
+            save_snapshot(dest, networks, extras=extras, metadata=metadata, target=target or TARGETS[0])
+        except TypeError as error:  # something beside the networks that the format has no place for
+            raise UserError(f"{network}: not all of it can be written as {dest.suffix}: {error}") from None
+    click.echo(f"{dest}: {dest.stat().st_size:,} bytes, SHA-256 {sha256_of_file(dest)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Says what a network file is, where it is from and whether it can be used; nothing in the file is run.
+
+    python tools/inspect_pickle.py cifar10.pkl
+    python tools/inspect_pickle.py from-a-stranger.pkl --json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from dnnlib.cli import user_errors
+from stylegan_di.inspection import Inspection, inspect_file
+
+
+def report(found: Inspection) -> str:
+    """The inspection as lines of text."""
+    lines = [
+        f"file        {found.source}, {found.size:,} bytes",
+        f"SHA-256     {found.sha256}",
+        f"written by  {found.writer}",
+    ]
+    lines += [f"origin      {found.origin}"] if found.origin else []
+    for entry in found.entries:
+        lines += [f"network     {entry}", *(f"            {key} = {value}" for key, value in entry.arguments.items())]
+    lines += [f"beside      {', '.join(found.others)}"] if found.others else []
+    lines += [f"provenance  {key}: {value}" for key, value in found.metadata.items()]
+    lines += [f"embedded    source with SHA-256 {digest}, not run" for digest in found.embedded]
+    lines += [f"warning     {text}" for text in found.warnings]
+    return "\n".join(lines)
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.argument("network", metavar="IN")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@user_errors
+def main(network: str, as_json: bool) -> None:
+    found = inspect_file(network)
+    click.echo(json.dumps(found.as_dict(), indent=2) if as_json else report(found))
+
+
+if __name__ == "__main__":
+    main()

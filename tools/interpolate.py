@@ -1,0 +1,91 @@
+"""Makes a video that wanders through a GAN's latents and ends where it begins: .gif, or .mp4 with the package av.
+
+    python tools/interpolate.py --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
+    python tools/interpolate.py --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
+
+Seeds fill the grid's cells one after another: of 12 seeds a grid of 3x2 shows two keyframes in each.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from dnnlib.progress import Progress
+from dnnlib.util import UserError
+from stylegan_di.images import tile
+from stylegan_di.latents import loop
+from stylegan_di.seeded import gan_ws, uint8_of_ws
+from stylegan_di.video import check_video, save_video
+from tools.gan_network import load_gan
+
+FRAMES = 60  # from one keyframe to the next
+
+
+def parse_grid(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
+    """'4x2' -> (4, 2), columns and rows."""
+    match = re.fullmatch(r"([1-9][0-9]?)x([1-9][0-9]?)", value)
+    if match is None:
+        raise click.BadParameter(f"{value!r} is no grid of columns and rows such as 4x2, of 99x99 at most.")
+    return int(match[1]), int(match[2])
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
+@click.option("--seeds", type=Seeds(), required=True, metavar="LIST", help="Keyframes: two or more for each cell.")
+@click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.gif|FILE.mp4")
+@click.option("--grid", callback=parse_grid, default="1x1", show_default=True, metavar="WxH", help="Images in a frame.")
+@click.option("--frames", type=click.IntRange(min=2), help=f"Of the whole loop.  [default: {FRAMES} for each keyframe]")
+@click.option("--fps", type=click.IntRange(min=1, max=240), default=25, show_default=True, help="Frames a second.")
+@click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
+@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True,
+              help="Noise inputs; random: drawn from a cell's first seed, the same in all frames.")
+@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
+              help="Class of a conditional network.  [default: drawn from each seed]")
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@user_errors
+def main(
+    network: str,
+    seeds: list[int],
+    output: Path,
+    grid: tuple[int, int],
+    frames: int | None,
+    fps: int,
+    trunc: float,
+    noise_mode: str,
+    class_index: int | None,
+    device: str | None,
+) -> None:
+    cells = grid[0] * grid[1]
+    keyframes = len(seeds) // cells
+    if len(seeds) % cells or keyframes < 2:
+        raise UserError(f"--seeds: {len(seeds)} seeds; a grid of {cells} takes {2 * cells}, {3 * cells} or more so")
+    check_video("--output", output, fps)
+    student = load_gan(network, device or default_device(), class_index)
+    writable_folder(f"--output={output}", output.parent)
+
+    ws = gan_ws(student, seeds, class_index=class_index, truncation_psi=trunc)
+    path = loop(ws.unflatten(0, (cells, keyframes)).transpose(0, 1), frames or FRAMES * keyframes)
+    progress = Progress("Frames", len(path))
+
+    def pictures() -> Iterator[Tensor]:
+        for done, cell_ws in enumerate(path, start=1):
+            images = uint8_of_ws(student, cell_ws.to(ws.device), seeds[::keyframes], noise_mode)
+            yield tile(images, columns=grid[0])
+            progress.update(done)
+
+    save_video(pictures(), output, fps)
+    progress.close()
+    click.echo(f"{output}: {len(path)} frames, a loop of {len(path) / fps:.2f} s")
+
+
+if __name__ == "__main__":
+    main()

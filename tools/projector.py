@@ -1,0 +1,118 @@
+"""Projects an image into the w of a GAN: finds the latent and the noise that come closest to it.
+
+    python tools/projector.py --network=ffhq.pkl --target=photo.png --outdir=out
+    python tools/projector.py --network=fashion-gan.pkl --class=8 --target=bag.png --num-steps=300
+
+Writes target.png (cropped and resized), proj.png, projected_w.npz (w [1,num_ws,w_dim] and the noise maps) and
+proj.gif or proj.mp4, the way there. The distance is LPIPS where its two files of weights are at hand (as known names in
+the cache, or by --detector-file), else that of the pixels at every scale, which needs none.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from dnnlib.cli import Device, default_device, user_errors, writable_folder
+from dnnlib.progress import Progress
+from stylegan_di import zoo
+from stylegan_di.data.convert import load_picture
+from stylegan_di.images import save_image
+from stylegan_di.metrics.extractors import detector_files
+from stylegan_di.metrics.vgg16 import LPIPS_WEIGHTS, VGG_WEIGHTS, load_lpips, load_vgg16
+from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.projection import (
+    Features,
+    Projection,
+    multi_scale,
+    perceptual,
+    project,
+    projected_images,
+    save_projection,
+)
+from stylegan_di.video import check_video, save_video
+from tools.gan_network import load_gan, one_label
+
+FPS = 10
+MAX_FRAMES = 100  # of the video, evenly over the steps
+
+
+def way_there(projection: Projection, network: Generator, target: Tensor) -> Iterator[Tensor]:
+    """Frames of target and projection side by side."""
+    steps = np.linspace(0, len(projection.path) - 1, min(len(projection.path), MAX_FRAMES)).round().astype(int)
+    for step in steps.tolist():
+        (image,) = projected_images(network, projection, [step])
+        yield torch.cat([target.cpu(), image], dim=2)
+
+
+def open_features(detector_file: str | None, device: str) -> tuple[Features, str]:
+    """What the distance is between, and its name."""
+    files = detector_files(detector_file, ["vgg16", "lpips"])
+    if not files and not (zoo.at_hand(VGG_WEIGHTS) and zoo.at_hand(LPIPS_WEIGHTS)):
+        return multi_scale, "pixels at every scale (no perceptual weights)"
+    lpips = load_lpips(load_vgg16(files.get("vgg16")), files.get("lpips"))
+    return perceptual(lpips.to(device)), "LPIPS"
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
+@click.option("--target", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Image to project.")
+@click.option("--num-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Optimisation steps.")
+@click.option("--seed", type=click.IntRange(min=0), default=303, show_default=True, help="Of latents and noise.")
+@click.option("--save-video", "with_video", type=bool, default=True, show_default=True, help="Write the way there?")
+@click.option("--video-format", type=click.Choice(["gif", "mp4"]), default="gif", show_default=True,
+              help="proj.gif, or proj.mp4 with the package av.")
+@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N", help="Class of a conditional network.")
+@click.option("--detector-file", metavar="vgg16=FILE,lpips=FILE",
+              help="Weights of LPIPS.  [default: those in the cache]")
+@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@user_errors
+def main(
+    network: str,
+    target: Path,
+    num_steps: int,
+    seed: int,
+    with_video: bool,
+    video_format: str,
+    class_index: int | None,
+    detector_file: str | None,
+    outdir: Path,
+    device: str | None,
+) -> None:
+    device = device or default_device()
+    video = outdir / f"proj.{video_format}"
+    if with_video:
+        check_video("--video-format", video, FPS)
+    student = load_gan(network, device, class_index)
+    labels = one_label(student, class_index, device)
+    picture = load_picture(target, student.img_resolution, student.img_channels)
+    pixels = torch.from_numpy(picture).to(device)
+    features, distance = open_features(detector_file, device)
+    writable_folder(f"--outdir={outdir}", outdir)
+
+    click.echo(f"distance: {distance}")
+    progress = Progress("Steps", num_steps)
+    projection = project(
+        student.network, pixels, labels=labels, features=features, num_steps=num_steps, seed=seed,
+        report=lambda done, distance: progress.update(done, f"distance {distance:.4g}"),
+    )  # fmt: skip
+    progress.close()
+    save_image(pixels, outdir / "target.png")
+    save_image(projected_images(student.network, projection, [num_steps - 1])[0], outdir / "proj.png")
+    save_projection(projection, student.network, outdir / "projected_w.npz")
+    if with_video:
+        save_video(way_there(projection, student.network, pixels), video, FPS)
+    click.echo(f"{outdir}: distance {projection.start:.4g} at the mean image, {projection.end:.4g} at the projection")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""Mixes styles: every row's image with some of the styles of every column's.
+
+    python tools/style_mixing.py --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --styles=0-6 --outdir=out
+
+Writes <row>-<column>.png and grid.png, in which the first row and column are the images as they were.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from dnnlib.util import UserError
+from stylegan_di.images import save_grid, save_image
+from stylegan_di.latents import coarse_styles, mix_styles
+from stylegan_di.seeded import gan_ws, uint8_of_ws
+from tools.gan_network import load_gan
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
+@click.option("--rows", type=Seeds(), required=True, metavar="LIST", help="Seeds of the rows, such as 85,100-103.")
+@click.option("--cols", type=Seeds(), required=True, metavar="LIST", help="Seeds of the columns.")
+@click.option("--styles", type=Seeds(), metavar="LIST",
+              help="Which styles a column gives, from 0 (coarse).  [default: 0-6 of 18, in proportion]")
+@click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
+@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True,
+              help="Noise inputs; random: drawn from the row's seed.")
+@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
+              help="Class of a conditional network.  [default: drawn from each seed]")
+@click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@user_errors
+def main(
+    network: str,
+    rows: list[int],
+    cols: list[int],
+    styles: list[int] | None,
+    trunc: float,
+    noise_mode: str,
+    class_index: int | None,
+    outdir: Path,
+    device: str | None,
+) -> None:
+    student = load_gan(network, device or default_device(), class_index)
+    num_ws = student.network.num_ws
+    if styles is not None and max(styles) >= num_ws:
+        raise UserError(f"--styles: {max(styles)} is none of this network's styles, 0 to {num_ws - 1}")
+    writable_folder(f"--outdir={outdir}", outdir)
+
+    ws = {
+        name: gan_ws(student, seeds, class_index=class_index, truncation_psi=trunc)
+        for name, seeds in (("rows", rows), ("cols", cols))
+    }
+    mixed = mix_styles(ws["rows"], ws["cols"], coarse_styles(num_ws) if styles is None else styles)
+    top = uint8_of_ws(student, ws["cols"], cols, noise_mode)
+    left = uint8_of_ws(student, ws["rows"], rows, noise_mode)
+    pictures = [torch.zeros_like(top[0]), *top]
+    for row, row_ws, row_image in zip(rows, mixed, left, strict=True):
+        images = uint8_of_ws(student, row_ws, [row] * len(cols), noise_mode)
+        for col, image in zip(cols, images, strict=True):
+            save_image(image, outdir / f"{row}-{col}.png")
+        pictures += [row_image, *images]
+    save_grid(torch.stack(pictures), outdir / "grid.png", columns=len(cols) + 1)
+    click.echo(f"{len(rows) * len(cols)} images in {outdir}, all in {outdir / 'grid.png'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Numbers in network files: torch's storages in their legacy streams, the views on them, numpy's numbers and arrays.
+
+All is checked against the bytes that are there: a storage's count, a view's bounds and strides, an array's shape.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from torch_utils.pickle_machine import DAMAGED, Call, Global, Machine, Pairs, PersistentId, Refusal
+
+STORAGE_MAGIC = 0x1950A86A20F9469CFC6C
+STORAGE_PROTOCOL = 1001
+STORAGE_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+}
+_NESTED_GLOBALS = {("torch", name): "storage_class" for name in STORAGE_DTYPES}
+_NUMPY_DTYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
+
+
+def is_call(node: Any, role: str) -> bool:
+    """Whether a node is a noted call of a function of this role."""
+    return isinstance(node, Call) and node.function.role == role
+
+
+def read_storage(data: memoryview, opcodes: int) -> tuple[Tensor, int]:
+    """The flat tensor of a legacy torch stream (magic, protocol, system, storage, keys, count, raw data), and opcodes.
+
+    Args:
+        data: the stream, all of it.
+        opcodes: pickle opcodes already spent on this file; those of the stream are added.
+    """
+    position = 0
+    parts = []
+    for _ in range(5):
+        machine = Machine(data, position, known=_NESTED_GLOBALS, opcodes=opcodes, allow_persistent_ids=True)
+        parts.append(machine.run())
+        position, opcodes = machine.position, machine.opcodes
+    magic, protocol, system, reference, keys = parts
+    if not isinstance(magic, int) or magic != STORAGE_MAGIC or protocol != STORAGE_PROTOCOL:
+        raise Refusal("a tensor's storage that is no torch stream")
+    if not isinstance(system, Pairs) or ("little_endian", True) not in system.pairs[:10]:
+        raise Refusal("a tensor's storage of a big-endian machine", "Save it again on a little-endian machine.")
+    dtype, key, count = _storage_reference(reference)
+    if not isinstance(keys, list) or len(keys) != 1 or not isinstance(keys[0], str) or keys[0] != key:
+        raise Refusal("a tensor's storage with other keys than its own", DAMAGED)
+    header, raw = data[position : position + 8], data[position + 8 :]
+    if len(header) < 8 or int.from_bytes(header, "little") != count or len(raw) != count * dtype.itemsize:
+        raise Refusal(f"a tensor's storage of {count} numbers in {len(raw)} bytes ({dtype})", DAMAGED)
+    tensor = torch.frombuffer(bytearray(raw), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+    return tensor, opcodes
+
+
+def check_view(numel: int, offset: Any, size: Any, stride: Any) -> None:
+    """Holds that a tensor lies within its storage of numel elements and that no two of its elements share one."""
+    if type(offset) is not int or offset < 0 or not _are_sizes(size) or not _are_sizes(stride):
+        raise Refusal("a tensor whose offset, size or stride is no whole number", DAMAGED)
+    if len(size) != len(stride) or len(size) > 16:
+        raise Refusal(f"a tensor of {len(size)} sizes and {len(stride)} strides", DAMAGED)
+    if math.prod(max(length, 1) for length in size) >= 2**60:
+        raise Refusal("a tensor of impossible size", DAMAGED)
+    extent = 1
+    for step, length in sorted(zip(stride, size, strict=True)):
+        if length > 1:
+            if step < extent:
+                raise Refusal("a tensor whose strides are zero or overlap")
+            extent += step * (length - 1)
+    if 0 not in size and offset + extent > numel:
+        raise Refusal("a tensor that reaches beyond its storage", DAMAGED)
+
+
+def read_scalar(dtype: np.dtype, data: memoryview) -> bool | int | float:
+    """A numpy number as Python's."""
+    if len(data) != dtype.itemsize:
+        raise Refusal("a numpy number of the wrong length", DAMAGED)
+    return np.frombuffer(data, dtype)[0].item()
+
+
+def read_array(shape: Any, dtype: np.dtype, fortran: Any, data: memoryview) -> np.ndarray:
+    """A numpy array on the file's own bytes."""
+    if not _are_sizes(shape) or not isinstance(fortran, bool):
+        raise Refusal("a numpy array of unknown form", DAMAGED)
+    if len(shape) > 32 or math.prod(shape) * dtype.itemsize != len(data):
+        raise Refusal(f"a numpy array whose shape is not that of its {len(data)} bytes", DAMAGED)
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, tuple) and all(type(item) is int and 0 <= item < 2**60 for item in value)
+
+
+def _storage_reference(node: Any) -> tuple[torch.dtype, str, int]:
+    """dtype, key and count of ('storage', class, key, device, count, None)."""
+    value = node.value if isinstance(node, PersistentId) else None
+    if not isinstance(value, tuple) or len(value) != 6:
+        raise Refusal("a torch stream without a storage")
+    tag, kind, key, _device, count, view = value
+    if not isinstance(tag, str) or tag != "storage" or not isinstance(kind, Global) or view is not None:
+        raise Refusal("a torch stream without a plain storage")
+    if not isinstance(key, str) or type(count) is not int or count < 0:
+        raise Refusal("a storage whose key or count is of a wrong type", DAMAGED)
+    return STORAGE_DTYPES[kind.name], key, count
+
+
+def numpy_dtype(node: Any) -> np.dtype:
+    """The dtype of `dtype(code, ...)` with the byte order that BUILD sets."""
+    if not is_call(node, "dtype") or not node.arguments or not isinstance(node.state, tuple) or len(node.state) < 2:
+        raise Refusal("a numpy value without a type")
+    code, order = node.arguments[0], node.state[1]
+    if not isinstance(code, str) or code not in _NUMPY_DTYPES or not isinstance(order, str) or order not in ("<", "|"):
+        raise Refusal("a numpy value that is not of little-endian plain numbers (objects could run code)")
+    return np.dtype("<" + code)
