@@ -107,8 +107,10 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
     return torch.einsum("nqk,nck->ncq", weights, v).reshape(batch, channels // 3, height, width)
 
 
-def group_norm(layer: edm_layers.GroupNorm, x: Tensor) -> Tensor:
-    return F.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
+def group_norm(layer: edm_layers.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
+    """Normalisation, and activation, a step each."""
+    x = F.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
+    return F.silu(x) if silu else x
 
 
 def norm_silu(

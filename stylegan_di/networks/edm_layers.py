@@ -160,8 +160,9 @@ class GroupNorm(PersistentModule):
         self.weight = Parameter(torch.ones(num_channels))
         self.bias = Parameter(torch.zeros(num_channels))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return group_norm_silu(x, *self.parameters_as(x), self.num_groups, self.eps, silu=False)
+    def forward(self, x: Tensor, silu: bool = False) -> Tensor:
+        """x [N,C,H,W] normalised; with `silu`, its activation too."""
+        return group_norm_silu(x, *self.parameters_as(x), self.num_groups, self.eps, silu=silu)
 
     def then_silu(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
         """silu(normalised x), of x + shift where no scale is given, else normalised x * (scale + 1) + shift.

@@ -280,8 +280,7 @@ class SongUNet(PersistentModule):
                 case "aux_up":
                     image = layer(image)
                 case "aux_norm":
-                    assert isinstance(layer, GroupNorm)
-                    features = layer.then_silu(x)
+                    features = layer(x, silu=True)
                 case "aux_conv":
                     image = layer(features) if image is None else image + layer(features)
                 case kind:
