@@ -23,6 +23,7 @@ from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.config import GROUPS, TrainConfig, resolve
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.metrics.table import metric
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.training import processes
 from stylegan_di.training.endings import Interrupted
@@ -161,6 +162,8 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
     wants_teacher = kind == "di" and given["divergence"] != "none"
     if wants_teacher and known is not None and given["teacher"] is None and given["cfg"] is None:
         given["teacher"] = known.teacher
+    for name in given["metrics"] or ():
+        metric(name)  # refuses an unknown one
     return resolve(
         kind,
         given | {"device": device or default_device()},

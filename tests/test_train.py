@@ -19,6 +19,7 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.networks.edm import PRECONDITIONERS, EDMPrecond, VEPrecond, VPPrecond
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from stylegan_di.teachers import EDMTeacher
+from stylegan_di.training import launch
 from stylegan_di.training.build import build
 from stylegan_di.training.transfer import gan_to_resume
 from tests.tiny import save_files, save_gan, save_teacher
@@ -161,6 +162,32 @@ def test_gan_training_writes_what_nvlabs_tools_expect(files: dict[str, str], tmp
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert len(lines) == 2
     assert {"Loss/generator", "Loss/discriminator", "Loss/r1", "Loss/path_length", "Progress/augment"} <= set(lines[1])
+
+
+def test_metrics_compare_with_the_whole_data_set_whatever_subset_is_trained_on(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[tuple[int, int]] = []
+    original = launch.make_evaluator
+
+    def make(job: Any, reference: Any, stop: Any) -> Any:
+        compared.append((len(job.dataset), len(reference)))
+        return original(job, reference, stop)
+
+    monkeypatch.setattr(launch, "make_evaluator", make)
+    metrics = ["--metrics=fd_fashion", "--metric-samples=4"]
+    data = f"--data={files['data']}"
+    run(tmp_path, *GAN, *metrics, data, "--mirror=true")
+    run(tmp_path, *GAN, *metrics, data, "--mirror=true", "--subset=9")
+    whole = compared[0][0]
+    assert whole > 18
+    assert compared == [(whole, whole), (18, whole)]
+
+
+def test_an_unknown_metric_is_refused_in_a_dry_run(files: dict[str, str]) -> None:
+    result = invoke("--kind=gan", f"--data={files['data']}", "--metrics=fid50k_full,nope", "--dry-run")
+    assert result.exit_code == 2
+    assert "there is no metric 'nope'" in result.output
 
 
 def test_fixed_augmentation_frozen_layers_and_a_subset(files: dict[str, str], tmp_path: Path) -> None:

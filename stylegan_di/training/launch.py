@@ -12,6 +12,7 @@ from typing import Any
 from dnnlib.util import Logger, UserError
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
+from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.inspection import inspect_file
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.presets import RECIPES
@@ -117,7 +118,7 @@ def _noted(folder: RunFolder) -> Iterator[None]:
 
 
 def _reference(job: Job) -> Any:
-    """What metrics compare with: --ref, else the zoo's reference of a known name, else the training's data set."""
+    """What metrics compare with: --ref, else a known name's reference, else all of --data (whatever --subset)."""
     config = job.config
     if not need_reals(config.metrics):
         if config.metrics and config.ref is not None:
@@ -130,7 +131,7 @@ def _reference(job: Job) -> Any:
     if known is not None and known.reference is not None:
         return str(zoo.resolve(known.reference))
     if job.dataset is not None:
-        return job.dataset
+        return job.dataset if config.subset is None else ImageDataset(config.data or "", xflip=config.mirror)
     raise UserError(
         f"--metrics={','.join(config.metrics)} needs --ref=NPZ, reference statistics, because none are known for "
         f"{config.gan_pkl or config.teacher}; or give --metrics=none"
