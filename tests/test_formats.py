@@ -23,7 +23,7 @@ from stylegan_di.checkpoint import (
     save_snapshot,
 )
 from stylegan_di.formats import read_contents
-from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.students import OneStepStudent
 from stylegan_di.teachers import EDMTeacher
 from tests.test_checkpoint import GOLDEN, assert_near, assert_same_weights, expected, golden
@@ -244,6 +244,7 @@ def test_attributes_and_arguments_of_stylegan3s_classes() -> None:
         "z_dim": 8, "w_dim": 8, "c_dim": 3, "img_resolution": 8, "img_channels": 1,
         "mapping_kwargs": {"num_layers": 2, "w_avg_beta": 0.995},
         "channel_base": 64, "channel_max": 8, "fused_modconv_default": "inference_only",
+        "num_fp16_res": 0, "conv_clamp": None,
     }  # fmt: skip
     attributes = stylegan3_attributes(state)
     assert {"in_features", "out_features"} <= attributes["FullyConnectedLayer"]
@@ -266,6 +267,28 @@ def test_stylegan3s_default_decay_of_w_avg(tmp_path: Path) -> None:
     assert isinstance(read, Generator)
     assert read.mapping.w_avg_beta == 0.998
     assert read_contents(path.read_bytes(), "n.pkl").writer == "stylegan3 (StyleGAN2)"
+
+
+def test_stylegan3s_default_precision_and_clamp_are_read_from_the_layers(tmp_path: Path) -> None:
+    """Its code has four float16 resolutions and a clamp at 256 where a file does not say; ours has neither."""
+    from stylegan_di.stylegan3 import NETWORKS_SOURCE, for_stylegan3
+
+    widths: dict[str, Any] = dict(channel_base=64, channel_max=8, num_fp16_res=4, conv_clamp=256)
+    common: dict[str, Any] = dict(c_dim=0, img_resolution=16, img_channels=1)
+    theirs: Any = for_stylegan3(Generator(z_dim=8, w_dim=8, synthesis_kwargs=widths, **common))
+    critic: Any = for_stylegan3(Discriminator(**common, **widths))
+    for network in (theirs, critic):
+        del network._init_kwargs["num_fp16_res"], network._init_kwargs["conv_clamp"]
+    tree = {"G": theirs, "D": critic, "G_ema": theirs}
+    snapshot = load_snapshot(save(tmp_path / "n.pkl", write_pickle(tree, default_source=NETWORKS_SOURCE)))
+    generator, discriminator = (snapshot.networks[name] for name in ("G_ema", "D"))
+    assert isinstance(generator, Generator)
+    assert isinstance(discriminator, Discriminator)
+    for network in (generator.synthesis, discriminator):
+        blocks = [network.get_submodule(name) for name in ("b8", "b16")]
+        assert [(block.use_fp16, block.conv1.conv_clamp) for block in blocks] == [(True, 256)] * 2  # type: ignore[union-attr]
+    assert generator.synthesis.get_submodule("b4.conv1").conv_clamp == 256
+    assert not generator.synthesis.get_submodule("b4").use_fp16
 
 
 def test_alias_free_generators_are_refused_by_name(tmp_path: Path) -> None:
