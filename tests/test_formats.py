@@ -29,7 +29,7 @@ from stylegan_di.teachers import EDMTeacher
 from tests.test_checkpoint import GOLDEN, assert_near, assert_same_weights, expected, golden
 from tests.tiny import edm_network, gan_networks
 from torch_utils import persistence
-from torch_utils.persistence import PersistentModule, PersistentObject, RefusedFileError, read_pickle, write_pickle
+from torch_utils.persistence import Persistent, PersistentObject, RefusedFileError, read_pickle, write_pickle
 
 TENSORFLOW = "tf-legacy-synthetic-skip"
 
@@ -88,7 +88,7 @@ class NVlabsPickler(pickle.Pickler):
     """Writes modules as NVlabs' decorator does: all attributes of today's torch, tensors left to torch itself."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, PersistentModule):
+        if isinstance(obj, Persistent):
             meta = {"type": "class", "version": 6, "module_src": "raise RuntimeError",
                     "class_name": type(obj).__name__, "state": dict(vars(obj))}  # fmt: skip
             return persistence._reconstruct_persistent_obj, (meta,)
@@ -167,6 +167,33 @@ def test_files_that_hold_several_networks(tmp_path: Path) -> None:
     assert snapshot.networks["ema"] is None
     with pytest.raises(UserError, match=r"di\.pkl: --which=G is not in it; its networks are ema, Sg"):
         load_generator(path, which="G")
+
+
+@pytest.mark.parametrize("which", [None, "ema"])
+def test_a_file_that_holds_ema_alone(which: str | None, tmp_path: Path) -> None:
+    """As SiD's do; it is taken as a teacher until it is marked as a one-step student."""
+    path = save(tmp_path / "sid.pkl", nvlabs_pickle({"ema": edm_network(seed=1)}, 4))
+    assert "SiD's" in read_contents(path.read_bytes(), "sid.pkl").writer
+    assert_same_weights(load_denoiser(path, which=which).network, edm_network(seed=1))
+    with pytest.raises(RefusedFileError, match="a diffusion teacher"):
+        load_generator(path, which=which)
+
+
+class StabilityVAEEncoder(Persistent):
+    """As the plain object of this name in EDM2's files of latents, with its arrays."""
+
+    def __init__(self) -> None:
+        self.vae_name, self.scale, self.bias = "vae", np.ones([1, 4, 1, 1], np.float32), np.float32(0.5)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_edm2s_encoder_is_no_network(protocol: int, tmp_path: Path) -> None:
+    network = edm_network(precond="edm2", img_channels=4).half()
+    tree = {"encoder": StabilityVAEEncoder(), "dataset_kwargs": {"path": "x"}, "loss_fn": StabilityVAEEncoder()}
+    path = save(tmp_path / "edm2.pkl", nvlabs_pickle(tree | {"ema": network}, protocol))
+    contents = read_contents(path.read_bytes(), "edm2.pkl")
+    assert (contents.writer, contents.objects) == ("EDM2", ("encoder", "loss_fn"))
+    assert_same_weights(load_denoiser(path).network, network.float())
 
 
 def test_which_of_a_gans_networks(tmp_path: Path) -> None:
