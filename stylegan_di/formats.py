@@ -181,6 +181,8 @@ def _blueprint(module: PersistentObject) -> Blueprint:
         raise RefusedFileError(module.source, f"a {module.class_name[:40]} without its constructor's arguments")
     if stylegan3.is_stylegan3s(module):
         init_kwargs = stylegan3.our_arguments(module, init_kwargs)
+    elif module.class_name == "Discriminator" and not init_args:
+        init_kwargs = stylegan3.stored_arguments(module) | init_kwargs
     return Blueprint(module.class_name, init_args, init_kwargs, flatten_state(module))
 
 

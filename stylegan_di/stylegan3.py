@@ -1,12 +1,14 @@
 """StyleGAN2 networks as stylegan3's repository keeps them (its training.networks_stylegan2): read, and written.
 
 Weights and their names are stylegan2-ada's. Different are the generator's arguments (those of the synthesis network
-stand beside the others), the default decay of w_avg (0.998), and further attributes of some layers.
+stand beside the others), the defaults of the decay of w_avg (0.998), of num_fp16_res (4) and of conv_clamp (256), and
+further attributes of some layers.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +24,7 @@ W_AVG_BETA = 0.998  # the default there
 _GENERATOR = {"z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"}
 _FUSED = "fused_modconv_default"  # chooses between two ways to compute one sum; here there is one way
 _FUSED_VALUE = "inference_only"  # what stylegan3's training writes
+_PLAIN = {"num_fp16_res": 0, "conv_clamp": None}  # our defaults, which are not the defaults there
 
 
 def is_stylegan3s(module: PersistentObject) -> bool:
@@ -46,7 +49,21 @@ def our_arguments(module: PersistentObject, kwargs: Mapping[str, Any]) -> dict[s
     mapping = result.get("mapping_kwargs", {})
     if isinstance(mapping, dict):  # else our constructor refuses it
         result["mapping_kwargs"] = {"w_avg_beta": W_AVG_BETA} | mapping
-    return result | {"synthesis_kwargs": blocks}
+    return result | {"synthesis_kwargs": (stored_arguments(synthesis) if synthesis is not None else {}) | blocks}
+
+
+def stored_arguments(network: PersistentObject) -> dict[str, Any]:
+    """num_fp16_res and conv_clamp as the blocks of a synthesis network or a discriminator hold them, where not plain.
+
+    So a file that leaves them to its repository's defaults means those, and not ours.
+    """
+    children = network.state.get("_modules")
+    names = [name for name in children if re.fullmatch(r"b[0-9]+", name)] if isinstance(children, dict) else []
+    blocks = [block for name in names if (block := _child(network, name)) is not None]
+    halves = sum(block.state.get("use_fp16") is True for block in blocks)
+    layers = [layer for block in blocks if (layer := _child(block, "conv1")) is not None]
+    clamps = [clamp for layer in layers if (clamp := layer.state.get("conv_clamp")) is not None]
+    return ({"num_fp16_res": halves} if halves else {}) | ({"conv_clamp": clamps[0]} if clamps else {})
 
 
 def for_stylegan3(network: torch.nn.Module) -> torch.nn.Module:
@@ -61,8 +78,10 @@ def for_stylegan3(network: torch.nn.Module) -> torch.nn.Module:
         arguments = _keyword_arguments(result)
         synthesis = arguments.pop("synthesis_kwargs", None) or {}
         mapping = {"w_avg_beta": result.mapping.w_avg_beta} | (arguments.pop("mapping_kwargs", None) or {})
-        synthesis = {_FUSED: _FUSED_VALUE} | synthesis
+        synthesis = {_FUSED: _FUSED_VALUE} | _PLAIN | synthesis
         _remember(result, arguments | {"mapping_kwargs": mapping} | synthesis)
+    elif not result._init_args:
+        _remember(result, _PLAIN | result.init_kwargs)
     return result
 
 

@@ -97,6 +97,7 @@ def test_a_student_of_another_project_is_marked(tmp_path: Path) -> None:
         (["n.pt"], "its name must end in .pkl, .safetensors, .onnx"),
         (["n.safetensors", "--for=stylegan3"], "--for=stylegan3 is for OUT.pkl; leave it out"),
         (["n.pkl", "--trunc=0.5"], "--trunc=0.5 is for OUT.onnx; leave it out"),
+        (["n.onnx", "--trunc=nan"], "--trunc=nan: accepted is a number such as 0.7"),
         (["n.pkl", "--sigma-init=2.5"], "--sigma-init=2.5 is for a one-step student ('ema')"),
     ],
 )
@@ -104,6 +105,13 @@ def test_conversions_that_make_no_sense(options: list[str], message: str, tmp_pa
     source = save_gan(tmp_path / "g.pkl")
     assert message in refused(convert, source, tmp_path / options[0], *options[1:])
     assert [path.name for path in tmp_path.iterdir()] == ["g.pkl"]
+
+
+def test_whose_code_is_asked_of_stylegan2s_networks_alone(tmp_path: Path) -> None:
+    source = save_teacher(tmp_path / "t.pkl")
+    message = refused(convert, source, tmp_path / "x.pkl", "--for=stylegan3")
+    assert f"--for=stylegan3 is for StyleGAN2 networks, and {source} holds none: leave it out" in message
+    assert not (tmp_path / "x.pkl").exists()
 
 
 def test_what_the_format_has_no_place_for_is_named(tmp_path: Path) -> None:
@@ -154,6 +162,21 @@ def test_a_denoiser_as_onnx(tmp_path: Path) -> None:
     expected = load_denoiser(source)(x, sigma)
     torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
     assert "--trunc=0.5 is for a GAN" in refused(convert, source, tmp_path / "x.onnx", "--trunc=0.5")
+
+
+@needs_onnx
+@pytest.mark.parametrize("precond", ["edm", "edm2"])
+def test_a_one_step_student_as_onnx(precond: str, tmp_path: Path) -> None:
+    """Also of EDM2's networks, whose normalisation must not fix the batch."""
+    source = tmp_path / "s.pkl"
+    save_snapshot(source, {"ema": edm_network(precond=precond)}, extras={"sigma_init": 2.5}, metadata={})
+    converted(source, tmp_path / "s.onnx")
+    runtime = session(tmp_path / "s.onnx")
+    assert [value.name for value in runtime.get_inputs()] == ["z", "labels"]
+    z = torch.randn([3, 1, 8, 8], generator=torch.Generator().manual_seed(0))
+    (images,) = runtime.run(None, {"z": z.numpy(), "labels": torch.eye(3).numpy()})
+    expected = load_generator(source)(z, torch.eye(3))
+    torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
 
 
 def test_without_the_packages_onnx_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,13 +23,13 @@ from stylegan_di.checkpoint import (
     save_snapshot,
 )
 from stylegan_di.formats import read_contents
-from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.students import OneStepStudent
 from stylegan_di.teachers import EDMTeacher
 from tests.test_checkpoint import GOLDEN, assert_near, assert_same_weights, expected, golden
 from tests.tiny import edm_network, gan_networks
 from torch_utils import persistence
-from torch_utils.persistence import PersistentModule, PersistentObject, RefusedFileError, read_pickle, write_pickle
+from torch_utils.persistence import Persistent, PersistentObject, RefusedFileError, read_pickle, write_pickle
 
 TENSORFLOW = "tf-legacy-synthetic-skip"
 
@@ -88,7 +88,7 @@ class NVlabsPickler(pickle.Pickler):
     """Writes modules as NVlabs' decorator does: all attributes of today's torch, tensors left to torch itself."""
 
     def reducer_override(self, obj: Any) -> Any:
-        if isinstance(obj, PersistentModule):
+        if isinstance(obj, Persistent):
             meta = {"type": "class", "version": 6, "module_src": "raise RuntimeError",
                     "class_name": type(obj).__name__, "state": dict(vars(obj))}  # fmt: skip
             return persistence._reconstruct_persistent_obj, (meta,)
@@ -169,6 +169,33 @@ def test_files_that_hold_several_networks(tmp_path: Path) -> None:
         load_generator(path, which="G")
 
 
+@pytest.mark.parametrize("which", [None, "ema"])
+def test_a_file_that_holds_ema_alone(which: str | None, tmp_path: Path) -> None:
+    """As SiD's do; it is taken as a teacher until it is marked as a one-step student."""
+    path = save(tmp_path / "sid.pkl", nvlabs_pickle({"ema": edm_network(seed=1)}, 4))
+    assert "SiD's" in read_contents(path.read_bytes(), "sid.pkl").writer
+    assert_same_weights(load_denoiser(path, which=which).network, edm_network(seed=1))
+    with pytest.raises(RefusedFileError, match="a diffusion teacher"):
+        load_generator(path, which=which)
+
+
+class StabilityVAEEncoder(Persistent):
+    """As the plain object of this name in EDM2's files of latents, with its arrays."""
+
+    def __init__(self) -> None:
+        self.vae_name, self.scale, self.bias = "vae", np.ones([1, 4, 1, 1], np.float32), np.float32(0.5)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_edm2s_encoder_is_no_network(protocol: int, tmp_path: Path) -> None:
+    network = edm_network(precond="edm2", img_channels=4).half()
+    tree = {"encoder": StabilityVAEEncoder(), "dataset_kwargs": {"path": "x"}, "loss_fn": StabilityVAEEncoder()}
+    path = save(tmp_path / "edm2.pkl", nvlabs_pickle(tree | {"ema": network}, protocol))
+    contents = read_contents(path.read_bytes(), "edm2.pkl")
+    assert (contents.writer, contents.objects) == ("EDM2", ("encoder", "loss_fn"))
+    assert_same_weights(load_denoiser(path).network, network.float())
+
+
 def test_which_of_a_gans_networks(tmp_path: Path) -> None:
     networks = gan_networks(seed=1) | {"G": gan_networks(seed=2)["G"]}
     save_snapshot(tmp_path / "g.pkl", networks, extras={}, metadata={})
@@ -244,6 +271,7 @@ def test_attributes_and_arguments_of_stylegan3s_classes() -> None:
         "z_dim": 8, "w_dim": 8, "c_dim": 3, "img_resolution": 8, "img_channels": 1,
         "mapping_kwargs": {"num_layers": 2, "w_avg_beta": 0.995},
         "channel_base": 64, "channel_max": 8, "fused_modconv_default": "inference_only",
+        "num_fp16_res": 0, "conv_clamp": None,
     }  # fmt: skip
     attributes = stylegan3_attributes(state)
     assert {"in_features", "out_features"} <= attributes["FullyConnectedLayer"]
@@ -266,6 +294,28 @@ def test_stylegan3s_default_decay_of_w_avg(tmp_path: Path) -> None:
     assert isinstance(read, Generator)
     assert read.mapping.w_avg_beta == 0.998
     assert read_contents(path.read_bytes(), "n.pkl").writer == "stylegan3 (StyleGAN2)"
+
+
+def test_stylegan3s_default_precision_and_clamp_are_read_from_the_layers(tmp_path: Path) -> None:
+    """Its code has four float16 resolutions and a clamp at 256 where a file does not say; ours has neither."""
+    from stylegan_di.stylegan3 import NETWORKS_SOURCE, for_stylegan3
+
+    widths: dict[str, Any] = dict(channel_base=64, channel_max=8, num_fp16_res=4, conv_clamp=256)
+    common: dict[str, Any] = dict(c_dim=0, img_resolution=16, img_channels=1)
+    theirs: Any = for_stylegan3(Generator(z_dim=8, w_dim=8, synthesis_kwargs=widths, **common))
+    critic: Any = for_stylegan3(Discriminator(**common, **widths))
+    for network in (theirs, critic):
+        del network._init_kwargs["num_fp16_res"], network._init_kwargs["conv_clamp"]
+    tree = {"G": theirs, "D": critic, "G_ema": theirs}
+    snapshot = load_snapshot(save(tmp_path / "n.pkl", write_pickle(tree, default_source=NETWORKS_SOURCE)))
+    generator, discriminator = (snapshot.networks[name] for name in ("G_ema", "D"))
+    assert isinstance(generator, Generator)
+    assert isinstance(discriminator, Discriminator)
+    for network in (generator.synthesis, discriminator):
+        blocks = [network.get_submodule(name) for name in ("b8", "b16")]
+        assert [(block.use_fp16, block.conv1.conv_clamp) for block in blocks] == [(True, 256)] * 2  # type: ignore[union-attr]
+    assert generator.synthesis.get_submodule("b4.conv1").conv_clamp == 256
+    assert not generator.synthesis.get_submodule("b4").use_fp16
 
 
 def test_alias_free_generators_are_refused_by_name(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,24 @@ def test_the_run_says_what_it_opened(files: dict[str, str], tmp_path: Path) -> N
     assert "G_ema (Generator 8x8x1, 3 classes, " in gan
     assert gan.endswith("; embedded source not run (1 of it).")
     assert f"opened          {files['teacher']}: ema (EDMPrecond 8x8x1, 3 classes, " in log
+
+
+def test_a_published_file_shows_its_terms_once_and_every_log_names_them(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(files["gan"], "ffhq.pkl")
+    shown = []
+    for outdir in ("first", "second"):
+        source = ["--gan-pkl=ffhq.pkl", f"--teacher={files['teacher']}", "--metrics=none", f"--outdir={outdir}"]
+        result = invoke("--kind=di", *source, "--device=cpu", "--batch=4", "--kimg=0.004")
+        assert result.exit_code == 0, result.output
+        shown.append(result.output.count("Terms of https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/"))
+        (folder,) = (tmp_path / outdir).iterdir()
+        (line,) = [line for line in (folder / "log.txt").read_text().splitlines() if "ffhq.pkl: G (" in line]
+        assert line.endswith("; NVIDIA Source Code License, non-commercial use only (stylegan2-ada-pytorch).")
+    assert shown == [1, 0]
 
 
 # The comparison.

@@ -63,6 +63,7 @@ MAY_PICKLE = (
     "tools.fuzz_pickles",  # writes pickles and walks their opcodes; that it loads none, the rules on calls hold
 )  # fmt: skip
 MAY_LOAD_TORCHSCRIPT = ("stylegan_di.metrics.inception_script",)  # of bytes whose hash `inception` has checked
+LOADERS = ("torch", "torch.jit", "torch.serialization", "numpy")
 UNPICKLING = {"load", "loads", "Unpickler", "_Unpickler"}
 MAY_USE_CLICK = ("dnnlib.cli",)
 MAY_PRINT = ("stylegan_di.training", "dnnlib.download")  # a run's log, and the terms of what is downloaded
@@ -133,6 +134,8 @@ def complaints(module: str, source: str, known: set[str], is_package: bool = Fal
         elif isinstance(node, ast.Attribute) and dotted(node) == "torch.distributed":
             if not within(module, MAY_USE_DISTRIBUTED):
                 yield "uses torch.distributed"
+        elif isinstance(node, ast.ImportFrom) and node.module in LOADERS and any(a.name == "load" for a in node.names):
+            yield f"imports load from {node.module}"  # by which name the rules on calls know it
         elif isinstance(node, ast.Name) and node.id == "SystemExit" and within(module, LIBRARY):
             yield "exits"
 
@@ -165,7 +168,7 @@ def call_complaints(module: str, call: ast.Call) -> Iterator[str]:
     constants = {k.arg: k.value.value if isinstance(k.value, ast.Constant) else ... for k in call.keywords}
     if function == "torch.load" and constants.get("weights_only") is not True:
         yield "calls torch.load without weights_only=True"
-    if constants.get("allow_pickle", False) is not False:
+    if constants.get("allow_pickle", False) is not False or (function in ("np.load", "numpy.load") and call.args[2:]):
         yield "calls with allow_pickle"
     if function.startswith("torch.jit.") and not within(module, MAY_LOAD_TORCHSCRIPT):
         yield f"calls {function}"
@@ -237,6 +240,9 @@ def test_unknown_modules_are_noticed() -> None:
         ("tools.convert", "torch.load(f, weights_only=False)", "calls torch.load without weights_only=True"),
         ("tools.convert", "torch.load(f)", "calls torch.load without weights_only=True"),
         ("tools.convert", "np.load(f, allow_pickle=yes)", "calls with allow_pickle"),
+        ("tools.convert", "np.load(f, None, True)", "calls with allow_pickle"),
+        ("tools.convert", "from torch import load", "imports load from torch"),
+        ("tools.convert", "from torch.jit import load as read", "imports load from torch.jit"),
         ("stylegan_di.metrics.inception", "torch.jit.load(f)", "calls torch.jit.load"),
         ("torch_utils.persistence", "pickle.load(f)", "calls pickle.load"),
         ("torch_utils.persistence", "pickle.Unpickler(f).load()", "calls pickle.Unpickler"),

@@ -12,7 +12,7 @@ import pytest
 
 from stylegan_di.training import statefile
 from tests.test_endings import session_is_empty, start, wait_for_tick
-from tests.test_resume import files, invoke, last_state, small, whole_run  # noqa: F401
+from tests.test_resume import commands, files, invoke, last_state, small, whole_run  # noqa: F401
 
 PATIENCE = 300  # seconds for a run on a busy machine
 ENDING_SECONDS = 60  # a run of several processes must have ended by then, whatever happens to one of them
@@ -58,6 +58,15 @@ def test_two_processes_make_the_same_bits_as_one_with_the_same_micro_batches(
     assert {name: value for name, value in differences(single, double).items() if value} == {}
     assert (double / "log.txt").read_text().count("over 2 process(es)") == 1
     assert len((double / "stats.jsonl").read_text().splitlines()) == 4  # the first process alone writes
+
+
+@pytest.mark.parametrize("kind", ["gan", "edm"])
+def test_two_processes_train_every_kind_as_one_does(files: dict[str, str], tmp_path: Path, kind: str) -> None:  # noqa: F811
+    """With path lengths, R1, mixing and ADA's p, and with dropout and dropped labels."""
+    arguments = commands(files)[kind]
+    double = completed(tmp_path / "double", *arguments, "--gpus=2")
+    single = whole_run(tmp_path / "single", *arguments, "--batch-gpu=2")
+    assert {name: value for name, value in differences(single, double).items() if value} == {}
 
 
 def test_other_micro_batches_differ_by_rounding_alone(files: dict[str, str], tmp_path: Path, double: Path) -> None:  # noqa: F811

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from stylegan_di.checkpoint import load_denoiser, load_generator
 from tests import hostile
@@ -137,6 +142,75 @@ def test_the_hook_notices(tmp_path: Path) -> None:
     command = [sys.executable, "-c", altered, str(ROOT), json.dumps([str(path)])]
     result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     assert [event.split()[0] for event in json.loads(result.stdout)["events"]] == ["open"]
+
+
+WATCH_OTHERS = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from stylegan_di.data.cifar import read_cifar
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.metrics.dinov2 import load_dinov2
+from stylegan_di.metrics.inception import load_inception
+from stylegan_di.metrics.references import load_references
+from stylegan_di.metrics.vgg16 import load_vgg16
+from dnnlib.util import UserError
+
+OPENERS = {
+    "reference": load_references, "dinov2": load_dinov2, "inception": load_inception, "vgg16": load_vgg16,
+    "cifar": lambda path: read_cifar(Path(path), "test"),
+    "data": lambda path: ImageDataset(path, use_labels=True).preload(),
+}
+
+def load(kind, path):
+    try:
+        OPENERS[kind](path)
+        return "loaded"
+    except UserError as error:
+        return str(error)
+
+cases = json.loads(sys.argv[2])
+for kind, path in cases:
+    load(kind, path)  # what the libraries import on first use
+events = []
+WATCHED = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess", "socket", "pickle", "import", "exec")
+sys.addaudithook(lambda event, arguments: events.append(event) if event.startswith(WATCHED) else None)
+results = [load(kind, path) for kind, path in cases]
+print(json.dumps({"events": events, "results": results}))
+"""
+
+
+def test_metrics_and_data_sets_run_nothing_either(tmp_path: Path) -> None:
+    """The same program as references, detectors' weights, CIFAR-10's batch, in a data set: refused, and not run."""
+    mark = tmp_path / "ran"
+    program = hostile.Called(os.system, f"touch {mark}")
+    data = pickle.dumps(program)
+    for name in ("stats.pkl", "stats.npz", "plain.pth"):
+        (tmp_path / name).write_bytes(data)
+    torch.save(program, tmp_path / "saved.pth")
+    torch.save(program, tmp_path / "legacy.pth", _use_new_zipfile_serialization=False)
+    with tarfile.open(tmp_path / "cifar.tar", "w") as archive:
+        info = tarfile.TarInfo("cifar-10-batches-py/test_batch")
+        info.size = len(data)
+        archive.addfile(info, io.BytesIO(data))
+    for name in ("images/a.png", "labels/dataset.json"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(data)
+    Image.new("L", (8, 8)).save(tmp_path / "labels" / "a.png")
+    weights = ("plain.pth", "saved.pth", "legacy.pth")
+    cases = [("reference", "stats.pkl"), ("reference", "stats.npz"), ("cifar", "cifar.tar"), ("data", "images"),
+             ("data", "labels"), *((kind, name) for kind in ("dinov2", "inception", "vgg16") for name in weights)]
+    paths = [(kind, str(tmp_path / name)) for kind, name in cases]
+    command = [sys.executable, "-c", WATCH_OTHERS, str(ROOT), json.dumps(paths)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    report = json.loads(result.stdout)
+    assert report["events"] == []
+    for (_, path), text in zip(paths, report["results"], strict=True):
+        assert path in text
+    assert not mark.exists()
+    pickle.loads(data)
+    assert mark.exists()  # it would have
 
 
 # The fuzzer.

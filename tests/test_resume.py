@@ -341,6 +341,19 @@ def test_other_versions_are_told(run: Path) -> None:
     assert f"torch 1.0, now {torch.__version__}" in (run / "log.txt").read_text()
 
 
+def test_another_number_of_threads_is_told(run: Path) -> None:
+    manifest = statefile.manifest_path(statefile.complete_states(run)[-1])
+    content = json.loads(manifest.read_text())
+    threads = torch.get_num_threads()
+    assert content["threads"] == threads
+    manifest.write_text(json.dumps(content | {"threads": threads + 1}))
+    assert invoke(f"--resume={run}", "--kimg=0.04").exit_code == 0
+    said = f"another number of threads, which sums round by: {threads + 1}, now {threads} (OMP_NUM_THREADS)"
+    assert said in (run / "log.txt").read_text()
+    assert invoke(f"--resume={run}", "--kimg=0.048").exit_code == 0
+    assert (run / "log.txt").read_text().count("another number of threads") == 1
+
+
 def test_states_of_half_precision_and_of_any_shape_come_back(tmp_path: Path) -> None:
     path = tmp_path / "training-state-000000007.safetensors"
     generator = torch.Generator().manual_seed(0)

@@ -11,6 +11,7 @@ Weights stay what they are, bit for bit; in ONNX they are part of a graph that g
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from stylegan_di.checkpoint import Snapshot, as_generator, as_model, load_snapsh
 from stylegan_di.formats import TARGETS
 from stylegan_di.inspection import inspect_file
 from stylegan_di.networks.edm import Precond
-from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.onnx_file import to_onnx
 
 SUFFIXES = (".pkl", ".safetensors", ".onnx")
@@ -71,9 +72,13 @@ def main(
         raise UserError(f"--for={target} is for OUT.pkl; leave it out")
     if trunc is not None and dest.suffix != ".onnx":
         raise UserError(f"--trunc={trunc:g} is for OUT.onnx; leave it out")
+    if trunc is not None and not math.isfinite(trunc):
+        raise UserError(f"--trunc={trunc:g}: accepted is a number such as 0.7")
     click.echo(f"{network}: {inspect_file(network, try_networks=False).sentence()}")
     snapshot = load_snapshot(network, which)
     networks, extras = chosen(snapshot, which), marked(snapshot, sigma_init)
+    if target is not None and not any(isinstance(part, Generator | Discriminator) for part in networks.values()):
+        raise UserError(f"--for={target} is for StyleGAN2 networks, and {network} holds none: leave it out")
     origin = {"converted_from": network, "converted_sha256": sha256_of_file(zoo.resolve(network))}
     writable_folder(f"OUT={dest}", dest.parent)
     if dest.suffix == ".onnx":

@@ -151,9 +151,25 @@ def saving(folder: Path) -> bool:
     return any(n.startswith(".training-state") for n in names) or any(f"{state}.json" not in names for state in states)
 
 
-def kill_at_random(child: Launch, outdir: Path, random: np.random.Generator, seconds: float) -> bool:
-    """Kills at a random moment within `seconds`, half of the times in the next save after it; False: it has ended."""
-    moment = child.started + random.uniform(0, seconds)
+def begun(outdir: Path) -> int:
+    """When a run last took its folder, in nanoseconds, by the file of options that it writes then; 0: never."""
+    return max((path.stat().st_mtime_ns for path in outdir.glob("0*/training_options.json")), default=0)
+
+
+def kill_at_random(
+    child: Launch, outdir: Path, random: np.random.Generator, seconds: float, before: int | None = None
+) -> bool:
+    """Kills at a random moment within `seconds`, half of the times in the next save after it; False: it has ended.
+
+    The seconds count from the start of the process, or from when `begun` is no longer `before`: a process killed while
+    it imports PyTorch has lost nothing.
+    """
+    while before is not None and begun(outdir) == before:
+        if child.poll() is not None:
+            return False
+        time.sleep(0.001)
+    start = child.started if before is None else time.monotonic()
+    moment = start + random.uniform(0, seconds)
     aimed = bool(random.integers(2))
     while time.monotonic() < moment:
         if child.poll() is not None:
@@ -180,9 +196,9 @@ def disturbed_run(
             folders = []
         command = [f"--resume={folders[0]}"] if folders else [*arguments, f"--outdir={outdir}"]
         fresh = quota.next_is_fresh()
+        before = begun(outdir) if fresh else None
         child = launch(command, fresh)
-        slower = seconds + (quota.import_seconds if fresh else 0.0)
-        if quota.left and kill_at_random(child, outdir, random, slower):
+        if quota.left and kill_at_random(child, outdir, random, seconds, before):
             tally.kills += 1
             tally.fresh += fresh
             tally.in_save += any(map(saving, outdir.glob("0*")))
@@ -201,7 +217,6 @@ class Quota:
 
     left: int
     fresh: int
-    import_seconds: float
 
     def next_is_fresh(self) -> bool:
         return self.fresh > 0 and self.left > 0 and self.left % max(self.left // self.fresh, 1) == 0
@@ -245,9 +260,7 @@ def kill_runs(folder: Path, kills: int, fresh: int, random: np.random.Generator,
         undisturbed[kind] = dict(groups(run))
         for name, digest in undisturbed[kind].items():
             click.echo(f"undisturbed {kind}: {name} {digest[:16]}")
-    begin = time.monotonic()
-    launch(["--help"], fresh=True).wait()
-    tally, quota = Tally(), Quota(kills, fresh, time.monotonic() - begin)
+    tally, quota = Tally(), Quota(kills, fresh)
     progress = Progress("Kills", kills)
     while quota.left:
         kind = list(trainings)[tally.runs % len(trainings)]

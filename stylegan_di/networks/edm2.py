@@ -27,9 +27,9 @@ from torch_utils.persistence import PersistentModule
 
 def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = 1e-4) -> Tensor:
     """x scaled to unit magnitude per element over `dim`, by default all but the first (eq. 47, 66)."""
-    dim = list(range(1, x.ndim)) if dim is None else dim
+    dim = list(range(1, x.ndim)) if dim is None else [dim] if isinstance(dim, int) else dim
     norm = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=dim, keepdim=True)
-    return x / (eps + norm * math.sqrt(norm.numel() / x.numel())).to(x.dtype)
+    return x / (eps + norm * math.sqrt(1 / math.prod(x.shape[d] for d in dim))).to(x.dtype)
 
 
 def mp_silu(x: Tensor) -> Tensor:

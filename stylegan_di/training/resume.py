@@ -56,6 +56,8 @@ def resume(source: str, given: Mapping[str, Any]) -> Resumed:
     notes += [f"goes on from {path}"]
     if changes := statefile.version_changes(path):
         notes.append(f"other versions than when it was written, so that numbers may differ: {'; '.join(changes)}")
+    if config.device == "cpu" and (change := statefile.threads_change(path)):
+        notes.append(f"another number of threads, which sums round by: {change} (OMP_NUM_THREADS)")
     return Resumed(config, state, tuple(notes))
 
 

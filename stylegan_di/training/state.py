@@ -13,7 +13,7 @@ from torch import Tensor
 from dnnlib.util import UserError
 from stylegan_di.data.augment_edm import AugmentPipe as EDMAugmentPipe
 from stylegan_di.interfaces import Denoiser
-from stylegan_di.random import SampleRandom
+from stylegan_di.random import SampleRandom, stream
 from torch_utils import distributed
 
 COUNTERS = ("cur_nimg", "cur_tick", "cur_step", "snapshot_due", "history", "returns")  # of TrainState, for JSON
@@ -138,6 +138,10 @@ class Batch:
     def random(self, purpose: str, chunk: range) -> SampleRandom:
         """Random streams of a chunk's samples."""
         return SampleRandom(self.seed, purpose, self.nimg, chunk, self.device)
+
+    def seed_dropout(self, chunk: range) -> None:
+        """Seeds PyTorch's own random numbers, which dropout draws: a chunk's are the same in whichever process."""
+        torch.manual_seed(int(stream(self.seed, "dropout", self.nimg, chunk.start).integers(2**31)))
 
     def labels(self, purpose: str, chunk: range, label_dim: int) -> Tensor | None:
         """One-hot labels [n,label_dim] drawn uniformly over the classes; None when there are none."""

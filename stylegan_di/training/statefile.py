@@ -85,7 +85,8 @@ def save_state(
             _write_safetensors(writer, tensors, {"values": json.dumps(values), "config": json.dumps(config)})
         manifest = {
             "format": FORMAT, "file": path.name, "sha256": writer.digest.hexdigest(), "bytes": writer.size,
-            "config_sha256": config_sha256, "versions": versions(), "written": time.time(),
+            "config_sha256": config_sha256, "versions": versions(), "threads": torch.get_num_threads(),
+            "written": time.time(),
         }  # fmt: skip
         atomic_write(manifest_path(path), (json.dumps(manifest, indent=2) + "\n").encode())
 
@@ -204,3 +205,10 @@ def version_changes(path: Path) -> list[str]:
     """'torch 2.12.0, now 2.13.0' for each library that is another than when the state was written."""
     before = json.loads(manifest_path(path).read_bytes())["versions"]
     return [f"{name} {before.get(name)}, now {now}" for name, now in versions().items() if before.get(name) != now]
+
+
+def threads_change(path: Path) -> str:
+    """'1, now 2' where a process has another number of threads than when the state was written, else ''."""
+    now = torch.get_num_threads()
+    before = json.loads(manifest_path(path).read_bytes()).get("threads", now)
+    return "" if before == now else f"{before}, now {now}"

@@ -18,7 +18,7 @@ from stylegan_di.images import from_uint8
 from stylegan_di.interfaces import Generator
 from stylegan_di.loss_di import parse_divergence
 from stylegan_di.loss_gan import ada_adjust
-from stylegan_di.random import SampleRandom, stream
+from stylegan_di.random import SampleRandom
 from stylegan_di.students import StyleGAN2Student
 from stylegan_di.training import updates, watch
 from stylegan_di.training.build import Job, lr_scale, r1_gamma
@@ -92,7 +92,6 @@ class Trainer:
         """One step of the run's kind on the next `batch` images, then EMA."""
         batch = self.next_batch()
         self.set_learning_rates()
-        torch.manual_seed(int(stream(batch.seed, "dropout", batch.nimg, distributed.rank()).integers(2**31)))
         {"edm": self.edm_step, "gan": self.gan_step, "di": self.di_step}[self.config.kind](batch)
         self.state.cur_nimg += batch.size
         self.state.cur_step += 1

@@ -97,6 +97,7 @@ def denoiser_update(
                 images, augment_labels = state.augment_pipe(images, rng=batch.random("augment", chunk))
                 denoiser = partial(state.model, augment_labels=augment_labels)
             noise, sigma = draw_noise(noise_law, batch, "denoiser", chunk, images)
+            batch.seed_dropout(chunk)
             loss = denoising_loss(denoiser, images, noise, sigma, labels, noise_law.weight)
             (loss.sum() / batch.local_size).backward()
             report.add({"Loss/denoising": loss.detach()})
