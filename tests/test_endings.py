@@ -20,6 +20,7 @@ import torch
 import train
 from dnnlib.progress import PassProgress
 from dnnlib.util import atomic_write
+from stylegan_di import checkpoint
 from stylegan_di.config import TrainConfig
 from stylegan_di.training import statefile, watch
 from stylegan_di.training.endings import StorageError
@@ -109,6 +110,27 @@ def test_a_stop_inside_a_tick_loses_no_statistics(files: dict[str, str], tmp_pat
     assert invoke(f"--resume={folder}").exit_code == 0
     assert_same_run(whole_run(tmp_path / "whole", *small(files), *hybrid), folder)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_stop_inside_a_save_finishes_it(files: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
+    """The signal comes between the state's two files, when it is on disk without its manifest."""
+    original, saves = statefile.atomic_write, []
+
+    def stops(path: Path, data: bytes) -> None:
+        saves.append(path)
+        if len(saves) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        original(path, data)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(statefile, "atomic_write", stops)
+        result = invoke(*small(files), f"--outdir={tmp_path / 'stopped'}")
+    assert result.exit_code == 75, result.output
+    (folder,) = (tmp_path / "stopped").iterdir()
+    assert statefile.damage(last_state(folder).path) is None
+    assert saves[1] in set(folder.glob("training-state-*.json"))
+    assert invoke(f"--resume={folder}").exit_code == 0
+    assert_same_run(whole_run(tmp_path / "whole", *small(files)), folder)
 
 
 @pytest.mark.parametrize("measurement", [1, 2])
@@ -256,6 +278,21 @@ def test_a_run_on_a_disk_that_fills_up_ends_with_4_and_goes_on_when_there_is_roo
         subprocess.run(["mount", "-o", "remount,size=9m", str(disk)], check=True)
         assert invoke(f"--resume={folder}").exit_code == 0
         assert_same_run(whole_run(tmp_path / "whole", *small(files)), folder)
+
+
+def test_a_snapshot_that_finds_no_room_names_its_file_and_its_need(files: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "atomic_write", full)
+        result = invoke(*small(files), f"--outdir={tmp_path / 'full'}")
+    assert result.exit_code == 4, result.output
+    (folder,) = (tmp_path / "full").iterdir()
+    said = " ".join(result.output.split())
+    assert f"{folder / 'network-snapshot-000000.pkl'}: cannot write (No space left on device): it needs 0.0 MB" in said
+    assert invoke(f"--resume={folder}").exit_code == 0
+    assert_same_run(whole_run(tmp_path / "whole", *small(files)), folder)
 
 
 def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:

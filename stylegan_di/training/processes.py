@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from typing import IO
+
+from torch.distributed import TCPStore
 
 from dnnlib.util import UserError
 from stylegan_di.training.endings import Interrupted
@@ -52,10 +53,10 @@ def run(command: Sequence[str], count: int) -> int:
     Raises:
         ProcessLost: one was killed. ProcessFailed: another than the first failed; with what it told.
     """
-    port = _free_port()
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet, on a port of its own
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
-        children = [_start(command, rank, count, port, output) for rank, output in enumerate(outputs)]
+        children = [_start(command, rank, count, store.port, output) for rank, output in enumerate(outputs)]
         stack.callback(_kill, children)
         for number in (signal.SIGTERM, signal.SIGINT):
             previous = signal.signal(number, lambda number, frame: _send(children, number))
@@ -78,18 +79,14 @@ def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
         child.stdin.close()
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _start(command: Sequence[str], rank: int, count: int, port: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
     """One process, in a session of its own; all but the first write into `output`."""
     threads = str(max((os.cpu_count() or 1) // count, 1))
     environment = {"OMP_NUM_THREADS": threads} | os.environ | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), PARENT: str(os.getpid()),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there already, as under torchrun
+        PARENT: str(os.getpid()),
     }  # fmt: skip
     stream = None if rank == 0 else output
     return subprocess.Popen(
@@ -119,17 +116,17 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
 def _explain(cause: int, children: Sequence[subprocess.Popen[bytes]], outputs: Sequence[IO[bytes]]) -> int:
     """The status of a failed process that has told why, else an error that does."""
     status, count = children[cause].returncode, len(children)
+    outputs[cause].seek(0)
+    told = " ".join(outputs[cause].read().decode(errors="replace").split())[-2000:]
     if status < 0:
         raise ProcessLost(
             f"process {cause} of {count} was killed by {signal.Signals(-status).name}; the others have been ended; "
-            "go on from the last state with --resume=latest"
+            "go on from the last state with --resume=latest" + (f" (it told: {told})" if told else "")
         )
     if status == ProcessLost.status:
         raise ProcessLost(f"the {count} processes of the run lost each other; its log.txt says at which exchange")
     if cause == 0 or status == Interrupted.status:
         return int(status)
-    outputs[cause].seek(0)
-    told = " ".join(outputs[cause].read().decode(errors="replace").split())[-2000:]
     raise ProcessFailed(f"process {cause} of {count} ended with status {status}: {told}", status)
 
 

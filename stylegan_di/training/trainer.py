@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from stylegan_di.students import StyleGAN2Student
 from stylegan_di.training import updates, watch
 from stylegan_di.training.build import Job, lr_scale, r1_gamma
 from stylegan_di.training.ema import ema_beta, update_ema
-from stylegan_di.training.endings import Interrupted, StopRequest
+from stylegan_di.training.endings import Interrupted, StopRequest, storage_errors
 from stylegan_di.training.evaluation import Evaluation
 from stylegan_di.training.folder import RunFolder
 from stylegan_di.training.keeper import Keeper
@@ -266,12 +267,19 @@ class Trainer:
             except Interrupted:
                 metrics, is_best = {}, False
             if not self.stop.requested:
-                networks, extras = self.evaluation.networks(), self.evaluation.extras()
                 for path in [self.folder.snapshot_path(kimg)] + ([self.folder.best_path()] if is_best else []):
-                    save_snapshot(path, networks, extras=extras, metadata=self.provenance(metrics))
+                    self.write_snapshot(path, metrics)
                 if is_best:
                     self.keeper.keep_best()
         self.state.snapshot_due = distributed.any_process(self.stop.requested)
+
+    def write_snapshot(self, path: Path, metrics: dict[str, float]) -> None:
+        """The averaged weights, with what NVlabs' snapshots hold beside them and where they come from."""
+        networks = self.evaluation.networks()
+        modules = [network for network in networks.values() if isinstance(network, torch.nn.Module)]
+        need = sum(value.nbytes for module in modules for value in module.state_dict().values())
+        with storage_errors(path, need):
+            save_snapshot(path, networks, extras=self.evaluation.extras(), metadata=self.provenance(metrics))
 
     def _stopped(self) -> str:
         return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"
