@@ -40,6 +40,11 @@ def under_torchrun() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
+def meeting_point() -> torch.distributed.TCPStore:
+    """Where processes that this one starts find each other, on a free port of this machine, while it is kept."""
+    return torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
 def init(device: torch.device) -> None:
     """Joins the processes that torchrun started; does nothing without torchrun."""
     if under_torchrun() and not torch.distributed.is_initialized():

@@ -16,8 +16,6 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from torch.distributed import TCPStore
-
 from dnnlib.util import UserError
 from stylegan_di.training.endings import Interrupted
 from torch_utils import distributed
@@ -53,7 +51,7 @@ def run(command: Sequence[str], count: int) -> int:
     Raises:
         ProcessLost: one was killed. ProcessFailed: another than the first failed; with what it told.
     """
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # where they meet, on a port of its own
+    store = distributed.meeting_point()
     with contextlib.ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         children = [_start(command, rank, count, store.port, output) for rank, output in enumerate(outputs)]
