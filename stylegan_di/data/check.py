@@ -58,7 +58,7 @@ def check_dataset(
 
 
 def describe_labels(labels: Sequence[Label]) -> str:
-    """'10 classes' or 'labels of 3 numbers', as a training takes them: there are as many classes as the largest says."""
+    """'10 classes' or 'labels of 3 numbers', as a training takes them: classes count up to the largest that occurs."""
     if isinstance(labels[0], list):
         return f"labels of {len(labels[0])} numbers"
     return counted(max(label for label in labels if isinstance(label, int)) + 1, "class", "classes")
