@@ -46,7 +46,7 @@ HELP: dict[str, str] = {
     "ref": "Reference statistics (.npz, .pkl) of the metrics. Known GANs and teachers have a default, else --data.",
     "detector_file": "Weights that cannot be downloaded: FILE, or inception=FILE,vgg16=FILE of several networks.",
     "resume": "Go on with a run: latest, its folder, or a training state. For --kind=gan also a GAN to train on: a "
-    ".pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
+    ".pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256; noresume for none.",
     "seed": "Random seed; same seed, same run (of the same versions and number of threads).",
     "device": "cuda, cuda:N or cpu. [default: cuda when there]",
     "gpus": "Processes to start here, one a GPU; without it, those of torchrun, or one.",

@@ -168,6 +168,7 @@ def _check(config: TrainConfig) -> None:
 
 #: Options that lay out a GAN's networks; those of the discriminator, which --kind=di has only with --adv-weight; those
 #: of the divergence, which there is none of with --divergence=none.
+NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
 DIVERGENCE = ("teacher", "P_mean", "P_std", "fake_lr", "fake_P_mean", "fake_P_std", "fake_warmup")
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
@@ -195,6 +196,8 @@ def resolve(
     """
     known = {field.name for field in fields(TrainConfig)}
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("resume") == NO_RESUME:
+        del given["resume"]
     for name in given:
         if name not in known:
             raise KeyError(f"no such field of TrainConfig: {name}")
