@@ -26,6 +26,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.metrics.table import metric
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.training import processes
+from stylegan_di.training.build import check_augpipe
 from stylegan_di.training.endings import Interrupted
 from stylegan_di.training.launch import launch
 from stylegan_di.training.resume import goes_on, resume
@@ -163,6 +164,8 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
         given["teacher"] = known.teacher
     for name in given["metrics"] or ():
         metric(name)  # refuses an unknown one
+    if given["augpipe"] is not None:
+        check_augpipe(given["augpipe"])
     return resolve(
         kind,
         given | {"device": device or default_device()},

@@ -133,11 +133,11 @@ def _check(config: TrainConfig) -> None:
                 "model_channels", "num_blocks", "mbstd_group")  # fmt: skip
     for name in positive:
         _require(config, name, getattr(config, name) > 0, "a number above 0")
-    not_negative = ("seed", "workers", "ema", "lr_rampup", "pl_weight", "fake_warmup", "adv_weight", "p", "fp16_res",
+    not_negative = ("seed", "workers", "ema", "lr_rampup", "pl_weight", "fake_warmup", "adv_weight", "fp16_res",
                     "freezed")  # fmt: skip
     for name in not_negative:
         _require(config, name, getattr(config, name) >= 0, "0 or a number above")
-    for name in ("beta1", "beta2", "label_dropout", "dropout", "mixing", "augment"):
+    for name in ("beta1", "beta2", "label_dropout", "dropout", "mixing", "augment", "p", "target"):
         _require(config, name, 0 <= getattr(config, name) <= 1, "a number from 0 to 1")
     if config.gpus is not None:
         _require(config, "gpus", config.gpus > 0, "a number above 0")

@@ -274,6 +274,17 @@ def test_transfer_to_other_classes_keeps_every_weight_that_fits(files: dict[str,
     gan.discriminator(gan.generator(torch.zeros(2, 8), None), None)
 
 
+@pytest.mark.parametrize(("option", "message"), [
+    ("--augpipe=bgx", "accepted are blit, geom, color, filter, noise, cutout, bg, bgc, bgcf, bgcfn, bgcfnc"),
+    ("--p=1.5", "--p=1.5: accepted is a number from 0 to 1"),
+    ("--target=-0.1", "--target=-0.1: accepted is a number from 0 to 1"),
+])  # fmt: skip
+def test_augmentations_that_are_none_are_refused_in_a_dry_run(
+    files: dict[str, str], option: str, message: str
+) -> None:
+    assert message in refused("--kind=gan", f"--data={files['data']}", option, "--dry-run")
+
+
 def test_an_augmentation_that_needs_larger_images_is_refused(files: dict[str, str], tmp_path: Path) -> None:
     arguments = [*GAN, f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", "--augpipe=bgcf"]
     assert "needs images larger than 21 pixels, and those of --data" in refused(*arguments)
