@@ -26,6 +26,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.metrics.table import metric
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.training import processes
+from stylegan_di.training.build import check_augpipe
 from stylegan_di.training.endings import Interrupted
 from stylegan_di.training.launch import launch
 from stylegan_di.training.resume import goes_on, resume
@@ -47,7 +48,7 @@ HELP: dict[str, str] = {
     "ref": "Reference statistics (.npz, .pkl) of the metrics. Known GANs and teachers have a default, else --data.",
     "detector_file": "Weights that cannot be downloaded: FILE, or inception=FILE,vgg16=FILE of several networks.",
     "resume": "Go on with a run: latest, its folder, or a training state. For --kind=gan also a GAN to train on: a "
-    ".pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256.",
+    ".pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256; noresume for none.",
     "seed": "Random seed; same seed, same run (of the same versions and number of threads).",
     "device": "cuda, cuda:N or cpu. [default: cuda when there]",
     "gpus": "Processes to start here, one a GPU; without it, those of torchrun, or one.",
@@ -164,6 +165,8 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
         given["teacher"] = known.teacher
     for name in given["metrics"] or ():
         metric(name)  # refuses an unknown one
+    if given["augpipe"] is not None:
+        check_augpipe(given["augpipe"])
     return resolve(
         kind,
         given | {"device": device or default_device()},

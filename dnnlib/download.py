@@ -85,7 +85,7 @@ def open_url(
         path = _local(text) if is_url(text) else Path(text)
         if not path.is_file():
             raise UserError(f"{text}: there is no such file.")
-        _check_hash(path, text, sha256, "Use the file this project names, or pass another one by path.")
+        _check_hash(path, text, sha256, "It is damaged, or another file: put the one with that SHA-256 there.")
         return path
     path = cached_path(text, cache_dir)
     if not path.is_file():

@@ -81,7 +81,14 @@ class PassProgress:
 
 
 def _rate(per_second: float) -> str:
+    if per_second >= 100:
+        return f"{per_second:.0f}/s"
     return f"{per_second:.3g}/s" if per_second >= 1 else f"{1 / per_second:.3g} s each"
+
+
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """'1 image', '2 images'; `many` is the plural where another s does not make it."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def format_time(seconds: float) -> str:

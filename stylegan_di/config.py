@@ -133,11 +133,11 @@ def _check(config: TrainConfig) -> None:
                 "model_channels", "num_blocks", "mbstd_group")  # fmt: skip
     for name in positive:
         _require(config, name, getattr(config, name) > 0, "a number above 0")
-    not_negative = ("seed", "workers", "ema", "lr_rampup", "pl_weight", "fake_warmup", "adv_weight", "p", "fp16_res",
+    not_negative = ("seed", "workers", "ema", "lr_rampup", "pl_weight", "fake_warmup", "adv_weight", "fp16_res",
                     "freezed")  # fmt: skip
     for name in not_negative:
         _require(config, name, getattr(config, name) >= 0, "0 or a number above")
-    for name in ("beta1", "beta2", "label_dropout", "dropout", "mixing", "augment"):
+    for name in ("beta1", "beta2", "label_dropout", "dropout", "mixing", "augment", "p", "target"):
         _require(config, name, 0 <= getattr(config, name) <= 1, "a number from 0 to 1")
     if config.gpus is not None:
         _require(config, "gpus", config.gpus > 0, "a number above 0")
@@ -168,6 +168,7 @@ def _check(config: TrainConfig) -> None:
 
 #: Options that lay out a GAN's networks; those of the discriminator, which --kind=di has only with --adv-weight; those
 #: of the divergence, which there is none of with --divergence=none.
+NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
 DIVERGENCE = ("teacher", "P_mean", "P_std", "fake_lr", "fake_P_mean", "fake_P_std", "fake_warmup")
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
@@ -195,6 +196,8 @@ def resolve(
     """
     known = {field.name for field in fields(TrainConfig)}
     given = {name: value for name, value in given.items() if value is not None}
+    if given.get("resume") == NO_RESUME:
+        del given["resume"]
     for name in given:
         if name not in known:
             raise KeyError(f"no such field of TrainConfig: {name}")

@@ -70,7 +70,7 @@ def assert_check_names(path: Path, *messages: str) -> None:
     assert len(complaints) == len(messages), complaints
     for message in messages:
         assert any(matches(line, message) for line in complaints), (message, complaints)
-    assert summary.endswith(f", {len(messages)} problems")
+    assert summary.endswith(f", {len(messages)} problem{'s' if len(messages) > 1 else ''}")
 
 
 def assert_refused(path: Path, message: str, *, check: str | None = None, labels: bool = False) -> None:

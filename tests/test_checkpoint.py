@@ -83,6 +83,7 @@ def test_stylegan2_networks_of_a_golden_file(name: str) -> None:
     discriminator: Any = snapshot.networks["D"]
     images = want["G_ema/img_const_fp32"]
     assert_near(discriminator(images, c, force_fp32=True), want["D/logits_fp32"], 1e-5)
+    assert_near(discriminator(images, c), want["D/logits_default_precision"], 1e-2)
 
 
 @pytest.mark.parametrize(("name", "label"), [("sg2-uncond", None), ("sg2-cond", 2)])

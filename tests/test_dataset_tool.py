@@ -37,7 +37,7 @@ def convert(source: Path, dest: Path, *options: str) -> ImageDataset:
     """Run the tool; the data set it made, with labels if it has any."""
     result = run(f"--source={source}", f"--dest={dest}", *options)
     assert result.exit_code == 0, result.output
-    return ImageDataset(dest, use_labels="no class labels" not in result.output)
+    return ImageDataset(dest, use_labels="no labels" not in result.output)
 
 
 def refused(source: Path, dest: Path, *options: str) -> str:
@@ -189,8 +189,8 @@ def test_dataset_json_comes_before_folders(photos: Path, tmp_path: Path) -> None
     pairs = [["dog/1.png", [0.5, 1]], ["dog/2.png", [2, 3]], ["cat/7.png", [4, 5]]]
     (photos / "dataset.json").write_text(json.dumps({"labels": pairs}))
     dataset = convert(photos, tmp_path / "out.zip", "--labels")
-    assert dataset.label_dim == 0  # printed as "no class labels": these are vectors
-    assert ImageDataset(tmp_path / "out.zip", use_labels=True)[0][1].tolist() == [4, 5]
+    assert dataset.label_dim == 2
+    assert dataset[0][1].tolist() == [4, 5]
     (photos / "dataset.json").write_text(json.dumps({"labels": pairs[:2]}))
     assert "no label for 'cat/7.png'" in refused(photos, tmp_path / "missing.zip")
     assert convert(photos, tmp_path / "unlabelled.zip", "--no-labels").label_dim == 0
@@ -264,12 +264,24 @@ def test_modes_that_are_refused(tmp_path: Path) -> None:
         assert f"{tmp_path / name / 'a.png'} {message}" in refused(tmp_path / name, tmp_path / "out.zip")
 
 
+def test_what_was_made_is_described_as_the_check_does(tmp_path: Path) -> None:
+    """Classes are counted up to the largest, as a training does, whether or not each occurs."""
+    save(tmp_path / "in" / "a.png")
+    described = ("no labels", "1 class", "6 classes", "labels of 2 numbers")
+    for label, words in zip((None, 0, 5, [0.5, 1.0]), described, strict=True):
+        labels = {"labels": None if label is None else [["a.png", label]]}
+        (tmp_path / "in" / "dataset.json").write_text(json.dumps(labels))
+        for arguments in ([f"--dest={tmp_path / 'out.zip'}"], ["--check"]):
+            result = run(f"--source={tmp_path / 'in'}", *arguments)
+            assert f": 1 image, 8x8 RGB, {words}" in result.output, result.output
+
+
 def test_gray_mixed_with_rgb(tmp_path: Path) -> None:
     gray = save(tmp_path / "in" / "a.png", mode="L")
     save(tmp_path / "in" / "b.png")
     error = refused(tmp_path / "in", tmp_path / "out.zip")
     assert "b.png becomes 8x8 RGB" in error
-    assert "a.png 8x8 gray" in error
+    assert "a.png 8x8 gray; give channels, 1 or 3, for all." in error
     rgb = convert(tmp_path / "in", tmp_path / "rgb.zip", "--channels=3")
     assert np.array_equal(rgb[0][0], np.stack([gray] * 3))
     assert convert(tmp_path / "in", tmp_path / "gray.zip", "--channels=1").num_channels == 1
@@ -286,7 +298,9 @@ def test_sizes_that_are_refused_without_a_resolution(tmp_path: Path) -> None:
         assert cropped.resolution == 8
     save(tmp_path / "mixed" / "a.png", (8, 8))
     save(tmp_path / "mixed" / "b.png", (16, 16))
-    assert "b.png becomes 16x16 RGB, but" in refused(tmp_path / "mixed", tmp_path / "out.zip")
+    error = refused(tmp_path / "mixed", tmp_path / "out.zip")
+    assert "b.png becomes 16x16 RGB, but" in error
+    assert error.endswith("a.png 8x8 RGB; give a resolution.")
     assert "b.png is 16x16, too large to pad to 8x8" in refused(
         tmp_path / "mixed", tmp_path / "out.zip", "--transform=pad", "--resolution=8"
     )

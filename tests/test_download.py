@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -42,7 +43,13 @@ class Handler(BaseHTTPRequestHandler):
         elif manner == "stalls" and first:
             self.answer(CONTENT[:HALF], len(CONTENT))
             self.wfile.flush()
-            time.sleep(0.6)
+            time.sleep(1.0)
+            with contextlib.suppress(OSError):  # nobody is to wait for what comes now
+                self.wfile.write(bytes(len(CONTENT) - HALF))
+        elif manner == "portions" and not first:  # never as much as was asked for
+            self.ranged(CONTENT, most=HALF // 2)
+        elif manner == "portions":
+            self.answer(CONTENT[:HALF], len(CONTENT))
         elif manner == "short":  # always breaks off after the same bytes, whatever is asked for
             self.answer(CONTENT[: 1 << 16], len(CONTENT))
         elif manner == "overstates":  # its first answer announces more than there is
@@ -80,7 +87,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def ranged(self, content: bytes, announced: int | None = None, shift: int = 0) -> None:
+    def ranged(self, content: bytes, announced: int | None = None, shift: int = 0, most: int | None = None) -> None:
         match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
         if match is None or self.headers.get("If-Range") != '"new"':
             self.answer(content, announced or len(content))
@@ -92,12 +99,13 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
+        part = content[start:][:most]
         self.send_response(206)
         self.send_header("ETag", '"new"')
-        self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
+        self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(part)))
         self.end_headers()
-        self.wfile.write(content[start:])
+        self.wfile.write(part)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -168,6 +176,7 @@ def test_a_broken_transfer_goes_on_where_it_was(server: Server, tmp_path: Path, 
         ("ignores", [None, f"bytes={HALF}-"]),  # the whole file comes again, and replaces the half
         ("changes", [None, "bytes=65536-"]),  # another version: the old beginning is dropped
         ("overstates", [None, f"bytes={len(CONTENT)}-"]),  # the server says in the end that nothing is missing
+        ("portions", [None, f"bytes={HALF}-", f"bytes={HALF + HALF // 2}-"]),
         ("elsewhere", [None, f"bytes={HALF}-", None]),  # other bytes than asked for: from the beginning
         ("switches", [None, "bytes=65536-", None]),  # If-Range is ignored, but the answer names its version
         ("bare", [None, None]),  # neither ETag nor date nor hash: parts cannot be told to fit
@@ -282,8 +291,9 @@ def test_local_files(tmp_path: Path) -> None:
     assert open_url(path.as_uri()) == path
     with pytest.raises(UserError, match="there is no such file"):
         open_url(tmp_path / "b.pkl")
-    with pytest.raises(UserError, match="SHA-256"):
-        open_url(path, sha256="0" * 64)
+    for local in (path, path.as_uri()):
+        with pytest.raises(UserError, match=f"^{local}: its SHA-256 is {SHA256}, not 0{{64}}.*put the one with that"):
+            open_url(local, sha256="0" * 64)
 
 
 def test_progress_is_shown(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

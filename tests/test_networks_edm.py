@@ -98,7 +98,9 @@ def test_gradients(name: str, dtype: torch.dtype, tolerance: float) -> None:
         assert_near(gradients[parameter_name], arrays[f"grad64/{parameter_name}"], tolerance)
     assert list(gradients) == list(info["grad_summary"])
     for parameter_name, summary in info["grad_summary"].items():
-        assert float(gradients[parameter_name].norm()) == pytest.approx(summary["l2"], rel=max(tolerance, 1e-9))
+        gradient, norm, rounding = gradients[parameter_name], summary["l2"], max(tolerance, 1e-9)
+        assert float(gradient.norm()) == pytest.approx(norm, rel=rounding)
+        assert float(gradient.sum()) == pytest.approx(summary["sum"], abs=rounding * norm * math.sqrt(gradient.numel()))
 
 
 @pytest.mark.parametrize("name", NETWORKS)

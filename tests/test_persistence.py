@@ -6,9 +6,11 @@ import copy
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import pickle
 import pickletools
+import re
 import time
 from collections import OrderedDict
 from pathlib import Path
@@ -432,14 +434,68 @@ def test_torch_itself_rebuilds_what_is_written() -> None:
     assert rebuilt.to(torch.float64).last.dtype == torch.float64
 
 
+def structure(name: str) -> tuple[set[str], list[str]]:
+    """Of a golden file, from its recorded structure: the globals in it, and the tree of its content, line by line."""
+    with gzip.open(GOLDEN / f"format/structure-{name}.txt.gz", "rt") as file:
+        text = file.read()
+    names = text.split("GLOBALS", 1)[1].split("REDUCE callables")[0].splitlines()[1:]
+    tree = [line.strip() for line in text.splitlines()]
+    return {line.strip().rsplit(" ", 1)[0] for line in names if line.strip()}, tree
+
+
 def test_written_globals_are_those_of_nvlabs() -> None:
-    with gzip.open(GOLDEN / "format/structure-edm-cond.txt.gz", "rt") as file:
-        lines = file.read().split("GLOBALS", 1)[1].split("REDUCE callables")[0].splitlines()[1:]
-    theirs = {line.strip().rsplit(" ", 1)[0] for line in lines if line.strip()}
-    assert theirs <= {" ".join(pair) for pair in KNOWN_GLOBALS}
     unpickler = NVlabsLikeUnpickler(write_pickle({"ema": net()}))
     unpickler.load()
+    theirs, _ = structure("edm-cond")
     assert unpickler.found == {name for name in theirs if not name.startswith("numpy")}
+
+
+@pytest.mark.parametrize("name", ["edm-cond", "sg2-cond", "tf-legacy-synthetic-skip"])
+def test_golden_files_need_known_globals_only(name: str) -> None:
+    theirs, _ = structure(name)
+    assert theirs <= {" ".join(pair) for pair in KNOWN_GLOBALS}
+
+
+@pytest.mark.parametrize("name", ["edm-cond", "sg2-cond"])
+def test_objects_are_read_in_the_order_recorded(name: str) -> None:
+    """Every object, with its class and the number of its attributes."""
+    _, tree = structure(name)
+    expected = [
+        (line.split("'")[3], int(after.split("[")[1].rstrip("]")))
+        for line, after in itertools.pairwise(tree)
+        if line.startswith("'class_name'") and after.startswith("'state'")
+    ]
+    found: list[tuple[str, int]] = []
+
+    def visit(value: Any) -> None:
+        if isinstance(value, PersistentObject):
+            if value.module_src_sha256:  # torch's own containers carry no source
+                found.append((value.class_name, len(value.state)))
+            visit(value.state)
+        elif isinstance(value, dict):
+            for part in value.values():
+                visit(part)
+
+    visit(read_pickle((GOLDEN / f"pickles/{name}.pkl").read_bytes(), name))
+    assert found == expected
+    assert len(found) > 70
+
+
+def test_tensorflow_variables_are_read_in_the_order_recorded() -> None:
+    name = "tf-legacy-synthetic-skip"
+    _, tree = structure(name)
+    recorded = re.findall(r"^tuple\[2\]\n'(.+)'\n", "\n".join(tree), re.MULTILINE)
+    found: list[str] = []
+
+    def visit(network: TensorFlowNetwork) -> None:
+        for component in network.components.values():
+            visit(component)
+        found.extend(network.variables)
+
+    for network in read_pickle((GOLDEN / f"pickles/{name}.pkl").read_bytes(), name):
+        visit(network)
+    assert found == recorded
+    assert len(found) > 100
 
 
 def test_unpickling_here_says_what_to_use() -> None:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dnnlib.progress import Progress, format_time
+from dnnlib.progress import Progress, counted, format_time
 
 
 class Clock:
@@ -90,3 +90,20 @@ def test_a_shorter_line_wipes_out_a_longer_one(clock: Clock) -> None:
 )
 def test_times_are_told_in_two_units(seconds: float, text: str) -> None:
     assert format_time(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("steps", "rate"), [(1, "4 s each"), (10, "2.5/s"), (400, "100/s"), (4938, "1234/s"), (4_000_000, "1000000/s")]
+)
+def test_rates_are_plain_numbers(clock: Clock, steps: int, rate: str) -> None:
+    log = io.StringIO()
+    progress = Progress("A", steps, log)
+    clock.now += 4
+    progress.update(steps)
+    progress.close()
+    assert log.getvalue() == f"A: {steps}/{steps}, {rate}, 4s in all\n"
+
+
+def test_numbers_of_things() -> None:
+    assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
+    assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from click.testing import CliRunner
 
 import train
+from dnnlib.download import cached_path
 from stylegan_di import load_denoiser, load_generator
 from stylegan_di.checkpoint import load_snapshot
 from stylegan_di.config import TrainConfig
@@ -272,6 +274,17 @@ def test_transfer_to_other_classes_keeps_every_weight_that_fits(files: dict[str,
     gan.discriminator(gan.generator(torch.zeros(2, 8), None), None)
 
 
+@pytest.mark.parametrize(("option", "message"), [
+    ("--augpipe=bgx", "accepted are blit, geom, color, filter, noise, cutout, bg, bgc, bgcf, bgcfn, bgcfnc"),
+    ("--p=1.5", "--p=1.5: accepted is a number from 0 to 1"),
+    ("--target=-0.1", "--target=-0.1: accepted is a number from 0 to 1"),
+])  # fmt: skip
+def test_augmentations_that_are_none_are_refused_in_a_dry_run(
+    files: dict[str, str], option: str, message: str
+) -> None:
+    assert message in refused("--kind=gan", f"--data={files['data']}", option, "--dry-run")
+
+
 def test_an_augmentation_that_needs_larger_images_is_refused(files: dict[str, str], tmp_path: Path) -> None:
     arguments = [*GAN, f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", "--augpipe=bgcf"]
     assert "needs images larger than 21 pixels, and those of --data" in refused(*arguments)
@@ -292,6 +305,33 @@ def test_a_resumed_gan_has_adas_settings_for_transfer(files: dict[str, str], tmp
     result = invoke("--kind=gan", f"--data={files['data']}", f"--resume={files['gan']}", "--dry-run")
     options = json.loads(result.output)
     assert (options["ada_kimg"], options["ema_rampup"]) == (100.0, None)
+
+
+def test_noresume_is_as_without_the_option(files: dict[str, str]) -> None:
+    arguments = ["--kind=gan", f"--data={files['data']}", "--dry-run"]
+    assert invoke(*arguments, "--resume=noresume", "--cbase=64").output == invoke(*arguments, "--cbase=64").output
+
+
+@pytest.mark.parametrize(("name", "file"), [
+    ("ffhq256", "ffhq-res256-mirror-paper256-noaug.pkl"),
+    ("ffhq512", "ffhq-res512-mirror-stylegan2-noaug.pkl"),
+    ("ffhq1024", "ffhq-res1024-mirror-stylegan2-noaug.pkl"),
+    ("celebahq256", "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl"),
+    ("lsundog256", "lsundog-res256-paper256-kimg100000-noaug.pkl"),
+])  # fmt: skip
+def test_short_names_are_stylegan2_adas_files(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+) -> None:
+    """The file is looked for where its published address has its place in the cache."""
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    folder = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/transfer-learning-source-nets/"
+    path = cached_path(folder + file)
+    path.parent.mkdir(parents=True)
+    shutil.copy(files["gan"], path)
+    gan = gan_to_resume(name, label_dim=3, resolution=8, channels=1)
+    expected = load_snapshot(files["gan"]).networks["G"]
+    assert expected is not None
+    torch.testing.assert_close(gan.generator.state_dict(), expected.state_dict(), rtol=0, atol=0)
 
 
 def test_what_cannot_be_resumed_is_refused(files: dict[str, str], tmp_path: Path) -> None:

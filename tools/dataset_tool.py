@@ -20,9 +20,9 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from dnnlib.cli import user_errors
-from dnnlib.progress import PassProgress, Progress
+from dnnlib.progress import PassProgress, Progress, counted
 from dnnlib.util import UserError
-from stylegan_di.data.check import check_dataset
+from stylegan_di.data.check import check_dataset, describe_labels
 from stylegan_di.data.convert import TRANSFORMS, convert
 from stylegan_di.data.idx import SPLITS
 from stylegan_di.data.sources import open_source
@@ -45,8 +45,8 @@ def check(source: Path) -> None:
     for complaint in findings.complaints:
         click.echo(" ".join(complaint.splitlines()).encode(errors="backslashreplace"))  # names may be no text
     kind = f", {findings.kind}" if findings.kind else ""
-    problems = f"{len(findings.complaints)} problems" if findings.complaints else "nothing wrong"
-    click.echo(f"{source}: {findings.images} images{kind}, {findings.labels}, {problems}")
+    problems = counted(len(findings.complaints), "problem") if findings.complaints else "nothing wrong"
+    click.echo(f"{source}: {counted(findings.images, 'image')}{kind}, {findings.labels}, {problems}")
     if findings.complaints:
         raise click.exceptions.Exit(2)
 
@@ -104,8 +104,8 @@ def main(
         progress=progress.update,
     )
     progress.close()
-    classes = len({label for label in images.labels or [] if isinstance(label, int)})
-    click.echo(f"{dest}: {count} images, {kind}, {f'{classes} classes' if classes else 'no class labels'}")
+    described = describe_labels(images.labels) if images.labels is not None else "no labels"
+    click.echo(f"{dest}: {counted(count, 'image')}, {kind}, {described}")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from dnnlib.progress import counted
 from dnnlib.util import UserError
 from stylegan_di.data.dataset import describe_shape
 from stylegan_di.data.files import ImageFiles, decode_image
@@ -40,7 +41,7 @@ def check_dataset(
         return findings
     labels = image_labels(files, complain)
     if labels:
-        findings.labels = _describe_labels(labels)
+        findings.labels = describe_labels(labels)
     shapes: dict[str, tuple[int, ...]] = {}
     for done, name in enumerate(files.image_names, start=1):
         try:
@@ -56,10 +57,11 @@ def check_dataset(
     return findings
 
 
-def _describe_labels(labels: list[Label]) -> str:
+def describe_labels(labels: Sequence[Label]) -> str:
+    """'10 classes' or 'labels of 3 numbers', as a training takes them: classes count up to the largest that occurs."""
     if isinstance(labels[0], list):
         return f"labels of {len(labels[0])} numbers"
-    return f"{max(label for label in labels if isinstance(label, int)) + 1} classes"
+    return counted(max(label for label in labels if isinstance(label, int)) + 1, "class", "classes")
 
 
 def _check_shapes(files: ImageFiles, shapes: dict[str, tuple[int, ...]], complain: Callable[[str], None]) -> str:

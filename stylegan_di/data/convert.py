@@ -171,9 +171,9 @@ def convert(
                 )
             first = first or kind
             if kind != first:
-                raise UserError(
-                    f"{where} becomes {kind}, but {source.where[0]} {first}; give a resolution or channels."
-                )
+                same_size = kind.split()[0] == first.split()[0]
+                remedy = "give channels, 1 or 3, for all" if same_size else "give a resolution"
+                raise UserError(f"{where} becomes {kind}, but {source.where[0]} {first}; {remedy}.")
             name = f"{index // 1000:05d}/img{index:08d}.png"
             buffer = io.BytesIO()
             image.save(buffer, format="PNG", compress_level=0)

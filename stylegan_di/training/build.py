@@ -200,11 +200,16 @@ def _build_di(config: TrainConfig, dataset: ImageDataset | None) -> tuple[TrainS
     return state, teacher
 
 
+def check_augpipe(name: str) -> None:
+    """Raises UserError for a name that no augmentations have."""
+    if name not in AUGMENT_PIPES:
+        raise UserError(f"--augpipe={name}: accepted are {', '.join(AUGMENT_PIPES)}")
+
+
 def _augment_pipe(config: TrainConfig, dataset: ImageDataset) -> AugmentPipe | None:
     if config.aug == "noaug":
         return None
-    if config.augpipe not in AUGMENT_PIPES:
-        raise UserError(f"--augpipe={config.augpipe}: accepted are {', '.join(AUGMENT_PIPES)}")
+    check_augpipe(config.augpipe)
     multipliers: dict[str, Any] = AUGMENT_PIPES[config.augpipe]
     pipe = AugmentPipe(**multipliers)
     reach = pipe.Hz_fbank.shape[1] // 2
