@@ -13,8 +13,9 @@ state saved (docs/reliability.md).
 
 from __future__ import annotations
 
+import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -190,15 +191,29 @@ def main(dry_run: bool, **given: Any) -> None:
         return
     if config.gpus not in (None, 1) and not processes.started():
         raise click.exceptions.Exit(processes.run(sys.orig_argv, config.gpus))
+    status = 0
     try:
         launch(config, resumed)
     except Interrupted as ending:
         click.echo(str(ending))
-        raise click.exceptions.Exit(ending.status) from None
+        status = ending.status
     except ProcessLost as ending:
         if processes.has_parent():  # which tells more
             raise click.exceptions.Exit(ending.status) from None
         raise
+    if processes.started():
+        leave(status)
+    raise click.exceptions.Exit(status)
+
+
+def leave(status: int) -> NoReturn:
+    """Ends a process of several at once, its work done, without taking the interpreter down.
+
+    There, after a sharded run (FSDP2, gloo, PyTorch 2.13), a process has been seen to abort, twice in some eighty runs.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
