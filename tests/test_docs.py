@@ -23,6 +23,14 @@ def test_every_tool_is_on_the_page() -> None:
     }  # fmt: skip
 
 
+def test_every_tool_finds_the_project_from_wherever_it_is_run() -> None:
+    for path in (ROOT / "tools").glob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        own = re.search(r"^(from|import) (stylegan_di|torch_utils|dnnlib|tools|train|generate)\b", text, re.MULTILINE)
+        if own and "__main__" in text:
+            assert 0 < text.find("sys.path.insert(0, ") < own.start(), path.name
+
+
 @pytest.mark.parametrize(("script", "arguments"), COMMANDS)
 def test_commands_on_the_page_are_understood(script: str, arguments: str) -> None:
     command = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main

@@ -16,6 +16,7 @@ import ctypes
 import gc
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +26,8 @@ from typing import Any
 import click
 import torch
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from dnnlib.cli import Device, user_errors
 from dnnlib.util import UserError, atomic_write

@@ -9,10 +9,14 @@ the process's on the CPU, one thread, the median of the rounds; memory is what a
 from __future__ import annotations
 
 import statistics
+import sys
+from pathlib import Path
 from typing import Any
 
 import click
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from dnnlib.cli import user_errors
 from stylegan_di.diffusion import LogNormalLaw
