@@ -77,7 +77,6 @@ class Inception(Classifier):
         unbiased = F.linear(features["2048"], self.fc.weight)
         return features | {"logits_unbiased": unbiased, "logits": unbiased + self.fc.bias}
 
-
     def optimized(self) -> Inception:
         """Itself, with batch normalisation folded into the convolutions, weights in channels_last: sooner the same."""
         for module in self.modules():
