@@ -18,7 +18,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -54,7 +54,7 @@ from torch_utils.ops.upfirdn2d import setup_filter
 # rounding moves activations across the jump in a leaky ReLU's slope; tests compare small ones in float64, to 1e-10.
 STYLEGAN2_TOLERANCE, UNET_TOLERANCE = 5e-3, 1e-4
 
-Side = Callable[[], Tensor]  # does the work once; returns numbers that both sides must share
+Side = Callable[[], Sequence[Tensor]]  # does the work once; returns numbers that both sides must share
 
 
 @dataclass(frozen=True)
@@ -149,17 +149,17 @@ def network_sides(
     """A forward pass in evaluation mode, or forward and backward in train mode."""
     args, kwargs = inputs_of(network, batch, device)
 
-    def run(module: torch.nn.Module) -> Tensor:
+    def run(module: torch.nn.Module) -> list[Tensor]:
         if not backward:
             with torch.no_grad():
-                return module(*args, **kwargs)
+                return [module(*args, **kwargs)]
         module.requires_grad_(True).zero_grad()
         module(*args, **kwargs).square().mean().backward()
-        return torch.cat([p.grad.flatten() for p in module.parameters() if p.grad is not None])
+        return [p.grad for p in module.parameters() if p.grad is not None]
 
     other = nchw(network)
 
-    def plain() -> Tensor:
+    def plain() -> list[Tensor]:
         with plain_networks(grouped=not backward):
             return run(other)
 
@@ -186,7 +186,7 @@ class Step:
         self.batch = Batch.of_step(seed=0, nimg=0, size=batch, batch_gpu=batch, rank=0, world_size=1, device=device)
         self.plain = plain
 
-    def __call__(self) -> Tensor:
+    def __call__(self) -> list[Tensor]:
         """Returns the gradients of both updates, which Adam with beta1 = 0 holds as its mean."""
         state, law, report = self.state, LogNormalLaw(), Statistics()
         with plain_networks(grouped=False) if self.plain else contextlib.nullcontext():
@@ -199,8 +199,7 @@ class Step:
                         average.copy_(parameter.lerp(average, 0.99))
             else:
                 update_ema(state.ema, state.model, 0.99)
-        moments = [entry["exp_avg"] for optimizer in state.optimizers.values() for entry in optimizer.state.values()]
-        return torch.cat([moment.flatten() for moment in moments])
+        return [entry["exp_avg"] for optimizer in state.optimizers.values() for entry in optimizer.state.values()]
 
 
 def fir_sides(batch: int, device: torch.device, backward: bool) -> tuple[Side, Side]:
@@ -213,15 +212,15 @@ def fir_sides(batch: int, device: torch.device, backward: bool) -> tuple[Side, S
     last = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_(backward)
     f, pads = setup_filter([1, 3, 3, 1]).to(device), [1, 1, 1, 1]
 
-    def ours() -> Tensor:
-        return modconv_epilogue(last, f, pads, 4, scale=scale, noise=noise, b=b, act="lrelu")
+    def ours() -> list[Tensor]:
+        return [modconv_epilogue(last, f, pads, 4, scale=scale, noise=noise, b=b, act="lrelu")]
 
-    def plain() -> Tensor:
-        return fir_chain(x, f, pads, scale, noise, b)
+    def plain() -> list[Tensor]:
+        return [fir_chain(x, f, pads, scale, noise, b)]
 
-    def gradients(function: Side, image: Tensor) -> Tensor:
-        y = function()
-        return torch.cat([g.flatten() for g in torch.autograd.grad(y, [image, scale, noise, b], y.detach())])
+    def gradients(function: Side, image: Tensor) -> Sequence[Tensor]:
+        (y,) = function()
+        return torch.autograd.grad(y, [image, scale, noise, b], y.detach())
 
     return (lambda: gradients(ours, last), lambda: gradients(plain, x)) if backward else (ours, plain)
 
@@ -233,7 +232,7 @@ def inception_sides(batch: int, device: torch.device) -> tuple[Side, Side]:
     fast = copy.deepcopy(network).optimized()
     images = torch.randint(0, 256, [batch, 3, 32, 32], dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = images.to(device)
-    return lambda: fast(images), lambda: network(images)
+    return lambda: [fast(images)], lambda: [network(images)]
 
 
 def frechet_sides(dim: int = 2048) -> tuple[Side, Side]:
@@ -244,11 +243,11 @@ def frechet_sides(dim: int = 2048) -> tuple[Side, Side]:
     features = [torch.randn([2 * dim, dim], generator=generator).double().numpy() for _ in range(2)]
     (mu1, s1), (mu2, s2) = ((f.mean(0), (f.T @ f) / len(f)) for f in features)
 
-    def plain() -> Tensor:
+    def plain() -> list[Tensor]:
         value = ((mu1 - mu2) ** 2).sum() + s1.trace() + s2.trace() - 2 * sqrtm(s1 @ s2).real.trace()
-        return torch.tensor(value)
+        return [torch.tensor(value)]
 
-    return lambda: torch.tensor(frechet_distance(mu1, s1, mu2, s2)), plain
+    return lambda: [torch.tensor(frechet_distance(mu1, s1, mu2, s2))], plain
 
 
 def rows(device: torch.device) -> list[Row]:
@@ -327,7 +326,7 @@ def measure(row: Row, rounds: int, device: torch.device) -> Result:
         UserError: the two sides do not give the same numbers.
     """
     ours, plain = row.make()
-    actual, expected = ours().detach().double(), plain().detach().double()
+    actual, expected = (torch.cat([t.detach().flatten().double() for t in side()]) for side in (ours, plain))
     difference = float((actual - expected).abs().max() / expected.abs().max())
     if not difference <= row.tolerance:
         raise UserError(f"{row.name}: the two sides differ by {difference:.1e}, more than {row.tolerance:.0e}")

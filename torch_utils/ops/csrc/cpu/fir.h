@@ -7,16 +7,63 @@
 
 namespace stylegan_di {
 
-// A filter that is correlated: the sum over terms of (vertical taps) x (horizontal taps). A separable one has one term.
-template <typename T> struct Fir {
-  struct Term {
-    std::vector<T> vertical, horizontal;
-  };
-  std::vector<Term> terms;
-  int64_t up_x, up_y, down_x, down_y, pad_x, pad_y;  // padding before the first pixel
+// Along one axis, which positions each output is the weighted sum of.
+template <typename T> struct Axis {
+  std::vector<int64_t> first, position;  // those of output o are [first[o], first[o + 1])
+  std::vector<T> weight;
 
-  Fir(const Tensor& f, at::IntArrayRef up, at::IntArrayRef down, int64_t px0, int64_t py0, bool flip, double gain)
-      : up_x(up[0]), up_y(up[1]), down_x(down[0]), down_y(down[1]), pad_x(px0), pad_y(py0) {
+  Axis(const std::vector<T>& taps, int64_t size, int64_t out_size, int64_t up, int64_t down, int64_t pad) : first{0} {
+    for (int64_t o = 0; o < out_size; o++) {
+      for (int64_t k = 0; k < int64_t(taps.size()); k++) {
+        const int64_t at = o * down + k - pad;
+        if (at < 0 || at % up || at / up >= size || taps[k] == 0) continue;
+        position.push_back(at / up);
+        weight.push_back(taps[k]);
+      }
+      first.push_back(position.size());
+    }
+  }
+
+  // out[length] of output o (plus out, if add), from rows of `length` elements that are `length` apart.
+  void sum(const T* rows, int64_t length, int64_t o, T* out, bool add) const {
+    const int64_t count = first[o + 1] - first[o], *at = position.data() + first[o];
+    const T* weights = weight.data() + first[o];
+    if (count == 4 && !add) return sum_of<4>(rows, length, at, weights, out);
+    if (count == 3 && !add) return sum_of<3>(rows, length, at, weights, out);
+    if (count == 2 && !add) return sum_of<2>(rows, length, at, weights, out);
+    vectors<T>(length, [&](int64_t i, int64_t n) {
+      Vec<T> total = add ? load(out + i, n) : Vec<T>(0);
+      for (int64_t k = 0; k < count; k++) {
+        total = at::vec::fmadd(load(rows + at[k] * length + i, n), Vec<T>(weights[k]), total);
+      }
+      store(total, out + i, n);
+    });
+  }
+
+ private:
+  template <int count>
+  static void sum_of(const T* rows, int64_t length, const int64_t* at, const T* weights, T* out) {
+    const T* row[count];
+    for (int k = 0; k < count; k++) row[k] = rows + at[k] * length;
+    vectors<T>(length, [&](int64_t i, int64_t n) {
+      Vec<T> total = load(row[0] + i, n) * Vec<T>(weights[0]);
+      for (int k = 1; k < count; k++) total = at::vec::fmadd(load(row[k] + i, n), Vec<T>(weights[k]), total);
+      store(total, out + i, n);
+    });
+  }
+};
+
+// Images in and out of a filter, and how pixels lie: S elements apart.
+struct Extent {
+  int64_t height, width, out_height, out_width, S;
+};
+
+// A filter that is correlated: the sum over terms of (vertical taps) x (horizontal taps). A separable one has one term.
+template <typename T> class Fir {
+ public:
+  Fir(const Tensor& f, const Extent& extent, at::IntArrayRef up, at::IntArrayRef down, int64_t pad_x, int64_t pad_y,
+      bool flip, double gain)
+      : extent_(extent), up_x_(up[0]), down_x_(down[0]), pad_x_(pad_x) {
     const Tensor taps = f.to(at::kDouble).contiguous();
     const int64_t height = f.size(0), width = f.size(1);
     const double* p = taps.const_data_ptr<double>();
@@ -34,78 +81,45 @@ template <typename T> struct Fir {
       for (int64_t x = 0; x < width; x++)
         separable &= std::abs(at(y, x) - at(y, peak_x) * at(peak_y, x) / peak) <= rounding * std::abs(peak);
     for (int64_t x = 0; x < (separable ? 1 : width); x++) {
-      Term term{std::vector<T>(height), std::vector<T>(width)};
-      for (int64_t y = 0; y < height; y++) term.vertical[y] = at(y, separable ? peak_x : x);
-      for (int64_t i = 0; i < width; i++) term.horizontal[i] = separable ? at(peak_y, i) / peak : T(i == x);
-      terms.push_back(term);
+      std::vector<T> vertical(height), horizontal(width);
+      for (int64_t y = 0; y < height; y++) vertical[y] = at(y, separable ? peak_x : x);
+      for (int64_t i = 0; i < width; i++) horizontal[i] = separable ? at(peak_y, i) / peak : T(i == x);
+      terms_.push_back({Axis<T>(vertical, extent.height, extent.out_height, up[1], down[1], pad_y),
+                        Axis<T>(horizontal, extent.width, extent.out_width, up_x_, down_x_, pad_x), horizontal});
     }
   }
 
   // Row `oy` of the result, out[out_width * S], of one plane [height, width * S]; `buffer` holds width * S.
-  void row(const T* plane, int64_t height, int64_t width, int64_t S, int64_t oy, int64_t out_width, T* buffer,
-           T* out) const {
-    for (size_t index = 0; index < terms.size(); index++) {
-      vertical(terms[index].vertical, plane, height, width * S, oy, buffer);
-      if (S == 1) horizontal_dense(terms[index].horizontal, buffer, width, out_width, out, index != 0);
-      else horizontal(terms[index].horizontal, buffer, width, S, out_width, out, index != 0);
+  void row(const T* plane, int64_t oy, T* buffer, T* out) const {
+    const int64_t S = extent_.S;
+    for (size_t index = 0; index < terms_.size(); index++) {
+      const Term& term = terms_[index];
+      term.vertical.sum(plane, extent_.width * S, oy, buffer, false);
+      if (S == 1) {
+        along_row(term.taps, buffer, out, index != 0);
+      } else {
+        for (int64_t ox = 0; ox < extent_.out_width; ox++) term.horizontal.sum(buffer, S, ox, out + ox * S, index != 0);
+      }
     }
   }
 
  private:
-  void vertical(const std::vector<T>& taps, const T* plane, int64_t height, int64_t length, int64_t oy,
-                T* out) const {
-    constexpr int kMost = 64;
-    const T* rows[kMost];
-    T weights[kMost];
-    int found = 0;
-    for (int64_t k = 0; k < int64_t(taps.size()); k++) {
-      const int64_t position = oy * down_y + k - pad_y;
-      if (position < 0 || position % up_y || position / up_y >= height || taps[k] == 0) continue;
-      TORCH_CHECK(found < kMost, "filters of at most 64 taps");
-      rows[found] = plane + position / up_y * length;
-      weights[found++] = taps[k];
-    }
-    vectors<T>(length, [&](int64_t i, int64_t n) {
-      Vec<T> sum(0);
-      for (int k = 0; k < found; k++) sum = at::vec::fmadd(load(rows[k] + i, n), Vec<T>(weights[k]), sum);
-      store(sum, out + i, n);
-    });
-  }
-
-  void horizontal(const std::vector<T>& taps, const T* row, int64_t width, int64_t S, int64_t out_width, T* out,
-                  bool add) const {
-    for (int64_t ox = 0; ox < out_width; ox++) {
-      constexpr int kMost = 64;
-      const T* pixels[kMost];
-      T weights[kMost];
-      int found = 0;
-      for (int64_t k = 0; k < int64_t(taps.size()); k++) {
-        const int64_t position = ox * down_x + k - pad_x;
-        if (position < 0 || position % up_x || position / up_x >= width || taps[k] == 0) continue;
-        TORCH_CHECK(found < kMost, "filters of at most 64 taps");
-        pixels[found] = row + position / up_x * S;
-        weights[found++] = taps[k];
-      }
-      T* target = out + ox * S;
-      vectors<T>(S, [&](int64_t i, int64_t n) {
-        Vec<T> sum = add ? load(target + i, n) : Vec<T>(0);
-        for (int k = 0; k < found; k++) sum = at::vec::fmadd(load(pixels[k] + i, n), Vec<T>(weights[k]), sum);
-        store(sum, target + i, n);
-      });
-    }
-  }
+  struct Term {
+    Axis<T> vertical, horizontal;
+    std::vector<T> taps;  // horizontal
+  };
 
   // Pixels side by side: tap by tap along the row.
-  void horizontal_dense(const std::vector<T>& taps, const T* row, int64_t width, int64_t out_width, T* out,
-                        bool add) const {
+  void along_row(const std::vector<T>& taps, const T* row, T* out, bool add) const {
+    const int64_t width = extent_.width, out_width = extent_.out_width;
     if (!add) std::fill(out, out + out_width, T(0));
-    const int64_t common = std::gcd(up_x, down_x), out_step = up_x / common, in_step = down_x / common;
+    const int64_t common = std::gcd(up_x_, down_x_), out_step = up_x_ / common, in_step = down_x_ / common;
     for (int64_t k = 0; k < int64_t(taps.size()); k++) {
       if (taps[k] == 0) continue;
       int64_t ox = 0;  // the first output whose position is a pixel of the row, not a zero in between
-      while (ox < out_width && (ox * down_x + k - pad_x < 0 || (ox * down_x + k - pad_x) % up_x)) ox++;
+      while (ox < out_width && (ox * down_x_ + k - pad_x_ < 0 || (ox * down_x_ + k - pad_x_) % up_x_)) ox++;
       if (ox == out_width) continue;
-      const int64_t ix = (ox * down_x + k - pad_x) / up_x;
+      const int64_t ix = (ox * down_x_ + k - pad_x_) / up_x_;
       const int64_t count =
           std::min((out_width - ox + out_step - 1) / out_step, (width - ix + in_step - 1) / in_step);
       T* target = out + ox;
@@ -117,6 +131,10 @@ template <typename T> struct Fir {
       }
     }
   }
+
+  const Extent extent_;
+  const int64_t up_x_, down_x_, pad_x_;
+  std::vector<Term> terms_;
 };
 
 inline Tensor resample(const Tensor& x, const Tensor& f, at::IntArrayRef up, at::IntArrayRef down,
@@ -129,16 +147,15 @@ inline Tensor resample(const Tensor& x, const Tensor& f, at::IntArrayRef up, at:
   Tensor y = like(x, out_height, out_width);
   dispatch(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
-    const Fir<T> fir(f, up, down, padding[0], padding[2], flip_filter, gain);
     const int64_t S = last ? channels : 1, planes = x.size(0) * (last ? 1 : channels);
+    const Fir<T> fir(f, {height, width, out_height, out_width, S}, up, down, padding[0], padding[2], flip_filter, gain);
     const T* source = in.const_data_ptr<T>();
     T* target = y.mutable_data_ptr<T>();
     const int64_t grain = std::max<int64_t>(1, 4096 / std::max<int64_t>(1, out_width * S));
     at::parallel_for(0, planes * out_height, grain, [&](int64_t begin, int64_t end) {
       std::vector<T> buffer(width * S);
       for (int64_t i = begin; i < end; i++)
-        fir.row(source + i / out_height * height * width * S, height, width, S, i % out_height, out_width,
-                buffer.data(), target + i * out_width * S);
+        fir.row(source + i / out_height * height * width * S, i % out_height, buffer.data(), target + i * out_width * S);
     });
   });
   return y;

@@ -35,7 +35,12 @@ struct EpilogueShape {
     S = last ? channels : 1;
     planes = last ? 1 : channels;
   }
+
+  Extent filtering() const { return {in_height, in_width, height, width, S}; }
+  Extent transposed() const { return {height, width, in_height, in_width, S}; }
 };
+
+const int64_t kNoStep[] = {1, 1};
 
 inline Tensor modconv_epilogue(const Tensor& x, const Optional& f, at::IntArrayRef padding, double filter_gain,
                                const Optional& scale, const Optional& noise, const Optional& b, std::string_view act,
@@ -54,7 +59,7 @@ inline Tensor modconv_epilogue(const Tensor& x, const Optional& f, at::IntArrayR
   dispatch(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     std::optional<Fir<T>> fir;
-    if (f) fir.emplace(f->to(x.scalar_type()), at::IntArrayRef{1, 1}, at::IntArrayRef{1, 1}, padding[0], padding[2], false, filter_gain);
+    if (f) fir.emplace(f->to(x.scalar_type()), shape.filtering(), kNoStep, kNoStep, padding[0], padding[2], false, filter_gain);
     const T *source = in.const_data_ptr<T>(), *d = data_or_null<T>(scales), *z = data_or_null<T>(noises),
             *bias = data_or_null<T>(biases);
     T* target = y.mutable_data_ptr<T>();
@@ -90,7 +95,7 @@ inline Tensor modconv_epilogue(const Tensor& x, const Optional& f, at::IntArrayR
         for (int64_t i = begin; i < end; i++) {
           const int64_t plane = i / shape.height, py = i % shape.height, n = plane / shape.planes;
           const T* image = source + plane * shape.in_height * in_length;
-          if (fir) fir->row(image, shape.in_height, shape.in_width, shape.S, py, shape.width, buffer.data(), filtered.data());
+          if (fir) fir->row(image, py, buffer.data(), filtered.data());
           const T* noise_row = z ? z + ((shared_noise ? 0 : n) * shape.height + py) * shape.width : nullptr;
           pixels(fir ? filtered.data() : image + py * length, target + i * length, n, plane % shape.planes, noise_row);
         }
@@ -123,7 +128,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> modconv_epilogue_grad(
   dispatch(x.scalar_type(), [&](auto zero) {
     using T = decltype(zero);
     std::optional<Fir<T>> fir;  // the transposed filter
-    if (f) fir.emplace(f->to(x.scalar_type()), at::IntArrayRef{1, 1}, at::IntArrayRef{1, 1}, f->size(1) - 1 - padding[0], f->size(0) - 1 - padding[2], true, filter_gain);
+    if (f) fir.emplace(f->to(x.scalar_type()), shape.transposed(), kNoStep, kNoStep, f->size(1) - 1 - padding[0], f->size(0) - 1 - padding[2], true, filter_gain);
     const T *xs = in.const_data_ptr<T>(), *ys = out.const_data_ptr<T>(), *dys = upper.const_data_ptr<T>(),
             *d = data_or_null<T>(scales);
     T *dxs = dx.mutable_data_ptr<T>(), *dds = dd.mutable_data_ptr<T>(), *dzs = dz.mutable_data_ptr<T>(),
@@ -168,7 +173,7 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> modconv_epilogue_grad(
               }
             }
             for (int64_t iy = 0; iy < shape.in_height; iy++) {
-              if (fir) fir->row(du.data(), shape.height, shape.width, S, iy, shape.in_width, buffer.data(), filtered.data());
+              if (fir) fir->row(du.data(), iy, buffer.data(), filtered.data());
               const T* g = fir ? filtered.data() : du.data() + iy * length;
               const int64_t offset = ((n * shape.planes + plane) * shape.in_height + iy) * in_length;
               const T* pixel = xs + offset;
