@@ -1,4 +1,4 @@
-"""tools/metrics_cost.py: what it times is counted right, and its choice of a batch."""
+"""tools/metrics_cost.py: what it times is counted right."""
 
 import json
 from pathlib import Path
@@ -9,13 +9,6 @@ from click.testing import CliRunner
 
 from stylegan_di.metrics.extractors import open_extractor
 from tools import metrics_cost
-from tools.metrics_cost import Speed
-
-
-def test_the_smallest_batch_near_the_best_speed_is_chosen() -> None:
-    speeds = [Speed("g", batch, speed, 0) for batch, speed in [(1, 5), (8, 96.9), (16, 97.1), (32, 100), (64, 90)]]
-    assert metrics_cost.best_batch(speeds) == 16
-    assert metrics_cost.best_batch(speeds, within=0.5) == 8
 
 
 def test_parts_are_scaled_but_for_the_distance() -> None:

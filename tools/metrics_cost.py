@@ -13,6 +13,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -74,21 +75,14 @@ def generate(generator: Generator, num: int, batch: int) -> Tensor:
 def generation_speeds(name: str, batches: Iterable[int], num: int, rounds: int) -> list[Speed]:
     """Of each batch; the batches take turns, so that a busy machine disturbs all alike. At least `num` images each."""
     generator = GENERATORS[name]()
-    calls = {batch: lambda batch=batch: generate(generator, max(num, batch), batch) for batch in batches}
+    calls = {batch: partial(generate, generator, max(num, batch), batch) for batch in batches}
     times: dict[int, list[float]] = {batch: [] for batch in calls}
     generate(generator, num, num)
     for _ in range(rounds):
         for batch, call in calls.items():
             times[batch].append(seconds(call, CPU) / max(num, batch))
-    memory = {batch: peak_mib(lambda batch=batch: generate(generator, batch, batch), CPU) for batch in calls}
+    memory = {batch: peak_mib(partial(generate, generator, batch, batch), CPU) for batch in calls}
     return [Speed(name, batch, 1 / statistics.median(times[batch]), memory[batch]) for batch in calls]
-
-
-def best_batch(speeds: Iterable[Speed], within: float = 0.03) -> int:
-    """The smallest batch whose speed is within a share of the best one's."""
-    speeds = list(speeds)
-    best = max(speed.images_per_second for speed in speeds)
-    return min(speed.batch for speed in speeds if speed.images_per_second >= (1 - within) * best)
 
 
 def feature_parts(extractor: FeatureExtractor, label: str, images: Tensor, batch: int) -> list[Part]:
@@ -132,7 +126,7 @@ def measure_parts(num: int, batch: int) -> list[Part]:
     for name, make in GENERATORS.items():
         generator = make()
         generate(generator, batch, batch)
-        time = seconds(lambda generator=generator: generate(generator, num, batch), CPU)
+        time = seconds(partial(generate, generator, num, batch), CPU)
         parts.append(Part(f"generation: {name}", num, time, time * TOTAL / num))
     images = torch.randint(0, 256, [num, 3, 32, 32], dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     parts += feature_parts(inception(), "Inception, 2048", images, batch)
