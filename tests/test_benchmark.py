@@ -12,7 +12,7 @@ from stylegan_di.networks.stylegan2 import Generator
 from tests.golden_edm import assert_near
 from tests.golden_edm import load_network as load_unet
 from tests.golden_sg2 import load_network as load_gan
-from tools import benchmark, scaling
+from tools import benchmark
 from tools.plain import plain_networks
 
 CPU = torch.device("cpu")
@@ -73,9 +73,3 @@ def test_unknown_rows_are_refused() -> None:
     result = CliRunner().invoke(benchmark.main, ["--rows=nothing"])
     assert result.exit_code == 2
     assert "no such row; there are StyleGAN2 cifar forward" in result.output
-
-
-def test_cost_of_a_step() -> None:
-    rate, memory = scaling.cost(16, 1, 1)
-    assert rate > 0
-    assert memory >= 0
