@@ -54,8 +54,7 @@ def path_length_penalty(lengths: Tensor, pl_mean: Tensor, decay: float) -> tuple
     return (lengths - new_mean).square(), new_mean
 
 
-def ada_adjust(p: float, real_signs_mean: float, *, target: float, images: int, ada_kimg: float) -> float:
-    """ADA's next p, >= 0: it moves by images / (ada_kimg * 1000) so that E[sign D(real)] nears the target."""
+def ada_adjust(p: Tensor, real_signs_mean: Tensor, *, target: float, images: int, ada_kimg: float) -> Tensor:
+    """ADA's next p [], >= 0: it moves by images / (ada_kimg * 1000) so that E[sign D(real)], [], nears the target."""
     step = images / (ada_kimg * 1000)
-    direction = (real_signs_mean > target) - (real_signs_mean < target)
-    return max(p + direction * step, 0.0)
+    return (p + (real_signs_mean - target).sign() * step).clamp(min=0)

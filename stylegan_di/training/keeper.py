@@ -111,6 +111,7 @@ class Keeper:
         saved = statefile.load_state(best)
         state.load_tensors(saved.tensors)
         state.returns += 1
+        state.undecided.clear()
         state.skipped.clear()
         state.history.clear()
         if distributed.rank() == 0:

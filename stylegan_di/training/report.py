@@ -47,6 +47,12 @@ class Statistics:
         self._values.clear()
         return result
 
+    def drain_mean(self, name: str, default: float) -> Tensor:
+        """The mean of a name's values that are not NaN, [] on their device, or `default`; starts anew."""
+        mean = self.tensors()[name].nanmean().nan_to_num(nan=default)
+        self._values.clear()
+        return mean
+
     def tensors(self) -> dict[str, Tensor]:
         """All values since the last report, [n] by name."""
         for name, pairs in self._with_sigma.items():

@@ -34,6 +34,7 @@ class TrainState:
     cur_tick: int = 0
     cur_step: int = 0
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (step, network) of updates left out
+    undecided: list[tuple[int, str, Tensor]] = field(default_factory=list)  # whether left out, not yet read
     snapshot_due: bool = False  # whether the next thing to do is a snapshot
     history: dict[str, list[float]] = field(default_factory=dict)  # of watched statistics, tick by tick
     returns: int = 0  # to the best snapshot
@@ -67,8 +68,16 @@ class TrainState:
             optimizer.load_state_dict(_optimizer_state(optimizer, below(f"optimizer.{role}", tensors)))
         self.pl_mean = tensors["pl_mean"].to(self.pl_mean.device)
 
+    def note_skipped(self) -> None:
+        """Reads from the device, at once, which updates were left out since the last time, for `skipped`."""
+        if self.undecided:
+            flags = torch.stack([flag for _, _, flag in self.undecided]).tolist()
+            self.skipped += [(step, role) for (step, role, _), flag in zip(self.undecided, flags, strict=True) if flag]
+            self.undecided.clear()
+
     def values(self) -> dict[str, Any]:
         """What is no tensor, for JSON."""
+        self.note_skipped()
         return {name: getattr(self, name) for name in COUNTERS} | {"skipped": [list(entry) for entry in self.skipped]}
 
     def load_values(self, values: Mapping[str, Any]) -> None:
@@ -148,7 +157,7 @@ class Batch:
         if label_dim == 0:
             return None
         classes = self.random(f"{purpose}/labels", chunk).integers(label_dim)
-        return torch.nn.functional.one_hot(classes, label_dim).float()
+        return (classes[:, None] == torch.arange(label_dim, device=self.device)).float()  # one_hot would read its input
 
 
 @contextmanager

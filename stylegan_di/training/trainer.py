@@ -34,6 +34,7 @@ from stylegan_di.training.statefile import State
 from torch_utils import distributed
 
 W_AVG_SAMPLES = 4096  # latents over which a snapshot's w_avg is the mean
+SKIPS_INTERVAL = 10  # steps between reads of which updates were left out
 ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
 
 
@@ -153,12 +154,11 @@ class Trainer:
 
     def adjust_augmentation(self, images: int) -> None:
         """Moves p by ADA's rule."""
-        drained = self.real_signs.drain().get("Signs/real", {"mean": self.config.target})
-        signs = torch.tensor(drained["mean"], device=self.job.device)
+        signs = self.real_signs.drain_mean("Signs/real", self.config.target)
         distributed.average([signs])
         p: Tensor = self.state.augment_pipe.p  # type: ignore[union-attr, assignment]
         target, ada_kimg = self.config.target, self.config.ada_kimg
-        p.fill_(ada_adjust(float(p), float(signs), target=target, images=images, ada_kimg=ada_kimg))
+        p.copy_(ada_adjust(p, signs, target=target, images=images, ada_kimg=ada_kimg))
         self.report.add({"Progress/augment": p.clone()})
 
     # What a step needs.
@@ -227,7 +227,10 @@ class Trainer:
         config, state = self.config, self.state
         tick_nimg, done = config.tick * 1000, state.cur_nimg >= self.total_nimg
         is_tick = done or state.cur_nimg // tick_nimg > (state.cur_nimg - config.batch) // tick_nimg
-        trouble = watch.skipped_too_often(state.skipped, state.cur_step, config.max_skips)
+        trouble = ""
+        if is_tick or state.cur_step % SKIPS_INTERVAL == 0:
+            state.note_skipped()
+            trouble = watch.skipped_too_often(state.skipped, state.cur_step, config.max_skips)
         if is_tick:
             state.cur_tick += 1
             trouble = distributed.broadcast_string(self.tick()) or trouble

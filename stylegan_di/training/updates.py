@@ -42,21 +42,23 @@ def apply_gradients(state: TrainState, role: str) -> Tensor:
         state: where the network and its optimizer are.
         role: of the network: model, fake_score or discriminator.
 
-    Returns the norm of the gradients, [1]; [0] where the step was left out.
+    The decision stays on the device: a fused optimizer leaves weights, moments and its count of steps as they are where
+    its `found_inf` is 1.
+
+    Returns the norm of the gradients, [1]; NaN where the step was left out.
     """
     optimizer = state.optimizers[role]
     gradients = [parameter.grad for parameter in getattr(state, role).parameters() if parameter.grad is not None]
     distributed.average(gradients)
-    norm = distributed.whole(torch.nn.utils.get_total_norm(gradients)).reshape(1)
-    taken = bool(norm <= EXPLODED)  # false for NaN
-    if taken:
-        torch._foreach_clamp_min_(gradients, -GRADIENT_LIMIT)
-        torch._foreach_clamp_max_(gradients, GRADIENT_LIMIT)
-        optimizer.step()
-    else:
-        state.skipped.append((state.cur_step, role))
+    norm = distributed.whole(torch.nn.utils.get_total_norm(gradients))
+    taken = norm <= EXPLODED  # false for NaN
+    torch._foreach_clamp_min_(gradients, -GRADIENT_LIMIT)
+    torch._foreach_clamp_max_(gradients, GRADIENT_LIMIT)
+    optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]
+    optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return norm if taken else norm[:0]
+    state.undecided.append((state.cur_step, role, ~taken))
+    return torch.where(taken, norm, torch.nan).reshape(1)
 
 
 def student_images(generator: Generator, batch: Batch, chunk: range, purpose: str) -> tuple[Tensor, Tensor | None]:
@@ -230,8 +232,8 @@ def path_length_update(
             report.add({"Loss/path_length": penalty.detach()})
         pl_mean = torch.stack(means).mean()
         distributed.average([pl_mean])
-        if apply_gradients(state, "model").numel():
-            state.pl_mean = pl_mean
+        left_out = apply_gradients(state, "model")[0].isnan()
+        state.pl_mean = torch.where(left_out, state.pl_mean, pl_mean)
 
 
 def discriminator_update(
