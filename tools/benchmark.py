@@ -181,8 +181,7 @@ class Step:
             parameter.data.mul_(1.01)  # else the gradient is zero
         self.state = TrainState(student, copy.deepcopy(student), {}, fake_score)
         for name, module in (("model", student), ("fake_score", fake_score)):
-            speed = {"foreach": False} if plain else {"fused": True}
-            self.state.optimizers[name] = torch.optim.Adam(module.parameters(), lr=1e-7, betas=(0.0, 0.99), **speed)
+            self.state.optimizers[name] = torch.optim.Adam(module.parameters(), lr=1e-7, betas=(0.0, 0.99), fused=True)
         self.batch = Batch.of_step(seed=0, nimg=0, size=batch, batch_gpu=batch, rank=0, world_size=1, device=device)
         self.plain = plain
 
