@@ -285,7 +285,7 @@ def rows(device: torch.device) -> list[Row]:
 # Measuring.
 
 
-def seconds(side: Side, device: torch.device) -> float:
+def seconds(side: Callable[[], object], device: torch.device) -> float:
     """The time of one call: the process's on the CPU, the GPU's until it is done."""
     if device.type == "cpu":
         start = time.process_time()
@@ -298,7 +298,7 @@ def seconds(side: Side, device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def peak_mib(side: Side, device: torch.device) -> float:
+def peak_mib(side: Callable[[], object], device: torch.device) -> float:
     """Memory that one call takes at its most, beyond what was held before; on the CPU as Linux counts pages."""
     gc.collect()
     if device.type == "cuda":
