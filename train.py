@@ -66,6 +66,8 @@ HELP: dict[str, str] = {
     "max_skips": "Updates left out, because their gradients are not finite or exploded, at which the run has diverged "
     "(within ten times as many steps).",
     "on_divergence": "abort, or best: go back to the best snapshot, at most three times.",
+    "amp": "Autocast of denoisers and student: none (float32), bf16, or fp16; weights and moments stay float32.",
+    "compile": "torch.compile the U-Nets: the first step takes minutes, those after it less.",
     "lr": "Learning rate.",
     "lr_rampup": "Thousands of images over which learning rates rise linearly.",
     "lr_decay": "Share of the run after which learning rates fall linearly to 3 %. [default: never]",

@@ -47,6 +47,8 @@ class TrainConfig:
     metric_samples: int = 50000
     max_skips: int = 10
     on_divergence: Literal["abort", "best"] = "abort"
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    compile: bool = False
     # Optimisation.
     lr: float = 1e-3
     lr_rampup: float = 0.0
@@ -122,7 +124,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = (
                      "ada_kimg"), ("gan", "di"))
     | dict.fromkeys(("gan_pkl", "teacher", "divergence", "sigma_init", "fake_lr", "fake_P_mean", "fake_P_std",
                      "fake_warmup", "adv_weight", "fsdp"), ("di",))
-    | dict.fromkeys(("P_mean", "P_std"), ("edm", "di"))
+    | dict.fromkeys(("P_mean", "P_std", "amp", "compile"), ("edm", "di"))
 )  # fmt: skip
 
 
@@ -170,7 +172,8 @@ def _check(config: TrainConfig) -> None:
 #: of the divergence, which there is none of with --divergence=none.
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
-DIVERGENCE = ("teacher", "P_mean", "P_std", "fake_lr", "fake_P_mean", "fake_P_std", "fake_warmup")
+DIVERGENCE = ("teacher", "P_mean", "P_std", "fake_lr", "fake_P_mean", "fake_P_std", "fake_warmup",
+              "compile")  # fmt: skip
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
 
 

@@ -55,7 +55,7 @@ def check_rows(name: str, value: Tensor | None, *row: int) -> Tensor:
 
 
 class FullyConnectedLayer(PersistentModule):
-    """x [N,in_features] -> act(x @ (weight * lr / sqrt(in))^T + bias * lr), [N,out_features]."""
+    """x [N,in_features] -> act(x @ (weight * lr / sqrt(in))^T + bias * lr), [N,out_features]; never under autocast."""
 
     bias: Tensor | None
 
@@ -77,10 +77,11 @@ class FullyConnectedLayer(PersistentModule):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype).t()
-        if self.bias is None:
-            y = (x * self.weight_gain) @ weight
-        else:  # both gains go with the product
-            y = torch.addmm(self.bias.to(x.dtype), x, weight, beta=self.bias_gain, alpha=self.weight_gain)
+        with torch.autocast(x.device.type, enabled=False):  # styles are cheap, and all that follows depends on them
+            if self.bias is None:
+                y = (x * self.weight_gain) @ weight
+            else:  # both gains go with the product
+                y = torch.addmm(self.bias.to(x.dtype), x, weight, beta=self.bias_gain, alpha=self.weight_gain)
         return bias_act(y, act=self.activation)
 
 

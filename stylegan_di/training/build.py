@@ -26,6 +26,7 @@ from stylegan_di.teachers import EDMTeacher
 from stylegan_di.training.state import TrainState
 from stylegan_di.training.transfer import frozen, gan_to_resume
 from torch_utils import distributed
+from torch_utils.ops import build as ops
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",
@@ -75,8 +76,21 @@ def build(config: TrainConfig, device: torch.device) -> Job:
         for score in (teacher, state.fake_score):
             if score is not None:
                 distributed.shard(score)
+    if config.compile:
+        _compile(state.model, state.fake_score, teacher)
     state.optimizers = _optimizers(config, state)
     return Job(config, state, device, dataset, teacher, inputs)
+
+
+def _compile(*modules: torch.nn.Module | None) -> None:
+    """Makes PyTorch compile U-Nets when they are first called; a StyleGAN2 draws its noise in between and stays."""
+    try:
+        ops.recipe("cpu")  # PyTorch wants a C++ compiler for the GPU too
+    except UserError as error:
+        raise UserError(f"--compile: {error}; or leave it out") from None
+    for module in modules:
+        if isinstance(module, EDMTeacher | OneStepStudent):
+            module.network.compile()
 
 
 def weights_hash(module: torch.nn.Module) -> str:

@@ -102,10 +102,17 @@ class Trainer:
         )
         update_ema(self.state.ema, self.state.model, beta)
 
+    def autocast(self) -> torch.autocast:
+        """Products and convolutions in --amp's type; weights move between passes, so no casts of them are kept."""
+        dtype = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.amp]
+        enabled = self.config.amp != "none"
+        return torch.autocast(self.job.device.type, dtype, enabled=enabled, cache_enabled=False)
+
     def edm_step(self, batch: Batch) -> None:
         """Denoising loss on real images."""
         reals = self.reals(batch)
-        updates.denoiser_update(self.state, batch, reals, self.noise_law, self.config.label_dropout, self.report)
+        with self.autocast():
+            updates.denoiser_update(self.state, batch, reals, self.noise_law, self.config.label_dropout, self.report)
 
     def gan_step(self, batch: Batch) -> None:
         """Generator, discriminator and their lazy regularisations."""
@@ -123,13 +130,14 @@ class Trainer:
         """Fake score on the student's samples; then the student; with --adv-weight the discriminator."""
         config, state, teacher = self.config, self.state, self.job.teacher
         student_moves = state.cur_nimg >= config.fake_warmup * 1000
-        samples = updates.student_samples(state, batch) if student_moves else None
-        if state.fake_score is not None:
-            updates.fake_score_update(state, batch, self.fake_noise_law, self.report, samples)
-        if student_moves:
-            updates.student_update(
-                state, batch, teacher, self.divergence, self.noise_law, config.adv_weight, self.report, samples
-            )
+        with self.autocast():
+            samples = updates.student_samples(state, batch) if student_moves else None
+            if state.fake_score is not None:
+                updates.fake_score_update(state, batch, self.fake_noise_law, self.report, samples)
+            if student_moves:
+                updates.student_update(
+                    state, batch, teacher, self.divergence, self.noise_law, config.adv_weight, self.report, samples
+                )
         if config.adv_weight:
             student = state.model
             assert isinstance(student, Generator)

@@ -170,11 +170,12 @@ def rms(gradient: Tensor) -> Tensor:
 def discriminator_logits(
     state: TrainState, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str
 ) -> Tensor:
-    """D of the (augmented) images, [n,1]."""
+    """D of the (augmented) images, [n,1]; without autocast: a discriminator has float16 layers of its own."""
     assert state.discriminator is not None
-    if isinstance(state.augment_pipe, torch.nn.Module):
-        images = state.augment_pipe(images, rng=batch.random(purpose, chunk))
-    return state.discriminator(images, labels)
+    with torch.autocast(images.device.type, enabled=False):
+        if isinstance(state.augment_pipe, torch.nn.Module):
+            images = state.augment_pipe(images, rng=batch.random(purpose, chunk))
+        return state.discriminator(images, labels)
 
 
 def gan_images(

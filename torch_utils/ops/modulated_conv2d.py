@@ -48,23 +48,28 @@ def modulated_conv2d(
 
     Returns [N,O,H',W'], of x's type.
     """
-    noise = None if noise is None else noise.to(x.dtype)
-    b = None if b is None else b.to(x.dtype)
     scale = None
     if demodulate:
         if x.dtype == torch.float16:
             weight, styles = _within_half_range(weight, styles)
-        scale = torch.rsqrt(styles.square() @ weight.square().sum([2, 3]).t() + EPSILON).to(x.dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            scale = torch.rsqrt(styles.square() @ weight.square().sum([2, 3]).t() + EPSILON)
     elif weight.shape[2:] == (1, 1) and up == 1 and padding in (0, [0, 0], [0, 0, 0, 0]):
         y = _per_sample_product(x, weight[:, :, 0, 0], styles)
+        noise, b = _as(noise, y), _as(b, y)
         return bias_act(y if noise is None else y + noise, b, act=act, gain=gain, clamp=clamp)
     x = x * styles.to(x.dtype)[:, :, None, None]
     y, fir = _convolve(x, weight.to(x.dtype), up, padding, resample_filter, flip_weight)
+    scale, noise, b = _as(scale, y), _as(noise, y), _as(b, y)  # under autocast not of x's type
     if act in FUSED_ACTIVATIONS:
         noise = None if noise is None else noise.reshape(-1, 1, *noise.shape[-2:])
         return modconv_epilogue(y, *fir, scale=scale, noise=noise, b=b, act=act, gain=gain, clamp=clamp)
     y = modconv_epilogue(y, *fir, scale=scale)
     return bias_act(y if noise is None else y + noise, b, act=act, gain=gain, clamp=clamp)
+
+
+def _as(value: Tensor | None, y: Tensor) -> Tensor | None:
+    return None if value is None else value.to(y.dtype)
 
 
 def _per_sample_product(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:

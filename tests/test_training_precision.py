@@ -1,0 +1,143 @@
+"""--amp and --compile: the updates they give against those of float32, uncompiled."""
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+
+import train
+from stylegan_di.checkpoint import load_snapshot
+from stylegan_di.diffusion import LogNormalLaw
+from stylegan_di.loss_di import IKL
+from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.teachers import EDMTeacher
+from stylegan_di.training import updates
+from stylegan_di.training.report import Statistics
+from stylegan_di.training.state import Batch, TrainState
+from tests.tiny import edm_network, gan_networks, save_files
+
+DEVICES = [
+    pytest.param("cpu", id="cpu"),
+    pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),
+]
+
+
+def gradients(kind: str, device: str, amp: torch.dtype | None, compiled: bool = False) -> dict[str, Tensor]:
+    """Of one step's two updates, [n] each, as Adam with beta1 = 0 holds them for its mean."""
+    student: Any = OneStepStudent(edm_network(seed=1), 2.5)
+    if kind == "gan":
+        student = StyleGAN2Student(gan_networks()["G"])  # type: ignore[arg-type]
+    teacher, fake_score = EDMTeacher(edm_network(seed=2)), EDMTeacher(edm_network(seed=3))
+    for module in (student, teacher, fake_score):
+        module.to(device)
+        for parameter in module.parameters():
+            if parameter.abs().max() < 1e-3:  # a new network's last layers are zero, and hide all the others
+                torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator(device).manual_seed(0))
+    if compiled:
+        for denoiser in (teacher, fake_score):
+            denoiser.network.compile(backend="aot_eager")  # all of it but the C++ compiler, which takes a minute
+    state = TrainState(student, student, {}, fake_score)
+    for name, module in (("model", student), ("fake_score", fake_score)):
+        state.optimizers[name] = torch.optim.Adam(module.parameters(), lr=0.0, betas=(0.0, 0.99), fused=True)
+    where = torch.device(device)
+    batch = Batch.of_step(seed=0, nimg=0, size=16, batch_gpu=16, rank=0, world_size=1, device=where)
+    law, report = LogNormalLaw(), Statistics()
+    with torch.autocast(device, amp, cache_enabled=False) if amp else contextlib.nullcontext():
+        samples = updates.student_samples(state, batch)
+        updates.fake_score_update(state, batch, law, report, samples)
+        updates.student_update(state, batch, teacher, IKL(), law, 0.0, report, samples)
+    return {
+        role: torch.cat([entry["exp_avg"].flatten() for entry in optimizer.state.values()])
+        for role, optimizer in state.optimizers.items()
+    }
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("kind", ["gan", "onestep"])
+@pytest.mark.parametrize(("amp", "error"), [(torch.bfloat16, 0.02), (torch.float16, 0.005)])
+def test_autocast_gives_nearly_the_gradients_of_float32(
+    kind: str, device: str, amp: torch.dtype, error: float
+) -> None:
+    exact, near = gradients(kind, device, None), gradients(kind, device, amp)
+    for role, expected in exact.items():
+        difference = float((near[role] - expected).norm() / expected.norm())
+        assert near[role].dtype == torch.float32
+        assert 1e-6 < difference < error, role
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself
+def test_compiled_networks_give_the_same_gradients() -> None:
+    expected, found = gradients("onestep", "cpu", None), gradients("onestep", "cpu", None, compiled=True)
+    for role in expected:
+        torch.testing.assert_close(found[role], expected[role], rtol=0, atol=2e-5 * float(expected[role].abs().max()))
+
+
+SHORT = ["--device=cpu", "--batch=4", "--kimg=0.008", "--tick=0.008", "--snap=1", "--metrics=none"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_files(tmp_path_factory.mktemp("files"))
+
+
+def trained(outdir: Path, *options: str) -> Tensor:
+    """The weights a short run ends with, [n]."""
+    result = CliRunner().invoke(train.main, [*SHORT, *options, f"--outdir={outdir}"])
+    assert result.exit_code == 0, result.output + str(result.exception)
+    (snapshot,) = outdir.glob("*/network-snapshot-000000.pkl")
+    return torch.cat([value.flatten() for value in load_snapshot(snapshot).networks["ema"].parameters()])  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["di", "edm"])
+def test_the_command_line_trains_in_bf16(kind: str, files: dict[str, str], tmp_path: Path) -> None:
+    source = f"--teacher={files['teacher']}" if kind == "di" else f"--data={files['data']}"
+    small = [] if kind == "di" else ["--model-channels=8", "--channel-mult=1", "--num-blocks=1", "--workers=0"]
+    options = [f"--kind={kind}", source, *small]
+    exact, near = trained(tmp_path / "a", *options), trained(tmp_path / "b", *options, "--amp=bf16")
+    assert near.dtype == torch.float32
+    assert 0 < float((near - exact).norm() / exact.norm()) < 0.05
+
+
+def test_compiled_runs_end_with_the_same_weights(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--kind=di", f"--teacher={files['teacher']}"]
+    expected = trained(tmp_path / "a", *options)
+    compiled, compile_module = [], torch.nn.Module.compile
+
+    def quickly(module: torch.nn.Module) -> None:
+        compiled.append(type(module).__name__)
+        compile_module(module, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", quickly)
+    found = trained(tmp_path / "b", *options, "--compile=true")
+    assert compiled == ["EDMPrecond"] * 3  # student, fake score, teacher
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--kind=gan", "--data=x", "--amp=bf16"], "--amp=bf16 belongs to --kind=edm or di; this is --kind=gan"),
+        (["--kind=gan", "--data=x", "--compile=true"], "--compile=True belongs to --kind=edm or di"),
+        (["--kind=di", "--gan-pkl=x", "--divergence=none", "--compile=true"], "--compile has no effect with --diverge"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(train.main, options)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_compiling_without_a_compiler_is_refused(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    options = [*SHORT, "--kind=di", f"--teacher={files['teacher']}", "--compile=true", f"--outdir={tmp_path}"]
+    result = CliRunner().invoke(train.main, options)
+    assert result.exit_code == 2
+    assert "--compile: there is no compiler (no-such-compiler): install one" in result.output
