@@ -26,6 +26,7 @@ from typing import Any
 import click
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
@@ -79,6 +80,8 @@ class Result:
     seconds: float
     plain_seconds: float
     images_per_second: float
+    gflops: float  # billion operations a second in convolutions and products; 0 where there are none
+    plain_gflops: float
     peak_mib: float
     plain_peak_mib: float
     difference: float
@@ -88,11 +91,15 @@ class Result:
         low, high = self.quartiles
         return (
             f"{self.name:<38s} {self.ratio:5.2f} ({low:.2f}-{high:.2f})  {target:>6s}  {self.images_per_second:9.1f} "
+            f"{self.gflops:8.0f} {self.plain_gflops:6.0f} "
             f"{self.peak_mib:8.0f} {self.plain_peak_mib:8.0f}  {self.difference:.0e}"
         )
 
 
-HEADER = f"{'row':<38s} {'ratio (quartiles)':<17s} {'target':>7s}  {'images/s':>9s} {'MiB':>8s} {'plain':>8s}  differs"
+HEADER = (
+    f"{'row':<38s} {'ratio (quartiles)':<17s} {'target':>7s}  {'images/s':>9s} {'GFLOP/s':>8s} {'plain':>6s} "
+    f"{'MiB':>8s} {'plain':>8s}  differs"
+)
 
 
 # Networks: the small ones are shaped as the shipped, the others as the published.
@@ -333,7 +340,13 @@ def measure(row: Row, rounds: int, device: torch.device) -> Result:
     own, other = (statistics.median(side) for side in zip(*times, strict=True))
     low, _, high = statistics.quantiles([b / a for a, b in times], n=4)
     peaks = peak_mib(ours, device), peak_mib(plain, device)
-    return Result(row.name, row.target, other / own, (low, high), own, other, row.images / own, *peaks, difference)
+    with FlopCounterMode(display=False) as counter:
+        ours()
+    work = counter.get_total_flops() / 1e9  # of ours; the plain side's may be more
+    return Result(
+        row.name, row.target, other / own, (low, high), own, other, row.images / own, work / own, work / other, *peaks,
+        difference,
+    )  # fmt: skip
 
 
 def selected(names: str | None, device: torch.device) -> Iterator[Row]:
