@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from stylegan_di.networks import edm, edm_layers
 from stylegan_di.networks.edm import PRECONDITIONERS, EDMPrecond, iDDPMPrecond
@@ -317,6 +318,7 @@ def test_attention_in_half_precision_has_a_float32_softmax() -> None:
     assert_near(actual, expected, 1e-3)
 
 
+@sdpa_kernel(SDPBackend.MATH)
 def test_second_backward() -> None:
     network = tiny(dropout=0.0).double()
     x = torch.randn(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)

@@ -216,11 +216,14 @@ class FourierEmbedding(PersistentModule):
 def attention(qkv: Tensor, num_heads: int) -> Tensor:
     """Self-attention over pixels; qkv [B, heads * C * 3, H, W] with q, k, v fastest -> [B, heads * C, H, W].
 
-    The softmax is computed in float32 (float64 for float64 inputs), also for half-precision inputs.
+    The softmax is computed in float32 (float64 for float64 inputs), also for half-precision inputs. Second derivatives
+    are only in PyTorch's plain attention: `with torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     """
     batch, channels, height, width = qkv.shape
-    q, k, v = qkv.reshape(batch, num_heads, channels // (3 * num_heads), 3, height * width).permute(3, 0, 1, 4, 2)
-    return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(batch, channels // 3, height, width)
+    pixels = qkv.permute(0, 2, 3, 1).reshape(batch, height * width, num_heads, channels // (3 * num_heads), 3)
+    q, k, v = pixels.permute(4, 0, 2, 1, 3).contiguous()  # PyTorch's fast attention wants channels side by side
+    y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+    return y.reshape(batch, height, width, channels // 3).permute(0, 3, 1, 2)
 
 
 class UNetBlock(PersistentModule):
