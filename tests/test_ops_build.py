@@ -1,6 +1,7 @@
 """The build of native kernels: once, under a key of all it depends on, and never in a run's way."""
 
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -69,12 +70,11 @@ def test_key_covers_all_that_matters(calls: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
     keys.append(build.recipe("cpu").key)
     sources = tmp_path / "csrc"
-    (sources / "cpu").mkdir(parents=True)
-    for path in (build.SOURCES / "cpu").iterdir():
-        (sources / "cpu" / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(build.SOURCES, sources)
     monkeypatch.setattr(build, "SOURCES", sources)
-    (sources / "cpu" / "common.h").write_text("// changed")
-    keys.append(build.recipe("cpu").key)
+    for header in ("cpu/common.h", "kernels.h"):
+        (sources / header).write_text("// changed")
+        keys.append(build.recipe("cpu").key)
     assert len(set(keys)) == len(keys)
     assert build.recipe("cpu").key == keys[-1]
 

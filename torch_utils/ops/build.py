@@ -59,7 +59,7 @@ class Recipe:
         """A hash of all that the library depends on."""
         version = subprocess.run([self.compiler, "--version"], capture_output=True, text=True, check=False)
         parts = [torch.__version__, self.compiler, version.stdout, *self.flags]
-        for path in sorted(self.source.parent.iterdir()):
+        for path in sorted([*SOURCES.glob("*.h"), *self.source.parent.iterdir()]):
             parts += [path.name, path.read_text(encoding="utf-8")]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 

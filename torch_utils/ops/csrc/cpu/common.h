@@ -1,26 +1,22 @@
-// What the kernels share: vectors, layouts, activations, rows of a FIR filter.
+// What the CPU kernels share: vectors and activations.
 //
 // An image [N,C,H,W] is seen as rows of W * S elements, S elements apart from pixel to pixel. In channels_last S is C,
 // and a sample has one plane; in NCHW S is 1, and it has C planes. One loop serves both layouts.
 #pragma once
 
 #include <ATen/Parallel.h>
-#include <ATen/core/Tensor.h>
 #include <ATen/cpu/vec/functional.h>
 #include <ATen/cpu/vec/vec.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/zeros.h>
-#include <torch/library.h>
 
-#include <string_view>
 #include <vector>
+
+#include "../kernels.h"
 
 namespace stylegan_di {
 
-using at::Tensor;
 template <typename T> using Vec = at::vec::Vectorized<T>;
-using Optional = std::optional<Tensor>;
 
 // Calls body(i, count) for vectors that cover [0, n); count is less than a full vector only in the last.
 template <typename T, typename Body> inline void vectors(int64_t n, Body body) {
@@ -43,18 +39,10 @@ template <typename T> inline T total(const Vec<T>& v) {
   return at::vec::vec_reduce_all<T>([](const Vec<T>& a, const Vec<T>& b) { return a + b; }, v);
 }
 
-template <typename T> inline const T* data_or_null(const Optional& t) {
-  return t.has_value() ? t->const_data_ptr<T>() : nullptr;
-}
-
 // float16 and bfloat16 compute in float32: on a CPU they are for tests, not for speed.
 inline bool computes(const Tensor& x) { return x.scalar_type() == at::kFloat || x.scalar_type() == at::kDouble; }
 
 inline Optional to(const Optional& t, at::ScalarType type) { return t.has_value() ? Optional(t->to(type)) : t; }
-
-inline Optional dense(const Optional& t, at::ScalarType type) {
-  return t.has_value() ? Optional(t->to(type).contiguous()) : t;
-}
 
 template <typename Body> inline void dispatch(at::ScalarType type, Body body) {
   TORCH_CHECK(type == at::kFloat || type == at::kDouble, "float32 or float64 expected, not ", type);
@@ -62,32 +50,7 @@ template <typename Body> inline void dispatch(at::ScalarType type, Body body) {
   else body(double());
 }
 
-// Layouts.
-
-inline bool is_channels_last(const Tensor& x) {
-  return x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
-}
-
-inline at::MemoryFormat layout_of(const Tensor& x) {
-  return is_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-
-inline Tensor like(const Tensor& x, int64_t height, int64_t width) {
-  return at::empty({x.size(0), x.size(1), height, width}, x.options(), layout_of(x));
-}
-
-// Activations: a = act(u); derivative in terms of r, which is a, or u for swish. See bias_act.py.
-
-enum class Act { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
-constexpr double kSeluScale = 1.0507009873554804934193349852946, kSeluAlpha = 1.6732632423543772848170429916717;
-
-inline Act parse_act(std::string_view name) {
-  constexpr std::string_view names[] = {"linear", "relu", "lrelu", "tanh", "sigmoid",
-                                        "elu",    "selu", "softplus", "swish"};
-  for (int i = 0; i < 9; i++)
-    if (names[i] == name) return static_cast<Act>(i);
-  TORCH_CHECK(false, "unknown activation ", std::string(name));
-}
+// Activations.
 
 template <typename T> inline Vec<T> logistic(const Vec<T>& u) { return Vec<T>(1) / (Vec<T>(1) + u.neg().exp_u20()); }
 

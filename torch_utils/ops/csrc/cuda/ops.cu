@@ -1,20 +1,14 @@
-// The CUDA kernels, attached to the schemas that the Python modules define: float16, bfloat16, float32 and float64, NCHW
-// and channels_last. A thread computes one element of a result, a block one group of a normalisation; sums are taken in
-// float32 (float64 for float64), in a fixed order.
+// The CUDA kernels: float16, bfloat16, float32 and float64, NCHW and channels_last. A thread computes one element of a
+// result, a block one group of a normalisation; sums are taken in float32 (float64 for float64), in a fixed order.
 #include <ATen/Dispatch.h>
-#include <ATen/core/Tensor.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
-#include <torch/library.h>
 
-#include <string_view>
+#include "../kernels.h"
 
 namespace stylegan_di {
 
-using at::Tensor;
-using Optional = std::optional<Tensor>;
 constexpr int kThreads = 256;
 
 template <typename T> struct Compute { using type = float; };
@@ -28,61 +22,34 @@ inline int blocks(int64_t count) { return int((count + kThreads - 1) / kThreads)
 inline cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream(); }
 inline void check_launch() { TORCH_CHECK(cudaPeekAtLastError() == cudaSuccess, cudaGetErrorString(cudaGetLastError())); }
 
-inline bool is_channels_last(const Tensor& x) {
-  return x.dim() == 4 && x.is_contiguous(at::MemoryFormat::ChannelsLast) && !x.is_contiguous();
-}
-inline at::MemoryFormat layout_of(const Tensor& x) {
-  return is_channels_last(x) ? at::MemoryFormat::ChannelsLast : at::MemoryFormat::Contiguous;
-}
-inline Tensor like(const Tensor& x, int64_t height, int64_t width) {
-  return at::empty({x.size(0), x.size(1), height, width}, x.options(), layout_of(x));
-}
-inline Optional dense(const Optional& t, at::ScalarType type) {
-  return t.has_value() ? Optional(t->to(type).contiguous()) : t;
-}
-template <typename T> inline const T* data_or_null(const Optional& t) {
-  return t.has_value() ? t->const_data_ptr<T>() : nullptr;
-}
-
-// Activations, as in csrc/cpu/common.h.
-
-enum Act { linear, relu, lrelu, tanh_, sigmoid, elu, selu, softplus, swish };
-constexpr double kSeluScale = 1.0507009873554804934193349852946, kSeluAlpha = 1.6732632423543772848170429916717;
-
-inline Act parse_act(std::string_view name) {
-  constexpr std::string_view names[] = {"linear", "relu", "lrelu", "tanh", "sigmoid",
-                                        "elu",    "selu", "softplus", "swish"};
-  for (int i = 0; i < 9; i++)
-    if (names[i] == name) return Act(i);
-  TORCH_CHECK(false, "unknown activation ", std::string(name));
-}
+// Activations.
 
 template <typename S> __device__ S logistic(S u) { return S(1) / (S(1) + exp(-u)); }
 
 template <typename S> __device__ S activate(Act act, S u, S alpha) {
   switch (act) {
-    case relu: return u > 0 ? u : S(0);
-    case lrelu: return u > 0 ? u : u * alpha;
-    case tanh_: return tanh(u);
-    case sigmoid: return logistic(u);
-    case elu: return u > 0 ? u : expm1(u);
-    case selu: return S(kSeluScale) * (u > 0 ? u : S(kSeluAlpha) * expm1(u));
-    case softplus: return u > 20 ? u : log1p(exp(u));
-    case swish: return u * logistic(u);
+    case Act::relu: return u > 0 ? u : S(0);
+    case Act::lrelu: return u > 0 ? u : u * alpha;
+    case Act::tanh: return tanh(u);
+    case Act::sigmoid: return logistic(u);
+    case Act::elu: return u > 0 ? u : expm1(u);
+    case Act::selu: return S(kSeluScale) * (u > 0 ? u : S(kSeluAlpha) * expm1(u));
+    case Act::softplus: return u > 20 ? u : log1p(exp(u));
+    case Act::swish: return u * logistic(u);
     default: return u;
   }
 }
 
 template <typename S> __device__ S derivative(Act act, S r, S alpha) {
   switch (act) {
-    case relu: return r > 0 ? S(1) : S(0);
-    case lrelu: return r > 0 ? S(1) : alpha;
-    case tanh_: return 1 - r * r;
-    case sigmoid: return r * (1 - r);
-    case elu: return r > 0 ? S(1) : r + 1;
-    case selu: return r > 0 ? S(kSeluScale) : r + S(kSeluScale * kSeluAlpha);
-    case softplus: return -expm1(-r);
-    case swish: {
+    case Act::relu: return r > 0 ? S(1) : S(0);
+    case Act::lrelu: return r > 0 ? S(1) : alpha;
+    case Act::tanh: return 1 - r * r;
+    case Act::sigmoid: return r * (1 - r);
+    case Act::elu: return r > 0 ? S(1) : r + 1;
+    case Act::selu: return r > 0 ? S(kSeluScale) : r + S(kSeluScale * kSeluAlpha);
+    case Act::softplus: return -expm1(-r);
+    case Act::swish: {
       const S s = logistic(r);
       return s * (1 + r * (1 - s));
     }
@@ -100,7 +67,7 @@ template <typename S> struct Finish {  // activation, gain, clamp
   }
   // dy * gain * act' where |y| < limit; r is y, or for swish x + b.
   __device__ S back(S dy, S r) const {
-    const bool from_input = act == swish, by_sign = act == relu || act == lrelu;
+    const bool from_input = act == Act::swish, by_sign = act == Act::relu || act == Act::lrelu;
     const S argument = from_input || by_sign ? r : r / gain;
     const S y = from_input ? activate(act, r, alpha) * gain : r;
     return limit >= 0 && fabs(y) >= limit ? S(0) : dy * derivative(act, argument, alpha) * gain;
@@ -119,7 +86,7 @@ __global__ void bias_act_kernel(T* out, const T* x, const T* dy, const T* b, int
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
   if (i >= count) return;
   const S bias = b ? S(b[i / inner % channels]) : S(0), u = S(x[i]) + bias;
-  out[i] = T(dy ? finish.back(S(dy[i]), finish.act == swish ? u : S(x[i])) : finish(u));
+  out[i] = T(dy ? finish.back(S(dy[i]), finish.act == Act::swish ? u : S(x[i])) : finish(u));
 }
 
 // y of x, or dx of dy and ref = x.
@@ -377,7 +344,7 @@ __global__ void norm_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, const T
   const S r = S(1) / sqrt(block_sum(sum) / S(size) + S(eps));
   auto gradient = [&](S normalised) {
     const S up = S(dy[i]);
-    return norm.silu ? up * derivative(swish, normalised * S(weights[c]) + S(biases[c]), S(0)) : up;
+    return norm.silu ? up * derivative(Act::swish, normalised * S(weights[c]) + S(biases[c]), S(0)) : up;
   };
   S first = 0, second = 0;
   for (int64_t channel = g * norm.per_group; channel < (g + 1) * norm.per_group; channel++) {
@@ -435,12 +402,4 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_grad(const Tensor& dy
 
 }  // namespace stylegan_di
 
-TORCH_LIBRARY_IMPL(stylegan_di, CUDA, m) {
-  m.impl("bias_act", stylegan_di::bias_act);
-  m.impl("bias_act_grad", stylegan_di::bias_act_grad);
-  m.impl("upfirdn2d", stylegan_di::upfirdn2d);
-  m.impl("modconv_epilogue", stylegan_di::modconv_epilogue);
-  m.impl("modconv_epilogue_grad", stylegan_di::modconv_epilogue_grad);
-  m.impl("group_norm_silu", stylegan_di::group_norm_silu);
-  m.impl("group_norm_silu_grad", stylegan_di::group_norm_silu_grad);
-}
+STYLEGAN_DI_KERNELS(CUDA)
