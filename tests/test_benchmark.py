@@ -1,6 +1,7 @@
 """tools/benchmark.py and tools/plain.py: the plain side gives the same numbers, and a row that does not is refused."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,13 @@ def test_both_steps_have_the_same_gradients() -> None:
     ours, plain = (torch.cat([moment.flatten() for moment in step()]) for step in steps)
     assert_near(ours, plain, 1e-3)
     assert float(plain.abs().max()) > 0
+
+
+def test_the_profile_names_operators_and_their_shares() -> None:
+    x = torch.randn(64, 64)
+    text = benchmark.shares(lambda: [x @ x], CPU)
+    assert text.startswith("mm ")
+    assert sum(int(share) for share in re.findall(r" (\d+)%", text)) == pytest.approx(100, abs=3)
 
 
 def test_unknown_rows_are_refused() -> None:
