@@ -45,6 +45,7 @@ from stylegan_di.training.build import ARCHITECTURES
 from stylegan_di.training.ema import update_ema
 from stylegan_di.training.report import Statistics
 from stylegan_di.training.state import Batch, TrainState
+from stylegan_di.training.trainer import AMP_TYPES
 from tools.plain import fir_chain, plain_networks
 from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import build
@@ -54,6 +55,7 @@ from torch_utils.ops.upfirdn2d import setup_filter
 # Of gradients in float32. A StyleGAN2's differ from float64's by up to 1e-3, on either side, in any layout: probably
 # rounding moves activations across the jump in a leaky ReLU's slope; tests compare small ones in float64, to 1e-10.
 STYLEGAN2_TOLERANCE, UNET_TOLERANCE = 5e-3, 1e-4
+AUTOCAST_TOLERANCE = 0.1  # where each side rounds to 8 (bf16) or 11 (fp16) bits at places of its own
 
 Side = Callable[[], Sequence[Tensor]]  # does the work once; returns numbers that both sides must share
 
@@ -176,13 +178,13 @@ def network_sides(
 class Step:
     """A Diff-Instruct step with Adam and EMA; the plain one makes the student's images twice."""
 
-    def __init__(self, kind: str, batch: int, device: torch.device, plain: bool) -> None:
+    def __init__(self, kind: str, batch: int, device: torch.device, plain: bool, size: str = "small") -> None:
         arrange: Callable[[Any], Any] = nchw if plain else copy.deepcopy
-        network = unet("small", device)
+        network = unet(size, device)
         self.teacher = EDMTeacher(arrange(network))
         student: StyleGAN2Student | OneStepStudent = OneStepStudent(arrange(network), 2.5)
         if kind == "StyleGAN2":
-            student = StyleGAN2Student(arrange(stylegan2("small", device)))
+            student = StyleGAN2Student(arrange(stylegan2(size, device)))
         fake_score = EDMTeacher(arrange(network))
         for parameter in fake_score.parameters():
             parameter.data.mul_(1.01)  # else the gradient is zero
@@ -266,10 +268,10 @@ def rows(device: torch.device) -> list[Row]:
         gradients = STYLEGAN2_TOLERANCE if "StyleGAN2" in name else UNET_TOLERANCE
         return Row(name, target, batch, sides, gradients if backward else 2e-5)
 
-    def step(kind: str, target: float) -> Row:
-        batch = 512 if large else 32
-        sides = lambda: (Step(kind, batch, device, False), Step(kind, batch, device, True))  # noqa: E731
-        return Row(f"Diff-Instruct step, small, {kind}", target, batch, sides, 1e-3)
+    def step(kind: str, target: float | None, size: str = "small") -> Row:
+        batch = (512 if size == "small" else 128) if large else 32
+        sides = lambda: (Step(kind, batch, device, False, size), Step(kind, batch, device, True, size))  # noqa: E731
+        return Row(f"Diff-Instruct step, {size}, {kind}", target, batch, sides, 1e-3)
 
     table = [
         network("StyleGAN2 cifar forward", 2.3, cifar, lambda: stylegan2("cifar", device), False),
@@ -286,7 +288,9 @@ def rows(device: torch.device) -> list[Row]:
         Row("fused FIR chain fwd+bwd", 4, small, lambda: fir_sides(small, device, True)),
         Row("Inception features", 1.6, 2 * cifar, lambda: inception_sides(2 * cifar, device)),
     ]
-    return table if large else [*table, Row("Frechet distance, 2048 features", 6, 1, frechet_sides, 1e-6)]
+    if large:  # minutes a step on a CPU
+        return [*table, step("EDM student", None, "cifar"), step("StyleGAN2", None, "cifar")]
+    return [*table, Row("Frechet distance, 2048 features", 6, 1, frechet_sides, 1e-6)]
 
 
 # Measuring.
@@ -325,17 +329,30 @@ def _status(name: str) -> int:
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
-def measure(row: Row, rounds: int, device: torch.device) -> Result:
-    """Verifies, then times both sides by turns.
+def under_autocast(side: Side, device: torch.device, dtype: torch.dtype | None) -> Side:
+    """The side as it is, or with convolutions and products in dtype."""
+    if dtype is None:
+        return side
+
+    def run() -> Sequence[Tensor]:
+        with torch.autocast(device.type, dtype, cache_enabled=False):
+            return side()
+
+    return run
+
+
+def measure(row: Row, rounds: int, device: torch.device, dtype: torch.dtype | None = None) -> Result:
+    """Verifies, then times both sides by turns, under autocast if a dtype is given.
 
     Raises:
         UserError: the two sides do not give the same numbers.
     """
-    ours, plain = row.make()
+    ours, plain = (under_autocast(side, device, dtype) for side in row.make())
+    tolerance = row.tolerance if dtype is None else max(row.tolerance, AUTOCAST_TOLERANCE)
     actual, expected = (torch.cat([t.detach().flatten().double() for t in side()]) for side in (ours, plain))
     difference = float((actual - expected).abs().max() / expected.abs().max())
-    if not difference <= row.tolerance:
-        raise UserError(f"{row.name}: the two sides differ by {difference:.1e}, more than {row.tolerance:.0e}")
+    if not difference <= tolerance:
+        raise UserError(f"{row.name}: the two sides differ by {difference:.1e}, more than {tolerance:.0e}")
     times = [(seconds(ours, device), seconds(plain, device)) for _ in range(rounds)]
     own, other = (statistics.median(side) for side in zip(*times, strict=True))
     low, _, high = statistics.quantiles([b / a for a, b in times], n=4)
@@ -384,29 +401,30 @@ def selected(names: str | None, device: torch.device) -> Iterator[Row]:
 @click.option("--rows", "names", help="Only rows whose names contain one of these, comma-separated.")
 @click.option("--rounds", type=click.IntRange(min=2), default=7, show_default=True, help="Timings a side.")
 @click.option("--device", type=Device(), default="cpu", show_default=True)
+@click.option("--amp", type=click.Choice(["none", *AMP_TYPES]), default="none", help="Autocast of both sides.")
 @click.option("--profile", is_flag=True, help="Name the operators that take the most time of ours.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
 @user_errors
-def main(names: str | None, rounds: int, device: str, profile: bool, target: Path | None) -> None:
+def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, target: Path | None) -> None:
     """Prints a line a row as it is done."""
     keep_freed_memory()
     torch.set_num_threads(1)
-    where = torch.device(device)
+    where, dtype = torch.device(device), AMP_TYPES.get(amp)
     ops = build.load(where.type, may_build=where.type == "cpu")
     chosen = list(selected(names, where))
     if not chosen:
         raise UserError(f"--rows={names}: no such row; there are {', '.join(row.name for row in rows(where))}")
-    rate = convolution_rate(where)
-    click.echo(f"ops: {ops}; torch {torch.__version__}; {rounds} rounds; convolutions: {rate:.0f} GFLOP/s\n{HEADER}")
+    report: dict[str, Any] = {"ops": ops, "torch": torch.__version__, "device": device, "amp": amp, "rounds": rounds}
+    report |= {"convolutions": round(convolution_rate(where))}  # GFLOP/s
+    click.echo(f"{', '.join(f'{name} {value}' for name, value in report.items())} GFLOP/s\n{HEADER}")
     results = []
     for row in chosen:
-        results.append(measure(row, rounds, where))
+        results.append(measure(row, rounds, where, dtype))
         click.echo(results[-1].line())
         if profile:
-            click.echo(f"    {shares(row.make()[0], where)}")
+            click.echo(f"    {shares(under_autocast(row.make()[0], where, dtype), where)}")
     if target is not None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        report = {"ops": ops, "torch": torch.__version__, "device": device, "rounds": rounds, "convolutions": rate}
         text = json.dumps(report | {"rows": [asdict(result) for result in results]}, indent=1)
         atomic_write(target, text.encode())
 

@@ -35,6 +35,7 @@ from torch_utils import distributed
 
 W_AVG_SAMPLES = 4096  # latents over which a snapshot's w_avg is the mean
 SKIPS_INTERVAL = 10  # steps between reads of which updates were left out
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
 
 
@@ -104,9 +105,8 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Products and convolutions in --amp's type; weights move between passes, so no casts of them are kept."""
-        dtype = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.config.amp]
-        enabled = self.config.amp != "none"
-        return torch.autocast(self.job.device.type, dtype, enabled=enabled, cache_enabled=False)
+        dtype = AMP_TYPES.get(self.config.amp)
+        return torch.autocast(self.job.device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
     def edm_step(self, batch: Batch) -> None:
         """Denoising loss on real images."""
