@@ -13,7 +13,7 @@ from stylegan_di.networks.stylegan2 import Generator
 from tests.golden_edm import assert_near
 from tests.golden_edm import load_network as load_unet
 from tests.golden_sg2 import load_network as load_gan
-from tools import benchmark
+from tools import benchmark, benchmark_rows
 from tools.plain import plain_networks
 
 CPU = torch.device("cpu")
@@ -61,11 +61,11 @@ def test_a_row_is_printed_and_written(tmp_path: Path) -> None:
 def test_sides_that_differ_are_refused() -> None:
     sides = lambda: (lambda: [torch.tensor([1.0])], lambda: [torch.tensor([1.001])])  # noqa: E731
     with pytest.raises(UserError, match=r"odd: the two sides differ by 1\.0e-03, more than 2e-05"):
-        benchmark.measure(benchmark.Row("odd", None, 1, sides), 2, CPU)
+        benchmark.measure(benchmark_rows.Row("odd", None, 1, sides), 2, CPU)
 
 
 def test_both_steps_have_the_same_gradients() -> None:
-    steps = (benchmark.Step("StyleGAN2", 2, CPU, plain) for plain in (False, True))
+    steps = (benchmark_rows.Step("StyleGAN2", 2, CPU, plain) for plain in (False, True))
     ours, plain = (torch.cat([moment.flatten() for moment in step()]) for step in steps)
     assert_near(ours, plain, 1e-3)
     assert float(plain.abs().max()) > 0

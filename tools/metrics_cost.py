@@ -32,7 +32,8 @@ from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception import Inception
 from stylegan_di.metrics.statistics import FeatureSums
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
-from tools.benchmark import peak_mib, seconds, stylegan2, unet
+from tools.benchmark import peak_mib, seconds
+from tools.benchmark_rows import stylegan2, unet
 from torch_utils.allocator import keep_freed_memory
 from torch_utils.ops import build
 
