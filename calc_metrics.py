@@ -114,7 +114,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of latents and labels.")
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True,
               help="Measure this many sets of samples, of the seeds from --seed on: mean and spread.")
-@click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
+@click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
               help="Weights that cannot be downloaded, where several by network: inception, vgg16, lpips, dinov2.")
@@ -133,7 +133,7 @@ def main(
     num: int,
     seed: int,
     repeat: int,
-    batch: int,
+    batch: int | None,
     device: str | None,
     detector_file: str | None,
     trunc: float | None,

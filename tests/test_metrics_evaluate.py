@@ -19,7 +19,14 @@ from stylegan_di.interfaces import Classifier, Denoiser, FeatureExtractor, Gener
 from stylegan_di.metrics import evaluate, features
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
-from stylegan_di.metrics.features import dataset_features, dataset_images, evaluation_mode, extract, generated_images
+from stylegan_di.metrics.features import (
+    batch_size,
+    dataset_features,
+    dataset_images,
+    evaluation_mode,
+    extract,
+    generated_images,
+)
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception_score import inception_score
 from stylegan_di.metrics.path_length import Path as LatentPath
@@ -85,6 +92,13 @@ def test_samples_depend_on_the_seed_and_not_on_the_batch(label_dim: int) -> None
         torch.testing.assert_close(images(batch, 5), first, rtol=0, atol=0)
     torch.testing.assert_close(images(7, 5, num=9), first[:9], rtol=0, atol=0)
     assert not torch.equal(images(20, 6), first)
+
+
+def test_large_images_are_made_fewer_at_a_time() -> None:
+    assert [batch_size(side) for side in (16, 128, 256, 512, 1024, 2048)] == [64, 64, 32, 8, 2, 1]
+    generator = Blobs()
+    Evaluator(PAIR, REFERENCE, 70)(generator)
+    assert [len(labels) for labels in generator.labels] == [64, 6]
 
 
 def test_labels_are_uniform() -> None:

@@ -16,7 +16,14 @@ from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.interfaces import Classifier, FeatureExtractor, Generator
 from stylegan_di.metrics.extractors import detector_files, open_extractor
-from stylegan_di.metrics.features import Report, dataset_features, dataset_images, extract, generated_images
+from stylegan_di.metrics.features import (
+    Report,
+    batch_size,
+    dataset_features,
+    dataset_images,
+    extract,
+    generated_images,
+)
 from stylegan_di.metrics.path_length import path_distances, trimmed_mean
 from stylegan_di.metrics.references import SUFFIXES, load_references
 from stylegan_di.metrics.statistics import FeatureStats
@@ -34,7 +41,7 @@ class Evaluator:
         reference: statistics (an .npz or .pkl file or a known name), a data set, or the path of one; None where no
             metric compares with real images.
         num_samples: images to generate for a measurement, and paths for path lengths.
-        batch: images at a time; it changes nothing but the rounding.
+        batch: images at a time, None for `batch_size` of their resolution; it changes nothing but the rounding.
         detector_file: weights of the extractors, where they are not to be downloaded (see `detector_files`).
         device: of the extractors, and of the generators that will be measured.
         report: told how far a pass over images has come.
@@ -49,7 +56,7 @@ class Evaluator:
         reference: str | os.PathLike[str] | ImageDataset | None,
         num_samples: int = 50000,
         *,
-        batch: int = 64,
+        batch: int | None = None,
         detector_file: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
         report: Report | None = None,
@@ -70,15 +77,16 @@ class Evaluator:
     def __call__(self, generator: Generator, seed: int = 0) -> dict[str, float]:
         """Every figure for `num_samples` images of a generator; equal seeds mean equal latents and labels."""
         results = {}
+        batch = self.batch or batch_size(generator.img_resolution)
         for name, entry in self.of_paths.items():
             assert self.lpips is not None
             distances = path_distances(
                 generator, self.lpips, entry.path,
-                num=self.num_samples, batch=self.batch, seed=seed, report=self._report("Paths", self.num_samples),
+                num=self.num_samples, batch=batch, seed=seed, report=self._report("Paths", self.num_samples),
             )  # fmt: skip
             results[name] = trimmed_mean(distances)
         if self.of_images:
-            images = generated_images(generator, num=self.num_samples, batch=self.batch, seed=seed, device=self.device)
+            images = generated_images(generator, num=self.num_samples, batch=batch, seed=seed, device=self.device)
             results |= self._measure(images, self.num_samples)
         return self._in_order(results)
 
@@ -91,7 +99,8 @@ class Evaluator:
         if self.of_paths:
             raise UserError(f"{', '.join(self.of_paths)}: path lengths are for a GAN, not for images")
         num = min(self.num_samples, len(dataset))
-        return self._measure(dataset_images(dataset, num=num, batch=self.batch), num)
+        batch = self.batch or batch_size(dataset.resolution)
+        return self._measure(dataset_images(dataset, num=num, batch=batch), num)
 
     def _measure(self, images: Iterable[Tensor], num: int) -> dict[str, float]:
         extractors = list(self.extractors.values())
@@ -157,7 +166,7 @@ class Evaluator:
             self.extractors[entry.extractor],
             num=num if entry.max_reals is None else min(num, entry.max_reals),
             keep_features=entry.extractor in self.keep_reals,
-            batch=self.batch,
+            batch=self.batch or batch_size(dataset.resolution),
             device=self.device,
             report=self.report,
         )

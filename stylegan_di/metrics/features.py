@@ -56,6 +56,11 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
             part.training = True
 
 
+def batch_size(resolution: int) -> int:
+    """Images at a time where nobody says otherwise: 64 (docs/performance.md, Metrics), fewer from 256x256 on."""
+    return max(1, min(64, 2**21 // resolution**2))
+
+
 def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Iterator[Tensor]:
     """The first `num` images uint8 [<=batch,3,H,W] of a data set, on the CPU."""
     for start in range(0, num, batch):

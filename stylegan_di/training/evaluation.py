@@ -197,7 +197,6 @@ def make_evaluator(job: Job, reference: str | ImageDataset | None, stop: StopReq
         metrics=list(config.metrics),
         reference=reference,
         num_samples=config.metric_samples,
-        batch=128,
         detector_file=config.detector_file,
         device=job.device,
         report=report,
