@@ -48,7 +48,7 @@ def meeting_point() -> torch.distributed.TCPStore:
 def init(device: torch.device) -> None:
     """Joins the processes that torchrun started; does nothing without torchrun."""
     if under_torchrun() and not torch.distributed.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         with _exchange_before_start():
             torch.distributed.init_process_group(backend=backend, timeout=TIMEOUT)
 
@@ -107,11 +107,13 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; also a barrier: nobody goes on before everybody is here."""
+    """Whether the flag is set in any process; also a barrier: nobody goes on before everybody is here.
+
+    It is exchanged between CPUs: what GPUs have yet to do is not waited for.
+    """
     if world_size() == 1:
         return flag
-    on_gpu = torch.distributed.get_backend() == "nccl"
-    count = torch.tensor([float(flag)], device="cuda" if on_gpu else "cpu")
+    count = torch.tensor([float(flag)])
     with _exchange():
         torch.distributed.all_reduce(count)
     return bool(count.item())
