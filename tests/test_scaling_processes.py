@@ -17,7 +17,7 @@ def test_each_number_of_processes_whole_and_spread() -> None:
 
 def test_table_and_json_agree(tmp_path: Path) -> None:
     target = tmp_path / "made" / "processes.json"
-    arguments = ["--model-channels=8", "--batch=2", "--steps=3", "--processes=1", f"--json={target}"]
+    arguments = ["--model-channels=8", "--batch=2", "--steps=1", "--processes=1", f"--json={target}"]
     result = CliRunner().invoke(scaling_processes.main, arguments)
     assert result.exit_code == 0, result.output
     (run,) = json.loads(target.read_text())["runs"]
@@ -40,4 +40,4 @@ def test_memory_of_a_grandchild_counts() -> None:
 
 def test_a_run_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(scaling_processes.UserError, match=r"(?s)ended with status 2:.*no-such-teacher"):
-        scaling_processes.measure(tmp_path / "no-such-teacher.pkl", 2, 3, 1, False)
+        scaling_processes.measure(tmp_path / "no-such-teacher.pkl", 2, 1, 1, False)
