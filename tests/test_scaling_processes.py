@@ -26,6 +26,14 @@ def test_table_and_json_agree(tmp_path: Path) -> None:
     assert f"| 1 | whole | {run['images_per_second']:.2f} | {run['process_mib']:.0f} |" in result.output
 
 
+def test_a_plot_names_each_run(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    runs = [scaling_processes.Run(1, False, 1.0, 10.0), scaling_processes.Run(2, True, 1.5, 8.0)]
+    scaling_processes.plot(runs, tmp_path / "a.svg")
+    text = (tmp_path / "a.svg").read_text()
+    assert text.count(">1<") == text.count(">2, spread<") == 2  # one in each panel
+
+
 def test_memory_of_a_grandchild_counts() -> None:
     code = "data = bytearray(200 << 20); print(len(data), flush=True); input()"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"

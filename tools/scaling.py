@@ -9,6 +9,7 @@ and moments. Batches double from 1 up to --most-pixels a step.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import statistics
 import sys
@@ -100,8 +101,9 @@ def grid(resolutions: Sequence[int], most_batch: int, most_pixels: int) -> Itera
             batch *= 2
 
 
-def plot(cells: Sequence[Cell], path: Path) -> None:
-    """Draws speed and memory against the batch, a line a resolution, in the format of the path's suffix.
+@contextlib.contextmanager
+def two_panels(path: Path) -> Iterator[Sequence[Any]]:
+    """Two axes to draw on, of a figure that is then written in the format of the path's suffix.
 
     Raises:
         UserError: if matplotlib is not installed, or it cannot write such files.
@@ -114,19 +116,25 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
     if path.suffix not in (".svg", ".png"):
         raise UserError(f"--plot={path}: accepted are names that end in .svg or .png")
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    for axes, name, label in zip(
-        figure.subplots(1, 2), ("images_per_second", "peak_mib"), ("images / s", "memory of a step, MiB"), strict=True
-    ):
-        for resolution in dict.fromkeys(cell.resolution for cell in cells):
-            own = [cell for cell in cells if cell.resolution == resolution]
-            values = [getattr(cell, name) for cell in own]
-            axes.plot([cell.batch for cell in own], values, "o-", label=f"{resolution}x{resolution}")
-        axes.set(xscale="log", yscale="log", xlabel="batch, images", ylabel=label)
-        axes.grid(alpha=0.3)
-        axes.legend()
+    yield figure.subplots(1, 2)
     path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scaling"}), atomic_file(path) as file:
         figure.savefig(file, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def plot(cells: Sequence[Cell], path: Path) -> None:
+    """Draws speed and memory against the batch, a line a resolution."""
+    with two_panels(path) as panels:
+        for axes, name, label in zip(
+            panels, ("images_per_second", "peak_mib"), ("images / s", "memory of a step, MiB"), strict=True
+        ):
+            for resolution in dict.fromkeys(cell.resolution for cell in cells):
+                own = [cell for cell in cells if cell.resolution == resolution]
+                values = [getattr(cell, name) for cell in own]
+                axes.plot([cell.batch for cell in own], values, "o-", label=f"{resolution}x{resolution}")
+            axes.set(xscale="log", yscale="log", xlabel="batch, images", ylabel=label)
+            axes.grid(alpha=0.3)
+            axes.legend()
 
 
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from dnnlib.util import UserError, atomic_write
 from stylegan_di.checkpoint import save_snapshot
 from stylegan_di.networks.edm import EDMPrecond
 from stylegan_di.training.build import ARCHITECTURES
+from tools.scaling import two_panels
 
 ROOT = Path(__file__).resolve().parent.parent
 TICKS = 3
@@ -110,14 +111,28 @@ def family_mib(ancestor: int) -> list[float]:
     return [most[member] for member in family if member in most]
 
 
+def plot(runs: Sequence[Run], path: Path) -> None:
+    """Draws speed and memory, a bar a run."""
+    names = [f"{run.processes}{', spread' if run.fsdp else ''}" for run in runs]
+    with two_panels(path) as panels:
+        for axes, name, label in zip(
+            panels, ("images_per_second", "process_mib"), ("images / s", "memory of a process, MiB"), strict=True
+        ):
+            axes.bar(names, [getattr(run, name) for run in runs], width=0.6)
+            axes.set(xlabel="processes", ylabel=label)
+
+
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
 @click.option("--model-channels", type=click.IntRange(min=8), default=32, show_default=True, help="EDM's has 128.")
 @click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Of all processes.")
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Steps a tick.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True, help="Most processes.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
+@click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw them: .svg or .png.")
 @user_errors
-def main(model_channels: int, batch: int, steps: int, processes: int, target: Path | None) -> None:
+def main(
+    model_channels: int, batch: int, steps: int, processes: int, target: Path | None, picture: Path | None
+) -> None:
     """Prints a row as it is done."""
     runs = []
     with tempfile.TemporaryDirectory() as folder:
@@ -131,6 +146,8 @@ def main(model_channels: int, batch: int, steps: int, processes: int, target: Pa
         target.parent.mkdir(parents=True, exist_ok=True)
         report = {"torch": torch.__version__, "model_channels": model_channels, "batch": batch, "steps": steps}
         atomic_write(target, json.dumps(report | {"runs": [asdict(run) for run in runs]}, indent=1).encode())
+    if picture is not None:
+        plot(runs, picture)
 
 
 if __name__ == "__main__":
