@@ -69,6 +69,16 @@ def test_float16_does_not_overflow() -> None:
     assert_near(large, modulated_conv2d(x.double(), weight.double(), styles.double(), padding=1), 1e-2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_gives_its_type_and_does_not_overflow(dtype: torch.dtype) -> None:
+    x, weight, styles = MODULATED["x"], MODULATED["w3"], MODULATED["styles"]
+    expected = modulated_conv2d(x, weight, styles, padding=1)
+    with torch.autocast("cpu", dtype):
+        y = modulated_conv2d(x, weight * 1e4, styles * 1e4, padding=1)
+    assert y.dtype == dtype
+    assert_near(y, expected, 2e-2)
+
+
 def test_modulation_is_per_sample_weights() -> None:
     """Equations 1-3 as they are written, one sample at a time."""
     x, weight, styles = (MODULATED[name].double() for name in ("x", "w3", "styles"))

@@ -46,13 +46,14 @@ def modulated_conv2d(
         demodulate: whether each output channel's weights are brought to unit length.
         b, act, gain, clamp: what follows, as in `bias_act`.
 
-    Returns [N,O,H',W'], of x's type.
+    Returns [N,O,H',W'], of x's type, or of autocast's.
     """
-    scale = None
+    scale, device = None, x.device.type
     if demodulate:
-        if x.dtype == torch.float16:
+        computes_in = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        if computes_in == torch.float16:
             weight, styles = _within_half_range(weight, styles)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(device, enabled=False):
             scale = torch.rsqrt(styles.square() @ weight.square().sum([2, 3]).t() + EPSILON)
     elif weight.shape[2:] == (1, 1) and up == 1 and padding in (0, [0, 0], [0, 0, 0, 0]):
         y = _per_sample_product(x, weight[:, :, 0, 0], styles)
@@ -60,7 +61,7 @@ def modulated_conv2d(
         return bias_act(y if noise is None else y + noise, b, act=act, gain=gain, clamp=clamp)
     x = x * styles.to(x.dtype)[:, :, None, None]
     y, fir = _convolve(x, weight.to(x.dtype), up, padding, resample_filter, flip_weight)
-    scale, noise, b = _as(scale, y), _as(noise, y), _as(b, y)  # under autocast not of x's type
+    scale, noise, b = _as(scale, y), _as(noise, y), _as(b, y)
     if act in FUSED_ACTIVATIONS:
         noise = None if noise is None else noise.reshape(-1, 1, *noise.shape[-2:])
         return modconv_epilogue(y, *fir, scale=scale, noise=noise, b=b, act=act, gain=gain, clamp=clamp)
