@@ -316,7 +316,7 @@ def test_a_training_that_diverges_ends_with_3_and_a_diagnosis(files: dict[str, s
     result = invoke(*arguments, f"--outdir={tmp_path}")
     assert result.exit_code == 3, result.output
     said = " ".join(result.output.split())
-    assert "updates of the last 50 steps had gradients that are not finite or exploded (model 4, fake_score 3)" in said
+    assert "updates of the last 50 steps had gradients that are not finite or exploded (model 3, fake_score 2)" in said
     assert "lower learning rates (--lr, --fake-lr, --dlr)" in said
     (folder,) = tmp_path.iterdir()
     assert "the training came apart at kimg" in (folder / "log.txt").read_text()

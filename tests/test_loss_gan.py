@@ -49,5 +49,6 @@ def test_path_length_penalty_tracks_the_mean() -> None:
     ("p", "signs", "expected"), [(0.2, 0.9, 0.204), (0.2, 0.1, 0.196), (0.2, 0.6, 0.2), (0.001, 0.1, 0.0)]
 )
 def test_ada_moves_p_by_images_over_ada_kimg(p: float, signs: float, expected: float) -> None:
-    moved = loss_gan.ada_adjust(torch.tensor(p), torch.tensor(signs), target=0.6, images=2000, ada_kimg=500)
-    assert math.isclose(float(moved), expected, abs_tol=1e-7)
+    inputs = (torch.tensor(value, dtype=torch.float64) for value in (p, signs))
+    moved = loss_gan.ada_adjust(*inputs, target=0.6, images=2000, ada_kimg=500)
+    assert math.isclose(float(moved), expected, abs_tol=1e-12)

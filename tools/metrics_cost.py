@@ -91,25 +91,23 @@ def feature_parts(extractor: FeatureExtractor, label: str, images: Tensor, batch
     num = len(images)
     features: list[Tensor] = []
 
-    def extraction() -> Tensor:
+    def extraction() -> None:
         with torch.no_grad():
             features.extend(extractor(chunk) for chunk in images.split(batch))
-        return features[0]
 
     extractor(images[:batch])  # not timed: the first call prepares convolutions
     parts = [Part(f"{label}: features", num, time := seconds(extraction, CPU), time * TOTAL / num)]
     halves = [FeatureSums(extractor.dim) for _ in range(2)]
 
-    def sums() -> Tensor:
+    def sums() -> None:
         for index, chunk in enumerate(features):
             halves[index % 2].append(chunk)
-        return features[0]
 
     parts.append(Part(f"{label}: sums for mean and covariance", num, time := seconds(sums, CPU), time * TOTAL / num))
 
-    def distance() -> Tensor:
+    def distance() -> None:
         a, b = (half.finish(extractor=extractor.name) for half in halves)
-        return torch.tensor(frechet_distance(a.mean, a.cov, b.mean, b.cov))
+        frechet_distance(a.mean, a.cov, b.mean, b.cov)
 
     parts.append(Part(f"{label}: Frechet distance, once", num, time := seconds(distance, CPU), time))
     return parts

@@ -20,7 +20,7 @@ from torch.nn import ModuleDict, Parameter
 
 from stylegan_di.diffusion import Preconditioning, edm_preconditioning
 from stylegan_di.networks import edm
-from stylegan_di.networks.edm_layers import downsample, upsample
+from stylegan_di.networks.edm_layers import attention, downsample, upsample
 from stylegan_di.networks.edm_unets import check_choice, plan_decoder, plan_encoder
 from torch_utils.persistence import PersistentModule
 
@@ -162,9 +162,9 @@ class Block(PersistentModule):
 
     def _attention(self, x: Tensor) -> Tensor:
         """Cosine attention: queries, keys and values are normalised over their channels."""
-        qkv = self.attn_qkv(x).reshape(x.shape[0], self.num_heads, -1, 3, x.shape[2] * x.shape[3])
-        q, k, v = normalize(qkv, dim=2).permute(3, 0, 1, 4, 2)
-        return self.attn_proj(F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(x.shape))
+        qkv = self.attn_qkv(x)
+        parts = qkv.unflatten(1, [self.num_heads, -1, 3])
+        return self.attn_proj(attention(normalize(parts, dim=2).reshape(qkv.shape), self.num_heads))
 
 
 class UNet(PersistentModule):

@@ -237,8 +237,7 @@ class Trainer:
         is_tick = done or state.cur_nimg // tick_nimg > (state.cur_nimg - config.batch) // tick_nimg
         trouble = ""
         if is_tick or state.cur_step % SKIPS_INTERVAL == 0:
-            state.note_skipped()
-            trouble = watch.skipped_too_often(state.skipped, state.cur_step, config.max_skips)
+            trouble = self.judge_skips()
         if is_tick:
             state.cur_tick += 1
             trouble = distributed.broadcast_string(self.tick()) or trouble
@@ -248,6 +247,14 @@ class Trainer:
             state.snapshot_due = done or state.cur_tick % config.snap == 0
             if state.snapshot_due or state.cur_tick % config.state == 0:
                 self.keeper.save(self.clock.elapsed())
+
+    def judge_skips(self) -> str:
+        """What is wrong with the updates left out, if anything is, after any of the steps since they were last read."""
+        state = self.state
+        state.note_skipped()
+        steps = range(state.cur_step - SKIPS_INTERVAL + 1, state.cur_step + 1)
+        judgements = (watch.skipped_too_often(state.skipped, step, self.config.max_skips) for step in steps)
+        return next(filter(None, judgements), "")
 
     def tick(self) -> str:
         """One line to the log, one to stats.jsonl; returns what is wrong with the statistics, if anything is."""

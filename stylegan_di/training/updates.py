@@ -38,12 +38,12 @@ def draw_noise(law: NoiseLaw, batch: Batch, purpose: str, chunk: range, image: T
 def apply_gradients(state: TrainState, role: str) -> Tensor:
     """Averages a network's gradients over processes and steps its optimizer, or leaves the step out and notes that.
 
+    The decision stays on the device: a fused optimizer leaves weights, moments and its count of steps as they are where
+    its `found_inf` is 1.
+
     Args:
         state: where the network and its optimizer are.
         role: of the network: model, fake_score or discriminator.
-
-    The decision stays on the device: a fused optimizer leaves weights, moments and its count of steps as they are where
-    its `found_inf` is 1.
 
     Returns the norm of the gradients, [1]; NaN where the step was left out.
     """

@@ -20,10 +20,10 @@ def skipped_too_often(skipped: list[tuple[int, str]], step: int, limit: int) -> 
 
     Args:
         skipped: the step and the network of every skipped update.
-        step: the present one.
+        step: how many have been done; updates of later ones do not count.
         limit: --max-skips.
     """
-    recent = [role for at, role in skipped if at > step - limit * WINDOW]
+    recent = [role for at, role in skipped if step - limit * WINDOW < at < step]
     if len(recent) < limit:
         return ""
     counts = ", ".join(f"{role} {recent.count(role)}" for role in dict.fromkeys(recent))
