@@ -20,20 +20,20 @@ from typing import Any
 
 import click
 
-from dnnlib.cli import Device, default_device, user_errors, writable_folder
-from dnnlib.progress import PassProgress, format_time
-from dnnlib.util import UserError
 from stylegan_di import zoo
-from stylegan_di.checkpoint import as_model, load_snapshot
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.progress import PassProgress, format_time
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_reals
-from stylegan_di.sampling import HeunGenerator
+from stylegan_di.sampling.heun import HeunGenerator
+from stylegan_di.snapshots.checkpoint import as_model, load_snapshot
 from stylegan_di.students import StyleGAN2Student
-from stylegan_di.teachers import EDMTeacher
-from torch_utils.allocator import keep_freed_memory
-from torch_utils.ops import build as kernels
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.torch_utils.allocator import keep_freed_memory
+from stylegan_di.torch_utils.ops import build as kernels
 
 
 def load(network: str, which: str | None, trunc: float | None, steps: int | None) -> Generator:

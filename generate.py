@@ -19,20 +19,20 @@ from typing import Any
 import click
 import torch
 
-from dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
-from dnnlib.progress import Progress
-from dnnlib.util import UserError
-from stylegan_di.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS, ablation_sampler
-from stylegan_di.checkpoint import as_model, load_snapshot
+from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.progress import Progress
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.explore.projection import draw as draw_ws
+from stylegan_di.explore.projection import load_projection
 from stylegan_di.images import save_grid, save_image
 from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.projection import draw as draw_ws
-from stylegan_di.projection import load_projection
-from stylegan_di.sampling import heun_sampler
-from stylegan_di.seeded import Draw, call_size, gan_images, one_step_images, teacher_images, uint8_images
+from stylegan_di.sampling.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS, ablation_sampler
+from stylegan_di.sampling.heun import heun_sampler
+from stylegan_di.sampling.seeded import Draw, call_size, gan_images, one_step_images, teacher_images, uint8_images
+from stylegan_di.snapshots.checkpoint import as_model, load_snapshot
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
-from torch_utils.allocator import keep_freed_memory
-from torch_utils.ops import build as kernels
+from stylegan_di.torch_utils.allocator import keep_freed_memory
+from stylegan_di.torch_utils.ops import build as kernels
 
 GRID_FORMATS = (".png", ".jpg", ".jpeg")
 GAN = {"truncation_psi": "--trunc", "noise_mode": "--noise-mode"}

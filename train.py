@@ -19,21 +19,21 @@ from typing import Any, NoReturn
 
 import click
 
-from dnnlib.cli import Device, default_device, user_errors
-from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.config import GROUPS, TrainConfig, resolve
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.cli import Device, default_device, user_errors
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.table import metric
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
-from stylegan_di.training import processes
+from stylegan_di.runs import processes
+from stylegan_di.runs.endings import Interrupted
+from stylegan_di.runs.resume import goes_on, resume
+from stylegan_di.torch_utils import distributed
+from stylegan_di.torch_utils.allocator import keep_freed_memory
+from stylegan_di.torch_utils.distributed import ProcessLost
 from stylegan_di.training.build import check_augpipe
-from stylegan_di.training.endings import Interrupted
 from stylegan_di.training.launch import launch
-from stylegan_di.training.resume import goes_on, resume
-from torch_utils import distributed
-from torch_utils.allocator import keep_freed_memory
-from torch_utils.distributed import ProcessLost
 
 HELP: dict[str, str] = {
     "cfg": f"Preset (docs/presets.md): {', '.join(GAN_PRESETS)} [gan]; {', '.join(EDM_PRESETS)} [edm]; "

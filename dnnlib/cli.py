@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 
 MAX_SEED = 2**32 - 1  # what numpy's RandomState takes
 MAX_SEEDS = 1_000_000

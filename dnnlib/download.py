@@ -24,8 +24,8 @@ from urllib.request import url2pathname
 
 import requests
 
-from dnnlib.progress import Progress
-from dnnlib.util import UserError, atomic_write, cache_folder, sha256_of_file
+from stylegan_di.dnnlib.progress import Progress
+from stylegan_di.dnnlib.util import UserError, atomic_write, cache_folder, sha256_of_file
 
 try:
     import fcntl

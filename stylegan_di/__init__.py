@@ -6,17 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dnnlib.util import UserError
-    from stylegan_di.checkpoint import load_denoiser, load_generator
-    from torch_utils.persistence import RefusedFileError
+    from stylegan_di.dnnlib.util import UserError
+    from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator
+    from stylegan_di.torch_utils.persistence import RefusedFileError
 
 __all__ = ["RefusedFileError", "UserError", "load_denoiser", "load_generator"]
 
 _HOMES = {
-    "RefusedFileError": "torch_utils.persistence",
-    "UserError": "dnnlib.util",
-    "load_denoiser": "stylegan_di.checkpoint",
-    "load_generator": "stylegan_di.checkpoint",
+    "RefusedFileError": "stylegan_di.torch_utils.persistence",
+    "UserError": "stylegan_di.dnnlib.util",
+    "load_denoiser": "stylegan_di.snapshots.checkpoint",
+    "load_generator": "stylegan_di.snapshots.checkpoint",
 }
 
 

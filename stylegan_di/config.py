@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.presets import EDM_PRESETS, KIND_DEFAULTS, RECIPES, check_cfg, gan_preset, recipe_name
 
 Kind = Literal["edm", "gan", "di"]

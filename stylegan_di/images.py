@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dnnlib.util import UserError, atomic_file
+from stylegan_di.dnnlib.util import UserError, atomic_file
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
 from stylegan_di.diffusion import add_noise, edm_weight, per_sample
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
 
 Weight = Literal["sigma2", "one", "dmd"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 
 #: Defaults of each kind, over those of TrainConfig.
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
 from stylegan_di.networks import stylegan2
 from stylegan_di.networks.edm import Precond

@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dnnlib.download import cached_path, is_url, notice_once, open_url
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.download import cached_path, is_url, notice_once, open_url
+from stylegan_di.dnnlib.util import UserError
 
 ASSETS = Path(__file__).parent / "assets"
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/"

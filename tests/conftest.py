@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from torch_utils.ops import build
-from torch_utils.ops.reference import reference_kernels
+from stylegan_di.torch_utils.ops import build
+from stylegan_di.torch_utils.ops.reference import reference_kernels
 
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)

@@ -16,9 +16,9 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from stylegan_di.checkpoint import save_snapshot
+from stylegan_di.snapshots.checkpoint import save_snapshot
+from stylegan_di.torch_utils.persistence import write_pickle
 from tests.tiny import edm_network, gan_networks
-from torch_utils.persistence import write_pickle
 
 NOT_A_NETWORK = "It is no network file of stylegan2-ada-pytorch or edm; use a copy from a source you trust."
 DAMAGED = "The file is damaged; download or copy it again."

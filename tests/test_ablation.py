@@ -7,11 +7,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
-from stylegan_di.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, Process, ablation_sampler, noise_levels, vp_betas
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling import heun_sampler
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.sampling.ablation import (
+    DISCRETIZATIONS,
+    SCALINGS,
+    SCHEDULES,
+    Process,
+    ablation_sampler,
+    noise_levels,
+    vp_betas,
+)
+from stylegan_di.sampling.heun import heun_sampler
+from stylegan_di.teachers.edm import EDMTeacher
 from tests.golden_edm import assert_near, load_arrays, load_network
 from tests.test_sampling import STD, GaussianDenoiser
 

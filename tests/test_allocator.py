@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from torch_utils.allocator import keep_freed_memory
+from stylegan_di.torch_utils.allocator import keep_freed_memory
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT = """
 import resource, sys, torch
-from torch_utils.allocator import keep_freed_memory
+from stylegan_di.torch_utils.allocator import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     sys.exit(3)
 def faults():

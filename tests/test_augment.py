@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
 from stylegan_di.data.augment import AUGMENT_PIPES, AugmentPipe
 from stylegan_di.data.augment_ops import SYM2, SYM6, frequency_bands
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.random import SampleRandom
 
 FOLDER = Path(__file__).parent / "golden"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stylegan_di.data.augment_edm import TRAINING, TRAINING_LABELS, AugmentPipe
 from stylegan_di.random import SampleRandom
-from torch_utils.persistence import PersistentObject, read_pickle, write_pickle
+from stylegan_di.torch_utils.persistence import PersistentObject, read_pickle, write_pickle
 
 FOLDER = Path(__file__).parent / "golden"
 with np.load(FOLDER / "augment" / "edm_augment.npz") as _file:

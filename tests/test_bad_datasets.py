@@ -19,10 +19,10 @@ import pytest
 from click.testing import CliRunner
 
 import train
-from dnnlib.util import UserError
 from stylegan_di.data.check import check_dataset
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.files import decode_image
+from stylegan_di.dnnlib.util import UserError
 from tests.datasets import encode, image_files, labels_file, pixels, write
 from tools.dataset_tool import main as dataset_tool
 

@@ -1,4 +1,4 @@
-"""tools/benchmark.py and tools/plain.py: the plain side gives the same numbers, and a row that does not is refused."""
+"""tools/dev/benchmark.py: the plain side gives the same numbers, and a row that does not is refused."""
 
 import json
 import re
@@ -8,13 +8,13 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.stylegan2 import Generator
 from tests.golden_edm import assert_near
 from tests.golden_edm import load_network as load_unet
 from tests.golden_sg2 import load_network as load_gan
-from tools import benchmark, benchmark_rows
-from tools.plain import plain_networks
+from tools.dev import benchmark, benchmark_rows
+from tools.dev.plain import plain_networks
 
 CPU = torch.device("cpu")
 

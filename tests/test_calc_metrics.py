@@ -12,8 +12,8 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import calc_metrics
-from stylegan_di.checkpoint import load_generator
 from stylegan_di.metrics.evaluate import Evaluator
+from stylegan_di.snapshots.checkpoint import load_generator
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
 GAN, TEACHER = GOLDEN / "sg2-cond.pkl", GOLDEN / "edm-uncond.pkl"

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 import stylegan_di
-from dnnlib.util import UserError
-from stylegan_di.checkpoint import (
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.random import SampleRandom
+from stylegan_di.sampling.heun import heun_sampler
+from stylegan_di.snapshots.checkpoint import (
     Snapshot,
     as_denoiser,
     as_generator,
@@ -27,13 +30,10 @@ from stylegan_di.checkpoint import (
     load_snapshot,
     save_snapshot,
 )
-from stylegan_di.networks.stylegan2 import Discriminator, Generator
-from stylegan_di.random import SampleRandom
-from stylegan_di.sampling import heun_sampler
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.torch_utils.persistence import PersistentObject, RefusedFileError, read_pickle, write_pickle
 from tests.golden_edm import NETWORKS, load_network
-from torch_utils.persistence import PersistentObject, RefusedFileError, read_pickle, write_pickle
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
 FORMATS = ["pkl", "safetensors"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from dnnlib.cli import MAX_SEED, MAX_SEEDS, Device, Seeds, default_device, parse_seeds, user_errors
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.cli import MAX_SEED, MAX_SEEDS, Device, Seeds, default_device, parse_seeds, user_errors
+from stylegan_di.dnnlib.util import UserError
 
 
 @pytest.mark.parametrize(

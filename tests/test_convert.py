@@ -12,14 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from stylegan_di.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
-from stylegan_di.inspection import SHIPPED, inspect_file, origin_of
+from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
+from stylegan_di.snapshots.inspection import SHIPPED, inspect_file, origin_of
 from stylegan_di.students import OneStepStudent
+from stylegan_di.torch_utils.persistence import write_pickle
 from tests import hostile
 from tests.test_checkpoint import GOLDEN, assert_same_weights
 from tests.tiny import edm_network, gan_networks, save_gan, save_teacher
 from tools import convert, inspect_pickle
-from torch_utils.persistence import write_pickle
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(ONNX), reason=f"not installed: {', '.join(ONNX)} (pip install '.[onnx]')")

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from dnnlib.util import UserError
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import batch_indices, iterate_batches, load_batch
+from stylegan_di.dnnlib.util import UserError
 from tests.datasets import image_files, labels_file, pixels, write
 
 

@@ -19,9 +19,9 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from dnnlib.util import UserError
 from stylegan_di.data.convert import transform_image
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.util import UserError
 from tests.datasets import encode, pixels
 from tools.dataset_tool import main
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from dnnlib import download
-from dnnlib.download import cached_path, notice_once, open_url
-from dnnlib.util import UserError
+from stylegan_di.dnnlib import download
+from stylegan_di.dnnlib.download import cached_path, notice_once, open_url
+from stylegan_di.dnnlib.util import UserError
 
 CONTENT = bytes(range(256)) * 3072  # twelve of the pieces in which a transfer is kept
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -18,13 +18,14 @@ import pytest
 import torch
 
 import train
-from dnnlib.progress import PassProgress
-from dnnlib.util import atomic_write
-from stylegan_di import checkpoint
 from stylegan_di.config import TrainConfig
-from stylegan_di.training import statefile, watch
-from stylegan_di.training.endings import StorageError
-from stylegan_di.training.folder import RunFolder
+from stylegan_di.dnnlib.progress import PassProgress
+from stylegan_di.dnnlib.util import atomic_write
+from stylegan_di.runs import statefile
+from stylegan_di.runs.endings import StorageError
+from stylegan_di.runs.folder import RunFolder
+from stylegan_di.snapshots import checkpoint
+from stylegan_di.training import watch
 from stylegan_di.training.trainer import Trainer
 from tests.test_resume import SHORT, TINY_EDM, assert_same_run, files, invoke, last_state, small, whole_run  # noqa: F401
 
@@ -192,9 +193,9 @@ class FullDisk:
         def counted_open(path: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             return _File(real_open(path, mode, *args, **kwargs), self)
 
-        patch.setattr("dnnlib.util.open", counted_open, raising=False)
+        patch.setattr("stylegan_di.dnnlib.util.open", counted_open, raising=False)
         for name in ("fsync", "replace"):
-            patch.setattr(f"dnnlib.util.os.{name}", self.counted(getattr(os, name)))
+            patch.setattr(f"stylegan_di.dnnlib.util.os.{name}", self.counted(getattr(os, name)))
 
     def counted(self, function: Any) -> Any:
         def call(*args: Any) -> Any:

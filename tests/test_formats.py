@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from dnnlib.util import UserError
-from stylegan_di.checkpoint import (
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.snapshots.checkpoint import (
     as_denoiser,
     as_generator,
     load_denoiser,
@@ -22,14 +23,19 @@ from stylegan_di.checkpoint import (
     load_snapshot,
     save_snapshot,
 )
-from stylegan_di.formats import read_contents
-from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.snapshots.formats import read_contents
 from stylegan_di.students import OneStepStudent
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.torch_utils.persistence import (
+    Persistent,
+    PersistentObject,
+    RefusedFileError,
+    read_pickle,
+    write_pickle,
+)
 from tests.test_checkpoint import GOLDEN, assert_near, assert_same_weights, expected, golden
 from tests.tiny import edm_network, gan_networks
-from torch_utils import persistence
-from torch_utils.persistence import Persistent, PersistentObject, RefusedFileError, read_pickle, write_pickle
+from torch_utils import persistence as as_nvlabs_name_it
 
 TENSORFLOW = "tf-legacy-synthetic-skip"
 
@@ -91,7 +97,7 @@ class NVlabsPickler(pickle.Pickler):
         if isinstance(obj, Persistent):
             meta = {"type": "class", "version": 6, "module_src": "raise RuntimeError",
                     "class_name": type(obj).__name__, "state": dict(vars(obj))}  # fmt: skip
-            return persistence._reconstruct_persistent_obj, (meta,)
+            return as_nvlabs_name_it._reconstruct_persistent_obj, (meta,)
         return NotImplemented
 
 
@@ -224,7 +230,7 @@ def test_fake_score_beside_a_student_is_a_denoiser(tmp_path: Path) -> None:
 
 
 def stylegan3_state(network: torch.nn.Module) -> PersistentObject:
-    from stylegan_di.formats import to_pickle
+    from stylegan_di.snapshots.formats import to_pickle
 
     return read_pickle(to_pickle({"G_ema": network}, {}, {}, "stylegan3"), "some.pkl")["G_ema"]
 
@@ -285,7 +291,7 @@ def test_stylegan3s_default_decay_of_w_avg(tmp_path: Path) -> None:
     """A file of stylegan3's repository that does not name the decay means 0.998, ours would be 0.995."""
     network = gan_networks()["G_ema"]
     assert network is not None
-    from stylegan_di.stylegan3 import NETWORKS_SOURCE, for_stylegan3
+    from stylegan_di.snapshots.stylegan3 import NETWORKS_SOURCE, for_stylegan3
 
     theirs: Any = for_stylegan3(network)
     del theirs._init_kwargs["mapping_kwargs"]["w_avg_beta"]
@@ -298,7 +304,7 @@ def test_stylegan3s_default_decay_of_w_avg(tmp_path: Path) -> None:
 
 def test_stylegan3s_default_precision_and_clamp_are_read_from_the_layers(tmp_path: Path) -> None:
     """Its code has four float16 resolutions and a clamp at 256 where a file does not say; ours has neither."""
-    from stylegan_di.stylegan3 import NETWORKS_SOURCE, for_stylegan3
+    from stylegan_di.snapshots.stylegan3 import NETWORKS_SOURCE, for_stylegan3
 
     widths: dict[str, Any] = dict(channel_base=64, channel_max=8, num_fp16_res=4, conv_clamp=256)
     common: dict[str, Any] = dict(c_dim=0, img_resolution=16, img_channels=1)

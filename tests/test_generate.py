@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 import generate
-from stylegan_di.ablation import ablation_sampler
-from stylegan_di.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.images import to_uint8
-from stylegan_di.sampling import heun_sampler
-from stylegan_di.seeded import call_size, gan_images, one_step_images, teacher_images, uint8_images
+from stylegan_di.sampling.ablation import ablation_sampler
+from stylegan_di.sampling.heun import heun_sampler
+from stylegan_di.sampling.seeded import call_size, gan_images, one_step_images, teacher_images, uint8_images
+from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
 from tests.golden_edm import load_network
 

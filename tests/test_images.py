@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import from_uint8, save_grid, save_image, to_rgb, to_uint8
 
 

@@ -1,4 +1,4 @@
-"""The short form of tools/kill_test.py; docs/reliability.md has the long one's figures."""
+"""The short form of tools/dev/kill_test.py; docs/reliability.md has the long one's figures."""
 
 import re
 import subprocess
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from stylegan_di.training import statefile
-from tools import kill_test
+from stylegan_di.runs import statefile
+from tools.dev import kill_test
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -13,9 +13,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import generate
-from stylegan_di.checkpoint import load_generator
-from stylegan_di.latents import coarse_styles, loop, mix_styles
-from stylegan_di.seeded import gan_synthesis, gan_ws
+from stylegan_di.explore.latents import coarse_styles, loop, mix_styles
+from stylegan_di.sampling.seeded import gan_synthesis, gan_ws
+from stylegan_di.snapshots.checkpoint import load_generator
 from stylegan_di.students import StyleGAN2Student
 from tools import interpolate, style_mixing
 

@@ -17,18 +17,10 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: list[tuple[str, ...]] = [
     ("train", "generate", "calc_metrics", "tools"),
     ("stylegan_di.training",),
-    (
-        "stylegan_di.checkpoint",
-        "stylegan_di.comparison",
-        "stylegan_di.formats",
-        "stylegan_di.inspection",
-        "stylegan_di.onnx_file",
-        "stylegan_di.tensorflow",
-        "stylegan_di.stylegan3",
-        "stylegan_di.blueprint",
-        "stylegan_di.seeded",
-    ),
-    ("stylegan_di.teachers", "stylegan_di.students", "stylegan_di.projection"),
+    ("stylegan_di.runs",),
+    ("stylegan_di.explore",),
+    ("stylegan_di.snapshots",),
+    ("stylegan_di.teachers", "stylegan_di.students"),
     (
         "stylegan_di.networks",
         "stylegan_di.loss_di",
@@ -36,9 +28,6 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.metrics",
         "stylegan_di.data",
         "stylegan_di.sampling",
-        "stylegan_di.latents",
-        "stylegan_di.video",
-        "stylegan_di.ablation",
     ),
     (
         "stylegan_di.diffusion",
@@ -49,25 +38,27 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.zoo",
         "stylegan_di.images",
     ),
-    ("torch_utils",),
-    ("dnnlib",),
+    ("stylegan_di.torch_utils",),
+    ("stylegan_di.dnnlib",),
 ]
 FACADE = "stylegan_di"  # the package itself: names found on first use, so that importing it imports nothing
 LOSSES = ("stylegan_di.loss_di", "stylegan_di.loss_gan")
-LIBRARY = ("stylegan_di", "torch_utils", "dnnlib")
+LIBRARY = ("stylegan_di",)
+BARE = ("dnnlib", "torch_utils")  # NVlabs' names too: taken here, theirs could not be imported beside this project
 NOT_OURS = {"tests", "build", "runs", "datasets", "out"}  # folders beside the code
 
 PICKLE_MODULES = {"pickle", "_pickle", "pickletools", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 MAY_PICKLE = (
-    "torch_utils.persistence", "torch_utils.pickle_machine", "torch_utils.pickle_arrays", "torch_utils.pickle_reader",
-    "tools.fuzz_pickles",  # writes pickles and walks their opcodes; that it loads none, the rules on calls hold
+    "stylegan_di.torch_utils.persistence", "stylegan_di.torch_utils.pickle_machine",
+    "stylegan_di.torch_utils.pickle_arrays", "stylegan_di.torch_utils.pickle_reader",
+    "tools.dev.fuzz_pickles",  # writes pickles and walks their opcodes; that it loads none, the rules on calls hold
 )  # fmt: skip
 MAY_LOAD_TORCHSCRIPT = ("stylegan_di.metrics.inception_script",)  # of bytes whose hash `inception` has checked
 LOADERS = ("torch", "torch.jit", "torch.serialization", "numpy")
 UNPICKLING = {"load", "loads", "Unpickler", "_Unpickler"}
-MAY_USE_CLICK = ("dnnlib.cli",)
-MAY_PRINT = ("stylegan_di.training", "dnnlib.download")  # a run's log, and the terms of what is downloaded
-MAY_USE_DISTRIBUTED = ("torch_utils.distributed",)
+MAY_USE_CLICK = ("stylegan_di.dnnlib.cli",)
+MAY_PRINT = ("stylegan_di.training", "stylegan_di.dnnlib.download")  # a run's log, and the terms of what is downloaded
+MAY_USE_DISTRIBUTED = ("stylegan_di.torch_utils.distributed",)
 
 
 def within(module: str, names: tuple[str, ...]) -> bool:
@@ -95,7 +86,10 @@ def source_files() -> dict[str, Path]:
 
 
 def module_name(path: Path) -> str:
+    """The folders dnnlib and torch_utils are parts of the package, in which links to them lie."""
     parts = path.with_suffix("").parts
+    if parts[0] in ("dnnlib", "torch_utils"):
+        parts = (FACADE, *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
@@ -149,12 +143,14 @@ def import_complaints(module: str, names: set[str]) -> Iterator[str]:
             elif layer(name) > layer(module):
                 yield f"imports upwards: {name}"
             elif within(module, ("stylegan_di.networks",)) and not within(
-                name, ("stylegan_di.networks", "stylegan_di.diffusion", "torch_utils")
+                name, ("stylegan_di.networks", "stylegan_di.diffusion", "stylegan_di.torch_utils")
             ):
                 yield f"a network imports {name}"
             elif within(module, LOSSES) and within(name, ("stylegan_di.networks",)):
                 yield f"a loss imports {name}"
         top = name.partition(".")[0]
+        if top in BARE:
+            yield f"imports {name} by its bare name"
         if top in PICKLE_MODULES and not within(module, MAY_PICKLE):
             yield f"imports {name}"
         if top == "click" and within(module, LIBRARY) and not within(module, MAY_USE_CLICK):
@@ -219,23 +215,26 @@ def test_unknown_modules_are_noticed() -> None:
 @pytest.mark.parametrize(
     ("module", "source", "complaint"),
     [
-        ("dnnlib.util", "import torch_utils.persistence", "imports upwards: torch_utils.persistence"),
+        ("stylegan_di.dnnlib.util", "import stylegan_di.torch_utils.x", "imports upwards: stylegan_di.torch_utils.x"),
+        ("stylegan_di.config", "from dnnlib.util import UserError", "imports dnnlib.util by its bare name"),
         ("stylegan_di.data", "from stylegan_di.training import ema", "imports upwards: stylegan_di.training.ema"),
-        ("stylegan_di.metrics", "from stylegan_di import checkpoint", "imports upwards: stylegan_di.checkpoint"),
-        ("stylegan_di.checkpoint", "def f():\n    import train", "imports upwards: train"),
+        ("stylegan_di.metrics", "from stylegan_di.snapshots import checkpoint",
+         "imports upwards: stylegan_di.snapshots.checkpoint"),
+        ("stylegan_di.snapshots.checkpoint", "def f():\n    import train", "imports upwards: train"),
         ("stylegan_di.students", "from .training.ema import x", "imports upwards: stylegan_di.training.ema"),
         ("stylegan_di.loss_di", "from stylegan_di.networks.edm import x", "a loss imports stylegan_di.networks.edm"),
         ("stylegan_di.networks.edm", "import stylegan_di.config", "a network imports stylegan_di.config"),
         ("stylegan_di.networks.edm", "from ..data import dataset", "a network imports stylegan_di.data.dataset"),
         ("stylegan_di.networks.edm", "from stylegan_di import loss_di", "a network imports stylegan_di.loss_di"),
-        ("stylegan_di.networks.edm", "from dnnlib.util import UserError", "a network imports dnnlib.util"),
+        ("stylegan_di.networks.edm", "from stylegan_di.dnnlib.util import UserError",
+         "a network imports stylegan_di.dnnlib.util"),
         ("stylegan_di.metrics.frechet", "import stylegan_di", "imports the package itself"),
         ("stylegan_di.metrics.frechet", "from click import echo", "imports click"),
         ("stylegan_di.metrics.frechet", "print(1)", "prints"),
         ("stylegan_di.config", "import sys\nsys.exit(2)", "exits"),
         ("stylegan_di.config", "raise SystemExit", "exits"),
         ("stylegan_di.config", "import importlib\nimportlib.import_module('train')", "imports by a string"),
-        ("stylegan_di.checkpoint", "import pickle", "imports pickle"),
+        ("stylegan_di.snapshots.checkpoint", "import pickle", "imports pickle"),
         ("tools.convert", "from pickletools import genops", "imports pickletools"),
         ("tools.convert", "torch.load(f, weights_only=False)", "calls torch.load without weights_only=True"),
         ("tools.convert", "torch.load(f)", "calls torch.load without weights_only=True"),
@@ -244,14 +243,15 @@ def test_unknown_modules_are_noticed() -> None:
         ("tools.convert", "from torch import load", "imports load from torch"),
         ("tools.convert", "from torch.jit import load as read", "imports load from torch.jit"),
         ("stylegan_di.metrics.inception", "torch.jit.load(f)", "calls torch.jit.load"),
-        ("torch_utils.persistence", "pickle.load(f)", "calls pickle.load"),
-        ("torch_utils.persistence", "pickle.Unpickler(f).load()", "calls pickle.Unpickler"),
+        ("stylegan_di.torch_utils.persistence", "pickle.load(f)", "calls pickle.load"),
+        ("stylegan_di.torch_utils.persistence", "pickle.Unpickler(f).load()", "calls pickle.Unpickler"),
         ("stylegan_di.training.ema", "torch.distributed.barrier()", "uses torch.distributed"),
         ("stylegan_di.training.ema", "import torch.distributed as dist", "uses torch.distributed"),
     ],
 )  # fmt: skip
 def test_broken_rules_are_noticed(module: str, source: str, complaint: str) -> None:
-    known = {"stylegan_di.training.ema", "stylegan_di.checkpoint", "stylegan_di.data.dataset", "stylegan_di.loss_di"}
+    names = ("training.ema", "snapshots.checkpoint", "data.dataset", "loss_di")
+    known = {f"stylegan_di.{name}" for name in names}
     assert list(complaints(module, source, known)) == [complaint]
 
 
@@ -260,10 +260,10 @@ def test_broken_rules_are_noticed(module: str, source: str, complaint: str) -> N
     [
         ("train", "import click\nfrom stylegan_di import training\nprint(1)"),
         ("stylegan_di.training.ema", "print('kimg 1')\nfrom stylegan_di.training import ema"),
-        ("stylegan_di.networks.edm", "from torch_utils.persistence import PersistentModule"),
+        ("stylegan_di.networks.edm", "from stylegan_di.torch_utils.persistence import PersistentModule"),
         ("stylegan_di.metrics.frechet", "from stylegan_di.data import dataset\nnp.load(f, allow_pickle=False)"),
-        ("torch_utils.persistence", "import pickle"),
-        ("stylegan_di.checkpoint", "torch.load(f, weights_only=True)"),
+        ("stylegan_di.torch_utils.persistence", "import pickle"),
+        ("stylegan_di.snapshots.checkpoint", "torch.load(f, weights_only=True)"),
     ],
 )  # fmt: skip
 def test_what_is_allowed_passes(module: str, source: str) -> None:

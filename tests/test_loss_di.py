@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
 from stylegan_di.diffusion import edm_weight
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.loss_di import DIVERGENCES, IKL, Divergence, SiD, denoising_loss, parse_divergence
 

@@ -1,4 +1,4 @@
-"""tools/metrics_cost.py: what it times is counted right."""
+"""tools/dev/metrics_cost.py: what it times is counted right."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from stylegan_di.metrics.extractors import open_extractor
-from tools import metrics_cost
+from tools.dev import metrics_cost
 
 
 def test_parts_are_scaled_but_for_the_distance() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy.special import erf, softmax
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.dinov2 import DinoV2, dinov2_of
 from stylegan_di.metrics.extractors import open_extractor
 

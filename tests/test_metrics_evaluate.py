@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Classifier, Denoiser, FeatureExtractor, Generator
 from stylegan_di.metrics import evaluate, features
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
@@ -37,7 +37,7 @@ from stylegan_di.metrics.table import METRICS
 from stylegan_di.metrics.vgg16 import lpips_of, vgg16_of
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling import HeunGenerator
+from stylegan_di.sampling.heun import HeunGenerator
 from stylegan_di.students import StyleGAN2Student
 from tests.tiny import gan_networks
 from tests.tiny_vgg16 import lin_recipe, recipe, tensors

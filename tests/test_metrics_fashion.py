@@ -10,13 +10,13 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 
-from dnnlib.util import UserError
 from stylegan_di import zoo
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
 from stylegan_di.metrics.fashion import WEIGHTS, FashionClassifier, load_fashion_classifier
 from stylegan_di.metrics.statistics import load_stats
-from tools.train_fashion_classifier import measure_accuracy, train
+from tools.dev.train_fashion_classifier import measure_accuracy, train
 
 
 def images(*shape: int, seed: int = 0) -> torch.Tensor:

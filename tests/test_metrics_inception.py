@@ -14,9 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnnlib.download import cached_path
-from dnnlib.util import UserError
 from stylegan_di import zoo
+from stylegan_di.dnnlib.download import cached_path
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.metrics.extractors import open_extractor
 from stylegan_di.metrics.inception import WEIGHTS, Inception, inception_of, resize_tf1

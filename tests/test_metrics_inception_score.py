@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.inception_score import inception_score
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.kernel_distance import kernel_distance
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
 from stylegan_di.metrics import path_length
 from stylegan_di.metrics.path_length import Path as LatentPath

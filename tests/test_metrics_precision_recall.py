@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics import precision_recall as module
 from stylegan_di.metrics.precision_recall import precision_recall
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics import references
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.references import load_references, stats_of_cache

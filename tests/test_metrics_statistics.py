@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.statistics import FeatureStats, FeatureSums, load_stats, save_stats
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"

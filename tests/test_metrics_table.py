@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.extractors import EXTRACTORS
 from stylegan_di.metrics.statistics import FeatureStats, FeatureSums
 from stylegan_di.metrics.table import METRICS, Metric, PathMetric, figures_of, is_better, metric, need_reals

@@ -10,8 +10,8 @@ import pytest
 import torch
 from scipy.ndimage import correlate
 
-from dnnlib.util import UserError
 from stylegan_di import zoo
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.vgg16 import LPIPS, VGG16, load_lpips, load_vgg16, lpips_of, vgg16_of
 from tests.tiny_vgg16 import CONVOLUTIONS, HIDDEN, lin_recipe, recipe, tensors
 

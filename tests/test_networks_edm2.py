@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from stylegan_di.checkpoint import load_denoiser, load_generator, save_snapshot
 from stylegan_di.networks.edm2 import Block, MPConv, Precond, mp_cat, mp_silu, mp_sum, normalize
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, save_snapshot
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.torch_utils.persistence import Persistent
 from tests.golden_edm import assert_near, load_arrays, load_weights, probe
-from torch_utils.persistence import Persistent
 
 ARRAYS, INFO = load_arrays("edm2_precond_cond6")
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from stylegan_di.networks import stylegan2, stylegan2_layers
 from stylegan_di.networks.stylegan2 import Discriminator, Generator, MinibatchStdLayer
 from stylegan_di.networks.stylegan2_layers import MappingNetwork, normalize_2nd_moment
+from stylegan_di.torch_utils.persistence import PersistentModule
 from tests.golden_edm import GOLDEN, assert_near, probe
 from tests.golden_sg2 import load_network, load_op
-from torch_utils.persistence import PersistentModule
 
 GENERATORS = ["sg2g_uncond_skip_map2", "sg2g_cond10_skip_map8", "sg2g_uncond_resnet_clamp", "sg2g_uncond_skip_fp16"]
 DISCRIMINATORS = ["sg2d_uncond_resnet", "sg2d_cond10_resnet_map8"]

@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from tests.golden_edm import assert_near, probe
 from tests.golden_sg2 import load_op
-from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 
 pytestmark = pytest.mark.usefixtures("kernels")  # with the reference, and with native kernels
 ARRAYS, INFO = load_op("bias_act")

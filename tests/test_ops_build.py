@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dnnlib.util import UserError
-from torch_utils.ops import build
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.torch_utils.ops import build
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPILER = """#!/bin/sh
@@ -43,7 +43,7 @@ def count(calls: Path) -> int:
 
 
 def test_one_of_many_processes_builds(calls: Path) -> None:
-    code = "from torch_utils.ops.build import build, recipe; print(build(recipe('cpu')))"
+    code = "from stylegan_di.torch_utils.ops.build import build, recipe; print(build(recipe('cpu')))"
     command = [sys.executable, "-W", "error", "-c", code]
     processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(3)]
     paths = {process.communicate()[0].strip() for process in processes}

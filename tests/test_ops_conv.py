@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stylegan_di.torch_utils.ops.conv2d_resample import conv2d_resample
+from stylegan_di.torch_utils.ops.modulated_conv2d import modulated_conv2d
 from tests.golden_edm import assert_near, probe
 from tests.golden_sg2 import load_op
-from torch_utils.ops.conv2d_resample import conv2d_resample
-from torch_utils.ops.modulated_conv2d import modulated_conv2d
 
 pytestmark = pytest.mark.usefixtures("kernels")  # with the reference, and with native kernels
 RESAMPLE, RESAMPLE_INFO = load_op("conv2d_resample")

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from stylegan_di.torch_utils.ops import build
 from tests.golden_edm import assert_near
 from tests.test_ops_kernels import CASES, LAYOUTS, inputs
-from torch_utils.ops import build
 
 NVCC = shutil.which("nvcc")
 HEADERS = Path(torch.__file__).parent / "include" / "c10" / "cuda" / "CUDAStream.h"

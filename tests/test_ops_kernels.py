@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
+from stylegan_di.torch_utils.ops.modconv_epilogue import modconv_epilogue
+from stylegan_di.torch_utils.ops.reference import OPERATORS, reference_kernels
+from stylegan_di.torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from tests.golden_edm import assert_near, probe
-from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
-from torch_utils.ops.group_norm_silu import group_norm_silu
-from torch_utils.ops.modconv_epilogue import modconv_epilogue
-from torch_utils.ops.reference import OPERATORS, reference_kernels
-from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SHAPES = {"x": (2, 4, 6, 5), "b": (4,), "scale": (2, 4), "noise": (2, 1, 6, 5), "one_noise": (1, 1, 6, 5),

@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
+from stylegan_di.torch_utils.ops import upfirdn2d as ops
+from stylegan_di.torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 from tests.golden_edm import assert_near, probe
 from tests.golden_sg2 import load_op
-from torch_utils.ops import upfirdn2d as ops
-from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
 pytestmark = pytest.mark.usefixtures("kernels")  # with the reference, and with native kernels
 ARRAYS, INFO = load_op("upfirdn2d")

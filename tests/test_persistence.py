@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 import torch
 
-from dnnlib.util import UserError
-from torch_utils.persistence import (
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.torch_utils.persistence import (
     PersistentModule,
     PersistentObject,
     RefusedFileError,
@@ -30,7 +30,7 @@ from torch_utils.persistence import (
     read_pickle,
     write_pickle,
 )
-from torch_utils.pickle_machine import KNOWN_GLOBALS
+from stylegan_di.torch_utils.pickle_machine import KNOWN_GLOBALS
 
 GOLDEN = Path(__file__).parent / "golden"
 PICKLES = ["sg2-uncond", "sg2-cond", "edm-cond", "edm-uncond"]

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from dnnlib.util import UserError
 from stylegan_di import presets, zoo
 from stylegan_di.config import TrainConfig, resolve
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.training import build
 
 SHAPES = Path(__file__).parent / "golden" / "format"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stylegan_di.training import statefile
+from stylegan_di.runs import statefile
 from tests.test_endings import session_is_empty, start, wait_for_tick
 from tests.test_resume import commands, files, invoke, last_state, small, whole_run  # noqa: F401
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dnnlib.progress import Progress, counted, format_time
+from stylegan_di.dnnlib.progress import Progress, counted, format_time
 
 
 class Clock:

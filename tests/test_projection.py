@@ -13,13 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 import generate
-from dnnlib.download import cached_path
 from stylegan_di import zoo
-from stylegan_di.checkpoint import load_generator
-from stylegan_di.images import from_uint8, to_uint8
-from stylegan_di.metrics.vgg16 import lpips_of, vgg16_of
-from stylegan_di.networks.stylegan2 import Generator
-from stylegan_di.projection import (
+from stylegan_di.dnnlib.download import cached_path
+from stylegan_di.explore.projection import (
     autocorrelation,
     multi_scale,
     perceptual,
@@ -28,6 +24,10 @@ from stylegan_di.projection import (
     render,
     w_statistics,
 )
+from stylegan_di.images import from_uint8, to_uint8
+from stylegan_di.metrics.vgg16 import lpips_of, vgg16_of
+from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.snapshots.checkpoint import load_generator
 from tests.tiny_vgg16 import lin_recipe, recipe, tensors
 from tools import projector
 

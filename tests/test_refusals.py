@@ -17,9 +17,9 @@ import pytest
 import torch
 from PIL import Image
 
-from stylegan_di.checkpoint import load_denoiser, load_generator
+from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator
+from stylegan_di.torch_utils.persistence import RefusedFileError
 from tests import hostile
-from torch_utils.persistence import RefusedFileError
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
@@ -68,10 +68,10 @@ def test_no_option_turns_the_checks_off(script: str) -> None:
 WATCH = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from stylegan_di.checkpoint import load_snapshot, as_model
+from stylegan_di.snapshots.checkpoint import load_snapshot, as_model
 from stylegan_di.metrics.statistics import load_stats
-from torch_utils.persistence import RefusedFileError
-from dnnlib.util import UserError
+from stylegan_di.torch_utils.persistence import RefusedFileError
+from stylegan_di.dnnlib.util import UserError
 
 def load(path):
     try:
@@ -154,7 +154,7 @@ from stylegan_di.metrics.dinov2 import load_dinov2
 from stylegan_di.metrics.inception import load_inception
 from stylegan_di.metrics.references import load_references
 from stylegan_di.metrics.vgg16 import load_vgg16
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 
 OPENERS = {
     "reference": load_references, "dinov2": load_dinov2, "inception": load_inception, "vgg16": load_vgg16,
@@ -239,7 +239,7 @@ def test_mutants_are_read_or_refused_and_nothing_runs() -> None:
 MISBEHAVE = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from tools import fuzz_pickles as fuzzer
+from tools.dev import fuzz_pickles as fuzzer
 calls = 0
 
 def opened(data):

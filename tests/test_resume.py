@@ -12,9 +12,9 @@ from torch import Tensor
 
 import train
 from stylegan_di.config import TrainConfig
-from stylegan_di.training import statefile
-from stylegan_di.training.folder import RunFolder
-from stylegan_di.training.resume import MAY_CHANGE
+from stylegan_di.runs import statefile
+from stylegan_di.runs.folder import RunFolder
+from stylegan_di.runs.resume import MAY_CHANGE
 from stylegan_di.training.trainer import Trainer
 from tests.tiny import save_dataset, save_files, save_teacher
 

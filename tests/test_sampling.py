@@ -10,8 +10,8 @@ from torch import Tensor
 from stylegan_di.diffusion import per_sample
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling import heun_sampler, sigma_steps
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.sampling.heun import heun_sampler, sigma_steps
+from stylegan_di.teachers.edm import EDMTeacher
 from tests.golden_edm import assert_near, load_network
 
 STD = 0.5  # of the images of the Gaussian below

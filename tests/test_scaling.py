@@ -1,4 +1,4 @@
-"""tools/scaling.py: its grid, its table and files, and that memory grows with the batch."""
+"""tools/dev/scaling.py: its grid, its table and files, and that memory grows with the batch."""
 
 import json
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tools import scaling
+from tools.dev import scaling
 
 
 def test_batches_double_up_to_the_most_images_and_pixels() -> None:

@@ -1,4 +1,4 @@
-"""tools/scaling_processes.py: real runs of several processes, and whose memory is counted."""
+"""tools/dev/scaling_processes.py: real runs of several processes, and whose memory is counted."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from tools import scaling_processes
+from tools.dev import scaling_processes
 
 
 def test_each_number_of_processes_whole_and_spread() -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.teachers.edm import EDMTeacher
 from tests.golden_edm import assert_near, load_network
 
 

@@ -14,18 +14,18 @@ import torch
 from click.testing import CliRunner
 
 import train
-from dnnlib.download import cached_path
 from stylegan_di import load_denoiser, load_generator
-from stylegan_di.checkpoint import load_snapshot
 from stylegan_di.config import TrainConfig
+from stylegan_di.dnnlib.download import cached_path
 from stylegan_di.networks.edm import PRECONDITIONERS, EDMPrecond, VEPrecond, VPPrecond
+from stylegan_di.snapshots.checkpoint import load_snapshot
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.torch_utils.persistence import read_pickle
 from stylegan_di.training import launch
 from stylegan_di.training.build import build
 from stylegan_di.training.transfer import gan_to_resume
 from tests.tiny import save_files, save_gan, save_teacher
-from torch_utils.persistence import read_pickle
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["--metrics=fd_fashion,pr_fashion", "--metric-samples=32"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.loss_di import IKL, SiD
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training import updates
 from stylegan_di.training.ema import ema_beta, update_ema
 from stylegan_di.training.report import Statistics, comparison_table

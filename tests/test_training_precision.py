@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from torch import Tensor
 
 import train
-from stylegan_di.checkpoint import load_snapshot
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.loss_di import IKL
+from stylegan_di.snapshots.checkpoint import load_snapshot
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training import updates
 from stylegan_di.training.report import Statistics
 from stylegan_di.training.state import Batch, TrainState

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from stylegan_di.video import save_video
+from stylegan_di.explore.video import save_video
 
 
 def frames(channels: int, count: int = 5) -> list[torch.Tensor]:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dnnlib import download
-from dnnlib.download import cached_path
-from dnnlib.util import UserError
 from stylegan_di import zoo
+from stylegan_di.dnnlib import download
+from stylegan_di.dnnlib.download import cached_path
+from stylegan_di.dnnlib.util import UserError
 
 
 def test_cifar10_brings_its_teacher_labels_and_reference() -> None:

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stylegan_di.checkpoint import save_snapshot
 from stylegan_di.metrics.fashion import FashionClassifier
 from stylegan_di.metrics.statistics import FeatureSums, save_stats
 from stylegan_di.networks import edm2
 from stylegan_di.networks.edm import PRECONDITIONERS, Precond
 from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
+from stylegan_di.snapshots.checkpoint import save_snapshot
 
 RESOLUTION = 8
 

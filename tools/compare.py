@@ -18,12 +18,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from dnnlib.cli import Device, default_device, user_errors, writable_folder
-from dnnlib.util import UserError, atomic_write
-from stylegan_di.checkpoint import load_generator
-from stylegan_di.comparison import Comparison, check_comparable, compare
+from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.util import UserError, atomic_write
+from stylegan_di.explore.comparison import Comparison, check_comparable, compare
 from stylegan_di.images import save_grid, to_uint8
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
+from stylegan_di.snapshots.checkpoint import load_generator
 
 PSI = "0,0.25,0.5,0.75,1"
 

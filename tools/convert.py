@@ -21,15 +21,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from dnnlib.cli import user_errors, writable_folder
-from dnnlib.util import UserError, atomic_write, sha256_of_file
 from stylegan_di import zoo
-from stylegan_di.checkpoint import Snapshot, as_generator, as_model, load_snapshot, save_snapshot
-from stylegan_di.formats import TARGETS
-from stylegan_di.inspection import inspect_file
+from stylegan_di.dnnlib.cli import user_errors, writable_folder
+from stylegan_di.dnnlib.util import UserError, atomic_write, sha256_of_file
 from stylegan_di.networks.edm import Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
-from stylegan_di.onnx_file import to_onnx
+from stylegan_di.snapshots.checkpoint import Snapshot, as_generator, as_model, load_snapshot, save_snapshot
+from stylegan_di.snapshots.formats import TARGETS
+from stylegan_di.snapshots.inspection import inspect_file
+from stylegan_di.snapshots.onnx import to_onnx
 
 SUFFIXES = (".pkl", ".safetensors", ".onnx")
 

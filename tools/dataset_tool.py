@@ -19,13 +19,13 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from dnnlib.cli import user_errors
-from dnnlib.progress import PassProgress, Progress, counted
-from dnnlib.util import UserError
 from stylegan_di.data.check import check_dataset, describe_labels
 from stylegan_di.data.convert import TRANSFORMS, convert
 from stylegan_di.data.idx import SPLITS
 from stylegan_di.data.sources import open_source
+from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.progress import PassProgress, Progress, counted
+from stylegan_di.dnnlib.util import UserError
 
 
 def parse_resolution(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:

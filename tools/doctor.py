@@ -20,13 +20,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from dnnlib.util import UserError, cache_folder
-from torch_utils.ops import build
-from torch_utils.ops.bias_act import bias_act
-from torch_utils.ops.group_norm_silu import group_norm_silu
-from torch_utils.ops.modconv_epilogue import modconv_epilogue
-from torch_utils.ops.reference import reference_kernels
-from torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
+from stylegan_di.dnnlib.util import UserError, cache_folder
+from stylegan_di.torch_utils.ops import build
+from stylegan_di.torch_utils.ops.bias_act import bias_act
+from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
+from stylegan_di.torch_utils.ops.modconv_epilogue import modconv_epilogue
+from stylegan_di.torch_utils.ops.reference import reference_kernels
+from stylegan_di.torch_utils.ops.upfirdn2d import setup_filter, upfirdn2d
 
 TOLERANCE = 1e-5  # largest difference between kernel and reference, relative to the largest magnitude, in float32
 Op = Callable[[Tensor], Tensor]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
 from generate import check_class
-from stylegan_di.checkpoint import as_model, load_snapshot
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.snapshots.checkpoint import as_model, load_snapshot
 from stylegan_di.students import StyleGAN2Student
 
 

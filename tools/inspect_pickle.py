@@ -14,8 +14,8 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from dnnlib.cli import user_errors
-from stylegan_di.inspection import Inspection, inspect_file
+from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.snapshots.inspection import Inspection, inspect_file
 
 
 def report(found: Inspection) -> str:

@@ -18,13 +18,13 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
-from dnnlib.progress import Progress
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.progress import Progress
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.explore.latents import loop
+from stylegan_di.explore.video import check_video, save_video
 from stylegan_di.images import tile
-from stylegan_di.latents import loop
-from stylegan_di.seeded import gan_ws, uint8_of_ws
-from stylegan_di.video import check_video, save_video
+from stylegan_di.sampling.seeded import gan_ws, uint8_of_ws
 from tools.gan_network import load_gan
 
 FRAMES = 60  # from one keyframe to the next

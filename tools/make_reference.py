@@ -16,10 +16,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from dnnlib.cli import Device, default_device, user_errors
-from dnnlib.progress import Progress
-from dnnlib.util import UserError
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.cli import Device, default_device, user_errors
+from stylegan_di.dnnlib.progress import Progress
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
 from stylegan_di.metrics.features import dataset_images, extract
 from stylegan_di.metrics.statistics import save_stats

@@ -21,15 +21,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from dnnlib.cli import Device, default_device, user_errors, writable_folder
-from dnnlib.progress import Progress
 from stylegan_di import zoo
 from stylegan_di.data.convert import load_picture
-from stylegan_di.images import save_image
-from stylegan_di.metrics.extractors import detector_files
-from stylegan_di.metrics.vgg16 import LPIPS_WEIGHTS, VGG_WEIGHTS, load_lpips, load_vgg16
-from stylegan_di.networks.stylegan2 import Generator
-from stylegan_di.projection import (
+from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.progress import Progress
+from stylegan_di.explore.projection import (
     Features,
     Projection,
     multi_scale,
@@ -38,7 +34,11 @@ from stylegan_di.projection import (
     projected_images,
     save_projection,
 )
-from stylegan_di.video import check_video, save_video
+from stylegan_di.explore.video import check_video, save_video
+from stylegan_di.images import save_image
+from stylegan_di.metrics.extractors import detector_files
+from stylegan_di.metrics.vgg16 import LPIPS_WEIGHTS, VGG_WEIGHTS, load_lpips, load_vgg16
+from stylegan_di.networks.stylegan2 import Generator
 from tools.gan_network import load_gan, one_label
 
 FPS = 10

@@ -15,11 +15,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.explore.latents import coarse_styles, mix_styles
 from stylegan_di.images import save_grid, save_image
-from stylegan_di.latents import coarse_styles, mix_styles
-from stylegan_di.seeded import gan_ws, uint8_of_ws
+from stylegan_di.sampling.seeded import gan_ws, uint8_of_ws
 from tools.gan_network import load_gan
 
 

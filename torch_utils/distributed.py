@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 
 #: Longest wait for another process. Processes that die are noticed at once; the first one may measure for long.
 TIMEOUT = datetime.timedelta(hours=6)

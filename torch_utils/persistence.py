@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
-from torch_utils.pickle_arrays import STORAGE_DTYPES, STORAGE_MAGIC, STORAGE_PROTOCOL
-from torch_utils.pickle_reader import (
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.torch_utils.pickle_arrays import STORAGE_DTYPES, STORAGE_MAGIC, STORAGE_PROTOCOL
+from stylegan_di.torch_utils.pickle_reader import (
     FORMAT_VERSION,
     PersistentObject,
     RefusedFileError,
@@ -48,6 +48,7 @@ MODULE_SOURCES = {  # class name -> import line, for all others
     "AugmentPipe": "from training.augment import *",
 } | dict.fromkeys(_EDM2_CLASSES, "from training.networks_edm2 import *")
 
+_NVLABS_MODULE = "torch_utils.persistence"  # where NVlabs' tools look for `_reconstruct_persistent_obj`
 _PICKLE_PROTOCOL = 4
 _CONTAINERS = (torch.nn.ModuleDict, torch.nn.ModuleList)
 _STORAGES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items()}
@@ -148,7 +149,10 @@ class _StorageBytes:
         self.data = data
 
 
-class _Pickler(pickle.Pickler):
+_PythonPickler: Any = vars(pickle)["_Pickler"]  # unlike C's, it lets a function be written under another name
+
+
+class _Pickler(_PythonPickler):
     """Python's pickler with NVlabs' and torch 1.7's way of writing modules and tensors."""
 
     def __init__(
@@ -158,7 +162,21 @@ class _Pickler(pickle.Pickler):
         self.module_sources = module_sources
         self.default_source = default_source
 
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if obj is not _reconstruct_persistent_obj:
+            super().save_global(obj, name)
+            return
+        if self.proto >= 4:
+            self.save(_NVLABS_MODULE)
+            self.save(name)
+            self.write(pickle.STACK_GLOBAL)
+        else:
+            self.write(pickle.GLOBAL + f"{_NVLABS_MODULE}\n{name}\n".encode())
+        self.memoize(obj)
+
     def reducer_override(self, obj: Any) -> Any:
+        if obj is _reconstruct_persistent_obj:
+            return obj.__name__  # for `save_global`
         if isinstance(obj, Persistent):
             return _reconstruct_persistent_obj, (self.meta(obj),)
         if isinstance(obj, _CONTAINERS):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from torch_utils.pickle_machine import DAMAGED, Call, Global, Machine, Pairs, PersistentId, Refusal
+from stylegan_di.torch_utils.pickle_machine import DAMAGED, Call, Global, Machine, Pairs, PersistentId, Refusal
 
 STORAGE_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGE_PROTOCOL = 1001

@@ -15,9 +15,25 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from dnnlib.util import UserError
-from torch_utils.pickle_arrays import check_view, is_call, numpy_dtype, read_array, read_scalar, read_storage
-from torch_utils.pickle_machine import DAMAGED, NOT_A_NETWORK, Call, Global, Machine, Members, Pairs, Refusal
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.torch_utils.pickle_arrays import (
+    check_view,
+    is_call,
+    numpy_dtype,
+    read_array,
+    read_scalar,
+    read_storage,
+)
+from stylegan_di.torch_utils.pickle_machine import (
+    DAMAGED,
+    NOT_A_NETWORK,
+    Call,
+    Global,
+    Machine,
+    Members,
+    Pairs,
+    Refusal,
+)
 
 MAX_DEPTH = 100  # nesting of values; networks reach some 40
 FORMAT_VERSION = 6  # of persistent objects, in all of NVlabs' repositories

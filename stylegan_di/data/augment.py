@@ -30,8 +30,8 @@ from stylegan_di.data.augment_ops import (
     stretch_contrast,
     translate2d,
 )
-from torch_utils.ops import upfirdn2d
-from torch_utils.persistence import PersistentModule
+from stylegan_di.torch_utils.ops import upfirdn2d
+from stylegan_di.torch_utils.persistence import PersistentModule
 
 BLIT = {"xflip": 1.0, "rotate90": 1.0, "xint": 1.0}
 GEOM = {"scale": 1.0, "rotate": 1.0, "aniso": 1.0, "xfrac": 1.0}

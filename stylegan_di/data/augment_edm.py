@@ -27,7 +27,7 @@ from stylegan_di.data.augment_ops import (
     stretch_contrast,
     translate2d,
 )
-from torch_utils.persistence import Persistent
+from stylegan_di.torch_utils.persistence import Persistent
 
 #: The transforms that EDM trains with: nine labels. Half of the images are flipped along x, at any p above 1e-8.
 TRAINING = {"xflip": 1e8, "yflip": 1.0, "scale": 1.0, "rotate_frac": 1.0, "aniso": 1.0, "translate_frac": 1.0}

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnnlib.util import UserError
-from torch_utils.ops import upfirdn2d
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.torch_utils.ops import upfirdn2d
 
 # Decomposition low-pass filters of the wavelets sym6 and sym2 (Daubechies, Ten Lectures on Wavelets, 1992).
 SYM6 = (

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from dnnlib.progress import counted
-from dnnlib.util import UserError
 from stylegan_di.data.dataset import describe_shape
 from stylegan_di.data.files import ImageFiles, decode_image
 from stylegan_di.data.labels import Label, image_labels
+from stylegan_di.dnnlib.progress import counted
+from stylegan_di.dnnlib.util import UserError
 
 
 @dataclass

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.util import UserError
-from torch_utils.persistence import RefusedFileError, read_pickle
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.torch_utils.persistence import RefusedFileError, read_pickle
 
 BATCHES = {"train": tuple(f"data_batch_{number}" for number in range(1, 6)), "test": ("test_batch",)}
 CLASSES = 10

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from dnnlib.util import UserError, atomic_file
 from stylegan_di.data.files import MAX_PIXELS, open_image
 from stylegan_di.data.labels import LABELS_FILE, Label
 from stylegan_di.data.sources import Source
+from stylegan_di.dnnlib.util import UserError, atomic_file
 
 TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal", "pad")
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dnnlib.util import UserError
 from stylegan_di.data.files import ImageFiles, decode_image
 from stylegan_di.data.labels import LABELS_FILE, image_labels
+from stylegan_di.dnnlib.util import UserError
 
 CACHE_BYTES = 1 << 30  # a data set that decodes to no more than this is kept in memory
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 
 # Raster formats that PIL decodes by itself (its EPS reader, for one, would start another program).
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "TGA")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dnnlib.util import UserError
 from stylegan_di.data.files import MAX_FILE_BYTES
+from stylegan_di.dnnlib.util import UserError
 
 SPLITS = {"train": "train", "test": "t10k"}
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from dnnlib.util import UserError
 from stylegan_di.data.files import Complain, ImageFiles, refuse
+from stylegan_di.dnnlib.util import UserError
 
 LABELS_FILE = "dataset.json"
 MAX_CLASSES = 100_000

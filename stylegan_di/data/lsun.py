@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import UserError
 from stylegan_di.data.files import MAX_FILE_BYTES
+from stylegan_di.dnnlib.util import UserError
 
 DATA_FILE = "data.mdb"
 

@@ -9,12 +9,12 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from dnnlib.util import UserError
 from stylegan_di.data.cifar import is_cifar, read_cifar
 from stylegan_di.data.files import ImageFiles, open_image
 from stylegan_di.data.idx import find_idx_images, find_idx_labels, read_idx
 from stylegan_di.data.labels import LABELS_FILE, Label, image_labels
 from stylegan_di.data.lsun import Database, is_database
+from stylegan_di.dnnlib.util import UserError
 
 
 @dataclass(frozen=True)

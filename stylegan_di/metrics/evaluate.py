@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Classifier, FeatureExtractor, Generator
 from stylegan_di.metrics.extractors import detector_files, open_extractor
 from stylegan_di.metrics.features import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor
 from stylegan_di.metrics.dinov2 import load_dinov2
 from stylegan_di.metrics.fashion import load_fashion_classifier

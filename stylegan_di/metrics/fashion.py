@@ -1,7 +1,7 @@
 """A small classifier of Fashion-MNIST and its penultimate features: a yardstick that is shipped and runs in seconds.
 
 Distances in its 64 features are called FD, never FID, and say something about Fashion-MNIST's classes only. How it
-was trained: tools/train_fashion_classifier.py; with what result: the metadata of its file.
+was trained: tools/dev/train_fashion_classifier.py; with what result: the metadata of its file.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dnnlib.util import UserError
 from stylegan_di import zoo
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor
 
 WEIGHTS = "fashion-classifier.safetensors"

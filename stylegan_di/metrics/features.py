@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError, cache_folder
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import load_batch
+from stylegan_di.dnnlib.util import UserError, cache_folder
 from stylegan_di.images import to_rgb, to_uint8
 from stylegan_di.interfaces import FeatureExtractor, Generator
 from stylegan_di.metrics.statistics import FeatureStats, FeatureSums, load_stats, save_stats

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 
 
 def inception_score(probabilities: np.ndarray, *, splits: int = 10) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 
 
 def kernel_distance(

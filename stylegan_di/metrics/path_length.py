@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import to_rgb
 from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.features import evaluation_mode

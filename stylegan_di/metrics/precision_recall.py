@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 
 CHUNK = 1000  # rows of the matrix of distances at a time
 

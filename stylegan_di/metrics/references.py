@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.statistics import FeatureStats, checked_stats, load_stats
-from torch_utils.persistence import read_pickle
+from stylegan_di.torch_utils.persistence import read_pickle
 
 SUFFIXES = (".npz", ".pkl")  # of files that hold statistics
 

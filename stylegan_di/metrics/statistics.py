@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError, atomic_file
+from stylegan_di.dnnlib.util import UserError, atomic_file
 
 MAX_DIM = 1 << 14  # of features in a file
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception_score import inception_score
 from stylegan_di.metrics.kernel_distance import kernel_distance

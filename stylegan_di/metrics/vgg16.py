@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dnnlib.util import UserError
 from stylegan_di import zoo
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor
 
 RESOLUTION = 224  # of the images the hidden layers were trained on

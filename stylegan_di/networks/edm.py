@@ -29,7 +29,7 @@ from stylegan_di.diffusion import (
     vp_sigma,
 )
 from stylegan_di.networks.edm_unets import DhariwalUNet, SongUNet, check_choice
-from torch_utils.persistence import PersistentModule
+from stylegan_di.torch_utils.persistence import PersistentModule
 
 MODELS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 

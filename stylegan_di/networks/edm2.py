@@ -22,7 +22,7 @@ from stylegan_di.diffusion import Preconditioning, edm_preconditioning
 from stylegan_di.networks import edm
 from stylegan_di.networks.edm_layers import attention, downsample, upsample
 from stylegan_di.networks.edm_unets import check_choice, plan_decoder, plan_encoder
-from torch_utils.persistence import PersistentModule
+from stylegan_di.torch_utils.persistence import PersistentModule
 
 
 def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = 1e-4) -> Tensor:

@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
-from torch_utils.ops.group_norm_silu import group_norm_silu
-from torch_utils.persistence import PersistentModule
+from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
+from stylegan_di.torch_utils.persistence import PersistentModule
 
 
 def random_weight(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> Tensor:

@@ -27,7 +27,7 @@ from stylegan_di.networks.edm_layers import (
     PositionalEmbedding,
     UNetBlock,
 )
-from torch_utils.persistence import PersistentModule
+from stylegan_di.torch_utils.persistence import PersistentModule
 
 LAYOUT = torch.channels_last  # of activations: the faster one for convolutions and normalisation
 

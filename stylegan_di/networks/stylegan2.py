@@ -30,8 +30,8 @@ from stylegan_di.networks.stylegan2_layers import (
     check_choice,
     check_rows,
 )
-from torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
-from torch_utils.persistence import PersistentModule
+from stylegan_di.torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
+from stylegan_di.torch_utils.persistence import PersistentModule
 
 __all__ = [
     "Conv2dLayer",

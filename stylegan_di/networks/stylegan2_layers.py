@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from torch_utils.ops.bias_act import ACTIVATIONS, bias_act
-from torch_utils.ops.conv2d_resample import conv2d_resample
-from torch_utils.ops.modulated_conv2d import modulated_conv2d
-from torch_utils.ops.upfirdn2d import setup_filter
-from torch_utils.persistence import PersistentModule
+from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from stylegan_di.torch_utils.ops.conv2d_resample import conv2d_resample
+from stylegan_di.torch_utils.ops.modulated_conv2d import modulated_conv2d
+from stylegan_di.torch_utils.ops.upfirdn2d import setup_filter
+from stylegan_di.torch_utils.persistence import PersistentModule
 
 NoiseSource = Callable[[int, int, int], Tensor]  # (1, res, res) -> standard normal numbers [N,1,res,res]
 

@@ -9,24 +9,24 @@ from typing import Any
 
 import torch
 
-from dnnlib.progress import PassProgress
-from dnnlib.util import UserError
-from stylegan_di.checkpoint import Snapshot, as_denoiser, as_generator, load_snapshot
 from stylegan_di.config import TrainConfig
 from stylegan_di.data import augment_edm
 from stylegan_di.data.augment import AUGMENT_PIPES, AugmentPipe
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.progress import PassProgress
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.networks.edm import PRECONDITIONERS
 from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
 from stylegan_di.random import stream
+from stylegan_di.snapshots.checkpoint import Snapshot, as_denoiser, as_generator, load_snapshot
 from stylegan_di.students import OneStepStudent, StyleGAN2Student
-from stylegan_di.teachers import EDMTeacher
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.torch_utils import distributed
+from stylegan_di.torch_utils.ops import build as ops
 from stylegan_di.training.state import TrainState
 from stylegan_di.training.transfer import frozen, gan_to_resume
-from torch_utils import distributed
-from torch_utils.ops import build as ops
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",

@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnnlib.progress import PassProgress
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.progress import PassProgress
 from stylegan_di.images import save_grid, to_uint8
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.metrics.table import figures_of, is_better
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling import HeunGenerator
+from stylegan_di.runs.endings import StopRequest
+from stylegan_di.runs.folder import RunFolder
+from stylegan_di.sampling.heun import HeunGenerator
 from stylegan_di.students import OneStepStudent
+from stylegan_di.torch_utils import distributed
 from stylegan_di.training.build import Job
-from stylegan_di.training.endings import StopRequest
-from stylegan_di.training.folder import RunFolder
 from stylegan_di.training.report import comparison_table
-from torch_utils import distributed
 
 GRID_COLUMNS = 10
 GRID_BATCH = 16  # images at a time

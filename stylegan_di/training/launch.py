@@ -9,24 +9,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dnnlib.util import Logger, UserError
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.inspection import inspect_file
+from stylegan_di.dnnlib.util import Logger, UserError
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.presets import RECIPES
+from stylegan_di.runs.endings import Interrupted, StopRequest, storage_errors
+from stylegan_di.runs.folder import RunFolder
+from stylegan_di.runs.processes import follow_parent
+from stylegan_di.runs.resume import Resumed
+from stylegan_di.runs.statefile import versions
+from stylegan_di.snapshots.inspection import inspect_file
+from stylegan_di.torch_utils import distributed
+from stylegan_di.torch_utils.ops import build as kernels
 from stylegan_di.training.build import Job, build, run_name
-from stylegan_di.training.endings import Interrupted, StopRequest, storage_errors
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
-from stylegan_di.training.folder import RunFolder
-from stylegan_di.training.processes import follow_parent
-from stylegan_di.training.resume import Resumed
-from stylegan_di.training.statefile import versions
 from stylegan_di.training.trainer import Trainer
 from stylegan_di.training.transfer import TRANSFER_SOURCES
-from torch_utils import distributed
-from torch_utils.ops import build as kernels
 
 
 def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any]:

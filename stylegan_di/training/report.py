@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dnnlib.progress import format_time
+from stylegan_di.dnnlib.progress import format_time
 
 SIGMA_BINS = (0.2, 1.0)  # denoising losses are told apart below, between and above these noise levels
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dnnlib.util import UserError
 from stylegan_di.data.augment_edm import AugmentPipe as EDMAugmentPipe
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.random import SampleRandom, stream
-from torch_utils import distributed
+from stylegan_di.torch_utils import distributed
 
 COUNTERS = ("cur_nimg", "cur_tick", "cur_step", "snapshot_due", "history", "returns")  # of TrainState, for JSON
 

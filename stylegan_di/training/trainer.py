@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di.checkpoint import save_snapshot
 from stylegan_di.data.sampler import iterate_batches
 from stylegan_di.diffusion import LogNormalLaw, NoiseLaw, VELaw, VPLaw
 from stylegan_di.images import from_uint8
@@ -20,18 +19,19 @@ from stylegan_di.interfaces import Generator
 from stylegan_di.loss_di import parse_divergence
 from stylegan_di.loss_gan import ada_adjust
 from stylegan_di.random import SampleRandom
+from stylegan_di.runs.endings import Interrupted, StopRequest, storage_errors
+from stylegan_di.runs.folder import RunFolder
+from stylegan_di.runs.keeper import Keeper
+from stylegan_di.runs.statefile import State
+from stylegan_di.snapshots.checkpoint import save_snapshot
 from stylegan_di.students import StyleGAN2Student
+from stylegan_di.torch_utils import distributed
 from stylegan_di.training import updates, watch
 from stylegan_di.training.build import Job, lr_scale, r1_gamma
 from stylegan_di.training.ema import ema_beta, update_ema
-from stylegan_di.training.endings import Interrupted, StopRequest, storage_errors
 from stylegan_di.training.evaluation import Evaluation
-from stylegan_di.training.folder import RunFolder
-from stylegan_di.training.keeper import Keeper
 from stylegan_di.training.report import Clock, Statistics
 from stylegan_di.training.state import Batch
-from stylegan_di.training.statefile import State
-from torch_utils import distributed
 
 W_AVG_SAMPLES = 4096  # latents over which a snapshot's w_avg is the mean
 SKIPS_INTERVAL = 10  # steps between reads of which updates were left out

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from dnnlib.util import UserError
-from stylegan_di.checkpoint import load_snapshot
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.snapshots.checkpoint import load_snapshot
 
 #: Short names of the networks that stylegan2-ada offers as starts -> their files (known names, `stylegan_di.zoo`).
 TRANSFER_SOURCES = {

@@ -18,9 +18,9 @@ from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.loss_di import Divergence, denoising_loss
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
+from stylegan_di.torch_utils import distributed
 from stylegan_di.training.report import Statistics
 from stylegan_di.training.state import Batch, TrainState, trainable
-from torch_utils import distributed
 
 GRADIENT_LIMIT = 1e5
 EXPLODED = 1e8

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from dnnlib.util import UserError, atomic_write, cache_folder
+from stylegan_di.dnnlib.util import UserError, atomic_write, cache_folder
 
 SOURCES = Path(__file__).parent / "csrc"
 TIMEOUT_SECONDS = {"cpu": 300, "cuda": 1200}

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_utils.ops.upfirdn2d import (
+from stylegan_di.torch_utils.ops.upfirdn2d import (
     add_padding,
     downsample_padding,
     parse_padding,

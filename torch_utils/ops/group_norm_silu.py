@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from torch_utils.ops.upfirdn2d import layout
+from stylegan_di.torch_utils.ops.upfirdn2d import layout
 
 
 def group_norm_silu(

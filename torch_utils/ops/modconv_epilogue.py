@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torch_utils.ops.bias_act import ACTIVATIONS
-from torch_utils.ops.upfirdn2d import filter_size, layout
+from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS
+from stylegan_di.torch_utils.ops.upfirdn2d import filter_size, layout
 
 FUSED_ACTIVATIONS = ("linear", "relu", "lrelu")
 

@@ -16,10 +16,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from torch_utils.ops.bias_act import bias_act
-from torch_utils.ops.conv2d_resample import conv2d_resample, upsampling_conv
-from torch_utils.ops.modconv_epilogue import FUSED_ACTIVATIONS, modconv_epilogue
-from torch_utils.ops.upfirdn2d import add_padding, parse_padding, upsample_padding
+from stylegan_di.torch_utils.ops.bias_act import bias_act
+from stylegan_di.torch_utils.ops.conv2d_resample import conv2d_resample, upsampling_conv
+from stylegan_di.torch_utils.ops.modconv_epilogue import FUSED_ACTIVATIONS, modconv_epilogue
+from stylegan_di.torch_utils.ops.upfirdn2d import add_padding, parse_padding, upsample_padding
 
 EPSILON = 1e-8
 

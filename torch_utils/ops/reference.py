@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
-from torch_utils.ops import bias_act, group_norm_silu, modconv_epilogue, upfirdn2d
+from stylegan_di.torch_utils.ops import bias_act, group_norm_silu, modconv_epilogue, upfirdn2d
 
 OPERATORS = {
     "bias_act": bias_act._bias_act,

@@ -1,0 +1,117 @@
+"""How far a generator has moved from another one at the same latents: in pixels, in features, and under truncation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.images import to_rgb, to_uint8
+from stylegan_di.interfaces import FeatureExtractor, Generator
+from stylegan_di.random import SampleRandom
+from stylegan_di.students import StyleGAN2Student
+
+BATCH = 32  # images at a time
+
+
+@dataclass(frozen=True)
+class TruncationPoint:
+    """Two generators at one truncation psi.
+
+    `pixel_distance` is the mean absolute difference of their images, `feature_distance` the mean Euclidean distance of
+    the images' features; `spread_old` and `spread_new` the standard deviation of a pixel over the latents, averaged
+    over pixels. Pixels are in [-1,1].
+    """
+
+    psi: float
+    pixel_distance: float
+    feature_distance: float
+    spread_old: float
+    spread_new: float
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`old` and `new` are the images [num,C,H,W] in [-1,1] without truncation, whose figures are `plain`."""
+
+    old: Tensor
+    new: Tensor
+    plain: TruncationPoint
+    truncation: tuple[TruncationPoint, ...]
+
+
+def check_comparable(old: Generator, new: Generator) -> None:
+    """Raises UserError unless two generators take the same latents and labels to images of one size."""
+    for what, first, second in (
+        ("kinds", type(old).__name__, type(new).__name__),
+        ("resolution", old.img_resolution, new.img_resolution),
+        ("channels", old.img_channels, new.img_channels),
+        ("classes", old.label_dim, new.label_dim),
+        ("length of z", _z_dim(old), _z_dim(new)),
+    ):
+        if first != second:
+            raise UserError(f"OLD and NEW do not match: {what} {first} against {second}; compare GANs of one kind")
+
+
+@torch.no_grad()
+def compare(
+    old: Generator, new: Generator, extractor: FeatureExtractor, *, num: int, seed: int, psis: Sequence[float] = ()
+) -> Comparison:
+    """Compares two generators at `num` latents, classes in turn; noise inside the networks is their fixed one.
+
+    Args:
+        old, new: on one device, see `check_comparable`; left as they are.
+        extractor: on the same device.
+        num: latents.
+        seed: of the latents.
+        psis: truncations to compare at too, of StyleGAN2 generators.
+    """
+    check_comparable(old, new)
+    device = next(old.parameters()).device
+    z = old.sample_latents(num, rng=SampleRandom(seed, "compare", 0, range(num), device))
+    labels = None
+    if old.label_dim:
+        labels = torch.nn.functional.one_hot(torch.arange(num, device=device) % old.label_dim, old.label_dim).float()
+
+    def at(psi: float) -> tuple[TruncationPoint, Tensor, Tensor]:
+        first, second = (_images(_truncated(generator, psi), z, labels) for generator in (old, new))
+        return _point(psi, first, second, extractor), first, second
+
+    plain, first, second = at(1.0)
+    return Comparison(first, second, plain, tuple(plain if psi == 1 else at(psi)[0] for psi in psis))
+
+
+def _z_dim(generator: Generator) -> int | None:
+    return generator.network.z_dim if isinstance(generator, StyleGAN2Student) else None
+
+
+def _truncated(generator: Generator, psi: float) -> Generator:
+    if psi == 1:
+        return generator
+    if not isinstance(generator, StyleGAN2Student):
+        raise UserError("truncation is for StyleGAN2 generators; these are one-step students: give --psi=none")
+    return StyleGAN2Student(generator.network, truncation_psi=psi)
+
+
+def _images(generator: Generator, z: Tensor, labels: Tensor | None) -> Tensor:
+    parts = []
+    for start in range(0, len(z), BATCH):
+        part = slice(start, start + BATCH)
+        parts.append(generator(z[part], None if labels is None else labels[part]).clamp(-1, 1))
+    return torch.cat(parts)
+
+
+def _point(psi: float, old: Tensor, new: Tensor, extractor: FeatureExtractor) -> TruncationPoint:
+    features = [
+        torch.cat([extractor(to_rgb(to_uint8(part))) for part in images.split(BATCH)]) for images in (old, new)
+    ]
+    return TruncationPoint(
+        psi=psi,
+        pixel_distance=float((old - new).abs().mean()),
+        feature_distance=float((features[0] - features[1]).norm(dim=1).mean()),
+        spread_old=float(old.std(0, correction=0).mean()),
+        spread_new=float(new.std(0, correction=0).mean()),
+    )

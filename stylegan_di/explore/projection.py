@@ -1,0 +1,223 @@
+"""Projection of an image into the w of a StyleGAN2 generator (Karras et al. 2020, arXiv 1912.04958, appendix D).
+
+Sought are one w, the same for every layer, and noise maps n_i, such that the image g(w, n) is close to the target:
+
+    min over w, n:  |f(g(w + e, n)) - f(target)|^2  +  1e5 * sum over the maps of their autocorrelation
+
+f are features of images. w starts at the mean of mapped latents; e is normal noise of deviation 0.05 sigma_w t^2, where
+sigma_w^2 = E|w - mean|^2 and t falls from 1 to 0 in the first three quarters. Without the second term the maps would
+take over what w should say; after each step they are put back to mean 0 and variance 1.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from stylegan_di.dnnlib.util import UserError, atomic_write
+from stylegan_di.images import from_uint8, to_uint8
+from stylegan_di.metrics.vgg16 import LPIPS
+from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.random import SampleRandom
+
+Features = Callable[[Tensor], Tensor]  # images [N,C,H,W], nominally in [-1,1] -> [N,F]; distance: sum of squares
+
+LEARNING_RATE = 0.1
+RAMP_UP, RAMP_DOWN = 0.05, 0.25  # of the steps: the learning rate rises linearly, then falls as half a cosine
+EXPLORATION, EXPLORED = 0.05, 0.75  # deviation of e at the start in sigma_w; the share of the steps that has it
+REGULARIZATION = 1e5
+W_SAMPLES = 10_000
+LPIPS_SIDE = 256  # larger images are averaged down to it before they are compared
+SMALLEST_MAP = 8  # down to which autocorrelation is looked at
+
+
+@dataclass(frozen=True)
+class Projection:
+    """What was found.
+
+    `w` [w_dim]; `noises` by buffer, such as 'b8.conv0.noise_const', [R,R]; `path` [steps,w_dim], w after each step;
+    `start`, `end`: the distance from the target at the mean w and at `w`, without e.
+    """
+
+    w: Tensor
+    noises: dict[str, Tensor]
+    path: Tensor
+    start: float
+    end: float
+
+
+def multi_scale(images: Tensor) -> Tensor:
+    """Features [N,F] that need no weights: the pixels at every scale, halved by averaging down to 1x1.
+
+    The distance is the sum over the scales of the mean squared difference: coarse ones give it its wide basin.
+    """
+    scales = []
+    while True:
+        scales.append(images.flatten(1) / math.sqrt(images[0].numel()))
+        if images.shape[-1] == 1:
+            return torch.cat(scales, dim=1)
+        images = F.avg_pool2d(images, 2)
+
+
+def perceptual(lpips: LPIPS) -> Features:
+    """Features whose distance is LPIPS; gray images count as RGB, large ones are compared at LPIPS_SIDE."""
+
+    def features(images: Tensor) -> Tensor:
+        if images.shape[-1] > LPIPS_SIDE:
+            images = F.interpolate(images, size=[LPIPS_SIDE, LPIPS_SIDE], mode="area")
+        rgb = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        return lpips(rgb * 127.5 + 128)
+
+    return features
+
+
+def render(network: Generator, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
+    """Images float32 [N,C,R,R] of ws [N,num_ws,w_dim], with the noise maps of a `Projection`, else the network's."""
+    return functional_call(network.synthesis, dict(noises), (ws,), {"noise_mode": "const", "force_fp32": True})
+
+
+def project(
+    network: Generator,
+    target: Tensor,
+    *,
+    labels: Tensor | None = None,
+    features: Features = multi_scale,
+    num_steps: int = 1000,
+    seed: int = 0,
+    report: Callable[[int, float], None] = lambda done, distance: None,
+) -> Projection:
+    """Projects a target, uint8 [C,R,R].
+
+    Args:
+        network: the generator, in evaluation mode; it is left as it is.
+        labels: [1,c_dim] one-hot, for a conditional network.
+        features: what the distance is between.
+        num_steps: of the optimisation.
+        seed: of the sampled latents and all noise.
+        report: called with the steps done and the distance, after each.
+    """
+    device = target.device
+    wanted = features(from_uint8(target[None])).detach()
+    mean, deviation = w_statistics(network, labels, seed, device)
+    random = SampleRandom(seed, "projection", 0, [0], device)
+    w = mean.clone().requires_grad_()
+    noises = {name: random.normal(*own.shape)[0].requires_grad_() for name, own in noise_maps(network).items()}
+    optimizer = torch.optim.Adam([w, *noises.values()], betas=(0.9, 0.999), lr=LEARNING_RATE)
+
+    def distance(at: Tensor) -> Tensor:
+        return (features(render(network, at.expand(1, network.num_ws, -1), noises)) - wanted).square().sum()
+
+    with torch.no_grad():
+        start = float(distance(w))
+    path = []
+    for step in range(num_steps):
+        done = step / num_steps
+        optimizer.param_groups[0]["lr"] = LEARNING_RATE * rate(done)
+        spread = EXPLORATION * deviation * max(0.0, 1 - done / EXPLORED) ** 2
+        found = distance(w + spread * random.normal(len(w))[0])
+        loss = found + REGULARIZATION * sum((autocorrelation(noise) for noise in noises.values()), start=0)
+        optimizer.zero_grad()
+        loss.backward(inputs=[w, *noises.values()])
+        optimizer.step()
+        standardise(noises)
+        path.append(w.detach().clone())
+        report(step + 1, found.item())
+    with torch.no_grad():
+        end = float(distance(w))
+    kept = {name: noise.detach() for name, noise in noises.items()}
+    return Projection(w.detach(), kept, torch.stack(path), start, end)
+
+
+def noise_maps(network: Generator) -> dict[str, Tensor]:
+    """The network's own noise maps [R,R], by their buffers' names in the synthesis network."""
+    return {name: buffer for name, buffer in network.synthesis.named_buffers() if name.endswith("noise_const")}
+
+
+@torch.no_grad()
+def standardise(noises: Mapping[str, Tensor]) -> None:
+    """Gives every map mean 0 and variance 1."""
+    for noise in noises.values():
+        noise.copy_((noise - noise.mean()) / noise.std(correction=0))
+
+
+@torch.no_grad()
+def w_statistics(
+    network: Generator, labels: Tensor | None, seed: int, device: torch.device
+) -> tuple[Tensor, float]:
+    """The mean [w_dim] of mapped latents and sigma_w, from W_SAMPLES of them."""
+    z = SampleRandom(seed, "projection-w", 0, [0], device).normal(W_SAMPLES, network.z_dim)[0]
+    w = network.mapping(z, None if labels is None else labels.expand(W_SAMPLES, -1))[:, 0]
+    mean = w.mean(dim=0)
+    return mean, float((w - mean).square().sum(dim=1).mean().sqrt())
+
+
+def rate(done: float) -> float:
+    """The factor of the learning rate when a share `done` of the steps is over."""
+    falling = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - done) / RAMP_DOWN))
+    return falling * min(1.0, done / RAMP_UP)
+
+
+def autocorrelation(noise: Tensor) -> Tensor:
+    """How alike neighbours are in a noise map [R,R], at every scale from its own to SMALLEST_MAP; 0 if they are not."""
+    total = noise.new_zeros([])
+    while True:
+        for axis in (0, 1):
+            total = total + (noise * noise.roll(1, dims=axis)).mean().square()
+        if len(noise) <= SMALLEST_MAP:
+            return total
+        noise = F.avg_pool2d(noise[None], 2)[0] * 2  # times 2: the variance stays 1
+
+
+def projected_images(network: Generator, projection: Projection, steps: list[int]) -> Tensor:
+    """Images uint8 [n,C,R,R] of w as it was after the steps given, with the final noise maps; on the CPU."""
+    ws = projection.path[steps, None].expand(-1, network.num_ws, -1)
+    return draw(network, ws, projection.noises)
+
+
+@torch.no_grad()
+def draw(network: Generator, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
+    """What `render` gives, uint8 on the CPU; images are made one by one."""
+    return to_uint8(torch.cat([render(network, one[None], noises) for one in ws])).cpu()
+
+
+def save_projection(projection: Projection, network: Generator, path: Path) -> None:
+    """Writes an .npz of w [1,num_ws,w_dim], as NVlabs' tools have it, and the noise maps by their buffers' names."""
+    w = projection.w.expand(1, network.num_ws, -1)
+    arrays: dict[str, Any] = {name: array.cpu().numpy() for name, array in ({"w": w} | projection.noises).items()}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    atomic_write(path, buffer.getvalue())
+
+
+def load_projection(path: Path, network: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+    """The ws [N,num_ws,w_dim] and noise maps (those of NVlabs' files: none) of an .npz, on the network's device.
+
+    Raises UserError for a file that is none or was made with another network.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: torch.from_numpy(file[name]).float() for name in file.files}
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as .npz: {error}. Give the projected_w.npz of a projection.") from None
+    own = noise_maps(network)
+    ws = arrays.pop("w", torch.empty(0))
+    if ws.ndim != 3 or not len(ws) or ws.shape[1:] != (network.num_ws, network.w_dim):
+        found = f"w of shape {list(ws.shape)}" if ws.numel() else "no w"
+        raise UserError(f"{path} has {found}; this network's are [N, {network.num_ws}, {network.w_dim}].")
+    for name, array in arrays.items():
+        if name not in own or own[name].shape != array.shape:
+            raise UserError(f"{path} has {name} of shape {list(array.shape)}, which this network has not.")
+    device = next(network.parameters()).device
+    return ws.to(device), {name: array.to(device) for name, array in arrays.items()}

@@ -1,0 +1,70 @@
+"""Images in a row as a moving picture: .gif by Pillow, .mp4 (H.264) by PyAV, an optional package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from stylegan_di.dnnlib.util import UserError, atomic_file
+
+GIF_RATES = (1, 2, 4, 5, 10, 20, 25, 50)  # a frame lasts a whole number of hundredths of a second, two at least
+
+
+def check_video(option: str, path: str | os.PathLike[str], fps: int) -> None:
+    """Raises UserError, naming the option, for a moving picture that `save_video` could not write."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in (".gif", ".mp4"):
+        raise UserError(f"{option}={path}: its name must end in .gif or .mp4")
+    if suffix == ".gif" and fps not in GIF_RATES:
+        raise UserError(
+            f"--fps={fps}: a .gif shows {', '.join(map(str, GIF_RATES))} frames a second; choose one of these, or .mp4"
+        )
+    if suffix == ".mp4":
+        _import_av(f"{option}={path}")
+
+
+def save_video(frames: Iterable[Tensor], path: str | os.PathLike[str], fps: int) -> None:
+    """Writes frames uint8 [C,H,W], C = 1 or 3, H and W even for .mp4, atomically; a .gif repeats without end."""
+    path = Path(path)
+    check_video("the file", path, fps)
+    pictures = (np.ascontiguousarray(frame.cpu().permute(1, 2, 0).numpy()) for frame in frames)
+    with atomic_file(path) as file:
+        if path.suffix.lower() == ".gif":
+            _write_gif(file, pictures, fps)
+        else:
+            _write_mp4(file, pictures, fps)
+
+
+def _write_gif(file: Any, pictures: Iterable[np.ndarray], fps: int) -> None:
+    images = (Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture) for picture in pictures)
+    first = next(images)
+    first.save(file, format="GIF", save_all=True, append_images=images, duration=1000 // fps, loop=0)
+
+
+def _write_mp4(file: Any, pictures: Iterable[np.ndarray], fps: int) -> None:
+    av = _import_av("a .mp4")
+    with av.open(file, mode="w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(pictures):
+            if number == 0:
+                stream.height, stream.width = picture.shape[:2]
+            frame = av.VideoFrame.from_ndarray(np.broadcast_to(picture, [*picture.shape[:2], 3]), "rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def _import_av(what: str) -> Any:
+    try:
+        import av
+    except ImportError:
+        raise UserError(
+            f'{what} needs the package av: pip install "stylegan-di[video]"; or write a .gif, which needs none'
+        ) from None
+    return av

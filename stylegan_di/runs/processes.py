@@ -1,0 +1,140 @@
+"""`--gpus=N`: starts the processes of a run on this machine and sees to it that they end together.
+
+Each is the same command with the environment that torchrun would give it. Signals are handed on; when a process fails
+the others are given GRACE seconds to end by themselves, then killed; when this process dies they stop too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from typing import IO
+
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.runs.endings import Interrupted
+from stylegan_di.torch_utils import distributed
+from stylegan_di.torch_utils.distributed import ProcessLost
+
+GRACE = 20.0  # seconds for the others to end after one has failed
+PARENT = "STYLEGAN_DI_PARENT"  # set in the processes that `run` starts
+
+
+class ProcessFailed(UserError):
+    """A process other than the first ended with a status that is not 0; it becomes the run's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def started() -> bool:
+    """Whether this is one of the processes of a run, started by `run` or torchrun."""
+    return distributed.under_torchrun()
+
+
+def has_parent() -> bool:
+    """Whether `run` started this process."""
+    return PARENT in os.environ
+
+
+def run(command: Sequence[str], count: int) -> int:
+    """Runs a command in `count` processes until all have ended.
+
+    Returns 0, or the status with which the first process ended after telling why.
+
+    Raises:
+        ProcessLost: one was killed. ProcessFailed: another than the first failed; with what it told.
+    """
+    store = distributed.meeting_point()
+    with contextlib.ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
+        children = [_start(command, rank, count, store.port, output) for rank, output in enumerate(outputs)]
+        stack.callback(_kill, children)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            previous = signal.signal(number, lambda number, frame: _send(children, number))
+            stack.callback(signal.signal, number, previous)
+        cause = _wait(children)
+        return 0 if cause is None else _explain(cause, children, outputs)
+
+
+def _send(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
+    for child in children:
+        if child.poll() is None:
+            child.send_signal(number)
+
+
+def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    _send(children, signal.SIGKILL)
+    for child in children:
+        child.wait()
+        assert child.stdin is not None
+        child.stdin.close()
+
+
+def _start(command: Sequence[str], rank: int, count: int, port: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
+    """One process, in a session of its own; all but the first write into `output`."""
+    threads = str(max((os.cpu_count() or 1) // count, 1))
+    environment = {"OMP_NUM_THREADS": threads} | os.environ | {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there already, as under torchrun
+        PARENT: str(os.getpid()),
+    }  # fmt: skip
+    stream = None if rank == 0 else output
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=stream, stderr=stream, start_new_session=True
+    )
+
+
+def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
+    """Waits for all; returns which process was the first to fail, not counting those that only lost another."""
+    failed: dict[int, float] = {}
+    while any(child.poll() is None for child in children):
+        for rank, child in enumerate(children):
+            if child.poll():
+                failed.setdefault(rank, time.monotonic())
+        if failed and time.monotonic() - min(failed.values()) > GRACE:
+            break
+        time.sleep(0.05)
+    for rank, child in enumerate(children):
+        if child.poll():
+            failed.setdefault(rank, time.monotonic())
+    causes = [rank for rank in failed if children[rank].returncode != ProcessLost.status]
+    if 0 in causes and children[0].returncode > 0:
+        return 0  # it has told why already, whoever was the first
+    return next(iter(causes or failed), None)
+
+
+def _explain(cause: int, children: Sequence[subprocess.Popen[bytes]], outputs: Sequence[IO[bytes]]) -> int:
+    """The status of a failed process that has told why, else an error that does."""
+    status, count = children[cause].returncode, len(children)
+    outputs[cause].seek(0)
+    told = " ".join(outputs[cause].read().decode(errors="replace").split())[-2000:]
+    if status < 0:
+        raise ProcessLost(
+            f"process {cause} of {count} was killed by {signal.Signals(-status).name}; the others have been ended; "
+            "go on from the last state with --resume=latest" + (f" (it told: {told})" if told else "")
+        )
+    if status == ProcessLost.status:
+        raise ProcessLost(f"the {count} processes of the run lost each other; its log.txt says at which exchange")
+    if cause == 0 or status == Interrupted.status:
+        return int(status)
+    raise ProcessFailed(f"process {cause} of {count} ended with status {status}: {told}", status)
+
+
+def follow_parent() -> None:
+    """In a process that `run` started: asks this process to stop when its parent has gone."""
+    if not has_parent():
+        return
+
+    def watch() -> None:
+        os.read(0, 1)  # returns when the parent, which never writes, is gone
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -1,0 +1,214 @@
+"""Training states on disk: what a run goes on from, one safetensors file each, complete once its manifest is there.
+
+`training-state-<images seen>.safetensors` holds tensors, and in its header plain values and the configuration;
+`training-state-<images seen>.json`, written last, holds its SHA-256, size, configuration hash and library versions.
+Both are written under temporary names, put on disk and renamed. Nothing in them is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from stylegan_di.dnnlib.util import UserError, atomic_file, atomic_write, sha256_of_file
+from stylegan_di.runs.endings import storage_errors
+
+FORMAT = 1
+KEPT = 3  # the newest states of a run that stay on disk
+NAME = re.compile(r"training-state-(\d{9,})\.safetensors")
+DTYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class State:
+    """What a state file holds: tensors by name, plain values, and the run's configuration as plain values."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+    config: dict[str, Any]
+
+
+def versions() -> dict[str, str]:
+    """What a run's exact numbers depend on besides its options."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
+
+
+def state_path(folder: Path, nimg: int) -> Path:
+    return folder / f"training-state-{nimg:09d}.safetensors"
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+# Writing.
+
+
+def save_state(
+    path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Mapping[str, Any], config_sha256: str
+) -> None:
+    """Writes a state and then its manifest; what was at `path` stays until the new file is complete.
+
+    Args:
+        path: its name ends in .safetensors.
+        tensors: by name, on any device.
+        values: what JSON can hold.
+        config: the configuration of the run.
+        config_sha256: hash of what must not change in it, for the manifest.
+
+    Raises:
+        StorageError: when it cannot be written; names the path and the room that it needs.
+    """
+    need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    with storage_errors(path, need):
+        with atomic_file(path) as file:
+            writer = _HashedWriter(file)
+            _write_safetensors(writer, tensors, {"values": json.dumps(values), "config": json.dumps(config)})
+        manifest = {
+            "format": FORMAT, "file": path.name, "sha256": writer.digest.hexdigest(), "bytes": writer.size,
+            "config_sha256": config_sha256, "versions": versions(), "threads": torch.get_num_threads(),
+            "written": time.time(),
+        }  # fmt: skip
+        atomic_write(manifest_path(path), (json.dumps(manifest, indent=2) + "\n").encode())
+
+
+class _HashedWriter:
+    """Writes to a file and keeps the SHA-256 and size of what went into it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self.file.write(data)
+        self.digest.update(data)
+        self.size += len(data)
+
+
+def _write_safetensors(writer: _HashedWriter, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """The safetensors format, tensor after tensor, so that no second copy of all weights is in memory."""
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # all stay aligned
+    header: dict[str, Any] = {"__metadata__": metadata}
+    offset = 0
+    for name, tensor in ordered:
+        end = offset + tensor.numel() * tensor.element_size()
+        header[name] = {"dtype": DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    writer.write(len(text).to_bytes(8, "little") + text)
+    for _, tensor in ordered:
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+        writer.write(flat.numpy().data)
+
+
+def prune(folder: Path, newest: Path) -> None:
+    """Removes all but the last KEPT states, never `newest`, and what writes that were cut short have left behind."""
+    paths = complete_states(folder)
+    for path in folder.iterdir():
+        is_state = NAME.fullmatch(path.name) is not None
+        if is_state and path != newest and path not in paths[-KEPT:]:
+            manifest_path(path).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Removes the temporary files of a run that was killed while it wrote; nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def keep_best(path: Path, best: Path) -> None:
+    """Gives a state a second name that pruning leaves alone: a link, or a copy where there are no links."""
+    for source, target in ((path, best), (manifest_path(path), manifest_path(best))):
+        temporary = target.with_name(f".{target.name}.tmp")
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK):
+                raise
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+
+
+# Reading.
+
+
+def complete_states(folder: Path) -> list[Path]:
+    """The states of a run folder that have a manifest, oldest first."""
+    found = [(int(m[1]), path) for path in folder.iterdir() if (m := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if manifest_path(path).is_file()]
+
+
+def written(path: Path) -> float:
+    """When a state was written, in seconds since 1970; 0 where its manifest does not say."""
+    try:
+        return float(json.loads(manifest_path(path).read_bytes())["written"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a state file; None: nothing, it is as it was written."""
+    try:
+        manifest = json.loads(manifest_path(path).read_bytes())
+        if manifest["format"] != FORMAT:
+            return f"its format is {manifest['format']}, this version reads {FORMAT}"
+        if path.stat().st_size != manifest["bytes"]:
+            return f"it has {path.stat().st_size} bytes, not {manifest['bytes']}"
+        if (found := sha256_of_file(path)) != manifest["sha256"]:
+            return f"its SHA-256 is {found[:12]}..., not {manifest['sha256'][:12]}..."
+    except OSError as error:
+        return f"it cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError):
+        return "its manifest is damaged"
+    return None
+
+
+def load_state(path: Path) -> State:
+    """Reads a state that `damage` finds nothing wrong with.
+
+    Raises:
+        UserError: if it is no training state.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+        return State(path, tensors, json.loads(metadata["values"]), json.loads(metadata["config"]))
+    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: no training state ({str(error)[:100]}); pass one that train.py wrote") from None
+
+
+def version_changes(path: Path) -> list[str]:
+    """'torch 2.12.0, now 2.13.0' for each library that is another than when the state was written."""
+    before = json.loads(manifest_path(path).read_bytes())["versions"]
+    return [f"{name} {before.get(name)}, now {now}" for name, now in versions().items() if before.get(name) != now]
+
+
+def threads_change(path: Path) -> str:
+    """'1, now 2' where a process has another number of threads than when the state was written, else ''."""
+    now = torch.get_num_threads()
+    before = json.loads(manifest_path(path).read_bytes()).get("threads", now)
+    return "" if before == now else f"{before}, now {now}"

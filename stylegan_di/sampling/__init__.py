@@ -1,0 +1,1 @@
+"""Images from a diffusion model, and images by seed."""

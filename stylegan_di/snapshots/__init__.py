@@ -1,0 +1,1 @@
+"""Network files: read without trusting them, built, inspected, converted and written."""

@@ -1,0 +1,144 @@
+"""Networks built from what a file says of them: a class's name, its constructor's arguments, its weights.
+
+Nothing in a file is trusted: classes are looked up in a table of our own, a constructor first runs without memory and
+within bounds, and the weights must be exactly those of the network so laid out, and finite.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from stylegan_di.data.augment import AugmentPipe
+from stylegan_di.networks import edm2
+from stylegan_di.networks.edm import PRECONDITIONERS, Precond
+from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
+
+CLASSES: dict[str, type[PersistentModule]] = {
+    cls.__name__: cls for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond)
+}
+# Which networks each entry of a snapshot may hold; entries of other names may hold any.
+ROLES: dict[str, type[PersistentModule]] = {
+    "G": Generator,
+    "D": Discriminator,
+    "G_ema": Generator,
+    "augment_pipe": AugmentPipe,
+    "ema": Precond,
+    "Sg": Precond,
+}
+
+# Bounds on building, so that a forged file cannot keep a constructor busy for ever.
+MAX_INT = 2**20  # in constructor arguments
+MAX_CALLS = 20  # of torch per weight in the file; our constructors make up to 7
+
+
+@dataclass
+class Blueprint:
+    """A network as a file describes it.
+
+    `weights` is its state dict; entries whose last name is `not_stored` are missing in it, the constructor's are meant.
+    """
+
+    class_name: str
+    init_args: tuple[Any, ...]
+    init_kwargs: dict[str, Any]
+    weights: Mapping[str, Tensor]
+    not_stored: str | None = None
+
+
+def build(blueprint: Blueprint, name: str, source: str) -> torch.nn.Module:
+    """The network of a blueprint, in evaluation mode, without gradients, on the CPU.
+
+    It is laid out without memory first, so that no more is allocated than was stored. Weights stored as float16 become
+    the float32 numbers that they are.
+
+    Args:
+        blueprint: from the file.
+        name: of its entry in the file, such as 'G_ema'.
+        source: the file's name.
+
+    Raises:
+        RefusedFileError: if it is not one of our networks, or has other weights than those it must have.
+    """
+    cls = CLASSES.get(blueprint.class_name)
+    if cls is None or not issubclass(cls, ROLES.get(name, PersistentModule)):
+        known = ", ".join(known for known, cls in CLASSES.items() if issubclass(cls, ROLES.get(name, PersistentModule)))
+        remedy = f"Known for {name!r} are {known}."
+        raise RefusedFileError(source, f"a {blueprint.class_name[:80]!r} as {name!r}", remedy)
+    try:
+        _check_arguments(blueprint.init_kwargs)
+        _check_arguments(dict(enumerate(blueprint.init_args)))
+        inspect.signature(cls).bind(*blueprint.init_args, **blueprint.init_kwargs)
+        with torch.device("meta"), _Bounded(MAX_CALLS * (len(blueprint.weights) + 10)):
+            layout = cls(*blueprint.init_args, **blueprint.init_kwargs)
+    except Exception as error:  # whatever a constructor says to arguments of any kind
+        found = f"constructor arguments that {blueprint.class_name} does not take ({type(error).__name__}: {error})"
+        raise RefusedFileError(source, found[:300]) from error
+    stored = {key: value for key, value in layout.state_dict().items() if not _is_implied(key, blueprint)}
+    weights = _checked_weights(stored, blueprint.weights, name, source)
+    with torch.random.fork_rng(devices=[]):  # loading draws nothing from anybody's random numbers
+        network = cls(*blueprint.init_args, **blueprint.init_kwargs)
+    network.load_state_dict(network.state_dict() | weights)
+    return network.eval().requires_grad_(False)
+
+
+class _Bounded(TorchFunctionMode):
+    """Ends a construction that calls torch more often than the weights in its file can explain."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.calls = calls
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls -= 1
+        if self.calls < 0:
+            raise ValueError("they call for far more layers than the file has weights")
+        return func(*args, **(kwargs or {}))
+
+
+def _check_arguments(arguments: Mapping[Any, Any]) -> None:
+    for name, value in arguments.items():
+        if isinstance(value, int) and abs(value) > MAX_INT:
+            raise ValueError(f"{name} is larger than {MAX_INT}")
+        if isinstance(value, Mapping):
+            _check_arguments(value)
+        elif isinstance(value, list | tuple):
+            _check_arguments(dict(enumerate(value)))
+        elif value is not None and not isinstance(value, bool | int | float | str):
+            raise TypeError(f"{name} is a {type(value).__name__}")
+
+
+def _is_implied(key: str, blueprint: Blueprint) -> bool:
+    return blueprint.not_stored is not None and key.rpartition(".")[2] == blueprint.not_stored
+
+
+def _checked_weights(
+    layout: Mapping[str, Tensor], weights: Mapping[str, Tensor], name: str, source: str
+) -> dict[str, Tensor]:
+    """The weights, if they are those of the network: names, shapes, types, and every number finite."""
+    missing, extra = sorted(layout.keys() - weights.keys()), sorted(weights.keys() - layout.keys())
+    if missing or extra:
+        listed = [f"{kind} {', '.join(keys[:3])}" for kind, keys in (("without", missing), ("with", extra)) if keys]
+        found = f"{name!r} {' and '.join(listed)} ({len(missing)} weights missing, {len(extra)} too many)"
+        raise RefusedFileError(source, found[:400], "It was altered, or made by a different network code.")
+    checked = {}
+    for key, expected in layout.items():
+        value = weights[key]
+        if (value.dtype, expected.dtype) == (torch.float16, torch.float32):  # as EDM2's files are written
+            value = value.float()
+        if value.shape != expected.shape or value.dtype != expected.dtype:
+            found = f"{name}.{key} as {list(value.shape)} {value.dtype}"
+            remedy = f"Its constructor arguments call for {list(expected.shape)} {expected.dtype}: it was altered."
+            raise RefusedFileError(source, found, remedy)
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            remedy = "Its training diverged or it is damaged; use an earlier snapshot."
+            raise RefusedFileError(source, f"NaN or infinite numbers in {name}.{key}", remedy)
+        checked[key] = value
+    return checked

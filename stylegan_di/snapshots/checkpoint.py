@@ -1,0 +1,205 @@
+"""Snapshots: networks to use, opened from any network file that is known, and written (`formats`).
+
+No file is trusted: what it says is checked before anything is built (`blueprint`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stylegan_di import interfaces, zoo
+from stylegan_di.dnnlib.util import UserError, atomic_write
+from stylegan_di.networks.edm import Precond
+from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.snapshots.blueprint import CLASSES, build
+from stylegan_di.snapshots.formats import TARGETS, Contents, read_contents, to_pickle, to_safetensors
+from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.torch_utils.persistence import RefusedFileError
+
+MODELS = ("G_ema", "G", "ema")  # the entries that are meant where none is chosen, best first
+
+
+@dataclass
+class Snapshot:
+    """What a network file holds.
+
+    `source` is its name; `networks` by entry ('G_ema', 'ema', ...), None where the file says None; `extras` the other
+    plain entries (training_set_kwargs or dataset_kwargs, a one-step student's sigma_init); `metadata` the provenance.
+    """
+
+    source: str
+    networks: dict[str, torch.nn.Module | None]
+    extras: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def load_generator(name_path_or_url: str | os.PathLike[str], which: str | None = None) -> interfaces.Generator:
+    """The generator of a network file: its G_ema where there is a choice; evaluation mode, no gradients, on the CPU.
+
+    Args:
+        name_path_or_url: a .pkl or .safetensors file, a URL, or a known name (`stylegan_di.zoo`).
+        which: the entry to take; default: G_ema, G or ema, or the only network there is.
+
+    Raises:
+        RefusedFileError: if the file is no network file or holds no generator; UserError: if there is none, or in it no
+            such entry.
+    """
+    contents = _read(name_path_or_url)
+    return as_generator(_build_snapshot(contents, _meant(contents, which)))
+
+
+def load_denoiser(name_path_or_url: str | os.PathLike[str], which: str | None = None) -> interfaces.Denoiser:
+    """The teacher of a network file, in evaluation mode, without gradients, on the CPU. See `load_generator`."""
+    contents = _read(name_path_or_url)
+    return as_denoiser(_build_snapshot(contents, _meant(contents, which)))
+
+
+def load_snapshot(name_path_or_url: str | os.PathLike[str], which: str | None = None) -> Snapshot:
+    """The networks of a network file and what is beside them; with `which`, that network only. See `load_generator`.
+
+    Plain objects of training (EDM's loss_fn and augment_pipe) are left out.
+    """
+    contents = _read(name_path_or_url)
+    return _build_snapshot(contents, contents.blueprints if which is None else _meant(contents, which))
+
+
+def as_generator(snapshot: Snapshot) -> interfaces.Generator:
+    """The generator in a snapshot: its G_ema, else its G, else a one-step student's network.
+
+    Raises:
+        RefusedFileError: if it holds none, or several and no telling which.
+    """
+    name, network = _only(snapshot, (Generator, Precond))
+    if isinstance(network, Generator):
+        return StyleGAN2Student(network).eval()
+    if isinstance(network, Precond):
+        sigma_init = _sigma_init(snapshot, name)
+        if sigma_init is None:
+            raise RefusedFileError(
+                snapshot.source,
+                f"a diffusion teacher ({name!r} without sigma_init), not a generator",
+                "Pass it as --teacher (load_denoiser), or distil it to one step first (train.py --kind=di --teacher). "
+                "For a one-step student of another project, give its noise level: "
+                "tools/convert.py IN OUT --sigma-init=2.5.",
+            )
+        if not isinstance(sigma_init, int | float) or not 0 < sigma_init < 1e9:
+            raise RefusedFileError(snapshot.source, f"sigma_init={str(sigma_init)[:40]}, which is no noise level")
+        return OneStepStudent(network, sigma_init).eval()
+    raise RefusedFileError(snapshot.source, f"no generator: {_listing(snapshot)}", "Pass a file with G_ema or ema.")
+
+
+def as_denoiser(snapshot: Snapshot) -> interfaces.Denoiser:
+    """The teacher in a snapshot.
+
+    Raises:
+        RefusedFileError: if it holds none, or several and no telling which.
+    """
+    name, network = _only(snapshot, (Precond,))
+    if isinstance(network, Precond) and _sigma_init(snapshot, name) is None:
+        return EDMTeacher(network).eval()
+    kind = "a one-step student" if isinstance(network, Precond) else f"no diffusion model: {_listing(snapshot)}"
+    raise RefusedFileError(
+        snapshot.source,
+        kind,
+        "Pass a generator as --gan-pkl or --network (load_generator), and an EDM network as the teacher.",
+    )
+
+
+def as_model(snapshot: Snapshot) -> interfaces.Generator | interfaces.Denoiser:
+    """What a snapshot is for: a teacher if it holds a denoiser that is no one-step student, else a generator."""
+    name, network = _only(snapshot, (Generator, Precond))
+    is_teacher = isinstance(network, Precond) and _sigma_init(snapshot, name) is None
+    return as_denoiser(snapshot) if is_teacher else as_generator(snapshot)
+
+
+def _only(snapshot: Snapshot, kinds: tuple[type[torch.nn.Module], ...]) -> tuple[str, torch.nn.Module | None]:
+    """The network of these kinds that is meant: the first of MODELS, else the only one; None if there is none."""
+    found = {name: network for name, network in snapshot.networks.items() if isinstance(network, kinds)}
+    for name in MODELS:
+        if name in found:
+            return name, found[name]
+    if len(found) > 1:
+        remedy = "Choose one with --which, or take it out with tools/convert.py IN OUT --which=NAME."
+        raise RefusedFileError(snapshot.source, f"several networks: {', '.join(found)[:200]}", remedy)
+    return next(iter(found.items()), ("", None))
+
+
+def _sigma_init(snapshot: Snapshot, name: str) -> Any:
+    """The noise level of a one-step student, which its 'ema' is; None for other networks."""
+    return snapshot.extras.get("sigma_init") if name == "ema" else None
+
+
+def _listing(snapshot: Snapshot) -> str:
+    names = [*snapshot.networks, *snapshot.extras]
+    return f"its entries are {', '.join(names)[:200]}" if names else "it is empty"
+
+
+def save_snapshot(
+    path: str | os.PathLike[str],
+    networks: Mapping[str, torch.nn.Module | None],
+    *,
+    extras: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    target: str = TARGETS[0],
+) -> None:
+    """Writes networks to a .pkl that NVlabs' tools open or a .safetensors file, atomically.
+
+    Whatever their present mode and device, networks are written in evaluation mode, without gradients, on the CPU.
+
+    Args:
+        path: where; the suffix tells the format.
+        networks: by entry: G, D, G_ema, augment_pipe (NVlabs' loader wants the first three), or ema.
+        extras: other entries: training_set_kwargs or dataset_kwargs, a one-step student's sigma_init, augment_pipe.
+        metadata: provenance, str or float each (command, teacher, kimg, ...).
+        target: the repository whose code opens a .pkl of StyleGAN2 networks, one of `formats.TARGETS`.
+
+    Raises:
+        UserError: if the suffix or the target is another. TypeError: for what cannot be written.
+    """
+    for name, network in networks.items():
+        if network is not None and type(network) is not CLASSES.get(type(network).__name__):
+            raise TypeError(f"{name}: a {type(network).__name__} is none of {', '.join(CLASSES)}")
+    suffix = Path(path).suffix
+    if suffix == ".pkl":
+        data = to_pickle(networks, extras, metadata, target)
+    elif suffix == ".safetensors":
+        data = to_safetensors(networks, extras, metadata)
+    else:
+        raise UserError(f"{path}: snapshots end in .pkl or .safetensors, not {suffix!r}")
+    atomic_write(path, data)
+
+
+# Reading.
+
+
+def _read(name_path_or_url: str | os.PathLike[str]) -> Contents:
+    path = zoo.resolve(name_path_or_url)
+    return read_contents(path.read_bytes(), os.fspath(name_path_or_url), path.suffix)
+
+
+def _meant(contents: Contents, which: str | None) -> set[str]:
+    """The entries to build: the one chosen, else the first of MODELS, else all that could be meant."""
+    there = [name for name, blueprint in contents.blueprints.items() if blueprint is not None]
+    if which is not None and which not in there:
+        raise UserError(f"{contents.source}: --which={which} is not in it; its networks are {', '.join(there)[:200]}")
+    if which is not None:
+        return {which}
+    first = next((name for name in MODELS if name in there), None)
+    return set(there) if first is None else {first}
+
+
+def _build_snapshot(contents: Contents, names: Collection[str]) -> Snapshot:
+    """The snapshot with the named networks; the others are None."""
+    networks: dict[str, torch.nn.Module | None] = {}
+    for name, blueprint in contents.blueprints.items():
+        networks[name] = None
+        if blueprint is not None and name in names:
+            networks[name] = build(blueprint, name, contents.source)
+    return Snapshot(contents.source, networks, contents.extras, contents.metadata)

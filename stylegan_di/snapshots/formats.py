@@ -1,0 +1,252 @@
+"""The formats of network files: pickles of NVlabs' repositories and ours, and safetensors. Read unbuilt, and written.
+
+A pickle holds what NVlabs' training loops write, in their order: stylegan2-ada's and stylegan3's {training_set_kwargs,
+G, D, G_ema, augment_pipe}, EDM's {ema, loss_fn, augment_pipe, dataset_kwargs}, or the TensorFlow era's triple
+(G, D, Gs). Ours end with `provenance`, a one-step student's also with `sigma_init`, which is what tells it from a
+teacher. A safetensors file holds the weights as '<network>.<key>' and the rest as JSON in its metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.snapshots import stylegan3, tensorflow
+from stylegan_di.snapshots.blueprint import ROLES, Blueprint
+from stylegan_di.torch_utils.persistence import (
+    Persistent,
+    PersistentModule,
+    PersistentObject,
+    RefusedFileError,
+    TensorFlowNetwork,
+    flatten_state,
+    read_pickle,
+    write_pickle,
+)
+
+FORMAT_VERSION = "1"  # of our safetensors files
+STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
+EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
+TARGETS = ("stylegan2-ada", "stylegan3")  # whose code a pickle of StyleGAN2 networks is for; EDM's have one form
+DIFF_INSTRUCT, EMA_ALONE = "Diff-Instruct", "EDM's networks without its training (SiD's, for one)"
+AMBIGUOUS = (DIFF_INSTRUCT, EMA_ALONE)  # writers whose 'ema' may be a one-step student, which the file does not tell
+
+
+@dataclass
+class Contents:
+    """What a network file holds, nothing built yet.
+
+    `source` is the file's name; `blueprints` by entry, None where the file says None; `extras` the other plain entries;
+    `metadata` the provenance; `writer` whose form it has; `objects` the names of entries that are plain objects of
+    training (EDM's loss_fn, EDM2's encoder), which are not read; `embedded` the SHA-256 of each source embedded in it.
+    """
+
+    source: str
+    writer: str
+    blueprints: dict[str, Blueprint | None] = field(default_factory=dict)
+    extras: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+    objects: tuple[str, ...] = ()
+    embedded: tuple[str, ...] = ()
+
+
+def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
+    """What a network file holds.
+
+    Args:
+        data: the file's contents.
+        source: its name, for messages.
+        suffix: of the file; '.safetensors' is read as such, all else as a pickle.
+
+    Raises:
+        RefusedFileError: if it is no network file.
+    """
+    if suffix == ".safetensors":
+        return _from_safetensors(data, source)
+    content = read_pickle(data, source)
+    if isinstance(content, tuple) and content and all(isinstance(part, TensorFlowNetwork) for part in content):
+        blueprints = tensorflow.to_blueprints(content, source)
+        hashes = sorted({digest for network in content for digest in _tensorflow_hashes(network)})
+        extras = {"training_set_kwargs": None}
+        return Contents(source, "TensorFlow-era StyleGAN2", blueprints, extras, embedded=tuple(hashes))
+    if not isinstance(content, dict):
+        raise RefusedFileError(source, f"a {type(content).__name__} at the top, not a dict of networks")
+    return _from_pickle(content, source)
+
+
+# Writing.
+
+
+def to_pickle(
+    networks: Mapping[str, torch.nn.Module | None],
+    extras: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    target: str = TARGETS[0],
+) -> bytes:
+    """A pickle for NVlabs' tools; `target` is the repository whose StyleGAN2 classes it names.
+
+    Raises:
+        UserError: for an unknown target.
+    """
+    if target not in TARGETS:
+        raise UserError(f"target {target!r}; accepted are {', '.join(TARGETS)}")
+    entries = {**networks, **extras}
+    order = EDM_ORDER if "ema" in networks else STYLEGAN2_ORDER
+    ordered = {name: entries.get(name) for name in order} | entries
+    tree = ordered | {"provenance": dict(metadata)}
+    if target == "stylegan3":
+        tree = {name: _for_stylegan3(entry) for name, entry in tree.items()}
+        return write_pickle(tree, default_source=stylegan3.NETWORKS_SOURCE)
+    return write_pickle(tree)
+
+
+def _for_stylegan3(entry: Any) -> Any:
+    return stylegan3.for_stylegan3(entry) if isinstance(entry, torch.nn.Module) else entry
+
+
+def to_safetensors(
+    networks: Mapping[str, torch.nn.Module | None], extras: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> bytes:
+    """A safetensors file; the same networks give the same bytes."""
+    weights: dict[str, Tensor] = {}
+    described: dict[str, Any] = {}
+    for name, network in networks.items():
+        described[name] = None
+        if isinstance(network, PersistentModule):
+            described[name] = {
+                "class_name": type(network).__name__,
+                "init_args": network._init_args,
+                "init_kwargs": network.init_kwargs,
+            }
+            for key, value in network.state_dict().items():
+                weights[f"{name}.{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+    parts = {"networks": described, "extras": dict(extras), "provenance": dict(metadata)}
+    texts = {name: json.dumps(part, default=_arguments) for name, part in parts.items()}
+    return _with_metadata(safetensors.torch.save(weights), {"format_version": FORMAT_VERSION} | texts)
+
+
+def _arguments(obj: Any) -> dict[str, Any]:
+    """A plain object of EDM's training, such as its augment_pipe, as the arguments it was built with."""
+    if not isinstance(obj, Persistent):
+        raise TypeError(f"a {type(obj).__name__} cannot be written to a snapshot")
+    return obj.init_kwargs
+
+
+def _header(data: bytes) -> tuple[dict[str, Any], int]:
+    """The header of valid safetensors (8 bytes of length, then JSON), and where the weights begin."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return json.loads(data[8:end]), end
+
+
+def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
+    """Puts metadata into safetensors in the order given; the library's own order differs from run to run."""
+    header, end = _header(data)
+    text = json.dumps({"__metadata__": metadata} | header).encode()
+    text += b" " * (-len(text) % 8)  # the weights stay aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]
+
+
+# Reading.
+
+
+def _from_pickle(content: dict[str, Any], source: str) -> Contents:
+    contents = Contents(source, _writer(content), embedded=tuple(sorted(set(_hashes(content)))))
+    for name, entry in content.items():
+        if isinstance(entry, PersistentObject):
+            if "_modules" in entry.state:
+                contents.blueprints[name] = _blueprint(entry)
+            else:
+                contents.objects += (name,)
+        elif entry is None and name in ROLES:
+            contents.blueprints[name] = None
+        elif entry is None and name == "loss_fn":
+            continue
+        elif name == "provenance" and isinstance(entry, dict):
+            contents.metadata = entry
+        else:
+            contents.extras[name] = entry
+    return contents
+
+
+def _blueprint(module: PersistentObject) -> Blueprint:
+    init_args, init_kwargs = module.state.get("_init_args"), module.state.get("_init_kwargs")
+    if not isinstance(init_args, tuple) or not isinstance(init_kwargs, dict):
+        raise RefusedFileError(module.source, f"a {module.class_name[:40]} without its constructor's arguments")
+    if stylegan3.is_stylegan3s(module):
+        init_kwargs = stylegan3.our_arguments(module, init_kwargs)
+    elif module.class_name == "Discriminator" and not init_args:
+        init_kwargs = stylegan3.stored_arguments(module) | init_kwargs
+    return Blueprint(module.class_name, init_args, init_kwargs, flatten_state(module))
+
+
+def _writer(content: Mapping[str, Any]) -> str:
+    """Whose form a pickle has, by its entries."""
+    if "provenance" in content:
+        return "stylegan-di"
+    if "encoder" in content:
+        return "EDM2"
+    if "Sg" in content:
+        return DIFF_INSTRUCT
+    if "ema" in content:
+        return "EDM" if "loss_fn" in content else EMA_ALONE
+    generators = [entry for entry in content.values() if isinstance(entry, PersistentObject)]
+    if any(stylegan3.is_stylegan3s(entry) for entry in generators):
+        return "stylegan3 (StyleGAN2)"
+    return "stylegan2-ada-pytorch" if "G_ema" in content else "unknown"
+
+
+def _hashes(value: Any) -> Iterator[str]:
+    """The SHA-256 of the sources of all objects in a tree."""
+    if isinstance(value, PersistentObject):
+        if value.module_src_sha256:
+            yield value.module_src_sha256
+        value = value.state
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _hashes(item)
+
+
+def _tensorflow_hashes(network: TensorFlowNetwork) -> Iterator[str]:
+    yield network.module_src_sha256
+    for part in network.components.values():
+        yield from _tensorflow_hashes(part)
+
+
+def _from_safetensors(data: bytes, source: str) -> Contents:
+    try:
+        weights = safetensors.torch.load(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise RefusedFileError(source, f"no valid safetensors file ({str(error)[:100]})", "Copy it again.") from None
+    header = _header(data)[0].get("__metadata__", {})  # which safetensors.torch.load has validated but not returned
+    if header.get("format_version") != FORMAT_VERSION:
+        raise RefusedFileError(
+            source,
+            f"safetensors of format_version {header.get('format_version')}, not {FORMAT_VERSION}",
+            "Pass a file that this project's save_snapshot wrote.",
+        )
+    try:
+        described, extras, metadata = (json.loads(header[part]) for part in ("networks", "extras", "provenance"))
+        blueprints = {name: _described(name, entry, weights) for name, entry in described.items()}
+        extras, metadata = dict(extras), dict(metadata)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise RefusedFileError(source, f"damaged metadata ({type(error).__name__})", "Copy it again.") from None
+    return Contents(source, "stylegan-di safetensors", blueprints, extras, metadata)
+
+
+def _described(name: str, entry: Any, weights: Mapping[str, Tensor]) -> Blueprint | None:
+    if entry is None:
+        return None
+    if not isinstance(entry["class_name"], str):
+        raise TypeError("a class name that is no text")
+    prefix = name + "."
+    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
+    return Blueprint(entry["class_name"], tuple(entry["init_args"]), dict(entry["init_kwargs"]), own)

@@ -1,0 +1,138 @@
+"""What a network file is, said without running anything in it: for people who got it from somewhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from stylegan_di import zoo
+from stylegan_di.dnnlib.util import sha256_of_file
+from stylegan_di.snapshots.blueprint import Blueprint, build
+from stylegan_di.snapshots.formats import AMBIGUOUS, Contents, read_contents
+from stylegan_di.torch_utils.persistence import RefusedFileError
+
+SHIPPED = "shipped with stylegan-di, Apache-2.0 (MODEL_CARD.md)"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One network of a file: `numbers` in its weights; `problem` says why it cannot be used, None if it can."""
+
+    name: str
+    class_name: str
+    arguments: Mapping[str, Any]
+    numbers: int
+    problem: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.class_name}{_size_text(self.arguments)}, {self.numbers:,} numbers)"
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a file. `origin` are the terms of known names, '' for others; `warnings` whole sentences."""
+
+    source: str
+    sha256: str
+    size: int
+    writer: str
+    origin: str
+    entries: tuple[Entry, ...]
+    others: tuple[str, ...]
+    metadata: Mapping[str, Any]
+    embedded: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def sentence(self) -> str:
+        """All of it in one sentence."""
+        parts = [f"{', '.join(map(str, self.entries)) or 'no networks'}, written by {self.writer}"]
+        parts.append(f"SHA-256 {self.sha256[:16]}")
+        if self.embedded:
+            parts.append(f"embedded source not run ({len(self.embedded)} of it)")
+        parts += [self.origin] if self.origin else []
+        return "; ".join([*parts, *self.warnings]) + "."
+
+    def as_dict(self) -> dict[str, Any]:
+        """All of it, for JSON."""
+        entries = [vars(entry) | {"arguments": dict(entry.arguments)} for entry in self.entries]
+        return vars(self) | {"entries": entries, "metadata": dict(self.metadata)}
+
+
+def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool = True) -> Inspection:
+    """What a network file is.
+
+    Args:
+        name_path_or_url: see `checkpoint.load_generator`.
+        try_networks: whether the networks are built, of this project's classes, to see whether they can be used.
+
+    Raises:
+        RefusedFileError: if it is no network file.
+    """
+    source = os.fspath(name_path_or_url)
+    path = zoo.resolve(source)
+    data = path.read_bytes()
+    contents = read_contents(data, source, path.suffix)
+    entries = tuple(
+        _entry(name, blueprint, source, try_networks)
+        for name, blueprint in contents.blueprints.items()
+        if blueprint is not None
+    )
+    return Inspection(
+        source=source,
+        sha256=sha256_of_file(path),
+        size=len(data),
+        writer=contents.writer,
+        origin=origin_of(source),
+        entries=entries,
+        others=(*contents.extras, *contents.objects),
+        metadata=contents.metadata,
+        embedded=contents.embedded,
+        warnings=_warnings(contents, entries),
+    )
+
+
+def origin_of(source: str) -> str:
+    """Origin and licence of a known name or published URL, '' for others."""
+    known = zoo.entry(source)
+    if known is not None and known.url is None:
+        return SHIPPED
+    url = source if known is None or known.url is None else known.url
+    return next((terms for beginning, terms in zoo.TERMS.items() if url.startswith(beginning)), "")
+
+
+def _entry(name: str, blueprint: Blueprint, source: str, try_network: bool) -> Entry:
+    problem = None
+    if try_network:
+        try:
+            build(blueprint, name, source)
+        except RefusedFileError as error:
+            problem = f"{error.found}. {error.remedy}"
+    arguments = dict(enumerate(blueprint.init_args)) | blueprint.init_kwargs
+    numbers = sum(value.numel() for value in blueprint.weights.values())
+    named = {str(key): value for key, value in arguments.items()}
+    return Entry(name, blueprint.class_name[:80], named, numbers, problem)
+
+
+def _size_text(arguments: Mapping[str, Any]) -> str:
+    """' 32x32x3, 10 classes' of a network's arguments, as far as they say."""
+    parts = []
+    resolution, channels = arguments.get("img_resolution"), arguments.get("img_channels")
+    if isinstance(resolution, int) and isinstance(channels, int):
+        parts.append(f" {resolution}x{resolution}x{channels}")
+    classes = arguments.get("c_dim", arguments.get("label_dim", 0))
+    if isinstance(classes, int) and classes > 0:
+        parts.append(f" {classes} classes")
+    return ",".join(parts)
+
+
+def _warnings(contents: Contents, entries: tuple[Entry, ...]) -> tuple[str, ...]:
+    found = [f"{entry.name} cannot be used: {entry.problem}" for entry in entries if entry.problem is not None]
+    if "ema" in contents.blueprints and contents.writer in AMBIGUOUS and "sigma_init" not in contents.extras:
+        found.append("nothing in it tells whether 'ema' is a teacher or a one-step student; it is taken as a teacher")
+    for role in ("teacher", "gan_pkl"):
+        terms = origin_of(str(contents.metadata.get(role, "")))
+        if terms and terms != SHIPPED:
+            found.append(f"made from {contents.metadata[role]}, whose terms reach it: {terms}")
+    return tuple(found)

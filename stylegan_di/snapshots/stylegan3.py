@@ -1,0 +1,117 @@
+"""StyleGAN2 networks as stylegan3's repository keeps them (its training.networks_stylegan2): read, and written.
+
+Weights and their names are stylegan2-ada's. Different are the generator's arguments (those of the synthesis network
+stand beside the others), the defaults of the decay of w_avg (0.998), of num_fp16_res (4) and of conv_clamp (256), and
+further attributes of some layers.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from stylegan_di.networks.stylegan2 import Discriminator, Generator, SynthesisBlock, SynthesisNetwork
+from stylegan_di.networks.stylegan2_layers import Conv2dLayer, FullyConnectedLayer, SynthesisLayer, ToRGBLayer
+from stylegan_di.torch_utils.persistence import PersistentModule, PersistentObject, RefusedFileError
+
+NETWORKS_SOURCE = "from training.networks_stylegan2 import *"
+W_AVG_BETA = 0.998  # the default there
+
+_GENERATOR = {"z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"}
+_FUSED = "fused_modconv_default"  # chooses between two ways to compute one sum; here there is one way
+_FUSED_VALUE = "inference_only"  # what stylegan3's training writes
+_PLAIN = {"num_fp16_res": 0, "conv_clamp": None}  # our defaults, which are not the defaults there
+
+
+def is_stylegan3s(module: PersistentObject) -> bool:
+    """Whether a generator read from a file is of stylegan3's repository: its synthesis network keeps num_fp16_res."""
+    synthesis = _child(module, "synthesis")
+    return module.class_name == "Generator" and synthesis is not None and "num_fp16_res" in synthesis.state
+
+
+def our_arguments(module: PersistentObject, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor arguments of a stylegan3-era generator as our Generator takes them.
+
+    Raises:
+        RefusedFileError: for StyleGAN3's own, alias-free generators.
+    """
+    synthesis = _child(module, "synthesis")
+    if synthesis is not None and "margin_size" in synthesis.state:
+        raise RefusedFileError(
+            module.source, "an alias-free StyleGAN3 generator", "This toolkit reads StyleGAN2's; pass one of those."
+        )
+    result = {name: value for name, value in kwargs.items() if name in _GENERATOR}
+    blocks = {name: value for name, value in kwargs.items() if name not in _GENERATOR and name != _FUSED}
+    mapping = result.get("mapping_kwargs", {})
+    if isinstance(mapping, dict):  # else our constructor refuses it
+        result["mapping_kwargs"] = {"w_avg_beta": W_AVG_BETA} | mapping
+    return result | {"synthesis_kwargs": (stored_arguments(synthesis) if synthesis is not None else {}) | blocks}
+
+
+def stored_arguments(network: PersistentObject) -> dict[str, Any]:
+    """num_fp16_res and conv_clamp as the blocks of a synthesis network or a discriminator hold them, where not plain.
+
+    So a file that leaves them to its repository's defaults means those, and not ours.
+    """
+    children = network.state.get("_modules")
+    names = [name for name in children if re.fullmatch(r"b[0-9]+", name)] if isinstance(children, dict) else []
+    blocks = [block for name in names if (block := _child(network, name)) is not None]
+    halves = sum(block.state.get("use_fp16") is True for block in blocks)
+    layers = [layer for block in blocks if (layer := _child(block, "conv1")) is not None]
+    clamps = [clamp for layer in layers if (clamp := layer.state.get("conv_clamp")) is not None]
+    return ({"num_fp16_res": halves} if halves else {}) | ({"conv_clamp": clamps[0]} if clamps else {})
+
+
+def for_stylegan3(network: torch.nn.Module) -> torch.nn.Module:
+    """A copy of a StyleGAN2 network with the arguments and attributes that stylegan3's code keeps; other networks."""
+    if not isinstance(network, Generator | Discriminator):
+        return network
+    result = copy.deepcopy(network)
+    for module in result.modules():
+        for name, value in _further_attributes(module).items():
+            module.__dict__[name] = value
+    if isinstance(result, Generator):
+        arguments = _keyword_arguments(result)
+        synthesis = arguments.pop("synthesis_kwargs", None) or {}
+        mapping = {"w_avg_beta": result.mapping.w_avg_beta} | (arguments.pop("mapping_kwargs", None) or {})
+        synthesis = {_FUSED: _FUSED_VALUE} | _PLAIN | synthesis
+        _remember(result, arguments | {"mapping_kwargs": mapping} | synthesis)
+    elif not result._init_args:
+        _remember(result, _PLAIN | result.init_kwargs)
+    return result
+
+
+def _child(module: PersistentObject, name: str) -> PersistentObject | None:
+    children = module.state.get("_modules")
+    child = children.get(name) if isinstance(children, dict) else None
+    return child if isinstance(child, PersistentObject) else None
+
+
+def _keyword_arguments(network: PersistentModule) -> dict[str, Any]:
+    """All arguments a generator was built with, by name."""
+    names = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs")
+    return dict(zip(names, network._init_args, strict=False)) | network.init_kwargs
+
+
+def _remember(network: PersistentModule, kwargs: dict[str, Any]) -> None:
+    network.__dict__["_init_args"] = ()
+    network.__dict__["_init_kwargs"] = kwargs
+
+
+def _further_attributes(module: torch.nn.Module) -> dict[str, Any]:
+    if isinstance(module, FullyConnectedLayer):
+        return dict(zip(("out_features", "in_features"), module.weight.shape, strict=True))
+    if isinstance(module, Conv2dLayer):
+        return {"out_channels": module.weight.shape[0], "in_channels": module.weight.shape[1]}
+    if isinstance(module, SynthesisLayer | ToRGBLayer):
+        w_dim = module.affine.weight.shape[1]
+        return {"out_channels": module.weight.shape[0], "in_channels": module.weight.shape[1], "w_dim": w_dim}
+    if isinstance(module, SynthesisBlock):
+        return {_FUSED: _FUSED_VALUE}
+    if isinstance(module, SynthesisNetwork):
+        return {"num_fp16_res": module.init_kwargs.get("num_fp16_res", 0)}
+    return {}

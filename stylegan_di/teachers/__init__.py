@@ -1,0 +1,1 @@
+"""Denoisers that a student learns from."""

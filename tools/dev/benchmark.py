@@ -1,0 +1,208 @@
+"""Measures what is fast here against the plain way of computing the same numbers (tools/dev/plain.py), row by row.
+
+    python tools/dev/benchmark.py --rows=small --json=out/benchmark.json
+    python tools/dev/benchmark.py --device=cuda
+
+Both sides of a row run by turns in one process, so that a busy machine disturbs both alike. On the CPU time is that of
+the process, one thread. A ratio is plain over ours, of medians; the spread is its quartiles over rounds. Before it is
+timed, a row verifies that both sides give the same numbers. Both have the same settings of the allocator.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
+
+from stylegan_di.dnnlib.cli import Device, user_errors
+from stylegan_di.dnnlib.util import UserError, atomic_write
+from stylegan_di.torch_utils.allocator import keep_freed_memory
+from stylegan_di.torch_utils.ops import build
+from stylegan_di.training.trainer import AMP_TYPES
+from tools.dev.benchmark_rows import Row, Side, rows
+
+AUTOCAST_TOLERANCE = 0.1  # where each side rounds to 8 (bf16) or 11 (fp16) bits at places of its own
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was measured of a row; seconds are medians, of the process's time on the CPU."""
+
+    name: str
+    target: float | None
+    ratio: float
+    quartiles: tuple[float, float]
+    seconds: float
+    plain_seconds: float
+    images_per_second: float
+    gflops: float  # billion operations a second in convolutions and products; 0 where there are none
+    plain_gflops: float
+    peak_mib: float
+    plain_peak_mib: float
+    difference: float
+
+    def line(self) -> str:
+        target = "-" if self.target is None else f"{self.target:.2f}"
+        low, high = self.quartiles
+        return (
+            f"{self.name:<38s} {self.ratio:5.2f} ({low:.2f}-{high:.2f})  {target:>6s}  {self.images_per_second:9.1f} "
+            f"{self.gflops:8.0f} {self.plain_gflops:6.0f} "
+            f"{self.peak_mib:8.0f} {self.plain_peak_mib:8.0f}  {self.difference:.0e}"
+        )
+
+
+HEADER = (
+    f"{'row':<38s} {'ratio (quartiles)':<17s} {'target':>7s}  {'images/s':>9s} {'GFLOP/s':>8s} {'plain':>6s} "
+    f"{'MiB':>8s} {'plain':>8s}  differs"
+)
+
+
+def seconds(side: Callable[[], object], device: torch.device) -> float:
+    """The time of one call: the process's on the CPU, the GPU's until it is done."""
+    if device.type == "cpu":
+        start = time.process_time()
+        side()
+        return time.process_time() - start
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    side()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_mib(side: Callable[[], object], device: torch.device) -> float:
+    """Memory that one call takes at its most, beyond what was held before; on the CPU as Linux counts pages."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        side()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest size so far
+    before = _status("VmRSS")
+    side()
+    return (_status("VmHWM") - before) / 2**10
+
+
+def _status(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def under_autocast(side: Side, device: torch.device, dtype: torch.dtype | None) -> Side:
+    """The side as it is, or with convolutions and products in dtype."""
+    if dtype is None:
+        return side
+
+    def run() -> Sequence[Tensor]:
+        with torch.autocast(device.type, dtype, cache_enabled=False):
+            return side()
+
+    return run
+
+
+def measure(row: Row, rounds: int, device: torch.device, dtype: torch.dtype | None = None) -> Result:
+    """Verifies, then times both sides by turns, under autocast if a dtype is given.
+
+    Raises:
+        UserError: the two sides do not give the same numbers.
+    """
+    ours, plain = (under_autocast(side, device, dtype) for side in row.make())
+    tolerance = row.tolerance if dtype is None else max(row.tolerance, AUTOCAST_TOLERANCE)
+    actual, expected = (torch.cat([t.detach().flatten().double() for t in side()]) for side in (ours, plain))
+    difference = float((actual - expected).abs().max() / expected.abs().max())
+    if not difference <= tolerance:
+        raise UserError(f"{row.name}: the two sides differ by {difference:.1e}, more than {tolerance:.0e}")
+    times = [(seconds(ours, device), seconds(plain, device)) for _ in range(rounds)]
+    own, other = (statistics.median(side) for side in zip(*times, strict=True))
+    low, _, high = statistics.quantiles([b / a for a, b in times], n=4)
+    peaks = peak_mib(ours, device), peak_mib(plain, device)
+    with FlopCounterMode(display=False) as counter:
+        ours()
+    work = counter.get_total_flops() / 1e9  # of ours; the plain side's may be more
+    return Result(
+        row.name, row.target, other / own, (low, high), own, other, row.images / own, work / own, work / other, *peaks,
+        difference,
+    )  # fmt: skip
+
+
+def shares(side: Side, device: torch.device, most: int = 6) -> str:
+    """The operators that take the most of a call's time, as PyTorch's profiler sees it."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    side()
+    with torch.profiler.profile(activities=activities) as profiler:
+        side()
+    own = "self_cpu_time_total" if device.type == "cpu" else "self_device_time_total"
+    times = {entry.key: getattr(entry, own) for entry in profiler.key_averages()}
+    total = sum(times.values()) or 1
+    top = sorted(times, key=times.__getitem__, reverse=True)[:most]
+    return ", ".join(f"{name.removeprefix('aten::')} {times[name] / total:.0%}" for name in top)
+
+
+def convolution_rate(device: torch.device) -> float:
+    """GFLOP/s of a 3x3 convolution of 512 channels, channels_last: what nothing made of convolutions can be above."""
+    batch = 128 if device.type == "cuda" else 8
+    x, weight = torch.randn([batch, 512, 16, 16], device=device), torch.randn([512, 512, 3, 3], device=device)
+    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    times = [seconds(lambda: torch.nn.functional.conv2d(x, weight, padding=1), device) for _ in range(8)]
+    return 2 * x.numel() * weight[:, 0].numel() / 1e9 / min(times)
+
+
+def selected(names: str | None, device: torch.device) -> Iterator[Row]:
+    """The rows whose names contain one of the comma-separated texts."""
+    for row in rows(device):
+        if names is None or any(name in row.name for name in names.split(",")):
+            yield row
+
+
+@click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
+@click.option("--rows", "names", help="Only rows whose names contain one of these, comma-separated.")
+@click.option("--rounds", type=click.IntRange(min=2), default=7, show_default=True, help="Timings a side.")
+@click.option("--device", type=Device(), default="cpu", show_default=True)
+@click.option("--amp", type=click.Choice(["none", *AMP_TYPES]), default="none", help="Autocast of both sides.")
+@click.option("--profile", is_flag=True, help="Name the operators that take the most time of ours.")
+@click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
+@user_errors
+def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, target: Path | None) -> None:
+    """Prints a line a row as it is done."""
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    where, dtype = torch.device(device), AMP_TYPES.get(amp)
+    ops = build.load(where.type, may_build=where.type == "cpu")
+    chosen = list(selected(names, where))
+    if not chosen:
+        raise UserError(f"--rows={names}: no such row; there are {', '.join(row.name for row in rows(where))}")
+    report: dict[str, Any] = {"ops": ops, "torch": torch.__version__, "device": device, "amp": amp, "rounds": rounds}
+    report |= {"convolutions": round(convolution_rate(where))}  # GFLOP/s
+    click.echo(f"{', '.join(f'{name} {value}' for name, value in report.items())} GFLOP/s\n{HEADER}")
+    results = []
+    for row in chosen:
+        results.append(measure(row, rounds, where, dtype))
+        click.echo(results[-1].line())
+        if profile:
+            click.echo(f"    {shares(under_autocast(row.make()[0], where, dtype), where)}")
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(report | {"rows": [asdict(result) for result in results]}, indent=1)
+        atomic_write(target, text.encode())
+
+
+if __name__ == "__main__":
+    main()
