@@ -25,30 +25,11 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_reals
-from stylegan_di.sampling.heun import HeunGenerator
-from stylegan_di.snapshots.checkpoint import as_model, load_snapshot
-from stylegan_di.students import StyleGAN2Student
-from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.snapshots.checkpoint import as_shown, load_snapshot
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
-
-
-def load(network: str, which: str | None, trunc: float | None, steps: int | None) -> Generator:
-    """The generator of a network file, or its diffusion teacher with Heun's sampler."""
-    model = as_model(load_snapshot(network, which))
-    if steps is not None and not isinstance(model, EDMTeacher):
-        raise UserError(f"--steps={steps} is for a diffusion teacher, which --network={network} is not; leave it out")
-    if trunc is not None and not isinstance(model, StyleGAN2Student):
-        raise UserError(f"--trunc={trunc:g} is for a GAN, which --network={network} is not; leave it out")
-    if isinstance(model, EDMTeacher):
-        return HeunGenerator(model, num_steps=steps or 18, round_sigma=model.round_sigma)
-    if isinstance(model, StyleGAN2Student) and trunc is not None:
-        return StyleGAN2Student(model.network, truncation_psi=trunc)
-    assert isinstance(model, Generator)
-    return model
 
 
 def reference_of(
@@ -153,7 +134,10 @@ def main(
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
     reference = reference_of(names, network, data, ref, mirror)
-    generator = None if network is None else load(network, which, trunc, steps).to(device)
+    generator = None
+    if network is not None:
+        options = {name: value for name, value in (("trunc", trunc), ("steps", steps)) if value is not None}
+        generator = as_shown(load_snapshot(network, which)).with_options(**options).to(device)
     evaluator = Evaluator(
         names, reference, num, batch=batch, detector_file=detector_file, device=device, report=PassProgress()
     )

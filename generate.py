@@ -11,7 +11,6 @@ A seed gives the same image whatever other seeds are asked for, and however many
 from __future__ import annotations
 
 import math
-from collections import ChainMap
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,87 +20,19 @@ import torch
 
 from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, option_name
+from stylegan_di.explore.opening import open_gan, open_generator
 from stylegan_di.explore.projection import draw as draw_ws
 from stylegan_di.explore.projection import load_projection
 from stylegan_di.images import save_grid, save_image
-from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.sampling.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS, ablation_sampler
-from stylegan_di.sampling.heun import heun_sampler
-from stylegan_di.sampling.seeded import Draw, call_size, gan_images, one_step_images, teacher_images, uint8_images
-from stylegan_di.snapshots.checkpoint import as_model, load_snapshot
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.sampling.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS
+from stylegan_di.sampling.seeded import call_size, uint8_images
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
 
 GRID_FORMATS = (".png", ".jpg", ".jpeg")
-GAN = {"truncation_psi": "--trunc", "noise_mode": "--noise-mode"}
-SAMPLER = {"num_steps": "--steps", "sigma_min": "--sigma-min", "sigma_max": "--sigma-max", "rho": "--rho",
-           "S_churn": "--S_churn", "S_min": "--S_min", "S_max": "--S_max", "S_noise": "--S_noise"}  # fmt: skip
-ABLATION = {"solver": "--solver", "discretization": "--disc", "schedule": "--schedule", "scaling": "--scaling"}
-#: What the options of one kind of network are called; those of another kind are refused.
-OPTIONS = {"GAN": GAN, "one-step student": {}, "diffusion teacher": SAMPLER | ABLATION}
-
 POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
-
-
-def load(network: str, which: str | None = None) -> Generator | Denoiser:
-    """The generator of a network file, or its diffusion teacher; of several networks the one chosen."""
-    model = as_model(load_snapshot(network, which))
-    if model.img_channels not in (1, 3):
-        raise UserError(f"--network={network}: its images have {model.img_channels} channels; pictures have 1 or 3")
-    return model
-
-
-def drawing(model: Generator | Denoiser, class_index: int | None, given: dict[str, Any]) -> Draw:
-    """How the model makes images, with the options given."""
-    if isinstance(model, Denoiser):
-        check_options("diffusion teacher", given)
-        check_sampler(model, given)
-        sampler = ablation_sampler if given.keys() & ABLATION.keys() else heun_sampler
-        return partial(teacher_images, model, class_index=class_index, sampler=partial(sampler, **given))
-    if isinstance(model, StyleGAN2Student):
-        check_options("GAN", given)
-        return partial(gan_images, model, class_index=class_index, **given)
-    assert isinstance(model, OneStepStudent)  # what else a network file can hold
-    check_options("one-step student", given)
-    return partial(one_step_images, model, class_index=class_index)
-
-
-def check_options(kind: str, given: dict[str, Any]) -> None:
-    """Raises UserError for options that are another kind's."""
-    for other, options in OPTIONS.items():
-        for name in given.keys() & options.keys() - OPTIONS[kind].keys():
-            raise UserError(f"{options[name]}={given[name]} is for a {other}; this network is a {kind}: leave it out")
-
-
-def check_sampler(denoiser: Denoiser, given: dict[str, Any]) -> None:
-    """Raises UserError for noise levels that cannot be stepped through, and for options that have no effect."""
-    discretization = given.get("discretization", "edm")
-    low, high = DISCRETIZATIONS[discretization]
-    low, high = given.get("sigma_min", low), given.get("sigma_max", high)
-    if not low < high:
-        raise UserError(f"--sigma-min={low:g} is not below --sigma-max={high:g}")
-    known = (denoiser.sigma_min, denoiser.sigma_max)
-    if not max(low, known[0]) < min(high, known[1]):
-        raise UserError(
-            f"--sigma-min={low:g} and --sigma-max={high:g}: the network knows noise levels from {known[0]:g} "
-            f"to {known[1]:g}; choose levels among these"
-        )
-    if "rho" in given and discretization != "edm":
-        raise UserError(f"--rho={given['rho']:g} is for --disc=edm, not {discretization}: leave it out")
-    for name in ("S_min", "S_max", "S_noise"):
-        if name in given and not given.get("S_churn"):
-            raise UserError(f"--{name}={given[name]:g} needs --S_churn above 0: leave it out, or give both")
-
-
-def check_class(class_index: int | None, label_dim: int) -> None:
-    """Raises UserError for a class that the network does not have."""
-    if class_index is not None and not label_dim:
-        raise UserError(f"--class={class_index}: this network is unconditional; leave it out")
-    if class_index is not None and class_index >= label_dim:
-        raise UserError(f"--class={class_index}: this network has the classes 0 to {label_dim - 1}")
 
 
 def draw_projection(network: str, path: Path, outdir: Path, device: str, others: dict[str, Any]) -> None:
@@ -109,13 +40,10 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
     for option, value in others.items():
         if value is not None:
             raise UserError(f"{option} is for images of seeds; leave it out with --projected-w")
-    model = load(network)
-    if not isinstance(model, StyleGAN2Student):
-        kind = "diffusion teacher" if isinstance(model, Denoiser) else "one-step student"
-        raise UserError(f"--projected-w={path} is for a GAN; this network is a {kind}")
-    ws, noises = load_projection(path, model.network.to(device))
+    gan = open_gan(network).to(device)
+    ws, noises = load_projection(path, gan.network)
     writable_folder(f"--outdir={outdir}", outdir)
-    for index, image in enumerate(draw_ws(model.network, ws, noises)):
+    for index, image in enumerate(draw_ws(gan.network, ws, noises)):
         save_image(image, outdir / f"proj{index:02d}.png")
     click.echo(f"{len(ws)} images in {outdir}")
 
@@ -134,10 +62,10 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True,
               help="Images made before they are written; changes none of them.")
-@click.option("--trunc", "truncation_psi", type=float, help="[GAN] Truncation psi.  [default: 1]")
+@click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[GAN] Noise inputs; random: drawn from the seed.  [default: const]")
-@click.option("--steps", "num_steps", type=click.IntRange(min=1), help="[teacher] Steps.  [default: 18]")
+@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps.  [default: 18]")
 @click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002, or --disc's]")
 @click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80, or --disc's]")
 @click.option("--rho", type=POSITIVE, help="[teacher] How levels crowd at the lower end.  [default: 7]")
@@ -146,7 +74,7 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 @click.option("--S_max", "S_max", type=NOT_NEGATIVE, help="[teacher] Highest level with it.  [default: inf]")
 @click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Its noise's deviation.  [default: 1]")
 @click.option("--solver", type=click.Choice(SOLVERS), help="[teacher] Solver.  [default: heun]")
-@click.option("--disc", "discretization", type=click.Choice(list(DISCRETIZATIONS)),
+@click.option("--disc", type=click.Choice(list(DISCRETIZATIONS)),
               help="[teacher] Noise levels.  [default: edm]")
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="[teacher] sigma(t).  [default: linear]")
 @click.option("--scaling", type=click.Choice(SCALINGS), help="[teacher] s(t).  [default: none]")
@@ -167,21 +95,20 @@ def main(
     given = {name: value for name, value in options.items() if value is not None}
     if projected_w is not None:
         others: dict[str, Any] = {"--seeds": seeds, "--class": class_index, "--grid": grid}
-        others |= {ChainMap(*OPTIONS.values())[name]: value for name, value in given.items()}
+        others |= {option_name(name): value for name, value in given.items()}
         return draw_projection(network, projected_w, outdir, device or default_device(), others)
     if seeds is None:
         raise UserError("give --seeds, or --projected-w of a GAN: what is to be drawn")
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("S_max", math.inf):
-            raise UserError(f"{(GAN | SAMPLER)[name]}={value}: accepted are finite numbers")
+            raise UserError(f"{option_name(name)}={value}: accepted are finite numbers")
     if grid is not None and grid.suffix.lower() not in GRID_FORMATS:
         raise UserError(f"--grid={grid}: its name must end in {', '.join(GRID_FORMATS)}")
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
-    model = load(network, which).to(device)
-    check_class(class_index, model.label_dim)
-    draw = drawing(model, class_index, given)
-    size = call_size(next(model.parameters()).device, model.img_resolution)
+    generator = open_generator(network, class_index, which).with_options(**given).to(device)
+    draw = partial(generator.draw, class_index=class_index)
+    size = call_size(next(generator.parameters()).device, generator.img_resolution)
 
     writable_folder(f"--outdir={outdir}", outdir)
     if grid is not None:

@@ -1,42 +1,43 @@
-"""What the command-line scripts share: their seeds, their errors, their device."""
+"""Helpers that the command-line scripts share, for seeds, errors and devices."""
 
 from __future__ import annotations
 
 import functools
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import torch
 
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, option_name
 
-MAX_SEED = 2**32 - 1  # what numpy's RandomState takes
+MAX_SEED = 2**32 - 1  # the largest seed of numpy's RandomState
 MAX_SEEDS = 1_000_000
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def parse_seeds(text: str) -> list[int]:
-    """'0,3,10-12' -> [0, 3, 10, 11, 12], in the order given.
+    """Parses '0,3,10-12' as [0, 3, 10, 11, 12], in the order given.
 
     Raises:
-        UserError: if the text is no such list, or names a seed above 2^32 - 1 or more than a million of them.
+        UserError: if the text is not such a list, or names a seed above 2^32 - 1 or more than a million seeds.
     """
     seeds: list[int] = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,10})(?:-([0-9]{1,10}))?\s*", part)
         if match is None:
             raise UserError(
-                f"seeds '{text[:80]}': {part.strip()[:40]!r} is no seed; accepted are whole numbers "
+                f"seeds '{text[:80]}': {part.strip()[:40]!r} is not a seed; accepted are whole numbers "
                 f"from 0 to {MAX_SEED} and ranges of them, such as 0,3,10-20"
             )
         first, last = int(match[1]), int(match[2] or match[1])
         if last > MAX_SEED or first > MAX_SEED:
-            raise UserError(f"seeds '{text[:80]}': {part.strip()} is beyond {MAX_SEED}, the largest seed")
+            raise UserError(f"seeds '{text[:80]}': {part.strip()} is above {MAX_SEED}, the largest seed")
         if last < first:
             raise UserError(f"seeds '{text[:80]}': the range {part.strip()} runs backwards; write {last}-{first}")
         if len(seeds) + last - first + 1 > MAX_SEEDS:
@@ -46,7 +47,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 class Seeds(click.ParamType):
-    """An option's value such as '0,3,10-20', as a list of seeds (see `parse_seeds`)."""
+    """The type of an option that takes a list of seeds such as '0,3,10-20' (see `parse_seeds`)."""
 
     name = "seeds"
 
@@ -60,22 +61,104 @@ class Seeds(click.ParamType):
 
 
 class Device(click.ParamType):
-    """'cpu', 'cuda' or 'cuda:N', of a device that is there."""
+    """The type of an option that takes 'cpu', 'cuda' or 'cuda:N' and refuses devices that do not exist."""
 
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,3}))?", value)
         if match is None:
-            self.fail(f"'{value}' is no device; accepted are cpu, cuda and cuda:N", param, ctx)
+            self.fail(f"'{value}' is not a device; accepted are cpu, cuda and cuda:N", param, ctx)
         count = torch.cuda.device_count() if value != "cpu" else 1
         if count <= int(match[1] or 0):
             self.fail(f"'{value}': PyTorch finds {count} GPUs here; use cpu or another number", param, ctx)
         return value
 
 
+class CommaList(click.ParamType):
+    """'a,b' -> ('a', 'b'); 'none' -> (); spaces around the parts do not count."""
+
+    name = "list"
+
+    def __init__(self, item: type) -> None:
+        self.item = item
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
+        if isinstance(value, tuple):
+            return value
+        if value == "none":
+            return ()
+        try:
+            return tuple(self.item(part.strip()) for part in value.split(","))
+        except ValueError:
+            self.fail(f"'{value}' is not a comma-separated list of {self.item.__name__}", param, ctx)
+
+
+class DeclaredOption(click.Option):
+    """A click option of an option that is declared elsewhere (`stylegan_di.options.Option`)."""
+
+    def __init__(self, _names: Any, declared: Any, default_of: Callable[[Any, str | None], str]) -> None:
+        if declared.name == "device":
+            kind: Any = Device()
+        elif declared.many:
+            kind = CommaList(declared.item)
+        else:
+            kind = click.Choice(declared.choices) if declared.choices else declared.item
+        super().__init__([option_name(declared.name), declared.name], type=kind, help=declared.help)
+        self.declared = declared
+        self.default_of = default_of
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        default = self.default_of(self.declared, ctx.meta.get("kind"))
+        return (record[0], f"{record[1]}  [default: {default}]") if record and default else record
+
+
+def declared_options(
+    options: Iterable[Any], default_of: Callable[[Any, str | None], str]
+) -> Callable[[Function], Function]:
+    """Gives a command an option for each of those declared.
+
+    default_of(declared, kind) is what --help says of the default, '' for nothing.
+    """
+    every = list(options)
+
+    def decorate(function: Function) -> Function:
+        for declared in reversed(every):
+            function = click.option(cls=DeclaredOption, declared=declared, default_of=default_of)(function)
+        return function
+
+    return decorate
+
+
+class GroupedCommand(click.Command):
+    """A command whose --help shows declared options in their groups, and with --kind only those of that kind."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        kinds = [value for flag, value in pairwise([*args, ""]) if flag == "--kind"]
+        kinds += [arg.partition("=")[2] for arg in args if arg.startswith("--kind=")]
+        ctx.meta["kind"] = next(iter(kinds), None)
+        return super().parse_args(ctx, args)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        kind = ctx.meta.get("kind")
+        for parameter in self.get_params(ctx):
+            declared = getattr(parameter, "declared", None)
+            kinds = () if declared is None else declared.kinds
+            record = parameter.get_help_record(ctx)
+            if record is None or (kind is not None and kinds and kind not in kinds):
+                continue
+            title = "Options" if declared is None else declared.group
+            note = f"[{', '.join(kinds)}] " if kinds and kind is None else ""
+            groups.setdefault(title, []).append((record[0], note + record[1]))
+        for title, rows in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+
+
 def writable_folder(option: str, path: Path) -> Path:
-    """The folder of an option, made where it is missing.
+    """Returns an option's folder, which is made if it is missing.
 
     Raises:
         UserError: if it cannot be made or files cannot be written into it.
@@ -91,11 +174,11 @@ def writable_folder(option: str, path: Path) -> Path:
 class _UserMistake(click.ClickException):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
-        self.exit_code = status  # type: ignore[misc]  # click declares it for the class
+        self.exit_code = status  # type: ignore[misc]  # click declares it as a class attribute
 
 
 def user_errors(function: Function) -> Function:
-    """Makes a command end with one line on stderr, 'Error: ...', and the error's status where it raises a UserError."""
+    """Makes a command that raises a UserError end with one line on stderr, 'Error: ...', and the error's status."""
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -108,5 +191,5 @@ def user_errors(function: Function) -> Function:
 
 
 def default_device() -> str:
-    """'cuda' where PyTorch finds a GPU, else 'cpu'."""
+    """Returns 'cuda' if PyTorch finds a GPU, otherwise 'cpu'."""
     return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,9 +1,9 @@
-"""Files by path or URL: fetched once into a cache, gone on with where a transfer broke off, checked, mirrored.
+"""Opens files by path or URL: downloads them once into a cache, resumes broken transfers, checks hashes, uses mirrors.
 
-The cache is the folder DNNLIB_CACHE_DIR, else ~/.cache/dnnlib; files lie in its 'downloads' under NVlabs' names. What
-has come of a broken transfer stays beside them as '.<name>.partial' and is continued by the next one (HTTP Range),
-if the server says that it is still the same file. DNNLIB_MIRRORS names other places, separated by spaces: a file of
-https://HOST/PATH is sought at MIRROR/HOST/PATH first. A mirror may be http://, https:// or file://.
+The cache is the folder DNNLIB_CACHE_DIR, else ~/.cache/dnnlib; files lie in its 'downloads' under NVlabs' names. A
+broken transfer leaves '.<name>.partial' beside them, which the next one continues (HTTP Range) if the server says that
+the file has not changed. DNNLIB_MIRRORS lists mirrors, separated by spaces, which are tried first: they serve
+https://HOST/PATH at MIRROR/HOST/PATH. A mirror may be http://, https:// or file://.
 """
 
 from __future__ import annotations
@@ -29,35 +29,35 @@ from stylegan_di.dnnlib.util import UserError, atomic_write, cache_folder, sha25
 
 try:
     import fcntl
-except ImportError:  # Windows: two processes that fetch one file at once are not told apart there
+except ImportError:  # Windows, where two processes that download one file at once are not kept apart
     fcntl = None  # type: ignore[assignment]
 
 MIRRORS = "DNNLIB_MIRRORS"
-ATTEMPTS = 5  # in a row that bring nothing new, before a transfer is given up
-PAUSE_SECONDS = 1.0  # before the second attempt, twice that before the third, ...
+ATTEMPTS = 5  # a transfer is given up after this many attempts in a row without a new byte
+PAUSE_SECONDS = 1.0  # before the second attempt; doubles before each further one
 CONNECT_SECONDS = 10.0
-READ_SECONDS = 30.0  # without a single byte: the server has stalled
+READ_SECONDS = 30.0  # a server that sends nothing for this long has stalled
 
-_CHUNK = 1 << 16  # less than one of them is lost where a transfer breaks off
+_CHUNK = 1 << 16  # a broken transfer loses less than one chunk
 
 
 def is_url(text: str) -> bool:
-    """Whether a text is an address that `open_url` fetches: http, https or file."""
+    """Whether a text is a URL that `open_url` accepts: http, https or file."""
     return text.startswith(("http://", "https://", "file://"))
 
 
 def cached_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """The file in which a URL's download is kept: <md5 of the URL>_<its last part>, as NVlabs' tools name it."""
+    """Returns the file that keeps a URL's download, named as NVlabs' tools do: <md5 of the URL>_<its last part>."""
     name = re.sub(r"[^0-9a-zA-Z-._]", "_", unquote(Path(urlparse(url).path).name))[-128:] or "file"
     return cache_folder(cache_dir) / f"{hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()}_{name}"
 
 
 def notice_once(key: str, text: str) -> None:
-    """Shows a text on stderr, once for a cache: that it was shown is remembered there under `key`."""
+    """Prints a text on stderr once per cache, which remembers under `key` that it was shown."""
     shown = cache_folder().parent / "notices" / key
     if not shown.exists():
         print(text, file=sys.stderr)
-        with contextlib.suppress(OSError):  # a cache that cannot be written: shown again next time
+        with contextlib.suppress(OSError):  # if the cache cannot be written, the text is shown again next time
             shown.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(shown, (text + "\n").encode())
 
@@ -69,13 +69,13 @@ def open_url(
     cache_dir: str | os.PathLike[str] | None = None,
     verbose: bool = True,
 ) -> Path:
-    """The local file of a path or URL; a URL is downloaded once and then taken from the cache.
+    """Returns the local file of a path or URL; a URL is downloaded once and then taken from the cache.
 
     Args:
         path_or_url: a path, file://, http:// or https://.
-        sha256: of the contents, checked where given (also of a file already in the cache).
+        sha256: the expected hash of the contents; if given, a file already in the cache is checked too.
         cache_dir: see `dnnlib.util.cache_folder`.
-        verbose: whether progress goes to stderr.
+        verbose: whether to report progress on stderr.
 
     Raises:
         UserError: if there is no such file, the download fails, or the hash differs.
@@ -85,14 +85,14 @@ def open_url(
         path = _local(text) if is_url(text) else Path(text)
         if not path.is_file():
             raise UserError(f"{text}: there is no such file.")
-        _check_hash(path, text, sha256, "It is damaged, or another file: put the one with that SHA-256 there.")
+        _check_hash(path, text, sha256, "It is damaged or a different file; replace it by the one with that SHA-256.")
         return path
     path = cached_path(text, cache_dir)
     if not path.is_file():
         mirrors = _mirrors(text)
         for copy in (_local(mirror) for mirror in mirrors if mirror.startswith("file://")):
             if copy.is_file():
-                _check_hash(copy, f"{text}, at the mirror {copy}", sha256, f"Mend the mirror ({MIRRORS}).")
+                _check_hash(copy, f"{text}, at the mirror {copy}", sha256, f"Repair the mirror ({MIRRORS}).")
                 return copy
         _download(text, [m for m in mirrors if not m.startswith("file://")], path, sha256, verbose)
     _check_hash(path, text, sha256, f"Delete {path} and try again.")
@@ -107,7 +107,7 @@ def _mirrors(url: str) -> list[str]:
     parts = os.environ.get(MIRRORS, "").split()
     for part in parts:
         if not is_url(part):
-            raise UserError(f"{MIRRORS}: {part} is no http://, https:// or file:// address; separate several by spaces")
+            raise UserError(f"{MIRRORS}: {part} is not an http://, https:// or file:// URL; separate several by spaces")
     return [part.rstrip("/") + "/" + url.split("://", 1)[1] for part in parts]
 
 
@@ -117,12 +117,12 @@ def _check_hash(path: Path, source: str, sha256: str | None, remedy: str) -> Non
 
 
 def _download(url: str, mirrors: list[str], path: Path, sha256: str | None, verbose: bool) -> None:
-    """Fetches a file from the first source that has it whole, to `path`."""
+    """Downloads a file to `path`, from the first source that has it complete."""
     failures = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _partial_file(path) as partial:
-            if path.is_file():  # another process has fetched it while this one waited
+            if path.is_file():  # another process downloaded it while this one waited
                 return
             for source in [*mirrors, url]:
                 try:
@@ -135,7 +135,7 @@ def _download(url: str, mirrors: list[str], path: Path, sha256: str | None, verb
             kept = partial.size()
     except OSError as error:
         failures, kept = [*failures, _brief(error)], 0
-    resume = f"{kept / 1e6:.1f} MB have come and are kept: trying again goes on from there. " if kept else ""
+    resume = f"{kept / 1e6:.1f} MB have arrived and are kept; another try continues from there. " if kept else ""
     raise UserError(
         f"{url}: the download failed ({'; '.join(failures)}). {resume}"
         f"Without a connection, put the file at {path}, or pass the path of a local copy."
@@ -148,19 +148,19 @@ def _brief(error: Exception) -> str:
 
 
 class _BrokenTransferError(Exception):
-    """A transfer that ended early, or not as announced."""
+    """A transfer ended early or did not match its announcement."""
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """What the beginning of a file is of: the address, and what its server says to tell versions apart."""
+    """Where a partial file comes from: the URL, and the server's identifier of the file's version."""
 
     source: str
     validator: str | None
 
 
 class _Partial:
-    """What has come of a file, and of which: '.<name>.partial' and '.<name>.partial.json'."""
+    """A partial download and its origin: '.<name>.partial' and '.<name>.partial.json'."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path = path
@@ -177,7 +177,7 @@ class _Partial:
             return None
 
     def begin(self, origin: _Origin, size: int) -> None:
-        """Keeps the first `size` bytes, which are of `origin`; writing goes on after them."""
+        """Keeps the first `size` bytes, which are from `origin`; writing continues after them."""
         self.file.seek(size)
         self.file.truncate()
         atomic_write(self.notes, json.dumps(asdict(origin)).encode())
@@ -187,25 +187,25 @@ class _Partial:
         self.notes.unlink(missing_ok=True)
 
     def finish(self, path: Path, source: str, sha256: str | None) -> None:
-        """Gives the complete file its name, if its hash is right; else raises UserError and keeps nothing."""
+        """Renames the complete file to its final name; if the hash is wrong, raises UserError and keeps nothing."""
         self.file.flush()
         found = None if sha256 is None else sha256_of_file(self.path)
         if sha256 is not None and found != sha256.lower():
             self.discard()
             raise UserError(
-                f"{source}: the SHA-256 of what was downloaded is {found}, not {sha256}. "
-                "Nothing was kept; the file there has changed or something on the way altered it."
+                f"{source}: the SHA-256 of the download is {found}, not {sha256}. "
+                "Nothing was kept; the file has changed at its source or was altered in transit."
             )
         os.fsync(self.file.fileno())
         if fcntl is None:
-            self.file.close()  # Windows renames no open files
+            self.file.close()  # Windows cannot rename open files
         os.replace(self.path, path)
         self.notes.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def _partial_file(path: Path) -> Iterator[_Partial]:
-    """The partial file of `path`, this process's alone while it is open; removed at the end where it is empty."""
+    """Opens the partial file of `path`, locked for this process; it is removed at the end if it is empty."""
     name = path.with_name(f".{path.name}.partial")
     while True:
         file = open(name, "a+b")  # noqa: SIM115
@@ -214,7 +214,7 @@ def _partial_file(path: Path) -> Iterator[_Partial]:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(name)):
                 break
-        file.close()  # the process before has renamed or removed it
+        file.close()  # the previous holder of the lock renamed or removed it
     with file:
         partial = _Partial(name, file)
         try:
@@ -226,7 +226,7 @@ def _partial_file(path: Path) -> Iterator[_Partial]:
 
 
 def _fetch(source: str, partial: _Partial, sha256: str | None, verbose: bool) -> None:
-    """Fetches a file into `partial`, going on after breaks as long as each attempt brings something new."""
+    """Downloads a file into `partial`, and resumes broken transfers as long as attempts bring new bytes."""
     failures, most = 0, 0
     while True:
         try:
@@ -236,15 +236,15 @@ def _fetch(source: str, partial: _Partial, sha256: str | None, verbose: bool) ->
                 raise  # asking again will not help
             failures = 1 if partial.size() > most else failures + 1
             most = max(most, partial.size())
-            if failures >= (ATTEMPTS if most else 2):  # where nothing ever came, there is likely no connection
+            if failures >= (ATTEMPTS if most else 2):  # if no byte ever arrived, there is likely no connection
                 raise
             time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
 
 
 def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) -> None:
-    """One request, for the whole file or for what is missing of it.
+    """Makes one request, for the whole file or for its missing part.
 
-    resumable: whether parts may be joined even if the server does not tell versions apart, as the hash will.
+    resumable: whether to join parts even if the server does not identify versions, because a hash will be checked.
     """
     begun, have = partial.origin(), partial.size()
     headers = {"Accept-Encoding": "identity"}
@@ -265,7 +265,7 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
         validator, before = _validator(response), begun.validator if begun is not None and start else None
         if start not in (0, have) or (start and validator not in (None, before)):
             partial.discard()
-            raise _BrokenTransferError(f"other bytes than those from {have} of the same version")
+            raise _BrokenTransferError(f"the answer is not the same version's bytes from {have}")
         partial.begin(_Origin(source, validator or before), start)
         _receive(response, partial.file, source, None if total is None else total - start, verbose)
     if total is not None and partial.size() != total:
@@ -276,7 +276,7 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
 
 
 def _receive(response: requests.Response, file: IO[bytes], source: str, length: int | None, verbose: bool) -> None:
-    """Appends an answer's bytes, `length` of them where that is known."""
+    """Appends a response's bytes to the file; `length` is their number, None if unknown."""
     progress = Progress(f"Downloading {source}, MB", None if length is None else -(-length // 10**6))
     received = 0
     try:
@@ -290,18 +290,18 @@ def _receive(response: requests.Response, file: IO[bytes], source: str, length: 
 
 
 def _extent(response: requests.Response) -> tuple[int, int | None]:
-    """Where an answer begins in the file, and the file's length, None where the server does not say."""
+    """Returns where a response begins in the file, and the file's length, None if the server does not say."""
     if response.status_code == 206:
         match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
         if match is None:
-            raise _BrokenTransferError("a part of the file that does not say which")
+            raise _BrokenTransferError("a part of the file without its position")
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
     return 0, int(length) if length.isdigit() and "Content-Encoding" not in response.headers else None
 
 
 def _validator(response: requests.Response) -> str | None:
-    """What tells this version of a file from others, as If-Range wants it."""
+    """Returns the server's identifier of the file's version, for If-Range."""
     if "Content-Encoding" in response.headers:
         return None
     etag = response.headers.get("ETag", "")

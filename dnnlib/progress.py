@@ -1,4 +1,4 @@
-"""How far a long loop has come: a line that rewrites itself on a terminal, now and then a plain line in a log."""
+"""Reports the progress of long loops: a line that rewrites itself on a terminal, or occasional lines in a log."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TextIO
 
-_TERMINAL_SECONDS = 0.1  # between rewritings
+_TERMINAL_SECONDS = 0.1  # between rewrites
 _LOG_SECONDS = 10.0  # between lines
 
 
@@ -15,8 +15,8 @@ class Progress:
 
     Args:
         label: what is being done.
-        total: the steps that make it complete, None where that is not known.
-        stream: where to report; stderr when None.
+        total: the number of steps, None if it is not known.
+        stream: where to report, None for stderr.
     """
 
     def __init__(self, label: str, total: int | None, stream: TextIO | None = None) -> None:
@@ -26,7 +26,7 @@ class Progress:
         self.rewrites = self.stream.isatty()
         self.started = self.reported = time.monotonic()
         self.pending = ""
-        self.width = 0  # of what stands on the terminal's line
+        self.width = 0  # length of the text now on the terminal's line
 
     def update(self, done: int, note: str = "") -> None:
         """Reports that `done` of the steps are complete, unless the last report is too recent."""
@@ -66,7 +66,7 @@ class Progress:
 
 
 class PassProgress:
-    """Progress of one pass after another: called with what a pass does, how far it is, and where it ends."""
+    """Reports consecutive passes; it is called with a pass's label, the steps done and their total."""
 
     def __init__(self) -> None:
         self.progress: Progress | None = None
@@ -87,12 +87,12 @@ def _rate(per_second: float) -> str:
 
 
 def counted(number: int, one: str, many: str | None = None) -> str:
-    """'1 image', '2 images'; `many` is the plural where another s does not make it."""
+    """Returns '1 image' or '2 images'; `many` is the plural if it is not `one` with an s."""
     return f"{number} {one if number == 1 else many or one + 's'}"
 
 
 def format_time(seconds: float) -> str:
-    """Seconds as '42s', '3m 05s', '2h 07m', '4d 03h'."""
+    """Formats seconds as '42s', '3m 05s', '2h 07m' or '4d 03h'."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"

@@ -1,4 +1,4 @@
-"""Small helpers that know nothing of the rest of the project: the user's-mistake error, files, the log."""
+"""Small helpers that do not depend on the rest of the project: the error for users' mistakes, files and the log."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ _CHUNK = 1 << 20
 
 
 class UserError(Exception):
-    """A mistake that its user can mend. The message names the option or file, the value, what is accepted, the remedy.
+    """A mistake that the user can fix. The message names the option or file, the value, what is accepted, the remedy.
 
-    Scripts print it as one line and exit with `status`; it never reaches a user as a traceback.
+    Scripts print it as one line and exit with `status`; a user never sees its traceback.
     """
 
     status = 2
+
+
+def option_name(name: str) -> str:
+    """'batch_gpu' -> '--batch-gpu': what an option is called on the command line, as messages name it."""
+    return "--" + (name if name.startswith("S_") else name.replace("_", "-"))  # EDM's S_churn, ... keep their line
 
 
 # Files.
@@ -29,10 +34,10 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
-    """A binary file to write, which takes the name `path` only once it is complete and on disk.
+    """Opens a binary file for writing that takes the name `path` only once it is complete and on disk.
 
-    It is written under a temporary name beside `path`, flushed to disk, and renamed; after an error it is removed and
-    what was at `path` stays. An OSError that names no file is made to name `path`.
+    It is written under a temporary name beside `path`, flushed to disk, and renamed. After an error it is removed, and
+    whatever was at `path` stays. An OSError that names no file is changed to name `path`.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -51,13 +56,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
-    """Writes a file so that `path` holds either all of `data` or what it held before, even if the machine stops."""
+    """Writes a file so that `path` holds either all of `data` or its previous contents, even if the machine stops."""
     with atomic_file(path) as file:
         file.write(data)
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a file's contents, in lower-case hexadecimal digits."""
+    """Returns the SHA-256 of a file's contents, in lower-case hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK):
@@ -66,13 +71,13 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where downloads are kept: `cache_dir`, else DNNLIB_CACHE_DIR, else ~/.cache/dnnlib; in it, 'downloads'."""
+    """Returns the folder 'downloads' of the cache: `cache_dir`, else DNNLIB_CACHE_DIR, else ~/.cache/dnnlib."""
     root = cache_dir or os.environ.get("DNNLIB_CACHE_DIR") or Path.home() / ".cache" / "dnnlib"
     return Path(root) / "downloads"
 
 
 def _sync_directory(path: Path) -> None:
-    """Puts a rename on disk, where the system can open directories."""
+    """Flushes a rename to disk, on systems that can open directories."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
         try:
@@ -85,9 +90,9 @@ def _sync_directory(path: Path) -> None:
 
 
 class Logger:
-    """While open, whatever is printed to stdout or stderr also goes to a file.
+    """A context manager that also writes everything printed to stdout or stderr to a file.
 
-    Use as a context manager; the streams are put back on leaving it, whatever happens inside.
+    The streams are restored on leaving it, even after an error.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = True) -> None:
@@ -95,7 +100,7 @@ class Logger:
         self.mode = "a" if append else "w"
 
     def __enter__(self) -> Logger:
-        # Line by line, so that the log is complete up to the last line even after a kill.
+        # Line buffering keeps the log complete up to its last line even if the process is killed.
         self.file = open(self.path, self.mode, encoding="utf-8", buffering=1)
         self.streams = sys.stdout, sys.stderr
         sys.stdout, sys.stderr = (cast("TextIO", _Tee(stream, self.file)) for stream in self.streams)
@@ -109,7 +114,7 @@ class Logger:
 
 
 class _Tee:
-    """A text stream whose text also goes to a file; all else is the stream's."""
+    """A text stream that also writes its text to a file; everything else is delegated to the stream."""
 
     def __init__(self, stream: TextIO, file: IO[str]) -> None:
         self._stream = stream

@@ -1,185 +1,273 @@
-"""What a training run is, as one validated value, filled from the options given over the presets (`presets`)."""
+"""What a training run is, as one validated value, filled from the options given over the presets (`presets`).
+
+Each field is an option of train.py (`options`): --help, the checks of its value and docs/options.md come from here.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
-from stylegan_di.dnnlib.util import UserError
-from stylegan_di.presets import EDM_PRESETS, KIND_DEFAULTS, RECIPES, check_cfg, gan_preset, recipe_name
+from stylegan_di.data.augment import AUGMENT_PIPES
+from stylegan_di.diffusion import NOISE_LAWS
+from stylegan_di.divergences import DIVERGENCES, parse_divergence
+from stylegan_di.dnnlib.util import UserError, option_name
+from stylegan_di.metrics.table import metric
+from stylegan_di.options import option, options_of
+from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, KIND_DEFAULTS, RECIPES, check_cfg, gan_preset, recipe_name
+from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, Range, parse, usage
 
 Kind = Literal["edm", "gan", "di"]
+
+_input = partial(option, group="Inputs")
+_run = partial(option, group="The run")
+_shown = partial(option, group="Metrics and snapshots")
+_optim = partial(option, group="Optimisation")
+_level = partial(option, group="Noise levels", kinds=("edm", "di"))
+_unet = partial(option, group="Denoiser", kinds=("edm",))
+_gan = partial(option, group="Generator and discriminator", kinds=("gan",))
+_critic = partial(option, group="Discriminator's training", kinds=("gan", "di"))
+_di = partial(option, group="Diff-Instruct", kinds=("di",))
+_LAW = f"a spec: {usage(NOISE_LAWS)}."
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Names are those of the command line's options, where `python train.py --help` explains them."""
+    """A training run, as `python train.py --help` explains it."""
 
     kind: Kind
-    cfg: str | None = None
-    outdir: str = "runs"
-    desc: str = ""
-    # Inputs.
-    data: str | None = None
-    cond: bool = False
-    mirror: bool = False
-    subset: int | None = None
-    gan_pkl: str | None = None
-    teacher: str | None = None
-    ref: str | None = None
-    detector_file: str | None = None
-    resume: str | None = None
-    # The run.
-    seed: int = 0
-    device: str = "cpu"
-    gpus: int | None = None
-    workers: int = 1
-    batch: int = 64
-    batch_gpu: int | None = None
-    kimg: float = 25000.0
-    tick: float = 50.0
-    snap: int = 50
-    state: int = 5
-    snap_format: Literal["pkl", "safetensors"] = "pkl"
-    metrics: tuple[str, ...] = ("fid50k_full",)
-    metric_samples: int = 50000
-    max_skips: int = 10
-    on_divergence: Literal["abort", "best"] = "abort"
-    amp: Literal["none", "bf16", "fp16"] = "none"
-    compile: bool = False
-    # Optimisation.
-    lr: float = 1e-3
-    lr_rampup: float = 0.0
-    lr_decay: float | None = None
-    beta1: float = 0.0
-    beta2: float = 0.99
-    ema: float = 10.0
-    ema_rampup: float | None = 0.05
-    P_mean: float = -1.2
-    P_std: float = 1.2
-    # --kind=edm.
-    arch: Literal["ddpmpp", "ncsnpp", "adm"] = "ddpmpp"
-    precond: Literal["edm", "vp", "ve"] = "edm"
-    augment: float = 0.12
-    model_channels: int = 128
-    channel_mult: tuple[int, ...] = (2, 2, 2)
-    num_blocks: int = 4
-    attn_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.13
-    label_dropout: float = 0.0
-    # --kind=gan, and --kind=di with --adv-weight.
-    cbase: int = 16384
-    cmax: int = 512
-    w_dim: int = 512
-    map_depth: int = 2
-    noise_inputs: bool = True
-    d_arch: Literal["resnet", "skip", "orig"] = "resnet"
-    freezed: int = 0
-    fp16_res: int = 0
-    mixing: float = 0.9
-    pl_weight: float = 2.0
-    pl_interval: int = 4
-    gamma: float | None = None
-    r1_interval: int = 16
-    dlr: float | None = None
-    aug: Literal["noaug", "ada", "fixed"] = "ada"
-    augpipe: str = "bgc"
-    p: float = 0.0
-    target: float = 0.6
-    ada_kimg: float = 500.0
-    mbstd_group: int = 4
-    freeze: tuple[str, ...] = ()
-    # --kind=di.
-    divergence: str = "ikl"
-    sigma_init: float = 2.5
-    fake_lr: float | None = None
-    fake_P_mean: float = -1.2
-    fake_P_std: float = 1.2
-    fake_warmup: float = 0.0
-    adv_weight: float = 0.0
-    fsdp: bool = False
+    cfg: str | None = _input(
+        None,
+        f"Preset (docs/presets.md): {', '.join(GAN_PRESETS)} [gan]; {', '.join(EDM_PRESETS)} [edm]; "
+        f"{', '.join(RECIPES)} [di].",
+    )
+    gan_pkl: str | None = _input(
+        None,
+        "The GAN to refine: known name, path or URL. Without it the teacher is distilled to one step.",
+        kinds=("di",),
+    )
+    teacher: str | None = _input(
+        None, "EDM teacher: known name, path or URL. Known GANs have a default.", kinds=("di",)
+    )
+    data: str | None = _input(
+        None,
+        "Training images: ZIP or folder (tools/dataset_tool.py makes them). --kind=di takes them where its losses use "
+        "real images.",
+    )
+    cond: bool = _input(False, "Train a class-conditional model; the data set needs labels.")
+    mirror: bool = _input(False, "Double the data set by horizontal flips.")
+    subset: int | None = _input(
+        None, "Use only so many images of the data set, chosen by --seed. [default: all]", POSITIVE
+    )
+    ref: str | None = _input(
+        None, "Reference statistics (.npz, .pkl) of the metrics. Known GANs and teachers have a default, else --data."
+    )
+    detector_file: str | None = _input(
+        None, "Weights that cannot be downloaded: FILE, or inception=FILE,vgg16=FILE of several networks."
+    )
+    resume: str | None = _input(
+        None,
+        "Continue a run: latest, its folder, or a training state. For --kind=gan also a GAN to start from: a .pkl, URL "
+        "or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256; noresume for none.",
+    )
+
+    outdir: str = _run("runs", "Folder that gets the run's folder.")
+    desc: str = _run("", "Text added to the run folder's name.")
+    seed: int = _run(0, "Random seed; same seed, same run (of the same versions and number of threads).", NOT_NEGATIVE)
+    device: str = _run("cpu", "cuda, cuda:N or cpu. [default: cuda where there is one]")
+    gpus: int | None = _run(
+        None, "Processes to start here, one a GPU; without it, those of torchrun, or one.", POSITIVE
+    )
+    workers: int = _run(1, "Threads that load images ahead; 0: none.", NOT_NEGATIVE)
+    batch: int = _run(64, "Images a step, over all processes.", POSITIVE)
+    batch_gpu: int | None = _run(None, "Images at a time in a process; more are accumulated. [default: all]", POSITIVE)
+    kimg: float = _run(25000.0, "Length of the run in thousands of images.", POSITIVE)
+    tick: float = _run(50.0, "Thousands of images between lines of the log.", POSITIVE)
+    amp: Literal["none", "bf16", "fp16"] = _run(
+        "none",
+        "Autocast of denoisers and student: none (float32), bf16, or fp16; weights and moments stay float32.",
+        kinds=("edm", "di"),
+    )
+    compile: bool = _run(
+        False, "torch.compile the U-Nets: the first step takes minutes, later ones take less time.", kinds=("edm", "di")
+    )
+    fsdp: bool = _run(False, "Spread the weights of teacher and fake score over the processes (FSDP2).", kinds=("di",))
+    max_skips: int = _run(
+        10,
+        "The run ends as diverged when so many updates were skipped in ten times as many steps; an update is skipped "
+        "if its gradients are not finite or exploded.",
+        POSITIVE,
+    )
+    on_divergence: Literal["abort", "best"] = _run(
+        "abort", "What then follows: abort, or best, which returns to the best snapshot, at most three times."
+    )
+
+    metrics: tuple[str, ...] = _shown(
+        ("fid50k_full",), "Comma-separated, or none; the first decides which snapshot is best."
+    )
+    metric_samples: int = _shown(50000, "Samples the metrics are measured on.", POSITIVE)
+    snap: int = _shown(50, "Ticks between snapshots, with metrics and grids.", POSITIVE)
+    state: int = _shown(
+        5, "Ticks between training states, from which --resume continues; each snapshot also writes one.", POSITIVE
+    )
+    snap_format: Literal["pkl", "safetensors"] = _shown("pkl", "pkl (NVlabs' tools open it) or safetensors.")
+
+    lr: float = _optim(1e-3, "Learning rate.", POSITIVE)
+    lr_rampup: float = _optim(0.0, "Thousands of images over which learning rates rise linearly.", NOT_NEGATIVE)
+    lr_decay: float | None = _optim(
+        None,
+        "Share of the run after which learning rates fall linearly to 3 %. [default: never]",
+        Range(0, 1, open_high=True),
+    )
+    beta1: float = _optim(0.0, "Adam's beta1.", SHARE)
+    beta2: float = _optim(0.99, "Adam's beta2 (a discriminator's is 0.99).", SHARE)
+    ema: float = _optim(10.0, "Half-life of the weights' average in thousands of images.", NOT_NEGATIVE)
+    ema_rampup: float | None = _optim(
+        0.05, "While young, the half-life is at most this share of the images seen.", NOT_NEGATIVE
+    )
+
+    noise_law: str = _level("lognormal", f"Noise levels of the student's update (di) or the denoiser's (edm), {_LAW}")
+    fake_noise_law: str = _level(
+        "lognormal", "Noise levels of the fake score's update, a spec likewise.", kinds=("di",)
+    )
+    critic_noise_law: str = _level(
+        "none",
+        "Noise levels at which the discriminator sees images, a spec likewise; none: it sees them clean.",
+        kinds=("di",),
+    )
+
+    arch: Literal["ddpmpp", "ncsnpp", "adm"] = _unet("ddpmpp", "U-Net architecture; the same as --cfg.")
+    precond: Literal["edm", "vp", "ve"] = _unet("edm", "Preconditioning, noise levels and loss.")
+    augment: float = _unet(0.12, "Probability of EDM's augmentations; 0: none.", SHARE)
+    model_channels: int = _unet(128, "Channels of the U-Net at full resolution, before --channel-mult.", POSITIVE)
+    channel_mult: tuple[int, ...] = _unet(
+        (2, 2, 2), "Multipliers of the channels, one a resolution, comma-separated.", POSITIVE
+    )
+    num_blocks: int = _unet(4, "Residual blocks a resolution.", POSITIVE)
+    attn_resolutions: tuple[int, ...] = _unet((16,), "Resolutions with self-attention, comma-separated.", POSITIVE)
+    dropout: float = _unet(0.13, "Dropout of the U-Net.", SHARE)
+    label_dropout: float = _unet(0.0, "Probability of training without the label.", SHARE)
+
+    cbase: int = _gan(
+        16384, "Channels at resolution r are min(cbase / r, cmax), in generator and discriminator.", POSITIVE
+    )
+    cmax: int = _gan(512, "Most channels.", POSITIVE)
+    w_dim: int = _gan(512, "Dimensions of z and w.", POSITIVE)
+    map_depth: int = _gan(2, "Layers of the mapping network.", POSITIVE)
+    noise_inputs: bool = _gan(True, "Per-pixel noise inputs in the synthesis network.")
+    d_arch: Literal["resnet", "skip", "orig"] = _gan("resnet", "Architecture of the discriminator.")
+    freezed: int = _gan(
+        0, "Layers of the discriminator that are not trained, from the highest resolution on.", NOT_NEGATIVE
+    )
+    fp16_res: int = _gan(0, "Highest resolutions computed in float16. [default: 4 on CUDA, else 0]", NOT_NEGATIVE)
+    mixing: float = _gan(0.9, "Probability of style mixing.", SHARE)
+    pl_weight: float = _gan(2.0, "Weight of path length regularisation; 0: none.", NOT_NEGATIVE)
+    pl_interval: int = _gan(4, "Steps between path length updates.", POSITIVE)
+    mbstd_group: int = _gan(4, "Group size of the minibatch standard deviation.", POSITIVE)
+
+    freeze: tuple[str, ...] = _critic(
+        (), "Parts of the generator that stay as they are: mapping, b4, b8, ... (keeps w and projections valid)."
+    )
+    gamma: float | None = _critic(
+        None, "Weight of the R1 penalty. [default: 0.0002 * resolution^2 / batch]", NOT_NEGATIVE
+    )
+    r1_interval: int = _critic(16, "Steps between R1 updates.", POSITIVE)
+    dlr: float | None = _critic(None, "Learning rate of the discriminator. [default: --lr]", POSITIVE)
+    aug: Literal["noaug", "ada", "fixed"] = _critic(
+        "ada", "Discriminator augmentation: noaug, ada (p by ADA's rule) or fixed (p by --p)."
+    )
+    augpipe: str = _critic("bgc", "Augmentations.", choices=tuple(AUGMENT_PIPES))
+    p: float = _critic(0.0, "Augmentation probability (fixed), or where ADA starts.", SHARE)
+    target: float = _critic(0.6, "ADA's target for E[sign D(real)].", SHARE)
+    ada_kimg: float = _critic(500.0, "Thousands of images over which ADA's p can move by 1.", POSITIVE)
+
+    divergence: str = _di(
+        "ikl",
+        f"What moves the student, a spec or a weighted sum such as ikl+0.5*sid (docs/theory.md): {usage(DIVERGENCES)}; "
+        "none: --adv-weight alone.",
+    )
+    sigma_init: float = _di(2.5, "Noise level at which a one-step student starts.", POSITIVE)
+    fake_lr: float | None = _di(None, "Learning rate of the fake score. [default: --lr]", POSITIVE)
+    fake_steps: int = _di(1, "Updates of the fake score in a step, which has one of the student.", POSITIVE)
+    fake_warmup: float = _di(
+        0.0, "Thousands of images on which only the fake score learns, inside --kimg.", NOT_NEGATIVE
+    )
+    adv_weight: float = _di(
+        0.0,
+        "Weight of the adversarial loss of the GAN's own discriminator beside the divergence; needs --data.",
+        NOT_NEGATIVE,
+    )
 
     def __post_init__(self) -> None:
-        _check(self)
+        for declared in options_of(TrainConfig):
+            declared.check(getattr(self, declared.name))
+        self._check_specs()
+        self._check_sense()
 
     def to_json(self) -> str:
         """The configuration as it is written to training_options.json."""
         return json.dumps(asdict(self), indent=2)
 
     @property
+    def trains_critic(self) -> bool:
+        """Whether a discriminator is trained."""
+        divergence = parse_divergence(self.divergence)
+        wanted = divergence is not None and divergence.needs_critic
+        return self.kind == "gan" or (self.kind == "di" and (self.adv_weight > 0 or wanted))
+
+    @property
     def needs_data(self) -> bool:
         """Whether real images take part in the training."""
-        return self.kind != "di" or self.adv_weight > 0
+        divergence = parse_divergence(self.divergence)
+        return self.kind != "di" or self.trains_critic or (divergence is not None and divergence.needs_reals)
+
+    def _check_specs(self) -> None:
+        """Raises UserError for a spec that names nothing, before any file is opened."""
+        parse_divergence(self.divergence)
+        for name in ("noise_law", "fake_noise_law", "critic_noise_law"):
+            if (text := getattr(self, name)) != "none" or name != "critic_noise_law":
+                parse(text, NOISE_LAWS, option_name(name))
+        for name in self.metrics:
+            metric(name)
+
+    def _check_sense(self) -> None:
+        """Raises UserError for options that make no training together; what depends on files is for `preflight`."""
+        if self.on_divergence == "best" and not self.metrics:
+            raise UserError("--on-divergence=best needs --metrics, whose first tells which snapshot is best")
+        if self.kind in ("edm", "gan") and self.data is None:
+            raise UserError(
+                f"--kind={self.kind} needs --data=ZIP|DIR, the images to learn from (see tools/dataset_tool.py)"
+            )
+        if self.divergence == "none" and not self.adv_weight:
+            raise UserError("--divergence=none leaves nothing to train by; give --adv-weight=1 or another --divergence")
+        if self.kind == "di" and self.teacher is None and self.divergence != "none":
+            raise UserError(
+                "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has "
+                "one"
+            )
+        if self.freeze and self.kind == "di" and self.gan_pkl is None:
+            parts = ",".join(self.freeze)
+            raise UserError(f"--freeze={parts} is for the layers of a GAN: give --gan-pkl, or leave it out")
+        if self.kind == "di" and self.needs_data and self.data is None:
+            who = f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"
+            raise UserError(f"{who} needs --data, real images, and without them there is --divergence=ikl")
+        if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
+            who = f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"
+            raise UserError(f"{who} needs --gan-pkl, whose discriminator it uses")
 
 
-#: Fields that belong to some kinds only; given with another kind they are refused, never ignored.
-GROUPS: Mapping[str, tuple[str, ...]] = (
-    dict.fromkeys(("arch", "precond", "augment", "model_channels", "channel_mult", "num_blocks", "attn_resolutions",
-                   "dropout", "label_dropout"), ("edm",))
-    | dict.fromkeys(("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "freezed", "fp16_res",
-                     "mixing", "pl_weight", "pl_interval", "mbstd_group"), ("gan",))
-    | dict.fromkeys(("freeze", "gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target",
-                     "ada_kimg"), ("gan", "di"))
-    | dict.fromkeys(("gan_pkl", "teacher", "divergence", "sigma_init", "fake_lr", "fake_P_mean", "fake_P_std",
-                     "fake_warmup", "adv_weight", "fsdp"), ("di",))
-    | dict.fromkeys(("P_mean", "P_std", "amp", "compile"), ("edm", "di"))
-)  # fmt: skip
-
-
-def _check(config: TrainConfig) -> None:
-    """Raises UserError for values that no training can use; what depends on files is checked when they are opened."""
-    positive = ("batch", "kimg", "tick", "snap", "state", "max_skips", "metric_samples", "lr", "w_dim", "map_depth",
-                "cbase", "cmax", "r1_interval", "pl_interval", "ada_kimg", "sigma_init", "P_std", "fake_P_std",
-                "model_channels", "num_blocks", "mbstd_group")  # fmt: skip
-    for name in positive:
-        _require(config, name, getattr(config, name) > 0, "a number above 0")
-    not_negative = ("seed", "workers", "ema", "lr_rampup", "pl_weight", "fake_warmup", "adv_weight", "fp16_res",
-                    "freezed")  # fmt: skip
-    for name in not_negative:
-        _require(config, name, getattr(config, name) >= 0, "0 or a number above")
-    for name in ("beta1", "beta2", "label_dropout", "dropout", "mixing", "augment", "p", "target"):
-        _require(config, name, 0 <= getattr(config, name) <= 1, "a number from 0 to 1")
-    if config.gpus is not None:
-        _require(config, "gpus", config.gpus > 0, "a number above 0")
-    if config.on_divergence == "best" and not config.metrics:
-        raise UserError("--on-divergence=best needs --metrics, whose first tells which snapshot is best")
-    if config.subset is not None:
-        _require(config, "subset", config.subset > 0, "a number above 0")
-    if config.lr_decay is not None:
-        _require(config, "lr_decay", 0 <= config.lr_decay < 1, "a share of the run from 0 to below 1, or none")
-    if config.kind in ("edm", "gan") and config.data is None:
-        raise UserError(
-            f"--kind={config.kind} needs --data=ZIP|DIR, the images to learn from (see tools/dataset_tool.py)"
-        )
-    if config.divergence == "none" and not config.adv_weight:
-        raise UserError("--divergence=none leaves nothing to train by; give --adv-weight=1 or another --divergence")
-    if config.kind == "di" and config.teacher is None and config.divergence != "none":
-        raise UserError(
-            "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has one"
-        )
-    if config.freeze and config.kind == "di" and config.gan_pkl is None:
-        parts = ",".join(config.freeze)
-        raise UserError(f"--freeze={parts} is for the layers of a GAN: give --gan-pkl, or leave it out")
-    if config.adv_weight > 0 and (config.data is None or config.gan_pkl is None):
-        raise UserError(
-            f"--adv-weight={config.adv_weight:g} needs --gan-pkl, whose discriminator it uses, and --data, real images"
-        )
-
-
-#: Options that lay out a GAN's networks; those of the discriminator, which --kind=di has only with --adv-weight; those
-#: of the divergence, which there is none of with --divergence=none.
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
+#: Options that lay out a GAN's networks; those of a discriminator's training; those of real images; those of the
+#: divergence.
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
-DIVERGENCE = ("teacher", "P_mean", "P_std", "fake_lr", "fake_P_mean", "fake_P_std", "fake_warmup",
-              "compile")  # fmt: skip
-DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
-
-
-def _require(config: TrainConfig, name: str, holds: bool, accepted: str) -> None:
-    if not holds:
-        raise UserError(f"--{name.replace('_', '-')}={getattr(config, name)}: accepted is {accepted}")
+#: stylegan2-ada's defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth.
+STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
+DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg", "critic_noise_law")
+REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
+DIVERGENCE = ("teacher", "noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
 
 
 def resolve(
@@ -197,32 +285,60 @@ def resolve(
     Raises:
         UserError: for options of another kind, without effect, or with a value that no training can use.
     """
-    known = {field.name for field in fields(TrainConfig)}
+    known = {declared.name: declared for declared in options_of(TrainConfig)}
     given = {name: value for name, value in given.items() if value is not None}
     if given.get("resume") == NO_RESUME:
         del given["resume"]
-    for name in given:
-        if name not in known:
-            raise KeyError(f"no such field of TrainConfig: {name}")
-        if kind not in GROUPS.get(name, (kind,)):
-            option = name.replace("_", "-")
-            kinds = " or ".join(GROUPS[name])
-            raise UserError(f"--{option}={given[name]} belongs to --kind={kinds}; this is --kind={kind}")
+    for name, value in given.items():
+        kinds = known[name].kinds
+        if kinds and kind not in kinds:
+            belongs = " or ".join(kinds)
+            raise UserError(f"{option_name(name)}={value} belongs to --kind={belongs}; this is --kind={kind}")
     if "cfg" in given:
         check_cfg(kind, given["cfg"])
     if "resume" in given and kind != "gan":
         raise UserError(
-            f"--resume={given['resume']} is a GAN's file to train on from, which belongs to --kind=gan; this is "
-            f"--kind={kind}: to go on with a run, give latest, its folder, or one of its training states"
+            f"--resume={given['resume']} is a GAN's file to start from, which belongs to --kind=gan; this is "
+            f"--kind={kind}: to continue a run, give latest, its folder, or one of its training states"
         )
     if kind == "gan":
         preset = _gan_options(given, resolution_of, gpus)
     else:
         preset = _edm_options(given) if kind == "edm" else _di_options(given, known_name)
-    resumed = _resume_options(given) if "resume" in given else {}
-    values = KIND_DEFAULTS[kind] | preset | resumed | given
-    _refuse_idle(kind, given, values)
-    return TrainConfig(kind=kind, **values)
+    resumed = STARTED_FROM_A_GAN if "resume" in given else {}
+    config = TrainConfig(kind=kind, **(KIND_DEFAULTS[kind] | preset | resumed | given))
+    for names, why in _without_effect(config):
+        if idle := [name for name in names if name in given]:
+            raise UserError(f"{option_name(idle[0])}={_text(given[idle[0]])} has no effect {why}")
+    if config.aug == "fixed" and not config.p:
+        raise UserError("--aug=fixed needs --p, the probability of augmentations, such as --p=0.2")
+    return config
+
+
+def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Which options the others leave without effect, and why; given all the same, they are refused."""
+    leave = ": leave it out"
+    if config.kind == "di":
+        if not config.trains_critic:
+            yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
+        if not config.needs_data:
+            yield REAL_IMAGES, "without --adv-weight; leave it out, or give --adv-weight=1"
+        if config.divergence == "none":
+            yield DIVERGENCE, "with --divergence=none" + leave
+        if config.gan_pkl is not None:
+            yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
+    idle = {"noaug": ("p", "target", "ada_kimg", "augpipe"), "fixed": ("target", "ada_kimg"), "ada": ()}[config.aug]
+    yield idle, f"with --aug={config.aug}" + leave
+    if not config.metrics:
+        yield ("ref", "metric_samples", "detector_file"), "with --metrics=none" + leave
+    if not config.pl_weight:
+        yield ("pl_interval",), "with --pl-weight=0" + leave
+    if config.resume is not None:
+        yield GAN_LAYERS, "with --resume, whose networks are as in its file" + leave
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _gan_options(given: Mapping[str, Any], resolution_of: Callable[[str], int], gpus: int) -> dict[str, Any]:
@@ -233,22 +349,14 @@ def _gan_options(given: Mapping[str, Any], resolution_of: Callable[[str], int], 
     return preset | {"cfg": cfg}
 
 
-def _resume_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """stylegan2-ada's defaults for training on: ADA's p moves faster, the EMA has no youth."""
-    layers = [name for name in GAN_LAYERS if name in given]
-    if layers:
-        option = layers[0].replace("_", "-")
-        raise UserError(f"--{option} has no effect with --resume, whose networks are as in its file: leave it out")
-    return {"ada_kimg": 100.0, "ema_rampup": None}
-
-
 def _edm_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of --arch, which --cfg is another name for."""
+    """The options of --arch, which --cfg is another name for, and the noise levels of --precond."""
     cfg = given.get("cfg", given.get("arch", "ddpmpp"))
     arch = given.get("arch", cfg)
     if cfg != arch:
         raise UserError(f"--cfg={cfg} and --arch={arch} name two architectures; give one of them")
-    return EDM_PRESETS[arch] | {"cfg": arch, "arch": arch}
+    law = {"vp": "vp", "ve": "ve"}.get(given.get("precond", "edm"), "lognormal")
+    return EDM_PRESETS[arch] | {"cfg": arch, "arch": arch, "noise_law": law}
 
 
 def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, Any]:
@@ -259,35 +367,3 @@ def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, A
     recipe = RECIPES[cfg]
     options = (recipe.refine if "gan_pkl" in given else recipe.distil) | {"cfg": cfg}
     return options if given.get("divergence") == "none" else options | {"teacher": recipe.teacher}
-
-
-def _refuse_idle(kind: Kind, given: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Raises UserError for options that the others leave without effect."""
-    if kind == "di":
-        _refuse_idle_di(given)
-    elif kind == "edm" and values.get("precond", "edm") != "edm":
-        for name in given.keys() & {"P_mean", "P_std"}:
-            raise UserError(
-                f"--{name.replace('_', '-')}={given[name]} is for --precond=edm; {values['precond']} has "
-                "noise levels of its own: leave it out"
-            )
-    aug = values.get("aug", "ada")
-    idle = {"noaug": ("p", "target", "ada_kimg", "augpipe"), "fixed": ("target", "ada_kimg"), "ada": ()}[aug]
-    for name in idle:
-        if name in given:
-            raise UserError(f"--{name.replace('_', '-')}={given[name]} has no effect with --aug={aug}: leave it out")
-    if aug == "fixed" and not values.get("p"):
-        raise UserError("--aug=fixed needs --p, the probability of augmentations, such as --p=0.2")
-
-
-def _refuse_idle_di(given: Mapping[str, Any]) -> None:
-    """Raises UserError for options of Diff-Instruct that the others given leave without effect."""
-    idle = [name for name in (*DISCRIMINATOR, "data", "cond", "mirror", "subset", "workers") if name in given]
-    if idle and not given.get("adv_weight"):
-        option = idle[0].replace("_", "-")
-        raise UserError(f"--{option} has no effect without --adv-weight; leave it out, or give --adv-weight=1")
-    idle = [name for name in DIVERGENCE if name in given]
-    if idle and given.get("divergence") == "none":
-        raise UserError(f"--{idle[0].replace('_', '-')} has no effect with --divergence=none: leave it out")
-    if "sigma_init" in given and "gan_pkl" in given:
-        raise UserError("--sigma-init is for distilling a teacher, and --gan-pkl gives a GAN to refine: leave it out")

@@ -12,13 +12,15 @@ sigma_data; sigma is a standard deviation in the same units, never a time.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from stylegan_di.specs import POSITIVE, Range, number
 
 VP_BETA_D, VP_BETA_MIN = 19.9, 0.1  # of VP's published networks
 
@@ -72,43 +74,73 @@ def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
     return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
 
-class NoiseLaw:
-    """What noise levels a denoiser is trained at, and the weight of its loss there (table 1)."""
+class NoiseLaw(ABC):
+    """What noise levels a network is trained at, and the weight of a denoising loss there (table 1)."""
 
-    normal: bool  # whether `sigma` wants standard normal numbers, else uniform ones in [0,1)
+    normal: ClassVar[bool] = False  # whether `sigma` wants standard normal numbers, else uniform ones in [0,1)
 
     @abstractmethod
     def sigma(self, draw: Tensor) -> Tensor:
         """Noise levels from independent random numbers of any shape."""
 
-    @abstractmethod
     def weight(self, sigma: Tensor) -> Tensor:
-        """The loss's weight, shaped as sigma."""
-
-
-@dataclass(frozen=True)
-class LogNormalLaw(NoiseLaw):
-    """EDM's: ln sigma ~ N(P_mean, P_std^2); levels beyond sigma_min and sigma_max become these."""
-
-    P_mean: float = -1.2
-    P_std: float = 1.2
-    sigma_min: float = 0.0
-    sigma_max: float = math.inf
-    normal = True
-
-    def sigma(self, draw: Tensor) -> Tensor:
-        return sigma_from_normal(draw, self.P_mean, self.P_std).clamp(self.sigma_min, self.sigma_max)
-
-    def weight(self, sigma: Tensor) -> Tensor:
+        """The weight of a denoising loss, shaped as sigma; EDM's unless a law has its own."""
         return edm_weight(sigma)
 
 
 @dataclass(frozen=True)
-class VPLaw(NoiseLaw):
-    """VP's: sigma(t), t uniform between epsilon_t and 1."""
+class LogNormalLaw(NoiseLaw):
+    """EDM's law: ln sigma ~ N(P_mean, P_std^2)."""
 
-    epsilon_t: float = 1e-5
-    normal = False
+    P_mean: float = number(-1.2)
+    P_std: float = number(1.2, POSITIVE)
+    normal = True
+
+    def sigma(self, draw: Tensor) -> Tensor:
+        return sigma_from_normal(draw, self.P_mean, self.P_std)
+
+
+@dataclass(frozen=True)
+class KarrasLaw(NoiseLaw):
+    """Uniform on the sampler's grid: sigma^(1/rho) is uniform between the bounds (eq. 5).
+
+    `t_max` cuts off its upper end: SiD draws from the share 0.8 of the grid, counted from the lowest level.
+    """
+
+    rho: float = number(7.0, POSITIVE)
+    sigma_min: float = number(0.002, POSITIVE)
+    sigma_max: float = number(80.0, POSITIVE)
+    t_max: float = number(1.0, Range(0, 1, open_low=True))
+
+    def sigma(self, draw: Tensor) -> Tensor:
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
+        return (low + draw * self.t_max * (high - low)) ** self.rho
+
+
+@dataclass(frozen=True)
+class LogUniformLaw(NoiseLaw):
+    """ln sigma is uniform between the bounds."""
+
+    sigma_min: float = number(0.02, POSITIVE)
+    sigma_max: float = number(100.0, POSITIVE)
+
+    def sigma(self, draw: Tensor) -> Tensor:
+        return self.sigma_min * (self.sigma_max / self.sigma_min) ** draw
+
+
+@dataclass(frozen=True)
+class VELaw(LogUniformLaw):
+    """VE's law: as `LogUniformLaw`, with VE's weight."""
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        return 1 / sigma.square()
+
+
+@dataclass(frozen=True)
+class VPLaw(NoiseLaw):
+    """VP's law: sigma(t), t uniform between epsilon_t and 1."""
+
+    epsilon_t: float = number(1e-5, Range(0, 1, open_low=True))
 
     def sigma(self, draw: Tensor) -> Tensor:
         return vp_sigma(1 + draw * (self.epsilon_t - 1))
@@ -117,19 +149,14 @@ class VPLaw(NoiseLaw):
         return 1 / sigma.square()
 
 
-@dataclass(frozen=True)
-class VELaw(NoiseLaw):
-    """VE's: ln sigma uniform between the bounds."""
-
-    sigma_min: float = 0.02
-    sigma_max: float = 100.0
-    normal = False
-
-    def sigma(self, draw: Tensor) -> Tensor:
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** draw
-
-    def weight(self, sigma: Tensor) -> Tensor:
-        return 1 / sigma.square()
+#: By the names of the command line.
+NOISE_LAWS: dict[str, type[NoiseLaw]] = {
+    "lognormal": LogNormalLaw,
+    "karras": KarrasLaw,
+    "loguniform": LogUniformLaw,
+    "vp": VPLaw,
+    "ve": VELaw,
+}
 
 
 class Preconditioning(NamedTuple):

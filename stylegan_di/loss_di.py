@@ -6,25 +6,39 @@ s = (D - x_s) / sigma^2 and the gradient of D_IKL(q, p) = integral w(t) KL(q_t |
 
     g = w(sigma) * (s_q - s_p) = w(sigma) * (D_q - D_p) / sigma^2                       (their Theorem 3.1)
 
-Two alternating updates use this module: `denoising_loss` trains the fake score on detached samples, a `Divergence`
-moves the student. Noise and sigma are arguments, so every loss is a deterministic function. docs/theory.md derives it.
+Two alternating updates use this module: a divergence's `score_loss` trains the fake score on detached samples, and its
+`student_loss` moves the student. `IKL` is the method itself; the rest of the family is in `divergences/`. Noise and
+sigma are arguments, so every loss is a deterministic function. docs/theory.md derives it.
 """
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from stylegan_di.diffusion import add_noise, edm_weight, per_sample
-from stylegan_di.dnnlib.util import UserError
-from stylegan_di.interfaces import Denoiser
+from stylegan_di.interfaces import Critic, Denoiser
+from stylegan_di.specs import Range, number
 
 Weight = Literal["sigma2", "one", "dmd"]
+FDivergence = Literal["reverse_kl", "forward_kl", "js", "hellinger", "jeffreys", "chi2"]
+#: h(r) = r^2 f''(r) of f-distill (Xu et al. 2025, arXiv 2502.15681, table 1), r = p / q, up to a factor: what the
+#: f-divergence E_q f(r) multiplies reverse KL's gradient by.
+F_WEIGHTS: dict[FDivergence, Callable[[Tensor], Tensor]] = {
+    "reverse_kl": torch.ones_like,
+    "forward_kl": lambda r: r,
+    "js": lambda r: r / (1 + r),
+    "hellinger": torch.sqrt,
+    "jeffreys": lambda r: 1 + r,
+    "chi2": torch.square,
+}
 EPS = 1e-8  # keeps 1 / mean|x - D_p| finite when the teacher returns its input
 
 
@@ -40,127 +54,146 @@ def denoising_loss(
 
     Args:
         denoiser: a Denoiser to be trained, or a call of one; gradients flow into it.
-        x: clean images [B,C,H,W].
+        x: clean samples [B,...].
         noise: standard normal, as x.
         sigma: noise levels [B], > 0.
         labels: [B,label_dim] or None.
         weight: lambda, by default (sigma^2 + sigma_d^2) / (sigma sigma_d)^2 with sigma_d = 0.5.
 
     Returns:
-        [B], summed over pixels.
+        [B], summed over all but the first dimension.
     """
     denoised = denoiser(add_noise(x, noise, sigma), sigma, labels)
-    return weight(sigma) * (denoised - x).square().sum(dim=(1, 2, 3))
+    return weight(sigma) * (denoised - x).square().flatten(1).sum(dim=1)
 
 
-def ikl_gradient(x: Tensor, sigma: Tensor, teacher_x0: Tensor, fake_x0: Tensor, weight: Weight) -> Tensor:
-    """The gradient of IKL with respect to the samples x [B,C,H,W]: k (D_q - D_p).
+@dataclass(frozen=True)
+class Noised:
+    """The student's samples at one noise level each, and what the networks say of them, asked once.
 
     Args:
-        x: samples of the student.
-        sigma: noise levels [B].
-        teacher_x0: D_p at the noised samples.
-        fake_x0: D_q at the noised samples.
-        weight: 'sigma2': w = sigma^2, k = 1; 'one': w = 1, k = 1 / sigma^2; 'dmd': k = 1 / mean|x - D_p|
-            (arXiv 2311.18828, eq. 8).
+        x: samples [B,...], the leaf that a divergence's gradient is taken at.
+        noise: standard normal, as x.
+        sigma: noise levels [B], > 0.
+        labels: [B,label_dim] or None.
+        teacher, fake_score: D_p and D_q; their parameters need no gradient.
+        critic: where the density ratio comes from, for divergences that need it.
+        differentiable: whether gradients flow through the two networks to x.
     """
-    difference = fake_x0 - teacher_x0
-    if weight == "sigma2":
-        return difference
-    if weight == "one":
-        return difference / per_sample(sigma, x).square()
-    return difference * inverse_teacher_error(x, teacher_x0)
+
+    x: Tensor
+    noise: Tensor
+    sigma: Tensor
+    labels: Tensor | None
+    teacher: Denoiser
+    fake_score: Denoiser
+    critic: Critic | None = None
+    differentiable: bool = False
+
+    @cached_property
+    def noisy(self) -> Tensor:
+        """x + sigma * noise, as x."""
+        with torch.set_grad_enabled(self.differentiable):
+            return add_noise(self.x, self.noise, self.sigma)
+
+    @cached_property
+    def teacher_x0(self) -> Tensor:
+        """D_p at the noisy samples, as x."""
+        with torch.set_grad_enabled(self.differentiable):
+            return self.teacher(self.noisy, self.sigma, self.labels)
+
+    @cached_property
+    def fake_x0(self) -> Tensor:
+        """D_q at the noisy samples, as x."""
+        with torch.set_grad_enabled(self.differentiable):
+            return self.fake_score(self.noisy, self.sigma, self.labels)
+
+    @cached_property
+    def log_ratio(self) -> Tensor:
+        """log(p / q) of each sample [B] by the critic's logits, without gradient."""
+        if self.critic is None:
+            raise ValueError("this divergence takes the density ratio from a critic, and there is none")
+        with torch.no_grad():
+            return self.critic.logits(self.x, self.noise, self.sigma, self.labels).flatten(1).mean(dim=1)
+
+    @property
+    def inverse_teacher_error(self) -> Tensor:
+        """DMD's normaliser 1 / mean|x - D_p| of each sample (arXiv 2311.18828, eq. 8), detached, [B,1,...]."""
+        error = (self.x - self.teacher_x0).detach().abs()
+        return 1 / error.mean(dim=list(range(1, error.ndim)), keepdim=True).add(EPS)
 
 
-def inverse_teacher_error(x: Tensor, teacher_x0: Tensor) -> Tensor:
-    """1 / mean|x - D_p| over the pixels of each sample, detached, [B,1,1,1]."""
-    return 1 / (x - teacher_x0).detach().abs().mean(dim=(1, 2, 3), keepdim=True).add(EPS)
+class Divergence(ABC):
+    """How far the student's distribution is from the teacher's, as a loss whose gradient moves the student.
 
+    A divergence is a frozen dataclass; its fields are its parameters on the command line.
+    """
 
-class Divergence:
-    """How far the student's distribution is from the teacher's, as a loss whose gradient moves the student."""
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients flow through the two networks to x."""
+        return False
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether `student_loss` asks for `Noised.log_ratio`."""
+        return False
+
+    @property
+    def needs_reals(self) -> bool:
+        """Whether `score_loss` wants real samples."""
+        return False
 
     @abstractmethod
-    def student_loss(
-        self, x: Tensor, noise: Tensor, sigma: Tensor, teacher: Denoiser, fake_score: Denoiser, labels: Tensor | None
-    ) -> Tensor:
-        """Loss per sample [B], summed over pixels; only its gradient in x [B,C,H,W] has a meaning.
+    def student_loss(self, at: Noised) -> Tensor:
+        """Loss per sample [B], summed over the other dimensions; only its gradient in `at.x` has a meaning."""
 
-        noise [B,C,H,W] standard normal, sigma [B] > 0. The networks' parameters need no gradient.
+    def score_loss(
+        self,
+        fake_score: Callable[..., Tensor],
+        x: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None,
+        weight: Callable[[Tensor], Tensor] = edm_weight,
+        reals: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Tensor:
+        """The fake score's loss per sample [B] on detached samples; see `denoising_loss` for the arguments.
+
+        reals: as many real samples and their labels where `needs_reals`, to be noised by the same noise and sigma.
         """
+        return denoising_loss(fake_score, x, noise, sigma, labels, weight)
+
+
+def f_weight(log_ratio: Tensor, f: FDivergence, clip: float) -> Tensor:
+    """h(r) per sample [B] of log r [B], r kept within [1/clip, clip], and divided by its mean over the batch."""
+    weight = F_WEIGHTS[f](log_ratio.clamp(-math.log(clip), math.log(clip)).exp())
+    return weight / weight.mean()
 
 
 @dataclass(frozen=True)
 class IKL(Divergence):
-    """Integral KL. The value is the pseudo-loss <stopgrad(g), x>: it says nothing about convergence."""
+    """Integral KL: the gradient of `student_loss` in x is k h (D_q - D_p).
+
+    The loss is the pseudo-loss <stopgrad(g), x>: its value says nothing about convergence. `weight` is 'sigma2':
+    w = sigma^2, k = 1; 'one': w = 1, k = 1 / sigma^2; 'dmd': k = 1 / mean|x - D_p| (arXiv 2311.18828, eq. 8).
+    `f` makes it another f-divergence (`f_weight`), the density ratio coming from a critic; `clip` bounds that ratio.
+    """
 
     weight: Weight = "sigma2"
+    f: FDivergence = "reverse_kl"
+    clip: float = number(10.0, Range(1, open_low=True))
 
-    def student_loss(
-        self, x: Tensor, noise: Tensor, sigma: Tensor, teacher: Denoiser, fake_score: Denoiser, labels: Tensor | None
-    ) -> Tensor:
-        with torch.no_grad():
-            noisy = add_noise(x, noise, sigma)
-            gradient = ikl_gradient(
-                x, sigma, teacher(noisy, sigma, labels), fake_score(noisy, sigma, labels), self.weight
-            )
-        return (gradient * x).sum(dim=(1, 2, 3))
+    @property
+    def needs_critic(self) -> bool:
+        return self.f != "reverse_kl"
 
-
-@dataclass(frozen=True)
-class SiD(Divergence):
-    """Score identity distillation: k <D_p - D_q, (D_p - x) - alpha (D_p - D_q)> (Zhou et al. 2024, arXiv 2404.04057).
-
-    k = 1 / mean|x - D_p|, detached. Gradients flow through both networks to x.
-    """
-
-    alpha: float = 1.0
-
-    def student_loss(
-        self, x: Tensor, noise: Tensor, sigma: Tensor, teacher: Denoiser, fake_score: Denoiser, labels: Tensor | None
-    ) -> Tensor:
-        noisy = add_noise(x, noise, sigma)
-        teacher_x0 = teacher(noisy, sigma, labels)
-        difference = teacher_x0 - fake_score(noisy, sigma, labels)
-        loss = difference * ((teacher_x0 - x) - self.alpha * difference)
-        return (inverse_teacher_error(x, teacher_x0) * loss).sum(dim=(1, 2, 3))
-
-
-DIVERGENCES: dict[str, type[IKL] | type[SiD]] = {"ikl": IKL, "sid": SiD}
-
-
-def parse_divergence(text: str) -> IKL | SiD | None:
-    """'ikl', 'ikl:weight=dmd', 'sid:alpha=1.2' -> a Divergence; 'none' -> None.
-
-    Raises:
-        UserError: unknown name, field or value; the message lists what is accepted.
-    """
-    if text == "none":
-        return None
-    name, _, arguments = text.partition(":")
-    if name not in DIVERGENCES:
-        raise UserError(f"--divergence={text}: unknown divergence '{name}'; accepted: {', '.join(DIVERGENCES)}, none")
-    cls = DIVERGENCES[name]
-    known = [field.name for field in fields(cls)]
-    values: dict[str, str | float] = {}
-    for argument in filter(None, arguments.split(",")):
-        key, _, value = argument.partition("=")
-        if key not in known:
-            raise UserError(f"--divergence={text}: '{name}' has no field '{key}'; accepted: {', '.join(known)}")
-        values[key] = _field_value(text, key, value)
-    return cls(**values)  # type: ignore[arg-type]
-
-
-def _field_value(text: str, key: str, value: str) -> str | float:
-    """The value of a divergence's field, checked."""
-    if key == "weight":
-        if value not in get_args(Weight):
-            raise UserError(f"--divergence={text}: weight={value}; accepted: {', '.join(get_args(Weight))}")
-        return value
-    try:
-        number = float(value)
-    except ValueError:
-        number = float("nan")
-    if not 0 <= number <= 10:
-        raise UserError(f"--divergence={text}: {key}={value}; accepted: a number from 0 to 10, such as {key}=1.2")
-    return number
+    def student_loss(self, at: Noised) -> Tensor:
+        gradient = (at.fake_x0 - at.teacher_x0).detach()
+        if self.weight == "one":
+            gradient = gradient / per_sample(at.sigma, at.x).square()
+        elif self.weight == "dmd":
+            gradient = gradient * at.inverse_teacher_error
+        if self.needs_critic:
+            gradient = gradient * per_sample(f_weight(at.log_ratio, self.f, self.clip), at.x)
+        return (gradient * at.x).flatten(1).sum(dim=1)

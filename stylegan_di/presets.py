@@ -12,9 +12,9 @@ from stylegan_di.dnnlib.util import UserError
 
 #: Defaults of each kind, over those of TrainConfig.
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "edm": dict(batch=512, kimg=200000.0, lr=1e-3, lr_rampup=10000.0, beta1=0.9, beta2=0.999, ema=500.0),
-    "gan": dict(beta1=0.0, beta2=0.99),
-    "di":  dict(batch=128, kimg=10000.0, lr=1e-5, beta1=0.0, beta2=0.999, ema=500.0, aug="noaug"),
+    "edm": dict(batch=512, kimg=200000.0, lr_rampup=10000.0, beta1=0.9, beta2=0.999, ema=500.0),
+    "gan": {},
+    "di":  dict(batch=128, kimg=10000.0, lr=1e-5, beta2=0.999, ema=500.0, aug="noaug"),
 }  # fmt: skip
 
 # --kind=edm: --cfg or --arch.
@@ -27,6 +27,15 @@ _EDM_TABLE: dict[str, tuple[Any, ...]] = {
     "adm":       (192,              (1, 2, 3, 4),   3,            (32, 16, 8),        0.13),
 }
 EDM_PRESETS = {arch: dict(zip(_EDM_COLUMNS, row, strict=True)) for arch, row in _EDM_TABLE.items()}
+
+#: What each architecture is, as constructor arguments of its network.
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "ddpmpp":    dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",
+                      decoder_type="standard", channel_mult_noise=1, resample_filter=[1, 1]),
+    "ncsnpp":    dict(model_type="SongUNet", embedding_type="fourier", encoder_type="residual",
+                      decoder_type="standard", channel_mult_noise=2, resample_filter=[1, 3, 3, 1]),
+    "adm":       dict(model_type="DhariwalUNet"),
+}
 
 # --kind=gan: --cfg. `gpus` is how many GPUs a preset was made for; each computes batch / gpus images at a time.
 

@@ -214,11 +214,12 @@ def published(name: str, copy: str | os.PathLike[str] | None = None) -> Path:
         raise UserError(f"{error} (Metrics need these weights; --detector-file names a local copy.)") from None
 
 
-def at_hand(name: str) -> bool:
-    """Whether a known name can be opened without a download."""
-    url = ENTRIES[name].url
-    local = [Path(name), ASSETS / name] + ([] if url is None else [cached_path(url)])
-    return any(path.is_file() for path in local)
+def is_local(name_path_or_url: str | os.PathLike[str]) -> bool:
+    """Whether `resolve` needs no download; also true for what does not exist at all."""
+    text = os.fspath(name_path_or_url)
+    known = None if is_url(text) else _known(text)
+    url = text if is_url(text) else None if known is None else known.url
+    return url is None or any(path.is_file() for path in (Path(text), ASSETS / text, cached_path(url)))
 
 
 def _known(text: str) -> Entry | None:

@@ -113,23 +113,23 @@ def _png(width: int, height: int) -> bytes:
 
 def _mode(mode: str) -> str:
     return (
-        f"{{where}} is a {mode} image; gray (L) and RGB images of 8 bits a channel are accepted. Convert the data set "
-        "with tools/dataset_tool.py."
+        f"{{where}} is a {mode} image; gray (L) and RGB images of 8 bits per channel are accepted. Convert the "
+        "data set with tools/dataset_tool.py."
     )
 
 
 def _large(size: str) -> str:
-    return f"{{where}} is too large an image ({size}); up to 67108864 pixels are read."
+    return f"{{where}} is too large an image ({size}); the limit is 67108864 pixels."
 
 
 GOOD = encode(pixels(0))
-UNLIKE = f"{{where}} is {{kind}}, but {NAME} is 8x8 RGB; all images must be alike. {CONVERT}"
-NO_IMAGE = f"{{where}} ({{size}} bytes) is no image of {FORMATS}. Replace or remove it."
+UNLIKE = f"{{where}} is {{kind}}, but {NAME} is 8x8 RGB; all must have one shape. {CONVERT}"
+NO_IMAGE = f"{{where}} ({{size}} bytes) is not an image of {FORMATS}. Replace or remove it."
 
 BAD_IMAGES: dict[str, tuple[bytes, str]] = {
     "truncated": (
         GOOD[: len(GOOD) // 2],
-        f"{{where}} ({len(GOOD) // 2} bytes) is no readable image: .... Replace or remove it.",
+        f"{{where}} ({len(GOOD) // 2} bytes) cannot be decoded: .... Replace or remove it.",
     ),
     "empty": (b"", NO_IMAGE),
     "html": (b"<!DOCTYPE html><html></html>", NO_IMAGE),
@@ -149,7 +149,7 @@ BAD_IMAGES: dict[str, tuple[bytes, str]] = {
 
 def in_check(message: str) -> str:
     """What --check, which compares with the commonest image instead of the first, says for a message."""
-    return message.replace(f"but {NAME} is 8x8 RGB; all images must", "but most images are 8x8 RGB; all must")
+    return message.replace(f"but {NAME} is 8x8 RGB; all must", "but most images are 8x8 RGB; all must")
 
 
 @pytest.mark.parametrize("case", BAD_IMAGES)
@@ -174,7 +174,7 @@ def test_bad_first_image(target: Path, case: str) -> None:
 def test_images_that_are_not_square(target: Path) -> None:
     write(target, {f"{name}.png": encode(pixels(0)[:4]) for name in "ab"})
     message = f"{where(target, 'a.png')} is 8x4; images must be square. Crop with tools/dataset_tool.py."
-    wrong = f"{target} holds images of 8x4 RGB; they must be square, with a power of two for a side. {CONVERT}"
+    wrong = f"{target} holds images of 8x4 RGB; they must be square, and their side a power of two. {CONVERT}"
     assert_refused(target, message, check=wrong)
 
 
@@ -185,7 +185,7 @@ def test_images_whose_side_is_no_power_of_two(target: Path) -> None:
     assert_training_refuses(target, needs.format("--kind=gan needs one that is a power of two, from 4"), False)
     divisible = "--channel-mult of 3 resolutions needs one divisible by 4"
     assert_training_refuses(target, needs.format(divisible), False, kind="edm")
-    wrong = f"{target} holds images of 33x33 RGB; they must be square, with a power of two for a side. {CONVERT}"
+    wrong = f"{target} holds images of 33x33 RGB; they must be square, and their side a power of two. {CONVERT}"
     assert_check_names(target, wrong)
 
 
@@ -199,7 +199,7 @@ def test_no_images(target: Path, files: dict[str, bytes]) -> None:
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     path = write(tmp_path / "data", image_files(3))
     (path / os.fsdecode(b"\xff.png")).write_bytes(b"")
-    message = f"{path}/\udcff.png (0 bytes) is no image of {FORMATS}. Replace or remove it."
+    message = f"{path}/\udcff.png (0 bytes) is not an image of {FORMATS}. Replace or remove it."
     assert_opening_refuses(path, message, labels=False)
     assert_check_names(path, message.replace("\udcff", "\\udcff"))
     assert ImageDataset(path).fingerprint() == ImageDataset(path).fingerprint()
@@ -210,7 +210,7 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
 CLASSES = "class indices are 0 to 99999."
 EXPECTED = "expected a class index or a list of numbers."
 NO_LABELS = '{where} has no "labels"; expected {"labels": [[name, class], ...]} or {"labels": null}.'
-NO_JSON = "{where} is not valid JSON: .... Make the data set anew."
+NO_JSON = "{where} is not valid JSON: .... Make the data set again."
 LABEL = f"{{where}}: the label of '{NAME}' is "
 BAD_LABELS: dict[str, tuple[bytes, str]] = {
     "truncated": (b'{"labels": [', NO_JSON),
@@ -220,10 +220,10 @@ BAD_LABELS: dict[str, tuple[bytes, str]] = {
     "without labels": (b"{}", NO_LABELS),
     "text": (labels_file("cat"), '{where}: "labels" is a str; expected a list of [name, class] or null.'),
     "no pairs": (labels_file([[NAME, 0], NAME]), f"{{where}}: the entry '{NAME}' is not a pair [name, class]."),
-    "missing label": (labels_file([]), f"{{where}} has no label for '{NAME}'; add one, or take no labels."),
+    "missing label": (labels_file([]), f"{{where}} has no label for '{NAME}'; add one, or use no labels."),
     "missing file": (
         labels_file([[NAME, 0], ["other.png", 0]]),
-        "{where} labels 'other.png', which is not there; restore the file or remove its label.",
+        "{where} labels 'other.png', which does not exist; restore the file or remove its label.",
     ),
     "twice": (labels_file([[NAME, 0], [NAME, 1]]), f"{{where}} labels '{NAME}' twice; keep one of the entries."),
     "negative": (labels_file([[NAME, -1]]), LABEL + f"-1; {CLASSES}"),
@@ -285,7 +285,7 @@ def _edit(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 
 
 UNREADABLE = "{path} is not a readable zip file: .... Was it copied completely?"
-OUTSIDE = "{path} has an entry named '{name}', outside the archive; make the zip anew."
+OUTSIDE = "{path} has an entry named '{name}', outside the archive; make the zip again."
 BAD_ZIPS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut in the directory": (lambda data: data[:-30], UNREADABLE),
     "cut in half": (lambda data: data[: len(data) // 2], UNREADABLE),
@@ -301,12 +301,12 @@ BAD_ZIPS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "absolute": (_edit(b"00000/img00000000", b"/0000/img00000000"), OUTSIDE.replace("{name}", "/0000/img00000000.png")),
     "twice": (
         _edit(b"00001/img00000001", b"00000/img00000000"),
-        f"{{path}} has 2 entries named '{NAME}'; make the zip anew.",
+        f"{{path}} has 2 entries named '{NAME}'; make the zip again.",
     ),
     "bad CRC": (
         lambda data: data.replace(b"IDAT", b"IDAX", 1),
         "{path}:00001/img00000001.png cannot be read: Bad CRC-32 for file '00001/img00000001.png'. "
-        "Make the data set anew.",
+        "Make the data set again.",
     ),
 }
 
@@ -358,7 +358,7 @@ def test_a_file_that_unpacks_to_more_than_it_says_is_cut_off(tmp_path: Path) -> 
     entry = struct.pack("<I", len(GOOD) + 2**20)
     path.write_bytes(path.read_bytes().replace(entry, struct.pack("<I", len(GOOD))))
     assert_opening_refuses(
-        path, f"{path}:a.png cannot be read: Bad CRC-32 for file 'a.png'. Make the data set anew.", labels=False
+        path, f"{path}:a.png cannot be read: Bad CRC-32 for file 'a.png'. Make the data set again.", labels=False
     )
 
 
@@ -382,7 +382,7 @@ def test_links_out_of_the_folder(tmp_path: Path, linked: str) -> None:
 def test_a_link_to_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "data", image_files(2))
     (path / "link.png").symlink_to(path / "gone.png")
-    message = f"{path / 'link.png'} is a link to nothing, to {path / 'gone.png'}; restore that file or remove the link."
+    message = f"{path / 'link.png'} is a dead link, to {path / 'gone.png'}; restore that file or remove the link."
     assert_refused(path, message)
 
 
@@ -416,11 +416,11 @@ def test_everything_wrong_is_named(tmp_path: Path) -> None:
     assert_check_names(
         path,
         *expected,
-        f"{json} has no label for '{first}'; add one, or take no labels.",
+        f"{json} has no label for '{first}'; add one, or use no labels.",
         f"{json} labels '{rest[0]}' twice; keep one of the entries.",
         f"{json}: the label of '{rest[0]}' is -3; {CLASSES}",
         f"{json}: the label of 'gone.png' is 'cat'; {EXPECTED}",
-        f"{json} labels 'gone.png', which is not there; restore the file or remove its label.",
+        f"{json} labels 'gone.png', which does not exist; restore the file or remove its label.",
     )
 
 
@@ -429,10 +429,10 @@ def test_names_that_labels_miss_and_files_that_are_missing_are_all_named(tmp_pat
     path = write(tmp_path / "data", image_files(4) | {"dataset.json": labels})
     json = path / "dataset.json"
     unlabelled = [name for name in image_files(4) if name != NAME]
-    absent = "which is not there; restore the file or remove its label."
+    absent = "which does not exist; restore the file or remove its label."
     assert_check_names(
         path,
-        *[f"{json} has no label for '{name}'; add one, or take no labels." for name in unlabelled],
+        *[f"{json} has no label for '{name}'; add one, or use no labels." for name in unlabelled],
         *[f"{json} labels '{name}', {absent}" for name in ("a.png", "b.png")],
     )
 
@@ -462,4 +462,4 @@ def test_check_takes_no_other_options(target: Path) -> None:
     write(target, image_files(1))
     result = CliRunner().invoke(dataset_tool, [f"--source={target}", "--check", "--max-images=1"])
     assert result.exit_code == 2
-    assert "--check reads the data set --source as it is; leave the other options out." in result.stderr
+    assert "--check reads the data set --source unchanged; leave the other options out." in result.stderr

@@ -217,7 +217,7 @@ def test_processes_share_a_batch(labelled: ImageDataset) -> None:
     shares = [next(iterate_batches(labelled, seed=0, nimg=0, batch=6, rank=rank, world_size=3)) for rank in range(3)]
     for index in range(2):
         assert torch.equal(torch.cat([share[index] for share in shares]), whole[index])
-    with pytest.raises(ValueError, match="6 does not divide among 4"):
+    with pytest.raises(ValueError, match="6 cannot be divided among 4"):
         next(iterate_batches(labelled, seed=0, nimg=0, batch=6, world_size=4))
 
 

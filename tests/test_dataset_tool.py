@@ -290,7 +290,7 @@ def test_gray_mixed_with_rgb(tmp_path: Path) -> None:
 def test_sizes_that_are_refused_without_a_resolution(tmp_path: Path) -> None:
     for name, size, message in (
         ("oblong", (8, 4), "becomes 8x4 RGB; images must be square"),
-        ("odd", (33, 33), "becomes 33x33 RGB; images must be square, with a power of two"),
+        ("odd", (33, 33), "becomes 33x33 RGB; images must be square, and their side a power of two"),
     ):
         save(tmp_path / name / "a.png", size)
         assert message in refused(tmp_path / name, tmp_path / "out.zip")
@@ -435,9 +435,9 @@ BAD_CIFAR: dict[str, tuple[dict[str, bytes], str]] = {
     "missing": ({k: v for k, v in _cifar().items() if k != "data_batch_3"}, " holds no data_batch_3 (split train)."),
     "code": (
         _cifar() | {"data_batch_1": b"\x80\x02cos\nsystem\nU\x04true\x85R."},
-        ":data_batch_1 is no batch of CIFAR-10: found the global 'os' 'system', which no network needs",
+        ":data_batch_1 is not a CIFAR-10 batch: found the global 'os' 'system', which no network needs",
     ),
-    "truncated": (_cifar() | {"data_batch_1": _cifar()["data_batch_1"][:-50]}, ":data_batch_1 is no batch of CIFAR-10"),
+    "truncated": (_cifar() | {"data_batch_1": _cifar()["data_batch_1"][:-50]}, ":data_batch_1 is not a CIFAR-10 batch"),
     "a list": (_cifar() | {"data_batch_1": b"\x80\x02]."}, ":data_batch_1 has no 'data' of uint8 [N, 3072]."),
     "other rows": (_cifar(pixels=np.zeros([2, 300], np.uint8)), ":data_batch_1 has no 'data' of uint8 [N, 3072]."),
     "class 10": (_cifar(labels=[3, 10]), ":data_batch_1 has no 'labels', a list of classes from 0 to 9."),
@@ -506,7 +506,7 @@ def test_lsun_database(tmp_path: Path) -> None:
 
 def test_bad_lsun_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ill = save_database(tmp_path / "ill", {b"good": encode(pixels(0)), b"ill": b"<html>"})
-    assert f"{ill}:ill (6 bytes) is no image of PNG" in refused(ill, tmp_path / "out.zip")
+    assert f"{ill}:ill (6 bytes) is not an image of PNG" in refused(ill, tmp_path / "out.zip")
     empty = save_database(tmp_path / "empty", {})
     assert f"{empty / 'data.mdb'} holds no images" in refused(empty, tmp_path / "out.zip")
     (tmp_path / "damaged").mkdir()
@@ -552,13 +552,13 @@ def test_center_crop_dhariwal() -> None:
     assert found.shape == (16, 16)
     assert np.abs(found.astype(int) - expected).max() <= 2  # halves may be rounded either way
     oblong = Image.new("L", (2**16, 1))
-    with pytest.raises(UserError, match=r"picture is 65536x1, too oblong for 16777216x256"):
+    with pytest.raises(UserError, match=r"picture is 65536x1, too oblong to be resized to 16777216x256"):
         transform_image(oblong, "center-crop-dhariwal", (256, 256), "picture")
 
 
 def test_center_crop_dhariwal_makes_squares(photos: Path, tmp_path: Path) -> None:
     options = ["--transform=center-crop-dhariwal", "--resolution=16x8"]
-    assert "makes squares; --resolution=16x8 is none" in refused(photos, tmp_path / "out.zip", *options)
+    assert "makes squares; --resolution=16x8 is not square" in refused(photos, tmp_path / "out.zip", *options)
 
 
 def test_dest_is_needed(photos: Path) -> None:

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from stylegan_di.diffusion import (
+    NOISE_LAWS,
+    KarrasLaw,
     LogNormalLaw,
+    LogUniformLaw,
     NoiseLaw,
     VELaw,
     VPLaw,
@@ -20,6 +23,7 @@ from stylegan_di.diffusion import (
     vp_time,
 )
 from stylegan_di.loss_di import denoising_loss
+from stylegan_di.sampling.heun import sigma_steps
 from tests.golden_edm import assert_near, load_network
 
 SIGMAS = torch.tensor([0.002, 0.3, 1.0, 80.0], dtype=torch.float64)
@@ -92,11 +96,54 @@ def test_losses_of_the_original_code(name: str, law: NoiseLaw) -> None:
     assert_near(total, arrays["loss64"].sum(dim=(1, 2, 3)), 1e-10)
 
 
-def test_noise_levels_stay_in_the_range_given() -> None:
-    n = torch.tensor([-9.0, 0.0, 9.0])
-    sigma = LogNormalLaw(sigma_min=0.02, sigma_max=100.0).sigma(n)
-    torch.testing.assert_close(sigma, torch.tensor([0.02, math.exp(-1.2), 100.0]))
-    assert torch.equal(LogNormalLaw().sigma(n), sigma_from_normal(n, -1.2, 1.2))
+def test_lognormal_law_is_not_cut_off() -> None:
+    n = torch.tensor([-9.0, 0.0, 9.0], dtype=torch.float64)
+    torch.testing.assert_close(LogNormalLaw().sigma(n).log(), n * 1.2 - 1.2)
+    torch.testing.assert_close(LogNormalLaw(0.5, 2.0).sigma(n).log(), n * 2 + 0.5)
+
+
+@pytest.mark.parametrize(("rho", "t_max"), [(7.0, 1.0), (7.0, 0.8), (3.0, 1.0)])
+def test_karras_law_is_uniform_on_the_samplers_grid(rho: float, t_max: float) -> None:
+    """The quantile i / (N - 1) of the whole law is the i-th lowest of the sampler's N levels; t_max leaves some out."""
+    grid = sigma_steps(11, 0.002, 80.0, rho).flip(0)
+    kept = grid[: round(10 * t_max) + 1]
+    quantiles = torch.linspace(0, 1, len(kept), dtype=torch.float64)
+    torch.testing.assert_close(KarrasLaw(rho=rho, t_max=t_max).sigma(quantiles), kept, rtol=1e-10, atol=0)
+
+
+def test_sids_noise_levels_reach_24() -> None:
+    assert float(KarrasLaw(t_max=0.8).sigma(torch.ones(()))) == pytest.approx(24.4, abs=0.1)
+
+
+def test_loguniform_law_has_the_same_share_in_every_octave() -> None:
+    quantiles = torch.linspace(0, 1, 5, dtype=torch.float64)
+    sigma = LogUniformLaw(sigma_min=0.5, sigma_max=8.0).sigma(quantiles)
+    torch.testing.assert_close(sigma, torch.tensor([0.5, 1, 2, 4, 8], dtype=torch.float64))
+
+
+def test_ve_has_the_loguniform_law_and_its_own_weight() -> None:
+    draw = torch.rand(100, generator=torch.Generator().manual_seed(0))
+    assert isinstance(VELaw(), LogUniformLaw)
+    assert torch.equal(VELaw().sigma(draw), LogUniformLaw().sigma(draw))
+    torch.testing.assert_close(VELaw().weight(SIGMAS), 1 / SIGMAS.square())
+    torch.testing.assert_close(LogUniformLaw().weight(SIGMAS), edm_weight(SIGMAS))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", NOISE_LAWS)
+def test_every_noise_law(name: str, dtype: torch.dtype) -> None:
+    """Levels and weights are positive and finite, and levels follow the draw in one direction."""
+    law = NOISE_LAWS[name]()
+    uniform = torch.linspace(0, 1, 1001, dtype=dtype)
+    draw = torch.linspace(-4, 4, 1001, dtype=dtype) if law.normal else uniform
+    sigma = law.sigma(draw)
+    assert sigma.dtype == law.weight(sigma).dtype == dtype
+    assert law.sigma(draw.reshape(7, 11, 13)).shape == (7, 11, 13)
+    for values in (sigma, law.weight(sigma)):
+        assert bool(values.isfinite().all())
+        assert float(values.min()) > 0
+    steps = sigma.diff()
+    assert bool((steps > 0).all()) or bool((steps < 0).all())
 
 
 def test_ends_of_the_uniform_laws() -> None:

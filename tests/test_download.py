@@ -198,7 +198,7 @@ def test_the_next_call_goes_on_too(server: Server, tmp_path: Path, monkeypatch: 
     url = server.root + "/drops/net.pkl"
     with monkeypatch.context() as patch:
         patch.setattr(download, "ATTEMPTS", 1)
-        with pytest.raises(UserError, match=r"0\.4 MB have come and are kept"):
+        with pytest.raises(UserError, match=r"0\.4 MB have arrived and are kept"):
             open_url(url, cache_dir=tmp_path)
     name = f".{cached_path(url).name}.partial"
     assert files(tmp_path) == [name, name + ".json"]
@@ -218,7 +218,7 @@ def test_two_at_once_download_once(server: Server, tmp_path: Path) -> None:
 
 
 def test_wrong_contents_are_not_kept(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"SHA-256 of what was downloaded is {SHA256}, not {'0' * 64}"):
+    with pytest.raises(UserError, match=rf"SHA-256 of the download is {SHA256}, not {'0' * 64}"):
         open_url(server.root + "/net.pkl", sha256="0" * 64, cache_dir=tmp_path)
     assert files(tmp_path) == []
 
@@ -277,7 +277,7 @@ def test_a_folder_can_be_a_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     copy.write_bytes(CONTENT)
     monkeypatch.setenv(download.MIRRORS, (tmp_path / "mirror").as_uri())
     assert open_url("https://example.invalid/net.pkl", sha256=SHA256, cache_dir=tmp_path) == copy
-    with pytest.raises(UserError, match="Mend the mirror"):
+    with pytest.raises(UserError, match="Repair the mirror"):
         open_url("https://example.invalid/net.pkl", sha256="0" * 64, cache_dir=tmp_path)
     monkeypatch.setenv(download.MIRRORS, "mirror")
     with pytest.raises(UserError, match="DNNLIB_MIRRORS: mirror is no"):
@@ -292,7 +292,7 @@ def test_local_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no such file"):
         open_url(tmp_path / "b.pkl")
     for local in (path, path.as_uri()):
-        with pytest.raises(UserError, match=f"^{local}: its SHA-256 is {SHA256}, not 0{{64}}.*put the one with that"):
+        with pytest.raises(UserError, match=f"^{local}: its SHA-256 is {SHA256}, not 0{{64}}.*replace it by the one"):
             open_url(local, sha256="0" * 64)
 
 

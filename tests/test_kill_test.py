@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_few_kills_change_no_bit_and_tear_no_state(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "dev" / "kill_test.py"), "--kills=3", "--fresh=1", "--torn=20", "--seed=1"]
+    script = str(ROOT / "tools" / "dev" / "kill_test.py")
+    command = [sys.executable, script, "--kills=3", "--fresh=1", "--torn=20", "--seed=1"]
     done = subprocess.run([*command, f"--dest={tmp_path}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"torn states: 0 after 20 kills, \d+ of them inside a save", done.stdout)

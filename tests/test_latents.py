@@ -141,7 +141,7 @@ def test_a_loop_of_a_grid(tmp_path: Path) -> None:
     [
         (["--seeds=0-4", "--grid=2x1"], "--seeds: 5 seeds; a grid of 2 takes 4, 6 or more so"),
         (["--seeds=0-1", "--grid=2x1"], "--seeds: 2 seeds; a grid of 2 takes 4, 6 or more so"),
-        (["--seeds=0-1", "--grid=2"], "'2' is no grid of columns and rows such as 4x2"),
+        (["--seeds=0-1", "--grid=2"], "'2' is not a grid of columns and rows such as 4x2"),
         (["--seeds=0-1", "--fps=30"], "--fps=30: a .gif shows 1, 2, 4, 5, 10, 20, 25, 50 frames a second"),
         (["--seeds=0-1", "--output=loop.avi"], "--output=loop.avi: its name must end in .gif or .mp4"),
         (["--seeds=0-1", "--class=0"], "--class=0: this network is unconditional"),

@@ -7,41 +7,19 @@ import torch
 from torch import Tensor
 
 from stylegan_di.diffusion import edm_weight
-from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
-from stylegan_di.loss_di import DIVERGENCES, IKL, Divergence, SiD, denoising_loss, parse_divergence
-
-
-class GaussianDenoiser(Denoiser):
-    """The exact denoiser of N(mean, std^2): (x std^2 + mean sigma^2) / (std^2 + sigma^2)."""
-
-    def __init__(self, mean: Tensor | float, std: Tensor | float) -> None:
-        super().__init__()
-        self.mean = torch.as_tensor(mean, dtype=torch.float64)
-        self.std = torch.as_tensor(std, dtype=torch.float64)
-
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        sigma = sigma.reshape(-1, 1, 1, 1)
-        variance = self.std**2
-        return (x * variance + self.mean * sigma**2) / (variance + sigma**2)
-
-
-def draw(n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """z and noise [n,1,1,1], sigma [n] of the default noise law, float64."""
-    generator = torch.Generator().manual_seed(seed)
-    z, noise = (torch.randn([n, 1, 1, 1], generator=generator, dtype=torch.float64) for _ in range(2))
-    sigma = (torch.randn([n], generator=generator, dtype=torch.float64) * 1.2 - 1.2).exp()
-    return z, noise, sigma
+from stylegan_di.loss_di import IKL, Divergence, Noised, denoising_loss
+from tests.gaussians import GaussianDenoiser, draw, student_loss
 
 
 def gradients(divergence: Divergence, m: float, s: float, n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
     """Per-sample gradients in mean and scale of x = s z + m with an exact fake score against N(0,1), and sigma."""
-    z, noise, sigma = draw(n, seed)
+    z, noise, sigma = draw(n, seed=seed)
     mean = torch.full([n, 1, 1, 1], m, dtype=torch.float64, requires_grad=True)
     scale = torch.full([n, 1, 1, 1], s, dtype=torch.float64, requires_grad=True)
     x = scale * z + mean
     fake = GaussianDenoiser(m, s)
-    loss = divergence.student_loss(x, noise, sigma, GaussianDenoiser(0.0, 1.0), fake, None)
+    loss = student_loss(divergence, x, noise, sigma, GaussianDenoiser(0.0, 1.0), fake)
     d_mean, d_scale = torch.autograd.grad(loss.sum(), [mean, scale])
     return d_mean.flatten(), d_scale.flatten(), sigma
 
@@ -75,7 +53,7 @@ def test_ikl_of_a_point_mass_is_score_distillation() -> None:
     x = torch.full([16, 1, 1, 1], 0.8, dtype=torch.float64, requires_grad=True)
     _, noise, sigma = draw(16)
     teacher = GaussianDenoiser(0.0, 1.0)
-    loss = IKL("one").student_loss(x, noise, sigma, teacher, GaussianDenoiser(0.8, 0.0), None)
+    loss = student_loss(IKL("one"), x, noise, sigma, teacher, GaussianDenoiser(0.8, 0.0))
     (gradient,) = torch.autograd.grad(loss.sum(), x)
     level = sigma.reshape(-1, 1, 1, 1)
     noisy = x.detach() + level * noise
@@ -91,56 +69,12 @@ def test_dmd_weight_divides_by_the_teachers_mean_absolute_error() -> None:
 
     def gradient(weight: str) -> Tensor:
         leaf = x.clone().requires_grad_()
-        loss = IKL(weight).student_loss(leaf, noise, sigma, teacher, fake, None)  # type: ignore[arg-type]
+        loss = student_loss(IKL(weight), leaf, noise, sigma, teacher, fake)  # type: ignore[arg-type]
         return torch.autograd.grad(loss.sum(), leaf)[0]
 
     denoised = teacher(x + sigma.reshape(-1, 1, 1, 1) * noise, sigma)
     k = 1 / (x - denoised).abs().mean(dim=(1, 2, 3), keepdim=True)
     torch.testing.assert_close(gradient("dmd"), gradient("sigma2") * k, rtol=1e-6, atol=1e-9)
-
-
-def test_sid_is_its_formula_with_gradients_through_both_networks() -> None:
-    """k <D_p - D_q, (D_p - x) - alpha (D_p - D_q)> for x ~ N(0, s^2), written out."""
-    alpha, s = 1.2, 0.8
-    z, noise, sigma = draw(32)
-    x = (s * z).requires_grad_()
-    loss = SiD(alpha).student_loss(x, noise, sigma, GaussianDenoiser(0.0, 1.0), GaussianDenoiser(0.0, s), None)
-    (gradient,) = torch.autograd.grad(loss.sum(), x)
-    level = sigma.reshape(-1, 1, 1, 1)
-    p, q = 1 / (1 + level**2), s**2 / (s**2 + level**2)
-    noisy = x.detach() + level * noise
-    k = 1 / (x.detach() - p * noisy).abs()
-    value = k * (p - q) * noisy * ((p * noisy - x.detach()) - alpha * (p - q) * noisy)
-    # d/dx with noisy = x + sigma n, k detached: product rule.
-    slope = k * (p - q) * (((p * noisy - x.detach()) - alpha * (p - q) * noisy) + noisy * (p - 1 - alpha * (p - q)))
-    torch.testing.assert_close(loss.detach(), value.flatten(), rtol=1e-5, atol=1e-9)
-    torch.testing.assert_close(gradient, slope, rtol=1e-5, atol=1e-9)
-
-
-VARIANTS = [IKL(), IKL("one"), IKL("dmd"), SiD(0.5), SiD(1.0), SiD(1.2)]
-
-
-def test_every_divergence_has_a_variant_here() -> None:
-    assert {type(variant) for variant in VARIANTS} == set(DIVERGENCES.values())
-
-
-@pytest.mark.parametrize("divergence", VARIANTS, ids=str)
-def test_every_divergence_finds_mean_and_scale_of_the_teacher(divergence: Divergence) -> None:
-    """1-D student x = s z + m with its exact fake score; teacher N(0, 1)."""
-    m = torch.tensor(0.8, dtype=torch.float64, requires_grad=True)
-    s = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([m, s], lr=0.02, betas=(0.0, 0.99))
-    for step in range(600):
-        z, noise, sigma = draw(512, seed=step)
-        fake = GaussianDenoiser(m.detach(), s.detach())
-        loss = divergence.student_loss(s * z + m, noise, sigma, GaussianDenoiser(0.0, 1.0), fake, None).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        for group in optimizer.param_groups:
-            group["lr"] = 0.02 * (1 - step / 600)
-    assert abs(float(m.detach())) < 0.03
-    assert abs(float(s.detach()) - 1) < 0.03
 
 
 def test_denoising_loss_is_least_at_the_posterior_mean() -> None:
@@ -165,29 +99,55 @@ def test_gradients_do_not_reach_the_networks_of_ikl() -> None:
     mean = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     fake = GaussianDenoiser(mean, 1.0)
     x = torch.zeros([2, 1, 1, 1], requires_grad=True)
-    loss = IKL().student_loss(x, torch.ones_like(x), torch.ones(2), GaussianDenoiser(0.0, 1.0), fake, None)
-    loss.sum().backward()
+    student_loss(IKL(), x, torch.ones_like(x), torch.ones(2), GaussianDenoiser(0.0, 1.0), fake).sum().backward()
     assert mean.grad is None
 
 
-def test_divergences_are_parsed_from_the_command_line() -> None:
-    assert parse_divergence("ikl") == IKL()
-    assert parse_divergence("ikl:weight=dmd") == IKL("dmd")
-    assert parse_divergence("sid:alpha=1.2") == SiD(1.2)
-    for divergence in VARIANTS:
-        assert dataclasses.is_dataclass(divergence)
+class Counted(Denoiser):
+    """Half of its input; counts its calls."""
+
+    calls = 0
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return x / 2
 
 
-@pytest.mark.parametrize(
-    ("text", "found"),
-    [
-        ("kl", "accepted: ikl, sid"),
-        ("ikl:alpha=1", "no field 'alpha'; accepted: weight"),
-        ("ikl:weight=two", "accepted: sigma2, one, dmd"),
-        ("sid:alpha=nan", "a number from 0 to 10"),
-        ("sid:alpha=", "a number from 0 to 10"),
-    ],
-)
-def test_wrong_divergences_are_refused_with_what_is_accepted(text: str, found: str) -> None:
-    with pytest.raises(UserError, match=found):
-        parse_divergence(text)
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_networks_are_asked_once_and_only_when_needed(differentiable: bool) -> None:
+    teacher, fake = Counted(), Counted()
+    x = torch.ones([3, 2], requires_grad=True)
+    at = Noised(x, torch.ones(3, 2), torch.tensor([1.0, 2.0, 3.0]), None, teacher, fake, differentiable=differentiable)
+    assert torch.equal(at.noisy, torch.tensor([[2.0, 2.0], [3.0, 3.0], [4.0, 4.0]]))
+    assert torch.equal(at.teacher_x0, at.noisy / 2)
+    assert at.teacher_x0 is at.teacher_x0
+    assert (teacher.calls, fake.calls) == (1, 0)
+    assert torch.equal(at.fake_x0, at.teacher_x0)
+    assert (teacher.calls, fake.calls) == (1, 1)
+    assert [tensor.requires_grad for tensor in (at.noisy, at.teacher_x0, at.fake_x0)] == [differentiable] * 3
+
+
+def test_the_teachers_error_is_a_constant_and_never_divided_by_zero() -> None:
+    """|x - D_p| is 0 for the first sample and 1 and 3 for the second."""
+    x = torch.tensor([[1.0, 1.0], [2.0, 6.0]], requires_grad=True)
+    at = Noised(x, torch.ones(2, 2), torch.tensor([1.0, 0.0]), None, Counted(), Counted(), differentiable=True)
+    torch.testing.assert_close(at.inverse_teacher_error, torch.tensor([[1e8], [0.5]]))
+    assert not at.inverse_teacher_error.requires_grad
+
+
+def test_samples_need_not_be_images() -> None:
+    """Samples may have any shape: the loss of [B,2] is that of the same numbers as images [B,2,1,1]."""
+    z, noise, sigma = draw(8, (2,))
+    teacher, fake = GaussianDenoiser(0.0, 1.0), GaussianDenoiser(0.3, 0.8)
+    points = student_loss(IKL("one"), z, noise, sigma, teacher, fake)
+    images = student_loss(IKL("one"), z[..., None, None], noise[..., None, None], sigma, teacher, fake)
+    torch.testing.assert_close(points, images)
+    torch.testing.assert_close(
+        denoising_loss(fake, z, noise, sigma, None),
+        denoising_loss(fake, z[..., None, None], noise[..., None, None], sigma, None),
+    )
+
+
+def test_a_divergence_is_a_frozen_dataclass() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        IKL().clip = 3.0  # type: ignore[misc]

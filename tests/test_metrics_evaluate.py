@@ -37,8 +37,8 @@ from stylegan_di.metrics.table import METRICS
 from stylegan_di.metrics.vgg16 import lpips_of, vgg16_of
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling.heun import HeunGenerator
-from stylegan_di.students import StyleGAN2Student
+from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from tests.tiny import gan_networks
 from tests.tiny_vgg16 import lin_recipe, recipe, tensors
 
@@ -112,9 +112,9 @@ def test_labels_are_uniform() -> None:
 def test_generators_are_measured_in_evaluation_mode_and_keep_theirs() -> None:
     generator = Blobs()
     generator.eval()
-    expected = next(generated_images(generator, num=2, batch=2))
+    expected = generated_images(generator, num=2, batch=2)[0]
     generator.network.train()  # Dropout would show
-    torch.testing.assert_close(next(generated_images(generator, num=2, batch=2)), expected, rtol=0, atol=0)
+    torch.testing.assert_close(generated_images(generator, num=2, batch=2)[0], expected, rtol=0, atol=0)
     assert (generator.training, generator.network.training) == (False, True)
     with pytest.raises(RuntimeError), evaluation_mode(generator):
         raise RuntimeError
@@ -123,7 +123,7 @@ def test_generators_are_measured_in_evaluation_mode_and_keep_theirs() -> None:
 
 def test_images_that_are_not_finite_are_refused() -> None:
     with pytest.raises(UserError, match="not finite"):
-        next(generated_images(Blobs(level=float("nan")), num=2, batch=2))
+        generated_images(Blobs(level=float("nan")), num=2, batch=2)[0]
 
 
 def test_a_denoiser_is_measured_through_its_sampler() -> None:
@@ -135,7 +135,7 @@ def test_a_denoiser_is_measured_through_its_sampler() -> None:
         def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
             return torch.full_like(x, 0.25)
 
-    images = torch.cat(list(generated_images(HeunGenerator(Constant(), num_steps=4), num=3, batch=2)))
+    images = torch.cat(list(generated_images(DiffusionSampler(Constant(), steps=4), num=3, batch=2)))
     torch.testing.assert_close(images, torch.full([3, 3, 8, 8], int(0.25 * 127.5 + 128), dtype=torch.uint8))
 
 

@@ -17,7 +17,8 @@ from stylegan_di.metrics.path_length import Path as LatentPath
 from stylegan_di.metrics.path_length import path_distances, slerp, trimmed_mean
 from stylegan_di.metrics.vgg16 import LPIPS
 from stylegan_di.networks import stylegan2
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from tests.tiny import edm_network, gan_networks
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"
@@ -122,4 +123,4 @@ def test_what_has_no_paths_is_refused(student: StyleGAN2Student) -> None:
     with pytest.raises(UserError, match="32 pixels or more"):
         distances(student, LatentPath("w", "end", crop=True))
     with pytest.raises(UserError, match="without truncation"):
-        distances(StyleGAN2Student(student.network, truncation_psi=0.5), WEND)
+        distances(StyleGAN2Student(student.network, trunc=0.5), WEND)

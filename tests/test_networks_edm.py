@@ -183,6 +183,61 @@ def test_initial_weights() -> None:
         Linear(2, 2, init_mode="zeros")
 
 
+def watch_encoder(encoder: torch.nn.ModuleDict) -> dict[int, torch.Tensor]:
+    """A dict that each forward pass fills with the output of the last block at each resolution."""
+    seen: dict[int, torch.Tensor] = {}
+    for key, layer in encoder.items():
+        if "aux" not in key:
+            layer.register_forward_hook(lambda _layer, _args, y: seen.__setitem__(y.shape[-1], y.detach().clone()))
+    return seen
+
+
+FEATURE_KINDS: list[dict[str, object]] = [
+    {"augment_dim": 0},
+    {"embedding_type": "fourier", "encoder_type": "residual", "resample_filter": [1, 3, 3, 1]},
+    {"encoder_type": "skip", "decoder_type": "skip"},
+    {"model_type": "DhariwalUNet"},
+    {"model_type": "DhariwalUNet", "label_dim": 0},
+]
+
+
+@pytest.mark.parametrize("kwargs", FEATURE_KINDS, ids=["ddpmpp", "ncsnpp", "skip", "adm", "adm_uncond"])
+def test_features_are_the_encoders_outputs(kwargs: dict[str, object]) -> None:
+    network = tiny(channel_mult=[1, 2, 3], num_blocks=2, **kwargs).eval()
+    x, sigma = torch.randn(2, 1, 8, 8, requires_grad=True), torch.tensor([0.3, 3.0])
+    labels = torch.eye(3)[:2] if network.label_dim else None
+    seen = watch_encoder(network.model.enc)
+    with torch.no_grad():
+        network(x, sigma, labels)
+    expected = list(seen.values())  # before features fills it again
+    features = network.features(x, sigma, labels)
+    assert [list(feature.shape) for feature in features] == [[2, 4, 8, 8], [2, 8, 4, 4], [2, 12, 2, 2]]
+    assert len(expected) == 3
+    for feature, output in zip(features, expected, strict=True):
+        assert torch.equal(feature, output)
+        (gradient,) = torch.autograd.grad(feature.square().sum(), x, retain_graph=True)
+        assert (gradient.flatten(1).abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("cls", PRECONDITIONERS.values())
+def test_features_take_the_inputs_of_forward(cls: type[edm.UNetPrecond]) -> None:
+    torch.manual_seed(0)
+    network = cls(**TINY, use_fp16=False, augment_dim=2)
+    randomize(network)
+    network.eval()
+    inputs: list[tuple[object, ...]] = []
+    network.model.register_forward_pre_hook(lambda _model, args: inputs.append(args))
+    x, sigma = torch.randn(2, 1, 8, 8), torch.tensor([0.3, 3.0])
+    with torch.no_grad():
+        for labels in (torch.eye(3)[:2], None):
+            network(x, sigma, labels)
+            expected = network.model.features(*inputs[-1])
+            assert all(map(torch.equal, network.features(x, sigma, labels), expected))
+        augmented = network.model.features(*inputs[-1], torch.ones(2, 2))
+        assert not torch.equal(augmented[0], expected[0])
+        assert [feature.dtype for feature in network.double().features(x, 0.5)] == [torch.float64] * 2
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # The published networks and the file format.
 

@@ -33,6 +33,32 @@ def test_numbers_of_the_original_code(dtype: torch.dtype, tolerance: float) -> N
     assert_near(network.logvar(sigma.to(dtype)), ARRAYS["out64/logvar"], tolerance)
 
 
+def test_features_are_the_encoders_outputs() -> None:
+    network = golden(torch.float32)
+    x, sigma, labels = ARRAYS["x"].clone().requires_grad_(), ARRAYS["sigma"], ARRAYS["labels"]
+    seen: dict[int, torch.Tensor] = {}
+    for layer in network.unet.enc.values():
+        layer.register_forward_hook(lambda _layer, _args, y: seen.__setitem__(y.shape[-1], y.detach().clone()))
+    with torch.no_grad():
+        network(x, sigma, labels)
+    expected = list(seen.values())  # before features fills it again
+    features = network.features(x, sigma, labels)
+    kwargs = INFO["init_kwargs"]
+    widths = [kwargs["model_channels"] * mult for mult in kwargs["channel_mult"]]
+    sides = [kwargs["img_resolution"] >> level for level in range(len(widths))]
+    assert len(widths) > 1
+    assert [list(feature.shape) for feature in features] == [
+        [len(x), width, side, side] for width, side in zip(widths, sides, strict=True)
+    ]
+    for feature, output in zip(features, expected, strict=True):
+        assert torch.equal(feature, output)
+        (gradient,) = torch.autograd.grad(feature.square().sum(), x, retain_graph=True)
+        assert (gradient.flatten(1).abs().sum(1) > 0).all()
+    with torch.no_grad():
+        assert not torch.equal(network.features(x, sigma)[0], features[0])  # the null label
+        assert network.double().features(x, sigma, labels)[0].dtype == torch.float64
+
+
 def test_training_normalises_the_weights_themselves() -> None:
     name = "unet.enc.8x8_block0.conv_res0.weight"
     network = golden().train()

@@ -224,7 +224,7 @@ def test_without_a_video(photo: Path, tmp_path: Path) -> None:
         ([f"--network={SG2_UNCOND}", "--class=1"], "--class=1: this network is unconditional; leave it out"),
         ([f"--network={EDM_COND}"], f"--network={EDM_COND} is no GAN: it has no w."),
         ([f"--network={SG2_UNCOND}", "--target=absent.png"], "absent.png cannot be read: No such file or directory."),
-        ([f"--network={SG2_UNCOND}", f"--target={__file__}"], "is no image of PNG, JPEG"),
+        ([f"--network={SG2_UNCOND}", f"--target={__file__}"], "is not an image of PNG, JPEG"),
         ([f"--network={SG2_UNCOND}", "--num-steps=0"], "--num-steps"),
     ],
 )

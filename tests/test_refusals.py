@@ -217,7 +217,7 @@ def test_metrics_and_data_sets_run_nothing_either(tmp_path: Path) -> None:
 
 
 def fuzzer(*arguments: str) -> dict[str, Any]:
-    command = [sys.executable, str(ROOT / "tools" / "fuzz_pickles.py"), *arguments]
+    command = [sys.executable, str(ROOT / "tools" / "dev" / "fuzz_pickles.py"), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False, env=environment)
     assert result.returncode == 0, (result.stdout + result.stderr)[-3000:]

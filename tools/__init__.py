@@ -1,1 +1,1 @@
-"""Scripts beside the three main ones."""
+"""Scripts that complement the three main ones."""

@@ -1,9 +1,9 @@
-"""Shows how far a refined GAN is from the one it was, at the same latents.
+"""Measures how far a refined GAN has moved from the original, at the same latents.
 
     python tools/compare.py cifar10.pkl runs/00000-.../network-best.pkl --extractor=inception
 
-Writes to --outdir compare.png (the images of OLD above those of NEW, row by row) and compare.json, and prints a table:
-mean distance in pixels ([-1,1]) and in features, and both with each GAN's spread over a range of truncations.
+Writes compare.png (the images of OLD above those of NEW, row by row) and compare.json to --outdir, and prints the mean
+distances in pixels ([-1,1]) and in features, and a table of both and of each GAN's spread over a range of truncations.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PSI = "0,0.25,0.5,0.75,1"
 
 
 def parse_psis(text: str) -> list[float]:
-    """'0,0.5,1' -> [0, 0.5, 1]; 'none' -> []."""
+    """Parses '0,0.5,1' as [0, 0.5, 1], and 'none' as []."""
     if text == "none":
         return []
     try:
@@ -42,7 +42,7 @@ def parse_psis(text: str) -> list[float]:
 
 
 def table(found: Comparison) -> str:
-    """The comparison as text."""
+    """Formats the comparison as text."""
     lines = [f"pixels {found.plain.pixel_distance:.4f}, features {found.plain.feature_distance:.4f} (mean distances)"]
     if found.truncation:
         lines.append(f"{'psi':>6} {'pixels':>8} {'features':>9} {'spread old':>11} {'spread new':>11}")
@@ -53,7 +53,7 @@ def table(found: Comparison) -> str:
 
 
 def picture(found: Comparison, columns: int) -> torch.Tensor:
-    """uint8 images in the order of a grid: a row of OLD, the same latents of NEW, the next row, ..."""
+    """Returns uint8 images in the order of a grid: a row of OLD, the same latents of NEW, the next row, ..."""
     rows = zip(found.old.split(columns), found.new.split(columns), strict=True)
     return to_uint8(torch.cat([torch.cat(pair) for pair in rows]))
 
@@ -62,11 +62,11 @@ def picture(found: Comparison, columns: int) -> torch.Tensor:
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 @click.option("--num", type=click.IntRange(min=1, max=100_000), default=256, show_default=True, help="Latents.")
-@click.option("--columns", type=click.IntRange(min=1), default=16, show_default=True, help="Images in a row.")
+@click.option("--columns", type=click.IntRange(min=1), default=16, show_default=True, help="Images per row.")
 @click.option("--rows", type=click.IntRange(min=1), default=4, show_default=True, help="Rows of each in the picture.")
 @click.option("--psi", default=PSI, show_default=True, metavar="LIST", help="Truncations of the curves, or none.")
 @click.option("--extractor", type=click.Choice(list(EXTRACTORS)), default="fashion", show_default=True,
-              help="Whose features; fashion is small and of Fashion-MNIST.")
+              help="Network whose features to compare; fashion is a small Fashion-MNIST classifier.")
 @click.option("--detector-file", metavar="FILE", help="The extractor's weights.  [default: published or shipped ones]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,

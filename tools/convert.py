@@ -1,4 +1,4 @@
-"""Gives a network file back in another format: .pkl for NVlabs' tools, .safetensors, or .onnx.
+"""Converts a network file to another format: .pkl for NVlabs' tools, .safetensors, or .onnx.
 
     python tools/convert.py stylegan2-cat-config-f.pkl cat.pkl                   (a TensorFlow-era file for PyTorch)
     python tools/convert.py my-gan.pkl my-gan.safetensors
@@ -6,7 +6,7 @@
     python tools/convert.py my-gan.pkl my-gan.onnx --trunc=0.7
     python tools/convert.py diff-instruct.pkl student.pkl --which=ema --sigma-init=2.5
 
-Weights stay what they are, bit for bit; in ONNX they are part of a graph that gives the same images to rounding.
+The weights keep their exact bits; in ONNX they are part of a graph that gives the same images up to rounding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stylegan_di.dnnlib.cli import user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write, sha256_of_file
 from stylegan_di.networks.edm import Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
-from stylegan_di.snapshots.checkpoint import Snapshot, as_generator, as_model, load_snapshot, save_snapshot
+from stylegan_di.snapshots.checkpoint import Snapshot, as_generator, as_model, as_shown, load_snapshot, save_snapshot
 from stylegan_di.snapshots.formats import TARGETS
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.onnx import to_onnx
@@ -35,7 +35,7 @@ SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
 def chosen(snapshot: Snapshot, which: str | None) -> dict[str, torch.nn.Module | None]:
-    """All networks, or the one of --which under the name that NVlabs' tools look for."""
+    """Returns all networks, or the one of --which under the name that NVlabs' tools expect."""
     if which is None:
         return snapshot.networks
     network = snapshot.networks[which]
@@ -44,7 +44,7 @@ def chosen(snapshot: Snapshot, which: str | None) -> dict[str, torch.nn.Module |
 
 
 def marked(snapshot: Snapshot, sigma_init: float | None) -> dict[str, Any]:
-    """The other entries, with the noise level of a one-step student."""
+    """Returns the other entries, with the noise level of a one-step student."""
     if sigma_init is None:
         return snapshot.extras
     if not isinstance(snapshot.networks.get("ema"), Precond):
@@ -82,13 +82,14 @@ def main(
     origin = {"converted_from": network, "converted_sha256": sha256_of_file(zoo.resolve(network))}
     writable_folder(f"OUT={dest}", dest.parent)
     if dest.suffix == ".onnx":
-        model = as_model(Snapshot(network, networks, extras, snapshot.metadata))
-        atomic_write(dest, to_onnx(model, snapshot.metadata | origin, truncation_psi=1.0 if trunc is None else trunc))
+        taken = Snapshot(network, networks, extras, snapshot.metadata)
+        model = as_model(taken) if trunc is None else as_shown(taken).with_options(trunc=trunc)
+        atomic_write(dest, to_onnx(model, snapshot.metadata | origin))
     else:
         metadata = snapshot.metadata | origin
         try:
             save_snapshot(dest, networks, extras=extras, metadata=metadata, target=target or TARGETS[0])
-        except TypeError as error:  # something beside the networks that the format has no place for
+        except TypeError as error:  # the format cannot hold one of the entries beside the networks
             raise UserError(f"{network}: not all of it can be written as {dest.suffix}: {error}") from None
     click.echo(f"{dest}: {dest.stat().st_size:,} bytes, SHA-256 {sha256_of_file(dest)}")
 

@@ -1,6 +1,6 @@
-"""Make a data set, a zip or folder of PNGs and dataset.json, or check one whole.
+"""Makes a data set, which is a zip or folder of PNGs and dataset.json, or checks a whole one.
 
-The output is the format of NVlabs' stylegan2-ada-pytorch and edm; equal inputs give equal bytes. Labels come from
+The output has the format of NVlabs' stylegan2-ada-pytorch and edm; equal inputs give equal bytes. Labels come from
 dataset.json, the IDX labels file, CIFAR-10's batches or the subfolders' names.
 
     python tools/dataset_tool.py --source=fashion-mnist --transform=pad --resolution=32x32 --dest=fashion-32.zip
@@ -29,7 +29,7 @@ from stylegan_di.dnnlib.util import UserError
 
 
 def parse_resolution(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
-    """'32x32' or '32' -> (width, height)."""
+    """Parses '32x32' or '32' as (width, height)."""
     if value is None:
         return None
     parts = value.lower().split("x")
@@ -39,11 +39,11 @@ def parse_resolution(_context: click.Context, _option: click.Parameter, value: s
 
 
 def check(source: Path) -> None:
-    """Prints all that is wrong with a data set, a line each; exit status 2 where there is anything."""
+    """Prints everything wrong with a data set, one line each; exits with status 2 if there is anything."""
     progress = PassProgress()
     findings = check_dataset(source, lambda done, total: progress("Images", done, total))
     for complaint in findings.complaints:
-        click.echo(" ".join(complaint.splitlines()).encode(errors="backslashreplace"))  # names may be no text
+        click.echo(" ".join(complaint.splitlines()).encode(errors="backslashreplace"))  # names may be invalid text
     kind = f", {findings.kind}" if findings.kind else ""
     problems = counted(len(findings.complaints), "problem") if findings.complaints else "nothing wrong"
     click.echo(f"{source}: {counted(findings.images, 'image')}{kind}, {findings.labels}, {problems}")
@@ -56,16 +56,16 @@ def check(source: Path) -> None:
               help="Folder or zip of images, IDX file or a folder of them, CIFAR-10's tar, LSUN's LMDB folder")
 @click.option("--dest", type=click.Path(path_type=Path), help="A .zip file or a new folder")
 @click.option("--check", "only_check", is_flag=True,
-              help="Name everything wrong with a data set, all its files read; exit status 2 where there is anything")
+              help="Read a whole data set and list everything wrong with it; exit status 2 if there is anything")
 @click.option("--resolution", "size", callback=parse_resolution, metavar="WxH", help="Size of the images: 32x32 or 32")
 @click.option("--transform", type=click.Choice(TRANSFORMS),
-              help="center-crop: the largest crop of that shape, resized; center-crop-wide: the same on a black square "
-              "of the width; center-crop-dhariwal: shorter side resized, then cropped; pad: black borders, pixels "
-              "unchanged; without the option the whole image is resized")
-@click.option("--split", type=click.Choice(list(SPLITS)), help="Of IDX files and CIFAR-10.  [default: train]")
-@click.option("--max-images", type=click.IntRange(min=1), help="Take the first images only")
+              help="center-crop: resize the largest crop of that shape; center-crop-wide: the same on a black square "
+              "of that width; center-crop-dhariwal: resize the shorter side, then crop; pad: add black borders and "
+              "keep the pixels; without this option the whole image is resized")
+@click.option("--split", type=click.Choice(list(SPLITS)), help="Split of IDX files and CIFAR-10.  [default: train]")
+@click.option("--max-images", type=click.IntRange(min=1), help="Take only the first images")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Convert to gray (1) or RGB (3)")
-@click.option("--labels/--no-labels", default=None, help="Insist on labels / leave them out; without: if there are any")
+@click.option("--labels/--no-labels", default=None, help="Require labels / leave them out.  [default: if any]")
 @user_errors
 def main(
     source: Path,
@@ -81,14 +81,14 @@ def main(
     """Convert or check a data set."""
     if only_check:
         if any(value is not None for value in (dest, size, transform, split, max_images, channels, labels)):
-            raise UserError("--check reads the data set --source as it is; leave the other options out.")
+            raise UserError("--check reads the data set --source unchanged; leave the other options out.")
         return check(source)
     if dest is None:
         raise UserError("--dest=ZIP|DIR is missing; give the data set to write, or --check to read one.")
     if transform is not None and size is None:
         raise UserError(f"--transform={transform} needs --resolution, such as --resolution=32x32.")
     if transform == "center-crop-dhariwal" and size is not None and size[0] != size[1]:
-        raise UserError(f"--transform={transform} makes squares; --resolution={size[0]}x{size[1]} is none.")
+        raise UserError(f"--transform={transform} makes squares; --resolution={size[0]}x{size[1]} is not square.")
     if source.resolve() == dest.resolve():
         raise UserError(f"--dest={dest} is the source itself; give another name.")
     images = open_source(source, split=split or "train", labels=labels)

@@ -1,8 +1,8 @@
-"""The demo: refines the shipped GAN with the shipped teacher, without data, and shows before and after.
+"""The demo: refines the shipped GAN with the shipped teacher, without data, and shows images from before and after.
 
     python tools/demo.py --seed=0
 
-Runs `python train.py --kind=di --gan-pkl=fashion-gan.pkl --seed=SEED` with its defaults, and enlarges the grid.
+Runs `python train.py --kind=di --gan-pkl=fashion-gan.pkl --seed=SEED` with its defaults, and enlarges the image grid.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import click
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-SCALE = 4  # pixels of the picture for one of the grid
+SCALE = 4  # factor by which the grid is enlarged
 
 
 @click.command(help=__doc__)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
-@click.option("--outdir", default="runs", show_default=True, help="Folder that gets the run's folder.")
+@click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
 @click.option("--dest", default="out/demo.png", show_default=True, help="The before/after grid.")
 def main(seed: int, outdir: str, dest: str) -> None:
     """Trains, then enlarges the picture."""
@@ -33,7 +33,7 @@ def main(seed: int, outdir: str, dest: str) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with Image.open(run / "before_after.png") as grid:
         grid.resize([SCALE * size for size in grid.size], Image.Resampling.NEAREST).save(target)
-    click.echo(f"{target}: above as the GAN was, below after refinement, at the same latents")
+    click.echo(f"{target}: the original GAN above, the refined one below, at the same latents")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The second demo: distils the shipped teacher to one step, and sets its FD beside the teacher's own at 18 steps.
+"""The second demo: distils the shipped teacher to one step, and compares its FD with the teacher's at 18 steps.
 
     python tools/demo_distill.py --seed=0
 """
@@ -19,13 +19,13 @@ METRICS = "fd_fashion,pr_fashion"
 
 
 def run(*command: str) -> None:
-    """Runs a script of the project, showing its command line."""
+    """Prints the command line of one of the project's scripts and runs it."""
     click.echo("python " + " ".join(command))
     subprocess.run([sys.executable, ROOT / command[0], *command[1:]], check=True)
 
 
 def teacher_figures(folder: Path) -> dict[str, float]:
-    """What calc_metrics.py wrote of the teacher."""
+    """Reads the teacher's metrics that calc_metrics.py wrote."""
     figures: dict[str, float] = {}
     for name in METRICS.split(","):
         line = (folder / f"metric-{name}.jsonl").read_text().splitlines()[-1]
@@ -35,9 +35,9 @@ def teacher_figures(folder: Path) -> dict[str, float]:
 
 @click.command(help=__doc__)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
-@click.option("--outdir", default="runs", show_default=True, help="Folder that gets the run's folder.")
+@click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
 def main(seed: int, outdir: str) -> None:
-    """Measures the teacher, trains the student, prints both."""
+    """Trains the student, measures the teacher, prints the metrics of both."""
     run("train.py", "--kind=di", f"--teacher={TEACHER}", f"--seed={seed}", f"--outdir={outdir}")
     folder = max(Path(outdir).glob("*-di-*"), key=lambda path: path.stat().st_mtime)
     run("calc_metrics.py", f"--network={TEACHER}", "--steps=18", f"--metrics={METRICS}", f"--num={SAMPLES}",

@@ -1,9 +1,9 @@
-"""Looks over this machine: PyTorch, GPU, compiler, native kernels; what is amiss is told in full, with the remedy.
+"""Checks this machine's PyTorch, GPU, compiler and native kernels; reports what is wrong in full, with the remedy.
 
     python tools/doctor.py
 
-Builds the native kernels where they are not yet built, and compares each with its reference. Exit status 1 if
-anything is amiss; training works nevertheless wherever PyTorch does.
+Builds the native kernels if they are not yet built, and compares each with its reference. The exit status is 1 if
+anything is wrong; even then training works wherever PyTorch does.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ Op = Callable[[Tensor], Tensor]
 
 
 def machine() -> Iterator[str]:
-    """What the machine is, a line each."""
+    """Describes the machine, one property per line."""
     yield f"python     {platform.python_version()} on {platform.platform()}"
     capability = torch.backends.cpu.get_cpu_capability()
     yield f"torch      {torch.__version__}, {torch.get_num_threads()} threads, {capability}"
@@ -47,7 +47,7 @@ def machine() -> Iterator[str]:
 
 
 def ops(device: str) -> dict[str, Op]:
-    """A call of every op, of x [2,8,9,9]."""
+    """Returns a function of x [2,8,9,9] for each op."""
     f = setup_filter([1, 3, 3, 1]).to(device)
     values = torch.linspace(-1, 1, 8, device=device)
     scale = torch.linspace(0.5, 2, 16, device=device).reshape(2, 8)
@@ -63,7 +63,7 @@ def ops(device: str) -> dict[str, Op]:
 
 
 def difference(op: Op, x: Tensor) -> float:
-    """Between kernel and reference, in value and gradient, relative to the largest magnitude."""
+    """The largest difference of kernel and reference, in value and gradient, relative to the largest magnitude."""
     results = []
     for context in (reference_kernels(x.device.type), torch.enable_grad()):
         with context:
@@ -75,7 +75,7 @@ def difference(op: Op, x: Tensor) -> float:
 
 
 def kernel_report(device: str) -> Iterator[tuple[bool, str]]:
-    """Builds, loads and checks the kernels of a device; (well, line) each."""
+    """Builds, loads and checks the kernels of a device; yields (whether it is well, line)."""
     try:
         plan = build.recipe(device)
         library = build.build(plan, again=True)
@@ -107,7 +107,7 @@ def main() -> None:
         for fine, line in kernel_report(device):
             click.echo(line)
             well &= fine
-    click.echo("all is well" if well else "something is amiss: see above")
+    click.echo("all is well" if well else "something is wrong: see above")
     sys.exit(0 if well else 1)
 
 

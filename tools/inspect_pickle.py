@@ -1,4 +1,4 @@
-"""Says what a network file is, where it is from and whether it can be used; nothing in the file is run.
+"""Says what a network file is, where it comes from and whether it can be used, without running anything in it.
 
     python tools/inspect_pickle.py cifar10.pkl
     python tools/inspect_pickle.py from-a-stranger.pkl --json
@@ -19,7 +19,7 @@ from stylegan_di.snapshots.inspection import Inspection, inspect_file
 
 
 def report(found: Inspection) -> str:
-    """The inspection as lines of text."""
+    """Formats the inspection as lines of text."""
     lines = [
         f"file        {found.source}, {found.size:,} bytes",
         f"SHA-256     {found.sha256}",

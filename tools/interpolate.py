@@ -1,9 +1,9 @@
-"""Makes a video that wanders through a GAN's latents and ends where it begins: .gif, or .mp4 with the package av.
+"""Makes a looping video of a walk through a GAN's latents: .gif, or .mp4 with the package av.
 
     python tools/interpolate.py --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
     python tools/interpolate.py --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
 
-Seeds fill the grid's cells one after another: of 12 seeds a grid of 3x2 shows two keyframes in each.
+The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid shows two keyframes.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, w
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import loop
+from stylegan_di.explore.opening import open_gan
 from stylegan_di.explore.video import check_video, save_video
 from stylegan_di.images import tile
-from stylegan_di.sampling.seeded import gan_ws, uint8_of_ws
-from tools.gan_network import load_gan
 
 FRAMES = 60  # from one keyframe to the next
 
 
 def parse_grid(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
-    """'4x2' -> (4, 2), columns and rows."""
+    """Parses '4x2' as (4, 2), columns and rows."""
     match = re.fullmatch(r"([1-9][0-9]?)x([1-9][0-9]?)", value)
     if match is None:
-        raise click.BadParameter(f"{value!r} is no grid of columns and rows such as 4x2, of 99x99 at most.")
+        raise click.BadParameter(f"{value!r} is not a grid of columns and rows such as 4x2, of 99x99 at most.")
     return int(match[1]), int(match[2])
 
 
@@ -43,8 +42,8 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
 @click.option("--seeds", type=Seeds(), required=True, metavar="LIST", help="Keyframes: two or more for each cell.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.gif|FILE.mp4")
 @click.option("--grid", callback=parse_grid, default="1x1", show_default=True, metavar="WxH", help="Images in a frame.")
-@click.option("--frames", type=click.IntRange(min=2), help=f"Of the whole loop.  [default: {FRAMES} for each keyframe]")
-@click.option("--fps", type=click.IntRange(min=1, max=240), default=25, show_default=True, help="Frames a second.")
+@click.option("--frames", type=click.IntRange(min=2), help=f"Frames in the loop.  [default: {FRAMES} per keyframe]")
+@click.option("--fps", type=click.IntRange(min=1, max=240), default=25, show_default=True, help="Frames per second.")
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True,
               help="Noise inputs; random: drawn from a cell's first seed, the same in all frames.")
@@ -69,16 +68,17 @@ def main(
     if len(seeds) % cells or keyframes < 2:
         raise UserError(f"--seeds: {len(seeds)} seeds; a grid of {cells} takes {2 * cells}, {3 * cells} or more so")
     check_video("--output", output, fps)
-    student = load_gan(network, device or default_device(), class_index)
+    gan = open_gan(network, class_index).with_options(trunc=trunc, noise_mode=noise_mode)
+    gan.to(device or default_device())
     writable_folder(f"--output={output}", output.parent)
 
-    ws = gan_ws(student, seeds, class_index=class_index, truncation_psi=trunc)
+    ws = gan.mapped(seeds, class_index=class_index)
     path = loop(ws.unflatten(0, (cells, keyframes)).transpose(0, 1), frames or FRAMES * keyframes)
     progress = Progress("Frames", len(path))
 
     def pictures() -> Iterator[Tensor]:
         for done, cell_ws in enumerate(path, start=1):
-            images = uint8_of_ws(student, cell_ws.to(ws.device), seeds[::keyframes], noise_mode)
+            images = gan.uint8_of_ws(cell_ws.to(ws.device), seeds[::keyframes])
             yield tile(images, columns=grid[0])
             progress.update(done)
 

@@ -1,8 +1,8 @@
-"""Makes reference statistics (.npz) of a data set, for --ref of train.py and calc_metrics.py; the shipped one is this:
+"""Makes reference statistics (.npz) of a data set, for --ref of train.py and calc_metrics.py.
 
     python tools/make_reference.py --data=datasets/fashion-32-test.zip --dest=stylegan_di/assets/fashion-reference.npz
 
-The file holds mu and sigma (over N - 1) as EDM's references do, num, extractor, and where asked for the features.
+This command made the shipped file, which holds EDM's mu and sigma (over N - 1), num, extractor, and the features.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stylegan_di.metrics.statistics import save_stats
 
 
 def label_counts(data: str) -> dict[str, np.ndarray]:
-    """{'label_counts': images of each class, int64 [label_dim]}, or nothing for a data set without labels."""
+    """Returns {'label_counts': images of each class, int64 [label_dim]}, or {} for a data set without labels."""
     try:
         dataset = ImageDataset(data, use_labels=True)
     except UserError:
@@ -40,7 +40,7 @@ def label_counts(data: str) -> dict[str, np.ndarray]:
 @click.option("--extractor", type=click.Choice(list(EXTRACTORS)), default="fashion", show_default=True)
 @click.option("--detector-file", metavar="FILE", help="The extractor's weights.  [default: published or shipped ones]")
 @click.option("--features", type=click.Choice(["none", "float16", "float32"]), default="float16", show_default=True,
-              help="Type in which the features themselves are kept; precision and recall need them.")
+              help="Type in which to store the features themselves, which precision and recall need.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
 @user_errors

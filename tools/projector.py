@@ -4,8 +4,8 @@
     python tools/projector.py --network=fashion-gan.pkl --class=8 --target=bag.png --num-steps=300
 
 Writes target.png (cropped and resized), proj.png, projected_w.npz (w [1,num_ws,w_dim] and the noise maps) and
-proj.gif or proj.mp4, the way there. The distance is LPIPS where its two files of weights are at hand (as known names in
-the cache, or by --detector-file), else that of the pixels at every scale, which needs none.
+proj.gif or proj.mp4, a video of the optimisation. The distance is LPIPS if its two weight files are in the cache or
+given by --detector-file, otherwise the distance of the pixels at every scale, which needs no weights.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from stylegan_di import zoo
 from stylegan_di.data.convert import load_picture
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
+from stylegan_di.explore.opening import one_label, open_gan
 from stylegan_di.explore.projection import (
     Features,
     Projection,
@@ -39,14 +40,13 @@ from stylegan_di.images import save_image
 from stylegan_di.metrics.extractors import detector_files
 from stylegan_di.metrics.vgg16 import LPIPS_WEIGHTS, VGG_WEIGHTS, load_lpips, load_vgg16
 from stylegan_di.networks.stylegan2 import Generator
-from tools.gan_network import load_gan, one_label
 
 FPS = 10
-MAX_FRAMES = 100  # of the video, evenly over the steps
+MAX_FRAMES = 100  # frames of the video, spread evenly over the steps
 
 
 def way_there(projection: Projection, network: Generator, target: Tensor) -> Iterator[Tensor]:
-    """Frames of target and projection side by side."""
+    """Yields frames of target and projection side by side."""
     steps = np.linspace(0, len(projection.path) - 1, min(len(projection.path), MAX_FRAMES)).round().astype(int)
     for step in steps.tolist():
         (image,) = projected_images(network, projection, [step])
@@ -54,9 +54,9 @@ def way_there(projection: Projection, network: Generator, target: Tensor) -> Ite
 
 
 def open_features(detector_file: str | None, device: str) -> tuple[Features, str]:
-    """What the distance is between, and its name."""
+    """Returns the features whose distance is minimised, and the distance's name."""
     files = detector_files(detector_file, ["vgg16", "lpips"])
-    if not files and not (zoo.at_hand(VGG_WEIGHTS) and zoo.at_hand(LPIPS_WEIGHTS)):
+    if not files and not (zoo.is_local(VGG_WEIGHTS) and zoo.is_local(LPIPS_WEIGHTS)):
         return multi_scale, "pixels at every scale (no perceptual weights)"
     lpips = load_lpips(load_vgg16(files.get("vgg16")), files.get("lpips"))
     return perceptual(lpips.to(device)), "LPIPS"
@@ -66,8 +66,8 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
 @click.option("--target", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Image to project.")
 @click.option("--num-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Optimisation steps.")
-@click.option("--seed", type=click.IntRange(min=0), default=303, show_default=True, help="Of latents and noise.")
-@click.option("--save-video", "with_video", type=bool, default=True, show_default=True, help="Write the way there?")
+@click.option("--seed", type=click.IntRange(min=0), default=303, show_default=True, help="Seed of latents and noise.")
+@click.option("--save-video", "with_video", type=bool, default=True, show_default=True, help="Write the video?")
 @click.option("--video-format", type=click.Choice(["gif", "mp4"]), default="gif", show_default=True,
               help="proj.gif, or proj.mp4 with the package av.")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N", help="Class of a conditional network.")
@@ -92,8 +92,9 @@ def main(
     video = outdir / f"proj.{video_format}"
     if with_video:
         check_video("--video-format", video, FPS)
-    student = load_gan(network, device, class_index)
-    labels = one_label(student, class_index, device)
+    student = open_gan(network, class_index).to(device)
+    label = one_label(student, class_index)
+    labels = None if label is None else label.to(device)
     picture = load_picture(target, student.img_resolution, student.img_channels)
     pixels = torch.from_numpy(picture).to(device)
     features, distance = open_features(detector_file, device)

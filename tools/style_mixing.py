@@ -1,8 +1,8 @@
-"""Mixes styles: every row's image with some of the styles of every column's.
+"""Mixes styles: shows every row's image with some styles of every column's image.
 
     python tools/style_mixing.py --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --styles=0-6 --outdir=out
 
-Writes <row>-<column>.png and grid.png, in which the first row and column are the images as they were.
+Writes <row>-<column>.png and grid.png, whose first row and column show the unmixed images.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import coarse_styles, mix_styles
+from stylegan_di.explore.opening import open_gan
 from stylegan_di.images import save_grid, save_image
-from stylegan_di.sampling.seeded import gan_ws, uint8_of_ws
-from tools.gan_network import load_gan
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
@@ -28,7 +27,7 @@ from tools.gan_network import load_gan
 @click.option("--rows", type=Seeds(), required=True, metavar="LIST", help="Seeds of the rows, such as 85,100-103.")
 @click.option("--cols", type=Seeds(), required=True, metavar="LIST", help="Seeds of the columns.")
 @click.option("--styles", type=Seeds(), metavar="LIST",
-              help="Which styles a column gives, from 0 (coarse).  [default: 0-6 of 18, in proportion]")
+              help="Styles to take from the column, from 0 (coarse).  [default: 0-6 of 18, in proportion]")
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True,
               help="Noise inputs; random: drawn from the row's seed.")
@@ -48,22 +47,23 @@ def main(
     outdir: Path,
     device: str | None,
 ) -> None:
-    student = load_gan(network, device or default_device(), class_index)
-    num_ws = student.network.num_ws
+    gan = open_gan(network, class_index).with_options(trunc=trunc, noise_mode=noise_mode)
+    gan.to(device or default_device())
+    num_ws = gan.network.num_ws
     if styles is not None and max(styles) >= num_ws:
         raise UserError(f"--styles: {max(styles)} is none of this network's styles, 0 to {num_ws - 1}")
     writable_folder(f"--outdir={outdir}", outdir)
 
     ws = {
-        name: gan_ws(student, seeds, class_index=class_index, truncation_psi=trunc)
+        name: gan.mapped(seeds, class_index=class_index)
         for name, seeds in (("rows", rows), ("cols", cols))
     }
     mixed = mix_styles(ws["rows"], ws["cols"], coarse_styles(num_ws) if styles is None else styles)
-    top = uint8_of_ws(student, ws["cols"], cols, noise_mode)
-    left = uint8_of_ws(student, ws["rows"], rows, noise_mode)
+    top = gan.uint8_of_ws(ws["cols"], cols)
+    left = gan.uint8_of_ws(ws["rows"], rows)
     pictures = [torch.zeros_like(top[0]), *top]
     for row, row_ws, row_image in zip(rows, mixed, left, strict=True):
-        images = uint8_of_ws(student, row_ws, [row] * len(cols), noise_mode)
+        images = gan.uint8_of_ws(row_ws, [row] * len(cols))
         for col, image in zip(cols, images, strict=True):
             save_image(image, outdir / f"{row}-{col}.png")
         pictures += [row_image, *images]

@@ -1,1 +1,1 @@
-"""What the project adds to PyTorch: ops, NVlabs' pickle format, processes. Knows nothing of GANs or diffusion."""
+"""Extensions of PyTorch that do not depend on GANs or diffusion: ops, NVlabs' pickle format, distributed processes."""

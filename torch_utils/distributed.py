@@ -1,18 +1,20 @@
-"""The only caller of torch.distributed: one process works as a world of one."""
+"""The only module that calls torch.distributed; without torchrun, one process is a world of one."""
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
 
-#: Longest wait for another process. Processes that die are noticed at once; the first one may measure for long.
+#: The longest wait for another process, because the first one may measure for long. A dead one is noticed at once.
 TIMEOUT = datetime.timedelta(hours=6)
 
 
@@ -22,9 +24,24 @@ class ProcessLost(UserError):
     status = 5
 
 
+class Abandoned(Exception):
+    """Another process left work that all were doing `together`, because it was interrupted or failed unexpectedly.
+
+    To be treated as an interruption of this process: a process that has failed is missed at the next exchange.
+    """
+
+
+class _FailedElsewhere(UserError):
+    """The UserError of another process, with its text and status."""
+
+    def __init__(self, text: str, status: int) -> None:
+        super().__init__(text)
+        self.status = status
+
+
 @contextlib.contextmanager
 def _exchange() -> Iterator[None]:
-    """Turns the back end's errors in an exchange with other processes into ProcessLost."""
+    """Turns the backend's errors during an exchange with other processes into ProcessLost."""
     try:
         yield
     except RuntimeError as error:
@@ -41,7 +58,7 @@ def under_torchrun() -> bool:
 
 
 def meeting_point() -> torch.distributed.TCPStore:
-    """Where processes that this one starts find each other, on a free port of this machine, while it is kept."""
+    """Opens a store on a free port, by which processes that this one starts find each other while it is kept."""
     return torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
@@ -68,7 +85,7 @@ def finish() -> None:
 
 
 def local_device(name: str) -> torch.device:
-    """The device of this process: under torchrun 'cuda' means the GPU of the local rank."""
+    """Returns the device of this process; under torchrun 'cuda' means the GPU of the local rank."""
     device = torch.device(name)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -85,12 +102,12 @@ def world_size() -> int:
 
 
 def launched() -> int:
-    """How many processes torchrun started; 1 without torchrun. Known before `init`."""
+    """Returns how many processes torchrun started, 1 without torchrun; this is known before `init`."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def average(tensors: Iterable[Tensor]) -> None:
-    """Replaces the tensors by their means over the processes, in one exchange a data type; sharded ones are left."""
+    """Replaces the tensors by their means over the processes, in one exchange per dtype; skips sharded ones."""
     if world_size() == 1:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}
@@ -107,9 +124,9 @@ def average(tensors: Iterable[Tensor]) -> None:
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; also a barrier: nobody goes on before everybody is here.
+    """Returns whether the flag is set in any process; no process returns before all have called this.
 
-    It is exchanged between CPUs: what GPUs have yet to do is not waited for.
+    The flags are exchanged between CPUs, so that nobody waits for pending work on GPUs.
     """
     if world_size() == 1:
         return flag
@@ -120,7 +137,7 @@ def any_process(flag: bool) -> bool:
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """The tensors of all processes, equal in shape, joined along the first dimension in order of rank."""
+    """Joins the tensors of all processes, equal in shape, along the first dimension in order of rank."""
     if world_size() == 1:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(world_size())]
@@ -129,8 +146,22 @@ def gather(tensor: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def gather_ragged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Joins vectors [n] of the same name from all processes, in order of rank, on the CPU where there are several.
+
+    Lengths may differ, and a name may be missing in some processes.
+    """
+    if world_size() == 1:
+        return dict(tensors)
+    box: list[dict[str, np.ndarray]] = [{} for _ in range(world_size())]
+    with _exchange():
+        torch.distributed.all_gather_object(box, {name: vector.cpu().numpy() for name, vector in tensors.items()})
+    names = dict.fromkeys(name for part in box for name in part)
+    return {name: torch.from_numpy(np.concatenate([part[name] for part in box if name in part])) for name in names}
+
+
 def gather_strings(text: str) -> list[str]:
-    """Every process's string, in order of rank."""
+    """Returns every process's string, in order of rank."""
     if world_size() == 1:
         return [text]
     box: list[str] = [""] * world_size()
@@ -140,7 +171,7 @@ def gather_strings(text: str) -> list[str]:
 
 
 def broadcast_string(text: str) -> str:
-    """The first process's string, in every process."""
+    """Returns the first process's string, in every process."""
     if world_size() == 1:
         return text
     box = [text]
@@ -149,18 +180,103 @@ def broadcast_string(text: str) -> str:
     return box[0]
 
 
+# Work that all processes do together.
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Work that all processes do at the same time; where it fails in one, all leave it, so that none waits for ever.
+
+    The process that failed raises its own error. The others raise it when they next `meet`, at the latest on leaving
+    this context: a UserError with its text and status, any other Exception as Abandoned. Afterwards the processes can
+    go on with other exchanges. Inside, each exchange comes after a `meet`, with nothing between them that can fail.
+    Contexts cannot be nested.
+    """
+    try:
+        yield
+    except (Abandoned, _FailedElsewhere, ProcessLost):
+        raise  # the other processes know of it already, or cannot be told
+    except Exception as error:
+        _tell(error)
+        raise
+    meet()
+
+
+def meet() -> None:
+    """Waits for the other processes inside `together`, and raises if one of them has failed.
+
+    Raises:
+        UserError, Abandoned: see `together`.
+    """
+    if not any_process(False):
+        return
+    reports = [(number, json.loads(text)) for number, text in enumerate(gather_strings("null"))]
+    failures = [(number, report) for number, report in reports if report is not None]
+    for _, report in failures:
+        if report["status"] is not None:
+            raise _FailedElsewhere(report["text"], report["status"])
+    number, report = failures[0]
+    raise Abandoned(f"process {number} of {world_size()} has left the work of all ({report['text']})")
+
+
+def _tell(error: Exception) -> None:
+    """Tells the processes that `meet` of an error in this one."""
+    if isinstance(error, UserError):
+        report = {"text": str(error), "status": error.status}
+    else:
+        report = {"text": f"{type(error).__name__}: {error}", "status": None}
+    with contextlib.suppress(ProcessLost):  # the error itself says more
+        any_process(True)
+        gather_strings(json.dumps(report))
+
+
+def share_out(
+    count: int,
+    compute: Callable[[int], Sequence[Tensor]],
+    combine: Callable[[Sequence[Tensor]], None],
+    done: Callable[[int], None],
+) -> None:
+    """Computes items 0 to count - 1 in all processes inside `together`, item i in the process of rank i mod world_size.
+
+    The first process combines the results in order, so that what it makes of them has the same bits as in one process.
+
+    Args:
+        compute: gives an item's results, on any device.
+        combine: takes an item's results, in the first process only; on the CPU where there are several processes.
+        done: called in every process after each round of world_size items, with the number of items that are done.
+    """
+    for start in range(0, count, world_size()):
+        item = start + rank()
+        results = compute(item) if item < count else None
+        for gathered in _gather_results(results):
+            combine(gathered)
+        done(min(start + world_size(), count))
+
+
+def _gather_results(results: Sequence[Tensor] | None) -> list[Sequence[Tensor]]:
+    """In the first process the results of all, in order of rank, without those that are None; else an empty list."""
+    if world_size() == 1:
+        return [] if results is None else [results]
+    arrays = None if results is None else [result.cpu().numpy() for result in results]
+    meet()
+    box: list[list[np.ndarray] | None] | None = [None] * world_size() if rank() == 0 else None
+    with _exchange():
+        torch.distributed.gather_object(arrays, box, dst=0)
+    return [[torch.from_numpy(array) for array in arrays] for arrays in box or [] if arrays is not None]
+
+
 # Weights that are spread over the processes (FSDP2).
 
 
 def shard(module: torch.nn.Module) -> None:
-    """Spreads the weights of a module over the processes: each keeps a part, and gathers a block's while it computes.
+    """Shards a module's weights over the processes: each keeps a part, and gathers a block's while it computes.
 
     Gradients are averaged over the processes in the backward pass. Blocks are the members of the module's ModuleDicts.
     """
     from torch.distributed.fsdp import fully_shard
 
     for parameter in module.parameters():
-        parameter.data = parameter.data.contiguous()  # the only layout that can be spread
+        parameter.data = parameter.data.contiguous()  # the only layout that FSDP can shard
     for container in list(module.modules()):
         if isinstance(container, torch.nn.ModuleDict):
             for block in container.values():
@@ -173,12 +289,12 @@ def is_sharded(tensor: Tensor) -> bool:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A tensor gathered from all processes, which must all call this; other tensors as they are."""
+    """Gathers a sharded tensor from all processes, which must all call this; returns other tensors unchanged."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def spread_like(tensor: Tensor, reference: Tensor) -> Tensor:
-    """A whole tensor, spread over the processes if the reference is."""
+    """Shards a whole tensor over the processes as the reference is; unchanged if the reference is not sharded."""
     if not is_sharded(reference):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor

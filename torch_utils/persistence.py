@@ -1,9 +1,9 @@
-"""NVlabs' pickle format (their torch_utils.persistence, version 6): read as inert data, and written.
+"""Reads NVlabs' pickle format (their torch_utils.persistence, version 6) as inert data, and writes it.
 
-With the parts of the reader, `pickle_machine`, `pickle_arrays` and `pickle_reader`, the only part of the project that
-parses pickles. What is written opens in NVlabs' own tools (torch 1.7 and later): every module is a call of
+Only this module and the parts of its reader, `pickle_machine`, `pickle_arrays` and `pickle_reader`, parse pickles.
+NVlabs' own tools (torch 1.7 and later) open the files that it writes: every module is a call of
 `_reconstruct_persistent_obj` on {type, version, module_src, class_name, state}, where `module_src` is one import line
-of their repository and `state` the module's attributes as torch 1.7 keeps them.
+of their repository and `state` holds the module's attributes as in torch 1.7.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = [
 
 NETWORKS_SOURCE = "from training.networks import *"  # where NVlabs' repositories keep their networks
 _EDM2_CLASSES = ("Precond", "UNet", "Block", "MPConv", "MPFourier")
-MODULE_SOURCES = {  # class name -> import line, for all others
+MODULE_SOURCES = {  # class name -> import line, for classes that are elsewhere
     "AugmentPipe": "from training.augment import *",
 } | dict.fromkeys(_EDM2_CLASSES, "from training.networks_edm2 import *")
 
@@ -58,7 +58,7 @@ _TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 class Persistent:
     """An object that remembers the arguments it was built with, as NVlabs' pickles store them.
 
-    `_init_args` (tuple) and `_init_kwargs` (dict) are part of the file format (the state of every pickled object).
+    `_init_args` (tuple) and `_init_kwargs` (dict) are part of the file format: every pickled object's state has them.
     """
 
     _init_args: tuple[Any, ...]
@@ -72,7 +72,7 @@ class Persistent:
 
     @property
     def init_kwargs(self) -> dict[str, Any]:
-        """The keyword arguments this object was built with, as a copy."""
+        """A copy of the keyword arguments that this object was built with."""
         return copy.deepcopy(self._init_kwargs)
 
 
@@ -81,10 +81,10 @@ class PersistentModule(Persistent, torch.nn.Module):
 
 
 def flatten_state(module: PersistentObject) -> OrderedDict[str, Tensor]:
-    """The state dict of a module read from a file: its parameters, its buffers, then its children's, depth first.
+    """Returns the state dict of a module read from a file: its parameters, its buffers, then its children's.
 
     Raises:
-        RefusedFileError: if the object is no module, or has something else where a tensor belongs.
+        RefusedFileError: if the object is not a module, or has something else in the place of a tensor.
     """
     result: OrderedDict[str, Tensor] = OrderedDict()
     _flatten(module, "", result)
@@ -115,16 +115,16 @@ def write_pickle(
     default_source: str = NETWORKS_SOURCE,
     protocol: int = _PICKLE_PROTOCOL,
 ) -> bytes:
-    """A pickle in NVlabs' format; the same tree gives the same bytes.
+    """Returns a pickle in NVlabs' format; the same tree gives the same bytes.
 
-    Modules are written as NVlabs' snapshots are: in evaluation mode, without gradients, on the CPU, whatever their
-    present mode and device. Numpy numbers become Python's; buffers that are not persistent are left out.
+    Modules are written as in NVlabs' snapshots: in evaluation mode, without gradients, on the CPU, whatever their
+    current mode and device. Numpy numbers become Python's; buffers that are not persistent are left out.
 
     Args:
         obj: a tree of dict (str keys), list, tuple, str, bytes, bool, int, float, None, Tensor, Persistent.
         module_sources: class name -> the line written as its source.
         default_source: the line for other classes.
-        protocol: of the pickle, 2 to 5.
+        protocol: pickle protocol, 2 to 5.
 
     Raises:
         TypeError: for anything else in the tree or in a module's attributes.
@@ -135,25 +135,25 @@ def write_pickle(
 
 
 def _reconstruct_persistent_obj(meta: Any) -> Any:
-    """Stands for NVlabs' function of this name, which pickles name; unpickling is not how this project reads them."""
+    """Stands for NVlabs' function of this name, which pickles refer to; this project never reads them by unpickling."""
     raise UserError(
-        "This pickle holds networks in NVlabs' format; pickle.load does not read it here. "
+        "This pickle holds networks in NVlabs' format, which this project does not read by pickle.load. "
         "Use stylegan_di.load_generator, load_denoiser or checkpoint.load_snapshot."
     )
 
 
 class _StorageBytes:
-    """A tensor's storage on its way into a pickle."""
+    """The bytes of a tensor's storage, to be written into a pickle."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
 
 
-_PythonPickler: Any = vars(pickle)["_Pickler"]  # unlike C's, it lets a function be written under another name
+_PythonPickler: Any = vars(pickle)["_Pickler"]  # unlike C's, it can write a function under another name
 
 
 class _Pickler(_PythonPickler):
-    """Python's pickler with NVlabs' and torch 1.7's way of writing modules and tensors."""
+    """Python's pickler, which writes modules and tensors as NVlabs' tools and torch 1.7 do."""
 
     def __init__(
         self, file: io.BytesIO, module_sources: Mapping[str, str], default_source: str, protocol: int
@@ -204,7 +204,7 @@ class _Pickler(_PythonPickler):
 
 
 def _module_state(module: torch.nn.Module) -> dict[str, Any]:
-    """A module's __dict__ with the entries that torch 1.7 gives every module, its own attributes, its arguments."""
+    """Returns a module's __dict__ as in torch 1.7: the entries of every module, its own attributes, its arguments."""
     transient = module._non_persistent_buffers_set
     state: dict[str, Any] = {
         "training": False,
@@ -222,7 +222,7 @@ def _module_state(module: torch.nn.Module) -> dict[str, Any]:
 
 
 def _attributes(obj: object) -> dict[str, Any]:
-    """What an object has beside what torch gives every module: its own attributes, then its arguments."""
+    """Returns the attributes that torch does not give every module: the object's own ones, then its arguments."""
     where = type(obj).__name__
     last = ("_init_args", "_init_kwargs")
     own = [name for name in vars(obj) if name not in _TORCH_ATTRIBUTES and name not in last]
@@ -231,7 +231,7 @@ def _attributes(obj: object) -> dict[str, Any]:
 
 
 def _plain(value: Any, where: str) -> Any:
-    """The value with Python numbers, and with equal strings made one object: bytes must not depend on identity."""
+    """Converts numbers to Python's and interns equal strings, so that the bytes do not depend on object identity."""
     if value is None or isinstance(value, bool | bytes | Tensor | Persistent):
         return value
     if isinstance(value, np.generic):
@@ -252,7 +252,7 @@ def _plain(value: Any, where: str) -> Any:
 
 
 class _StoragePickler(pickle.Pickler):
-    """Writes the reference to its storage that a legacy torch stream holds."""
+    """Writes the storage reference of a legacy torch stream."""
 
     def persistent_id(self, obj: Any) -> Any:
         return obj.reference if isinstance(obj, _StorageReference) else None
@@ -264,7 +264,7 @@ class _StorageReference:
 
 
 def _storage_stream(tensor: Tensor) -> bytes:
-    """The legacy torch stream of a contiguous tensor's storage, as torch.save wrote it before 1.6."""
+    """Returns the legacy torch stream of a contiguous tensor's storage, as torch.save wrote it before 1.6."""
     if tensor.dtype not in _STORAGES:
         raise TypeError(f"a tensor of {tensor.dtype} cannot be written to a network pickle")
     system = {

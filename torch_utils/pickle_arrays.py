@@ -1,6 +1,6 @@
-"""Numbers in network files: torch's storages in their legacy streams, the views on them, numpy's numbers and arrays.
+"""Reads the numbers in network files: torch's storages in their legacy streams and their views, numpy's data.
 
-All is checked against the bytes that are there: a storage's count, a view's bounds and strides, an array's shape.
+A storage's count, a view's bounds and strides and an array's shape are checked against the bytes in the file.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ _NUMPY_DTYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4
 
 
 def is_call(node: Any, role: str) -> bool:
-    """Whether a node is a noted call of a function of this role."""
+    """Whether a node is a recorded call of a function with this role."""
     return isinstance(node, Call) and node.function.role == role
 
 
 def read_storage(data: memoryview, opcodes: int) -> tuple[Tensor, int]:
-    """The flat tensor of a legacy torch stream (magic, protocol, system, storage, keys, count, raw data), and opcodes.
+    """Reads a legacy torch stream (magic, protocol, system, storage, keys, count, raw data) as a flat tensor.
 
     Args:
-        data: the stream, all of it.
-        opcodes: pickle opcodes already spent on this file; those of the stream are added.
+        data: the whole stream.
+        opcodes: pickle opcodes already spent on this file; they are returned plus those of the stream.
     """
     position = 0
     parts = []
@@ -65,7 +65,7 @@ def read_storage(data: memoryview, opcodes: int) -> tuple[Tensor, int]:
 
 
 def check_view(numel: int, offset: Any, size: Any, stride: Any) -> None:
-    """Holds that a tensor lies within its storage of numel elements and that no two of its elements share one."""
+    """Refuses a tensor that reaches beyond its storage of numel elements, or whose elements overlap."""
     if type(offset) is not int or offset < 0 or not _are_sizes(size) or not _are_sizes(stride):
         raise Refusal("a tensor whose offset, size or stride is no whole number", DAMAGED)
     if len(size) != len(stride) or len(size) > 16:
@@ -83,14 +83,14 @@ def check_view(numel: int, offset: Any, size: Any, stride: Any) -> None:
 
 
 def read_scalar(dtype: np.dtype, data: memoryview) -> bool | int | float:
-    """A numpy number as Python's."""
+    """Returns a numpy number as Python's."""
     if len(data) != dtype.itemsize:
         raise Refusal("a numpy number of the wrong length", DAMAGED)
     return np.frombuffer(data, dtype)[0].item()
 
 
 def read_array(shape: Any, dtype: np.dtype, fortran: Any, data: memoryview) -> np.ndarray:
-    """A numpy array on the file's own bytes."""
+    """Returns a numpy array that shares the file's bytes."""
     if not _are_sizes(shape) or not isinstance(fortran, bool):
         raise Refusal("a numpy array of unknown form", DAMAGED)
     if len(shape) > 32 or math.prod(shape) * dtype.itemsize != len(data):
@@ -103,7 +103,7 @@ def _are_sizes(value: Any) -> bool:
 
 
 def _storage_reference(node: Any) -> tuple[torch.dtype, str, int]:
-    """dtype, key and count of ('storage', class, key, device, count, None)."""
+    """Returns dtype, key and count from ('storage', class, key, device, count, None)."""
     value = node.value if isinstance(node, PersistentId) else None
     if not isinstance(value, tuple) or len(value) != 6:
         raise Refusal("a torch stream without a storage")
@@ -116,7 +116,7 @@ def _storage_reference(node: Any) -> tuple[torch.dtype, str, int]:
 
 
 def numpy_dtype(node: Any) -> np.dtype:
-    """The dtype of `dtype(code, ...)` with the byte order that BUILD sets."""
+    """Returns the dtype of a `dtype(code, ...)` call with the byte order that BUILD sets."""
     if not is_call(node, "dtype") or not node.arguments or not isinstance(node.state, tuple) or len(node.state) < 2:
         raise Refusal("a numpy value without a type")
     code, order = node.arguments[0], node.state[1]

@@ -1,8 +1,8 @@
-"""Pickle opcodes, protocols 2 to 5, into inert nodes: the first half of reading a network file as data.
+"""Turns pickle opcodes, protocols 2 to 5, into inert nodes: the first half of reading a network file as data.
 
-The machine keeps a stack and a memo as the pickle format prescribes, but where a pickle names a class or calls a
-function it only notes so: it imports nothing and calls nothing. Whatever a network file has no need of is refused: any
-global outside `KNOWN_GLOBALS`, and every opcode not in the table at the end. Its cost is bounded by the file's length.
+The machine keeps a stack and a memo as the pickle format prescribes, but when a pickle names a class or calls a
+function, it only records that: it imports and calls nothing. It refuses what no network file needs: every global
+outside `KNOWN_GLOBALS`, and every opcode not in the table at the end. Its cost is bounded by the file's length.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ MAX_OPCODES = 250_000  # several times what the largest published networks need
 MAX_MARKS = 100  # nested MARKs
 MAX_INT_BYTES = 16
 
-# (module, name) -> role: the only names a network file may contain. numpy 2 renamed numpy.core to numpy._core; up to
-# protocol 3 an empty set is written as a call of the built-in type (of `__builtin__` in protocol 2); protocol 2 has no
-# bytes and writes them as text to encode; protocol 5 writes numpy arrays as buffers.
+# (module, name) -> role: the only names that a network file may contain. numpy 2 renamed numpy.core to numpy._core; up
+# to protocol 3 an empty set is written as a call of the built-in type (of `__builtin__` in protocol 2); protocol 2 has
+# no bytes and writes them as text to be encoded; protocol 5 writes numpy arrays as buffers.
 KNOWN_GLOBALS: dict[tuple[str, str], str] = {
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): "persistent",
     ("collections", "OrderedDict"): "ordered_dict",
@@ -58,7 +58,7 @@ DAMAGED = "The file is damaged; download or copy it again."
 
 
 class Refusal(Exception):
-    """What was found in a file and what to do about it; the reader adds the file's name."""
+    """Says what was found in a file and what to do about it; the reader adds the file's name."""
 
     def __init__(self, found: str, remedy: str = NOT_A_NETWORK) -> None:
         super().__init__(found)
@@ -68,7 +68,7 @@ class Refusal(Exception):
 
 @dataclass(eq=False)
 class Global:
-    """A name from KNOWN_GLOBALS, never looked up."""
+    """A name from KNOWN_GLOBALS, which is never looked up."""
 
     module: str
     name: str
@@ -77,7 +77,7 @@ class Global:
 
 @dataclass(eq=False)
 class Call:
-    """A call that is noted, not made: the function, its arguments, what was put in or set on the result."""
+    """A call that is recorded but not made: the function, its arguments, and the items and state set on the result."""
 
     function: Global
     arguments: tuple[Any, ...]
@@ -87,21 +87,21 @@ class Call:
 
 @dataclass(eq=False)
 class Pairs:
-    """A dict, keys not hashed yet."""
+    """A dict whose keys are not hashed yet."""
 
     pairs: list[tuple[Any, Any]] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class Members:
-    """A set, members not hashed yet."""
+    """A set whose members are not hashed yet."""
 
     members: list[Any] = field(default_factory=list)
 
 
 @dataclass(eq=False)
 class PersistentId:
-    """A reference out of the stream: the storage of a legacy torch stream."""
+    """A reference to something outside the pickle: the storage of a legacy torch stream."""
 
     value: Any
 
@@ -112,11 +112,11 @@ class Machine:
     Args:
         data: the whole file, or the nested stream.
         position: where the stream begins; after `run`, where it ended.
-        known: the globals it may name, to their roles.
+        known: maps the globals that the stream may name to their roles.
         opcodes: opcodes already spent on this file.
-        allow_persistent_ids: whether it may refer to storages, as nested streams do.
-        python2: whether Python 2 wrote it: its strings (shorter than 256 bytes text, else bytes) are read too, and
-            its memo begins at 1.
+        allow_persistent_ids: whether the stream may refer to storages, as nested streams do.
+        python2: whether Python 2 wrote the stream: then its strings are read too, those shorter than 256 bytes as text
+            and others as bytes, and its memo begins at 1.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class Machine:
         steps, data, size = self.steps, self.data, len(self.data)
         while True:
             if self.position >= size:
-                self.take(1)  # which says so
+                self.take(1)  # raises the error
             code = data[self.position]
             self.position += 1
             self.opcodes += 1
@@ -165,7 +165,7 @@ class Machine:
     # Reading.
 
     def take(self, count: int) -> memoryview:
-        """The next bytes; refuses a file that ends before."""
+        """Returns the next bytes; refuses a file that ends before them."""
         end = self.position + count
         if end > len(self.data):
             raise Refusal(f"the end of the file after {len(self.data)} bytes, in the middle of a value", DAMAGED)
@@ -175,13 +175,13 @@ class Machine:
 
     def unpack(self, form: struct.Struct) -> Any:
         if self.position + form.size > len(self.data):
-            self.take(form.size)  # which says so
+            self.take(form.size)  # raises the error
         value = form.unpack_from(self.data, self.position)[0]
         self.position += form.size
         return value
 
     def take_line(self) -> str:
-        """A text argument (of GLOBAL), to the newline; names are short."""
+        """Returns a text argument of GLOBAL, which ends at a newline; names of 256 bytes or more are refused."""
         line = bytes(self.data[self.position : self.position + 256])
         end = line.find(b"\n")
         if end < 0:

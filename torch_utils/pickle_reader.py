@@ -1,8 +1,8 @@
-"""Inert pickle nodes into plain values: the second half of reading a network file as data.
+"""Turns inert pickle nodes into plain values: the second half of reading a network file as data.
 
-Only what NVlabs' network files consist of is understood: containers, numbers, text, numpy numbers and arrays, torch
-tensors in legacy storage streams, and persistent objects, which become `PersistentObject`: a class's name and its
-state. Neither that class nor the source embedded beside it is ever imported or run.
+It understands only what NVlabs' network files consist of: containers, numbers, text, numpy numbers and arrays, torch
+tensors in legacy storage streams, and persistent objects. The latter become a `PersistentObject` of class name and
+state; neither the class nor the source embedded beside it is ever imported or run.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from stylegan_di.torch_utils.pickle_machine import (
     Refusal,
 )
 
-MAX_DEPTH = 100  # nesting of values; networks reach some 40
-FORMAT_VERSION = 6  # of persistent objects, in all of NVlabs' repositories
-TENSORFLOW_VERSION = 4  # the oldest of dnnlib.tflib.network that StyleGAN2's pickles have
+MAX_DEPTH = 100  # nesting of values; networks reach about 40
+FORMAT_VERSION = 6  # the version of persistent objects in all of NVlabs' repositories
+TENSORFLOW_VERSION = 4  # the oldest version of dnnlib.tflib.network in StyleGAN2's pickles
 _META_KEYS = ("type", "version", "module_src", "class_name", "state")
 _TENSORFLOW_KEYS = ("version", "name", "static_kwargs", "components", "build_module_src", "variables")
 
-# How other kinds of file begin: (offset, bytes) -> what it is, what to do.
+# How other kinds of file begin: offset, bytes, what the file is, what to do.
 _OTHER_FILES: list[tuple[int, bytes, str, str]] = [
     (0, b"\x1f\x8b", "a gzip archive", "Unpack it first."),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it first."),
@@ -53,7 +53,7 @@ _OTHER_FILES: list[tuple[int, bytes, str, str]] = [
 
 
 class RefusedFileError(UserError):
-    """A network file that is not used. The message names the file, what was found in it, and the remedy."""
+    """A network file is refused. The message names the file, what was found in it, and the remedy."""
 
     def __init__(self, source: str, found: str, remedy: str = NOT_A_NETWORK) -> None:
         super().__init__(f"{source}: found {found}. {remedy}")
@@ -66,8 +66,8 @@ class RefusedFileError(UserError):
 class PersistentObject:
     """An object of a network file, as data.
 
-    `class_name` and `state` (the instance's __dict__) as stored; `module_src_sha256` of the source embedded beside it
-    ('' for the containers of torch.nn, which carry none); `version` of the format; `source` the file's name.
+    `class_name` and `state` (the instance's __dict__) are as stored; `module_src_sha256` is the hash of the embedded
+    source ('' for torch.nn's containers, which have none); `version` is the format's; `source` is the file's name.
     """
 
     class_name: str
@@ -81,7 +81,7 @@ class PersistentObject:
 class TensorFlowNetwork:
     """A network of TensorFlow-era StyleGAN2, as data: the arguments of its build function, its variables, its parts.
 
-    `module_src_sha256` is of the source embedded beside it; `source` the file's name.
+    `module_src_sha256` is the hash of the embedded source, and `source` is the file's name.
     """
 
     name: str
@@ -94,19 +94,19 @@ class TensorFlowNetwork:
 
 
 def read_pickle(data: bytes | bytearray | memoryview, source: str, *, python2: bool = False) -> Any:
-    """The value of a network pickle, read without importing or executing anything it names.
+    """Returns the value of a network pickle, without importing or executing anything that it names.
 
     Args:
         data: the file's contents.
         source: the file's name, for messages.
-        python2: whether Python 2 wrote it, as it did CIFAR-10's batches; see `Machine`.
+        python2: whether Python 2 wrote it, as it did for CIFAR-10's batches; see `Machine`.
 
     Returns:
         dicts (str keys), lists, tuples, sets of str, str, bytes, bool, int, float, None, numpy arrays (read-only),
-        torch tensors, PersistentObjects, TensorFlowNetworks. The memory is at most a few times the file's size.
+        torch tensors, PersistentObjects, TensorFlowNetworks. They take at most a few times the file's size in memory.
 
     Raises:
-        RefusedFileError: for anything but such a file.
+        RefusedFileError: for any other file.
     """
     view = memoryview(data)
     try:
@@ -129,18 +129,18 @@ def _check_kind(data: memoryview) -> None:
 
 
 class _Interpreter:
-    """Turns the nodes of one file into values; each node once, however often the memo repeats it."""
+    """Turns the nodes of one file into values, each node once, however often the memo repeats it."""
 
     def __init__(self, source: str, opcodes: int) -> None:
         self.source = source
         self.opcodes = opcodes
-        self.max_size = 4 * opcodes + 100  # values when every repetition counts: no bombs of shared nodes
+        self.max_size = 4 * opcodes + 100  # limit on values, repetitions included, against bombs of shared nodes
         self.size = 0
         self.depth = 0
         self.done: dict[int, tuple[Any, int]] = {}  # id(node) -> value, size
         self.open: set[int] = set()
         self.hashes: dict[str, str] = {}
-        self.encoded: dict[int, memoryview] = {}  # id(text) -> bytes; the text stays in its node
+        self.encoded: dict[int, memoryview] = {}  # id(text) -> bytes; the node keeps the text alive
         self.storages: dict[int, Tensor] = {}  # id(bytes) -> flat tensor
         self.calls: dict[str, Callable[[Call], Any]] = {
             "persistent": self.persistent,
@@ -267,7 +267,7 @@ class _Interpreter:
     # Bytes, tensors, numpy.
 
     def bytes_(self, node: Any) -> memoryview:
-        """The bytes of a node that is bytes, or the latin-1 text that protocol 2 writes for them."""
+        """Returns the bytes of a node that is bytes, or the latin-1 text that protocol 2 writes for them."""
         if isinstance(node, memoryview):
             return node
         if not is_call(node, "bytes") or (node.function.name == "bytes") != (node.arguments == ()):
@@ -299,7 +299,7 @@ class _Interpreter:
         return storage.as_strided(size, stride, offset)
 
     def storage(self, node: Call) -> Tensor:
-        """The flat tensor of a storage; one stream is read once, however many tensors share it."""
+        """Returns the flat tensor of a storage; a stream is read once, however many tensors share it."""
         data = self.bytes_(*_arguments(node, 1))
         if id(data) not in self.storages:
             self.storages[id(data)], self.opcodes = read_storage(data, self.opcodes)
@@ -332,7 +332,7 @@ def _arguments(node: Call, count: int) -> tuple[Any, ...]:
 
 
 def _variables(pairs: Any) -> dict[str, np.ndarray | float]:
-    """name -> array of a TensorFlow network's list of (name, array) pairs; numbers are arrays without axes."""
+    """Turns a TensorFlow network's list of (name, array) pairs into a dict; numbers are arrays without axes."""
     if not isinstance(pairs, list) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         raise Refusal("a TensorFlow network whose variables are no list of pairs")
     result: dict[str, np.ndarray | float] = {}

@@ -1,1 +1,1 @@
-"""Data sets of images: files in a folder or zip, labels in dataset.json, batches in a stateless order, augmentation."""
+"""Image data sets: reading folders and zips with their labels, batches in a reproducible order, and augmentation."""

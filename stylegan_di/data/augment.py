@@ -1,15 +1,16 @@
 """Non-leaking augmentation of a discriminator's images (Karras et al. 2020, arXiv 2006.06676, appendix B).
 
-Every transform is applied to a sample with probability (its multiplier) * p. Geometric transforms are gathered in one
-matrix G_inv [N,3,3], pixel_in = G_inv pixel_out, origin at the image centre, and executed by one resampling at twice
-the resolution with the sym6 wavelet's low-pass filter on both sides; colour transforms in one matrix C [N,4,4] on
-(r, g, b, 1). A value that is drawn but not applied becomes 0, which is the identity of every transform.
+Every transform is applied to a sample with probability (its multiplier) * p. The geometric transforms are combined in
+one matrix G_inv [N,3,3] with pixel_in = G_inv pixel_out and the origin at the image centre, and executed by one
+resampling at twice the resolution with the sym6 wavelet's low-pass filter on both sides; colour transforms in one
+matrix C [N,4,4] on (r, g, b, 1). A value that is drawn but not applied becomes 0, the identity of every transform.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ AUGMENT_PIPES: dict[str, dict[str, float]] = {
     "bgcfnc": BLIT | GEOM | COLOR | FILTER | NOISE | CUTOUT,
 }
 
-BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # expected share of each frequency band in natural images
+BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # expected share of power of each frequency band in natural images
 
 
 class AugmentPipe(PersistentModule):
@@ -60,15 +61,15 @@ class AugmentPipe(PersistentModule):
 
     Args:
         xflip, ..., cutout: probability multipliers; 0 leaves a transform out.
-        xint_max, xfrac_std: translation, relative to the image size.
-        scale_std, aniso_std, contrast_std, saturation_std, imgfilter_std: of the base-2 logarithm of the factor.
-        rotate_max, hue_max: in units of pi.
-        brightness_std, noise_std: in units of the image's range [-1,1].
+        xint_max, xfrac_std: maximum and standard deviation of translations, relative to the image size.
+        scale_std, aniso_std, contrast_std, saturation_std, imgfilter_std: standard deviation of log2 of the factor.
+        rotate_max, hue_max: largest angle, in units of pi.
+        brightness_std, noise_std: standard deviation, in units of the image's range [-1,1].
         imgfilter_bands: probability multipliers of the four frequency bands.
         cutout_size: side of the removed square, relative to the image size.
     """
 
-    p: Tensor  # [] overall probability, to be set by the training
+    p: Tensor  # [] overall probability, which the training sets
     Hz_geom: Tensor  # [12] low-pass filter of the resampling
     Hz_fbank: Tensor  # [4,43] filters of the four frequency bands
 
@@ -145,13 +146,13 @@ class AugmentPipe(PersistentModule):
     def forward(
         self, images: Tensor, debug_percentile: float | Tensor | None = None, *, rng: RandomSource | None = None
     ) -> Tensor:
-        """Augment images float [N,C,H,W], nominally in [-1,1], C = 1 or 3; twice differentiable in them.
+        """Augments images float [N,C,H,W], nominally in [-1,1], C = 1 or 3; twice differentiable in them.
 
         Args:
-            debug_percentile: in [0,1]: apply every transform, its value at this percentile of its distribution.
-            rng: source of all random numbers; None: PyTorch's global generator.
+            debug_percentile: if given, in [0,1], every transform is applied at this percentile of its distribution.
+            rng: source of all random numbers; None for PyTorch's global generator.
 
-        Raises UserError for images of at most 21 pixels with the frequency-band filter.
+        Raises UserError if the frequency-band filter is on and images are at most 21 pixels wide or high.
         """
         draws = Draws(images, debug_percentile, rng)
         if any([self.xflip, self.rotate90, self.xint, self.scale, self.rotate, self.aniso, self.xfrac]):
@@ -167,7 +168,7 @@ class AugmentPipe(PersistentModule):
         return images
 
     def _geometry(self, draws: Draws, width: int, height: int) -> Tensor:
-        """G_inv [N,3,3]: the inverse transforms, the first one leftmost."""
+        """Returns G_inv [N,3,3], the product of the inverse transforms, the first one leftmost."""
         G_inv = torch.eye(3).to(draws.zeros)
         if self.xflip > 0:
             i = draws.choice(2, self.xflip * self.p)
@@ -180,7 +181,7 @@ class AugmentPipe(PersistentModule):
         if self.scale > 0:
             s = torch.exp2(draws.normal(self.scale * self.p) * self.scale_std)
             G_inv = G_inv @ scale2d(1 / s, 1 / s)
-        # Two rotations, before and after the anisotropic scaling, of which one at least is applied with rotate * p.
+        # There are two rotations, before and after the anisotropic scaling; rotate * p is the probability of any.
         p_rotate = 1 - torch.sqrt((1 - self.rotate * self.p).clamp(0, 1))
         if self.rotate > 0:
             G_inv = G_inv @ rotate2d(draws.symmetric(p_rotate) * (math.pi * self.rotate_max))
@@ -195,7 +196,7 @@ class AugmentPipe(PersistentModule):
         return G_inv
 
     def _color(self, draws: Draws, channels: int) -> Tensor:
-        """C [N,4,4]: the transforms, the first one rightmost."""
+        """Returns C [N,4,4], the product of the transforms, the first one rightmost."""
         C = torch.eye(4).to(draws.zeros)
         if self.brightness > 0:
             C = brighten(draws.normal(self.brightness * self.p) * self.brightness_std) @ C
@@ -210,7 +211,7 @@ class AugmentPipe(PersistentModule):
         return C.expand(len(draws.zeros), 4, 4)
 
     def _band_gains(self, draws: Draws) -> Tensor:
-        """Gains [N,4] of the frequency bands; each band's own gain leaves the expected total power as it is."""
+        """Draws gains [N,4] of the frequency bands, normalised so that the expected total power is unchanged."""
         power = torch.tensor(BAND_POWER, dtype=torch.float64).to(draws.zeros)
         gains = torch.ones_like(power)
         for band, multiplier in enumerate(self.imgfilter_bands):
@@ -230,3 +231,9 @@ class AugmentPipe(PersistentModule):
         in_columns = (columns - center[:, :1]).abs() < size[:, None] / 2
         in_rows = (rows - center[:, 1:]).abs() < size[:, None] / 2
         return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0)
+
+
+def augment_pipe(name: str) -> AugmentPipe:
+    """The augmentations of a name in AUGMENT_PIPES."""
+    multipliers: dict[str, Any] = AUGMENT_PIPES[name]
+    return AugmentPipe(**multipliers)

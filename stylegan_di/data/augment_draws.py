@@ -1,4 +1,4 @@
-"""Random values of augmentations: each is drawn first, then whether it is applied; if not, it becomes 0."""
+"""Draws the random values of augmentations: first each value, then whether it is applied; if not, it becomes 0."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class RandomSource(Protocol):
-    """Random tensors [n, *shape] for the n samples of a batch, such as `stylegan_di.random.SampleRandom`."""
+    """Draws tensors [n, *shape] for the n samples of a batch; one such source is `stylegan_di.random.SampleRandom`."""
 
     def normal(self, *shape: int) -> Tensor: ...
 
@@ -17,12 +17,12 @@ class RandomSource(Protocol):
 
 
 class Draws:
-    """The values of a batch's transforms.
+    """Draws the values of a batch's transforms.
 
     Args:
         images: float [N,C,H,W].
-        percentile: in [0,1]: nothing is random, every value at this percentile of its distribution; None: random.
-        rng: source of all random numbers; None: PyTorch's global generator.
+        percentile: if given, in [0,1], nothing is random and every value is this percentile of its distribution.
+        rng: source of all random numbers; None for PyTorch's global generator.
     """
 
     def __init__(self, images: Tensor, percentile: float | Tensor | None, rng: RandomSource | None) -> None:
@@ -44,19 +44,19 @@ class Draws:
         return self._gate(2 * self.uniform(*shape) - 1, probability)
 
     def normal(self, probability: Tensor | float, *shape: int) -> Tensor:
-        """[N, *shape] standard normal; at a percentile NVlabs have erfinv(2q - 1), without sqrt(2)."""
+        """[N, *shape] standard normal; at percentile q it is erfinv(2q - 1), without sqrt(2), as in NVlabs' code."""
         if self.percentile is not None:
             return self._all(torch.erfinv(2 * self.percentile - 1), *shape)
         return self._gate(self.random.normal(*shape).to(self.zeros), probability)
 
     def half_normal(self, probability: Tensor | float) -> Tensor:
-        """[N] absolute value of a standard normal; at a percentile erfinv(q)."""
+        """[N] absolute value of a standard normal; at percentile q it is erfinv(q)."""
         if self.percentile is not None:
             return self._all(torch.erfinv(self.percentile))
         return self._gate(self.random.normal().to(self.zeros).abs(), probability)
 
     def applied(self, probability: Tensor | float) -> Tensor:
-        """[N] 1 with the probability, else 0."""
+        """[N] 1 with the given probability, else 0."""
         ones = torch.ones_like(self.zeros)
         return ones if self.percentile is not None else self._gate(ones, probability)
 

@@ -1,8 +1,8 @@
-"""EDM's augmentation of the images a denoiser learns from, with labels that tell the network what was done.
+"""EDM's augmentation of a denoiser's training images, with labels that tell the network which transforms were applied.
 
-Karras et al. 2022 (arXiv 2206.00364), appendix F.2: StyleGAN2-ADA's geometric and colour transforms (`data.augment`),
-each applied to a sample with probability (its multiplier) * p. A network that takes the labels into account is asked,
-without labels, for images as they were.
+Karras et al. 2022 (arXiv 2206.00364), appendix F.2: StyleGAN2-ADA's geometric and colour transforms (`data.augment`)
+are each applied to a sample with probability (its multiplier) * p. A network trained with the labels gives unaugmented
+images when it is called without them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stylegan_di.data.augment_ops import (
 )
 from stylegan_di.torch_utils.persistence import Persistent
 
-#: The transforms that EDM trains with: nine labels. Half of the images are flipped along x, at any p above 1e-8.
+#: The transforms that EDM trains with, which have nine labels. At any p above 1e-8, half of the images are mirrored.
 TRAINING = {"xflip": 1e8, "yflip": 1.0, "scale": 1.0, "rotate_frac": 1.0, "aniso": 1.0, "translate_frac": 1.0}
 TRAINING_LABELS = 9
 
@@ -40,11 +40,11 @@ class AugmentPipe(Persistent):
     Args:
         p: overall probability.
         xflip, ..., saturation: probability multipliers; 0 leaves a transform and its labels out.
-        translate_int_max, translate_frac_std: translation, relative to the image size.
-        scale_std, aniso_std, contrast_std, saturation_std: of the base-2 logarithm of the factor.
-        rotate_frac_max, hue_max: in units of pi.
-        aniso_rotate_prob: probability of an anisotropic scaling along another axis than x or y.
-        brightness_std: in units of the image's range [-1,1].
+        translate_int_max, translate_frac_std: maximum and standard deviation of translations, relative to the size.
+        scale_std, aniso_std, contrast_std, saturation_std: standard deviation of log2 of the factor.
+        rotate_frac_max, hue_max: largest angle, in units of pi.
+        aniso_rotate_prob: probability that an anisotropic scaling is along an axis other than x and y.
+        brightness_std: standard deviation, in units of the image's range [-1,1].
     """
 
     def __init__(
@@ -103,27 +103,27 @@ class AugmentPipe(Persistent):
         self.saturation_std = float(saturation_std)
 
     def __call__(self, images: Tensor, *, rng: RandomSource | None = None) -> tuple[Tensor, Tensor]:
-        """Augment images float [N,C,H,W], nominally in [-1,1], C = 1 or 3.
+        """Augments images float [N,C,H,W], nominally in [-1,1], C = 1 or 3.
 
         Args:
-            rng: source of all random numbers; None: PyTorch's global generator.
+            rng: source of all random numbers; None for PyTorch's global generator.
 
         Returns:
-            The images, and labels [N,label_dim] that are 0 where nothing was done.
+            The images, and labels [N,label_dim] that are 0 for transforms that were not applied.
         """
         draws = Draws(images, None, rng)
         labels: list[Tensor] = [images.new_zeros([len(images), 0])]
         images = self._blit(images, draws, labels)
         if any([self.scale, self.rotate_frac, self.aniso, self.translate_frac]):
             G_inv = self._geometry(draws, labels, images.shape[3], images.shape[2])
-            low_pass = torch.tensor(SYM6, dtype=torch.float32, device=images.device)  # sums to sqrt(2)
-            images = resample(images, G_inv, low_pass) / 4  # hence a gain of 2 too much along each axis
+            low_pass = torch.tensor(SYM6, dtype=torch.float32, device=images.device)  # sums to sqrt(2), not 1
+            images = resample(images, G_inv, low_pass) / 4  # so the two passes have a gain of 2 along each axis
         if any([self.brightness, self.contrast, self.lumaflip, self.hue, self.saturation]):
             images = recolor(images, self._color(draws, labels))
         return images, torch.cat(labels, dim=1).to(images.dtype)
 
     def _blit(self, images: Tensor, draws: Draws, labels: list[Tensor]) -> Tensor:
-        """Flips, quarter turns and whole-pixel translations: what needs no resampling."""
+        """Applies the transforms that need no resampling: flips, quarter turns and whole-pixel translations."""
         height, width = images.shape[2:]
 
         def where(applied: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
@@ -147,12 +147,12 @@ class AugmentPipe(Persistent):
         if self.translate_int > 0:
             size = torch.tensor([width, height]).to(draws.zeros) * self.translate_int_max
             shift = torch.round(draws.symmetric(self.translate_int * self.p, 2) * size)
-            images = _shift(images, shift.long())  # up for positive y, as NVlabs' does
+            images = _shift(images, shift.long())  # positive y moves up, as in NVlabs' code
             labels.append(shift / size)
         return images
 
     def _geometry(self, draws: Draws, labels: list[Tensor], width: int, height: int) -> Tensor:
-        """G_inv [N,3,3]: the inverse transforms, the first one leftmost."""
+        """Returns G_inv [N,3,3], the product of the inverse transforms, the first one leftmost."""
         G_inv = torch.eye(3).to(draws.zeros)
         if self.scale > 0:
             w = draws.normal(self.scale * self.p)
@@ -177,7 +177,7 @@ class AugmentPipe(Persistent):
         return G_inv
 
     def _color(self, draws: Draws, labels: list[Tensor]) -> Tensor:
-        """C [N,4,4]: the transforms, the first one rightmost."""
+        """Returns C [N,4,4], the product of the transforms, the first one rightmost."""
         C = torch.eye(4).to(draws.zeros).expand(len(draws.zeros), 4, 4)
         if self.brightness > 0:
             w = draws.normal(self.brightness * self.p)
@@ -203,11 +203,11 @@ class AugmentPipe(Persistent):
 
 
 def _shift(images: Tensor, shift: Tensor) -> Tensor:
-    """Images [N,C,H,W] moved right and up by whole pixels, int64 [N,2]; reflects at the borders."""
+    """Moves images [N,C,H,W] right and up by whole pixels, int64 [N,2]; reflects at the borders."""
     _, channels, height, width = images.shape
 
     def source(size: int, by: Tensor) -> Tensor:
-        """Where each of `size` pixels comes from, [N,size]."""
+        """Returns the position from which each of `size` pixels is taken, [N,size]."""
         period = 2 * (size - 1)
         position = (torch.arange(size, device=images.device) - by[:, None]) % period
         return (size - 1) - (size - 1 - position).abs()

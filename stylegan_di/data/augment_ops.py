@@ -1,4 +1,4 @@
-"""What augmentation does with drawn values: transform matrices, resampling, colour, filtering by frequency bands.
+"""The operations of augmentation for given values: transform matrices, resampling, colour and frequency-band filters.
 
 Karras et al. 2020 (arXiv 2006.06676), appendix B; every function of images is twice differentiable in them.
 """
@@ -25,12 +25,12 @@ SYM2 = tuple(np.array([1 - 3**0.5, 3 - 3**0.5, 3 + 3**0.5, 1 + 3**0.5]) / (4 * 2
 
 
 def resample(images: Tensor, G_inv: Tensor, low_pass: Tensor) -> Tensor:
-    """Move the pixels of images [N,C,H,W] by G_inv [N,3,3], in pixels from the centre; reflects at the borders.
+    """Moves the pixels of images [N,C,H,W] by G_inv [N,3,3], in pixels from the centre; reflects at the borders.
 
-    low_pass: filter [12] for the upsampling before and the downsampling after (Karras et al. 2020, B.1).
+    low_pass is the filter [12] of the upsampling before and the downsampling after (Karras et al. 2020, B.1).
     """
     height, width = images.shape[2:]
-    reach = len(low_pass) // 4  # pixels by which the filter widens an image on each side at the original resolution
+    reach = len(low_pass) // 4  # the filter widens an image by this many original pixels on each side
     images, G_inv = _pad_to_cover(images, G_inv, 2 * reach)
     images = upfirdn2d.upsample2d(images, low_pass, up=2)
     G_inv = scale2d(2, 2).to(G_inv) @ G_inv @ scale2d(0.5, 0.5).to(G_inv)
@@ -44,7 +44,7 @@ def resample(images: Tensor, G_inv: Tensor, low_pass: Tensor) -> Tensor:
 
 
 def _pad_to_cover(images: Tensor, G_inv: Tensor, extra: int) -> tuple[Tensor, Tensor]:
-    """Reflect-pad the whole batch so far that every output pixel finds its input, and `extra` pixels more."""
+    """Reflect-pads the whole batch enough for every output pixel to find its input, and by `extra` pixels more."""
     height, width = images.shape[2:]
     cx, cy = (width - 1) / 2, (height - 1) / 2
     corners = torch.tensor([[-cx, cx, cx, -cx], [-cy, -cy, cy, cy], [1, 1, 1, 1]]).to(G_inv)
@@ -58,7 +58,7 @@ def _pad_to_cover(images: Tensor, G_inv: Tensor, extra: int) -> tuple[Tensor, Te
 
 
 def recolor(images: Tensor, C: Tensor) -> Tensor:
-    """Apply the affine colour transforms C [N,4,4] to images [N,C,H,W], C = 1 or 3."""
+    """Applies the affine colour transforms C [N,4,4] to images [N,C,H,W], C = 1 or 3."""
     n, channels, height, width = images.shape
     C = C.to(images.dtype)
     if channels == 3:
@@ -70,13 +70,13 @@ def recolor(images: Tensor, C: Tensor) -> Tensor:
 
 
 def filter_bands(images: Tensor, filters: Tensor) -> Tensor:
-    """Convolve each of images [N,C,H,W] with its symmetric filter [N,taps] along x and y; reflects at the borders."""
+    """Convolves each of images [N,C,H,W] with its symmetric filter [N,taps] along x and y; reflects at the borders."""
     n, channels, height, width = images.shape
     reach = filters.shape[1] // 2
     if min(height, width) <= reach:
         raise UserError(
             f"augmentation by imgfilter needs images larger than {reach} pixels, not {width}x{height}; "
-            "use a pipe without it, such as bgc."
+            "use a pipe without imgfilter, such as bgc."
         )
     weight = filters.to(images.dtype).repeat_interleave(channels, dim=0)
     x = F.pad(images.reshape(1, n * channels, height, width), [reach] * 4, mode="reflect")
@@ -86,9 +86,9 @@ def filter_bands(images: Tensor, filters: Tensor) -> Tensor:
 
 
 def frequency_bands() -> np.ndarray:
-    """Filters float64 [4,43] of four octaves, lowest first, that sum to the unit impulse (Karras et al. 2020, B.3).
+    """Returns the filters float64 [4,43] of four octaves, lowest first, which sum to the unit impulse.
 
-    Built from the sym2 wavelet's autocorrelations: a low-pass and a high-pass half-band filter.
+    They are built from the sym2 wavelet's autocorrelations, a low-pass and a high-pass half-band filter (ADA, B.3).
     """
     low = np.array(SYM2)
     high = low * (-1.0) ** np.arange(low.size)
@@ -104,7 +104,7 @@ def frequency_bands() -> np.ndarray:
 
 
 def matrix(rows: Sequence[Sequence[float | Tensor]]) -> Tensor:
-    """A matrix [N,n,n] of numbers and tensors [N]; [n,n] if all are numbers."""
+    """Makes a matrix [N,n,n] from numbers and tensors [N]; [n,n] if all are numbers."""
     tensors = [x for row in rows for x in row if isinstance(x, Tensor)]
     if not tensors:
         return torch.tensor(rows, dtype=torch.float64)
@@ -146,7 +146,7 @@ def stretch_contrast(c: Tensor) -> Tensor:
 
 
 def flip_luma(i: Tensor) -> Tensor:
-    """Colour matrix [N,4,4] that reflects along the gray axis where i [N] is 1, not where it is 0."""
+    """Colour matrix [N,4,4] that reflects along the gray axis where i [N] is 1, and does nothing where it is 0."""
     eye, luma = _identity_and_luma(i)
     return eye - 2 * luma * i[:, None, None]
 

@@ -1,4 +1,4 @@
-"""A data set checked whole: everything that a training would refuse, file by file, not only the first."""
+"""Checks a whole data set: reports every file that a training would refuse, not only the first."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from stylegan_di.dnnlib.util import UserError
 
 @dataclass
 class Findings:
-    """Of a check: how many images there are, what most are like ('32x32 gray'), their labels, and what is wrong."""
+    """The result of a check: number of images, their commonest kind ('32x32 gray'), their labels, and what is wrong."""
 
     images: int = 0
     kind: str = ""
@@ -30,7 +30,7 @@ def check_dataset(
     """Reads every image and label of a folder or zip, in NVlabs' format.
 
     Args:
-        progress: called with the numbers of images done and in all, after each.
+        progress: called after each image with the number done and the total.
     """
     findings = Findings()
     complain = findings.complaints.append
@@ -58,26 +58,26 @@ def check_dataset(
 
 
 def describe_labels(labels: Sequence[Label]) -> str:
-    """'10 classes' or 'labels of 3 numbers', as a training takes them: classes count up to the largest that occurs."""
+    """'10 classes' or 'labels of 3 numbers'; as in a training, the largest class index gives the number of classes."""
     if isinstance(labels[0], list):
         return f"labels of {len(labels[0])} numbers"
     return counted(max(label for label in labels if isinstance(label, int)) + 1, "class", "classes")
 
 
 def _check_shapes(files: ImageFiles, shapes: dict[str, tuple[int, ...]], complain: Callable[[str], None]) -> str:
-    """Holds that all images have one shape, square with a power of two for a side; returns the commonest."""
+    """Complains unless all images have one shape, square with a power of two as its side; returns the commonest."""
     ((common, _),) = Counter(shapes.values()).most_common(1)
     kind = describe_shape(common)
     _, height, width = common
     if width != height or width & (width - 1):
         complain(
-            f"{files.path} holds images of {kind}; they must be square, with a power of two for a side. "
+            f"{files.path} holds images of {kind}; they must be square, and their side a power of two. "
             "Convert them with tools/dataset_tool.py."
         )
     for name, shape in shapes.items():
         if shape != common:
             complain(
-                f"{files.where(name)} is {describe_shape(shape)}, but most images are {kind}; all must be alike. "
+                f"{files.where(name)} is {describe_shape(shape)}, but most images are {kind}; all must have one shape. "
                 "Convert them with tools/dataset_tool.py."
             )
     return kind

@@ -1,7 +1,7 @@
-"""CIFAR-10 as published, cifar-10-python.tar.gz: batches of 10,000 images in pickles of Python 2, read as data.
+"""Reads CIFAR-10 as published, cifar-10-python.tar.gz: batches of 10,000 images in Python 2 pickles, read as data.
 
 A batch is {'data': uint8 [N,3072], each row a 3x32x32 image; 'labels': N class indices; ...}. Krizhevsky 2009,
-https://www.cs.toronto.edu/~kriz/cifar.html. The archive is read in memory, once, by names and with bounds.
+https://www.cs.toronto.edu/~kriz/cifar.html. The archive is read once, in memory, up to a size limit, by member names.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _REMEDY = "Download cifar-10-python.tar.gz again from https://www.cs.toronto.edu
 
 
 def is_cifar(path: Path) -> bool:
-    """Whether a source is taken for CIFAR-10's archive: by its name."""
+    """Whether a source's name says that it is CIFAR-10's archive."""
     return path.name.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 
 def read_cifar(path: Path, split: str) -> tuple[np.ndarray, list[int]]:
-    """Images uint8 [N,32,32,3] and N class indices of a split, 'train' or 'test'; UserError naming what is wrong."""
+    """Reads images uint8 [N,32,32,3] and N classes of a split, 'train' or 'test'; UserError if the file is wrong."""
     batches = _read_members(path, BATCHES[split])
     images: list[np.ndarray] = []
     labels: list[int] = []
@@ -47,7 +47,7 @@ def read_cifar(path: Path, split: str) -> tuple[np.ndarray, list[int]]:
 
 
 def _read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """The named files of the archive, in whatever folder of it; links, sparse files and all else are passed over."""
+    """Reads the named files from any folder of the archive; skips links, sparse files and everything else."""
     found: dict[str, bytes] = {}
     try:
         with _unpacked(path) as file, tarfile.open(fileobj=file, mode="r|") as archive:
@@ -58,7 +58,7 @@ def _read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
                 if name in found:
                     raise UserError(f"{path} holds {name} twice. {_REMEDY}")
                 content = archive.extractfile(member)
-                assert content is not None  # as it is a regular file
+                assert content is not None  # because it is a regular file
                 found[name] = content.read()
     except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
         raise UserError(f"{path} cannot be read: {error}. {_REMEDY}") from error
@@ -67,7 +67,7 @@ def _read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
 
 @contextmanager
 def _unpacked(path: Path) -> Iterator[Any]:
-    """The tar file in what may be gzipped."""
+    """Opens a tar file that may be gzipped."""
     with open(path, "rb") as raw:
         gzipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
@@ -76,7 +76,7 @@ def _unpacked(path: Path) -> Iterator[Any]:
 
 
 class _Bounded:
-    """Reads from a file, up to MAX_ARCHIVE_BYTES in all."""
+    """Reads from a file, up to MAX_ARCHIVE_BYTES in total."""
 
     def __init__(self, file: Any, path: Path) -> None:
         self.file, self.path, self.count = file, path, 0
@@ -90,11 +90,11 @@ class _Bounded:
 
 
 def _parse_batch(data: bytes, where: str) -> tuple[np.ndarray, list[int]]:
-    """Images uint8 [N,3,32,32] and N class indices."""
+    """Returns images uint8 [N,3,32,32] and N class indices."""
     try:
         batch = read_pickle(data, where, python2=True)
     except RefusedFileError as error:
-        raise UserError(f"{where} is no batch of CIFAR-10: found {error.found}. {_REMEDY}") from None
+        raise UserError(f"{where} is not a CIFAR-10 batch: found {error.found}. {_REMEDY}") from None
     pixels = batch.get("data") if isinstance(batch, dict) else None
     labels = batch.get("labels") if isinstance(batch, dict) else None
     row = int(np.prod(SHAPE))

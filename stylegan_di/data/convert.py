@@ -1,6 +1,6 @@
-"""Make a data set in NVlabs' format from the images of a source (`sources`).
+"""Makes a data set in NVlabs' format from the images of a source (`sources`).
 
-Written are PNGs without compression, `00000/img00000000.png` and on, and `dataset.json`; equal inputs give equal bytes.
+It writes uncompressed PNGs, from `00000/img00000000.png` on, and `dataset.json`; equal inputs give equal bytes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal", "pad")
 
 
 def convert_mode(image: Image.Image, channels: int | None, where: str) -> Image.Image:
-    """Gray or RGB of 8 bits a channel, turned as EXIF says. channels: 1 or 3 to convert to, None to keep."""
+    """Converts to gray or RGB of 8 bits per channel, rotated as EXIF says; channels is 1 or 3, or None to keep."""
     image = ImageOps.exif_transpose(image)
     if image.mode in ("P", "PA", "LA", "RGBA"):
         gray = image.mode == "LA"
@@ -40,16 +40,16 @@ def convert_mode(image: Image.Image, channels: int | None, where: str) -> Image.
     elif image.mode in ("CMYK", "YCbCr"):
         image = image.convert("RGB")
     elif image.mode not in ("L", "RGB"):
-        raise UserError(f"{where} is a {image.mode} image; gray and RGB images of 8 bits a channel are read.")
+        raise UserError(f"{where} is a {image.mode} image; gray and RGB images of 8 bits per channel are read.")
     return image if channels is None else image.convert("L" if channels == 1 else "RGB")
 
 
 def transform_image(image: Image.Image, transform: str | None, size: tuple[int, int] | None, where: str) -> Image.Image:
-    """Bring an image to `size` (width, height); None keeps it.
+    """Brings an image to `size` (width, height); None keeps its size.
 
     transform: None resizes the whole image; 'center-crop' resizes the largest crop of that shape;
-    'center-crop-wide' does the same and puts it on a black square of the width; 'center-crop-dhariwal' resizes the
-    shorter side (halving by box, then bicubic) and crops, as ADM and EDM2 make ImageNet; 'pad' adds black borders.
+    'center-crop-wide' does the same and puts it on a black square of that width; 'center-crop-dhariwal' resizes the
+    shorter side (halving by box, then bicubic) and crops, as for ADM's and EDM2's ImageNet; 'pad' adds black borders.
     """
     if size is None:
         return image
@@ -66,7 +66,7 @@ def transform_image(image: Image.Image, transform: str | None, size: tuple[int, 
 
 
 def _largest_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
-    """The largest central part that has the proportions of `shape`, in whole pixels."""
+    """Crops the largest central part that has the proportions of `shape`, in whole pixels."""
     scale = min(image.width / shape[0], image.height / shape[1])
     width, height = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
     left, top = (image.width - width) // 2, (image.height - height) // 2
@@ -74,13 +74,13 @@ def _largest_crop(image: Image.Image, shape: tuple[int, int]) -> Image.Image:
 
 
 def _crop_after_resizing(image: Image.Image, side: int, where: str) -> Image.Image:
-    """The central square of an image whose shorter side was resized to `side` (arXiv 2105.05233)."""
+    """Resizes an image's shorter side to `side`, then crops the central square (arXiv 2105.05233)."""
     while min(image.size) >= 2 * side:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = side / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
     if width * height > MAX_PIXELS:
-        raise UserError(f"{where} is {image.width}x{image.height}, too oblong for {width}x{height}, to be cropped.")
+        raise UserError(f"{where} is {image.width}x{image.height}, too oblong to be resized to {width}x{height}.")
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.crop((left, top, left + side, top + side))
@@ -93,7 +93,7 @@ def _on_black(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def load_picture(path: Path, side: int, channels: int) -> np.ndarray:
-    """The largest central square of an image file, resized: uint8 [channels,side,side]; UserError naming the file."""
+    """Reads an image file and resizes its largest central square to uint8 [channels,side,side]; may raise UserError."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -105,14 +105,14 @@ def load_picture(path: Path, side: int, channels: int) -> np.ndarray:
 
 @contextmanager
 def open_dest(path: Path) -> Iterator[Callable[[str, bytes], None]]:
-    """Gives write(name, data); a zip (by its suffix) or folder appears at `path` when the block ends without error."""
+    """Yields write(name, data); the zip (by its suffix) or folder appears at `path` if the block ends without error."""
     opened = _zip_dest(path) if path.suffix.lower() == ".zip" else _folder_dest(path)
     try:
         path.absolute().parent.mkdir(parents=True, exist_ok=True)
         with opened as write:
             yield write
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error}. Give another place.") from error
+        raise UserError(f"{path} cannot be written: {error}. Give another path.") from error
 
 
 @contextmanager
@@ -148,15 +148,15 @@ def convert(
     channels: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> str:
-    """Write the data set `dest`, a .zip or a new folder; returns what the images are, such as '32x32 gray'.
+    """Writes the data set `dest`, a .zip or a new folder; returns the kind of its images, such as '32x32 gray'.
 
     Args:
         transform, size: see `transform_image`.
-        channels: 1 or 3 to convert to gray or RGB; None keeps.
-        progress: called with the number of images done, after each.
+        channels: 1 or 3 to convert to gray or RGB, None to keep.
+        progress: called after each image with the number done.
 
-    Raises UserError, naming the file, for an image that is unreadable, unlike the first, not square or of a side that
-    is no power of two.
+    Raises UserError, naming the file, for an image that is unreadable, differs in kind from the first, is not square or
+    whose side is not a power of two.
     """
     first = ""
     labels: list[tuple[str, Label]] = []
@@ -166,7 +166,7 @@ def convert(
             kind = f"{image.width}x{image.height} {'gray' if image.mode == 'L' else image.mode}"
             if image.width != image.height or image.width & (image.width - 1):
                 raise UserError(
-                    f"{where} becomes {kind}; images must be square, with a power of two for a side. "
+                    f"{where} becomes {kind}; images must be square, and their side a power of two. "
                     "Give a resolution and a transform, center-crop or pad."
                 )
             first = first or kind

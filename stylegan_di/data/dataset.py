@@ -1,4 +1,4 @@
-"""A data set of square images of one size, with optional labels, from a folder or zip in NVlabs' format."""
+"""Reads a data set of square images of one size, with optional labels, from a folder or zip in NVlabs' format."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ CACHE_BYTES = 1 << 30  # a data set that decodes to no more than this is kept in
 class ImageDataset:
     """Images of a folder or zip, sorted by name; item i is (image uint8 [C,H,W], label float32 [label_dim]).
 
-    Safe with threads, forked and spawned workers. Files are decoded when first asked for.
+    Safe with threads, forked and spawned workers. Files are decoded when they are first used.
 
     Args:
         path: folder or .zip; see `stylegan_di.data.files` for the format.
-        use_labels: return the labels of dataset.json; False: labels of length 0.
-        max_size: keep at most this many images, chosen by `seed` (NVlabs' choice for equal arguments).
-        xflip: append a mirrored copy of every image; doubles the length.
-        seed: of the choice that `max_size` makes.
-        cache: keep decoded images in memory where all of them take at most CACHE_BYTES.
+        use_labels: return the labels of dataset.json; False returns labels of length 0.
+        max_size: keep at most this many images, chosen by `seed` as NVlabs' code does for equal arguments.
+        xflip: append a mirrored copy of every image, which doubles the length.
+        seed: seed of the choice for `max_size`.
+        cache: keep decoded images in memory if all of them take at most CACHE_BYTES.
 
-    Raises UserError, naming the file, for a data set without images, an image that is damaged, not square or unlike
-    the first, missing or invalid labels when asked for. Images after the first are checked when they are read.
+    Raises UserError, naming the file, if there are no images, if an image is damaged, not square or of another shape
+    than the first, or if labels are wanted and missing or invalid. Images after the first are checked when read.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class ImageDataset:
 
         chosen = np.arange(len(self._names))
         if max_size is not None and max_size < len(chosen):
-            np.random.RandomState(seed % (1 << 31)).shuffle(chosen)  # the old generator: NVlabs' choice of images
+            np.random.RandomState(seed % (1 << 31)).shuffle(chosen)  # numpy's old generator gives NVlabs' choice
             chosen = np.sort(chosen[:max_size])
         self._chosen = chosen
         self._xflip = xflip
@@ -75,7 +75,7 @@ class ImageDataset:
 
     @property
     def num_plain(self) -> int:
-        """Number of images without the mirrored copies, which come after them."""
+        """Number of images without their mirrored copies, which come last."""
         return len(self._chosen)
 
     @property
@@ -95,11 +95,11 @@ class ImageDataset:
 
     @property
     def has_labels(self) -> bool:
-        """Whether labels are in use."""
+        """Whether labels are used."""
         return self.label_dim > 0
 
     def fingerprint(self) -> str:
-        """Tells data sets apart without reading images: by the files' names, sizes and times, and the choice made."""
+        """Identifies the data set without reading images: a hash of the files' names, sizes, times and the choice."""
         choice = f"{self._chosen.tolist()}/{self._xflip}"
         return hashlib.sha256(f"{self._files.fingerprint()}/{choice}".encode()).hexdigest()
 
@@ -109,9 +109,9 @@ class ImageDataset:
         return self._cache is not None
 
     def preload(self, progress: Callable[[int, int], None] = lambda done, total: None) -> None:
-        """Decode every image once: fills the cache, and meets a damaged file now rather than hours into a training.
+        """Decodes every image once, to fill the cache and to find a damaged file now rather than hours into a training.
 
-        progress: called with the numbers of images done and in all, after each.
+        progress: called after each image with the number done and the total.
         """
         for done, number in enumerate(self._chosen, start=1):
             self._image(int(number))
@@ -126,7 +126,7 @@ class ImageDataset:
         if image.shape != self._shape:
             raise UserError(
                 f"{self._files.where(name)} is {describe_shape(image.shape)}, but {self._names[0]} is "
-                f"{describe_shape(self._shape)}; all images must be alike. Convert them with tools/dataset_tool.py."
+                f"{describe_shape(self._shape)}; all must have one shape. Convert them with tools/dataset_tool.py."
             )
         if self._cache is not None:
             self._cache[number] = image
@@ -147,7 +147,7 @@ class ImageDataset:
         return onehot
 
     def _load_labels(self) -> np.ndarray:
-        """Class indices int64 [N] or vectors float32 [N, label_dim], for all images of the files."""
+        """Returns class indices int64 [N] or vectors float32 [N, label_dim], for all images of the files."""
         labels = image_labels(self._files)
         if labels is None:
             raise UserError(
@@ -158,5 +158,5 @@ class ImageDataset:
 
 
 def describe_shape(shape: tuple[int, ...]) -> str:
-    """'32x32 RGB' of [3,32,32]."""
+    """Describes a shape: [3,32,32] is '32x32 RGB'."""
     return f"{shape[2]}x{shape[1]} {'gray' if shape[0] == 1 else 'RGB'}"

@@ -1,7 +1,7 @@
-"""Image files in a folder or a zip, read by name and never extracted.
+"""Reads image files in a folder or a zip by name, without extracting them.
 
-Format (that of NVlabs' stylegan2-ada-pytorch and edm): images sorted by name, beside them `dataset.json` (`labels`).
-Files come from strangers: sizes, names and values are checked before they are believed.
+The format is that of NVlabs' stylegan2-ada-pytorch and edm: images sorted by name, and `dataset.json` (see `labels`).
+Files may come from strangers, so sizes, names and values are checked before they are used.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from PIL import Image, UnidentifiedImageError
 
 from stylegan_di.dnnlib.util import UserError
 
-# Raster formats that PIL decodes by itself (its EPS reader, for one, would start another program).
+# Raster formats that PIL decodes itself (its EPS reader, for example, would start another program).
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "TGA")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".tga"})
 
 MAX_FILE_BYTES = 1 << 28
 MAX_PIXELS = 8192 * 8192  # below PIL's own limit against decompression bombs
-MAX_RATIO = 200  # of what a zip of more than MAX_FILE_BYTES unpacks to, to its own size; images hardly shrink
+MAX_RATIO = 200  # how many times its size a zip may unpack to, beyond MAX_FILE_BYTES; images hardly compress
 
 Complain = Callable[[str], None]
 
 
 def refuse(complaint: str) -> None:
-    """What is done about a complaint unless told otherwise: raises it as a UserError."""
+    """The default handler of a complaint, which raises it as a UserError."""
     raise UserError(complaint)
 
 
 class ImageFiles:
-    """The files of a folder or zip. A zip is opened anew in every process: forked workers would share its offset.
+    """The files of a folder or zip. Every process opens a zip itself, because forked workers would share its offset.
 
     Args:
         path: folder or .zip file.
-        complain: called with what is wrong with an entry; should it return, the entry is left out.
+        complain: called with what is wrong with an entry; if it returns, the entry is left out.
 
-    Raises UserError for a path that is missing or neither and for a damaged zip, and unless told otherwise for the
-    first entry that is encrypted, named twice or outside the archive, a link that leaves the folder or leads nowhere.
+    Raises UserError if the path is missing or neither, or the zip is damaged. The default `complain` also raises it for
+    the first entry that is encrypted, named twice or outside the archive, or a link that is dead or leaves the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str], complain: Complain = refuse) -> None:
@@ -68,11 +68,11 @@ class ImageFiles:
         return {**self.__dict__, "_zip": None, "_pid": -1}
 
     def where(self, name: str) -> str:
-        """How an error calls the file."""
+        """The file's name in error messages."""
         return f"{self.path}:{name}" if self.is_zip else str(self.path / name)
 
     def fingerprint(self) -> str:
-        """Where the images are, and their files' (the zip's) sizes and times of change, hashed."""
+        """A hash of the path, and of the sizes and modification times of the image files or of the zip."""
         digest = hashlib.sha256(os.fsencode(self.path.resolve()))
         for path in [self.path] if self.is_zip else [self.path / name for name in self.image_names]:
             status = path.stat()
@@ -80,7 +80,7 @@ class ImageFiles:
         return digest.hexdigest()
 
     def read(self, name: str) -> bytes:
-        """The bytes of one file; UserError where it is damaged, unreadable or larger than MAX_FILE_BYTES."""
+        """Returns the bytes of one file; UserError if it is damaged, unreadable or larger than MAX_FILE_BYTES."""
         try:
             archive = self._archive() if self.is_zip else None
             size = archive.getinfo(name).file_size if archive else (self.path / name).stat().st_size
@@ -90,7 +90,7 @@ class ImageFiles:
         except UserError:
             raise
         except Exception as error:  # zipfile raises many types on damaged data: BadZipFile, zlib.error, EOFError, ...
-            raise UserError(f"{self.where(name)} cannot be read: {error}. Make the data set anew.") from error
+            raise UserError(f"{self.where(name)} cannot be read: {error}. Make the data set again.") from error
 
     def _archive(self) -> zipfile.ZipFile:
         if self._zip is None or self._pid != os.getpid():
@@ -99,7 +99,7 @@ class ImageFiles:
 
 
 def _hidden(name: str) -> bool:
-    """Whether the file is an operating system's, such as macOS's `__MACOSX/._a.png`."""
+    """Whether the operating system made the file, such as macOS's `__MACOSX/._a.png`."""
     return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
 
 
@@ -115,7 +115,7 @@ def _folder_names(root: Path, complain: Complain) -> Iterator[str]:
             if entry.is_symlink() and not entry.resolve().is_relative_to(inside):
                 complain(f"{entry} is a link out of the data set, to {entry.resolve()}; copy the file there.")
             elif entry.is_symlink() and not entry.exists():
-                complain(f"{entry} is a link to nothing, to {entry.resolve()}; restore that file or remove the link.")
+                complain(f"{entry} is a dead link, to {entry.resolve()}; restore that file or remove the link.")
             elif entry.is_file() and not _hidden(name):
                 yield name
 
@@ -135,12 +135,12 @@ def _zip_names(path: Path, complain: Complain) -> Iterator[str]:
         name = entry.filename
         parts = PurePosixPath(name.replace("\\", "/"))
         if ".." in parts.parts or parts.is_absolute():
-            complain(f"{path} has an entry named {name!r}, outside the archive; make the zip anew.")
+            complain(f"{path} has an entry named {name!r}, outside the archive; make the zip again.")
         elif _hidden(name) or not counts[name]:
             continue
         elif counts[name] > 1:
-            complain(f"{path} has {counts[name]} entries named {name!r}; make the zip anew.")
-            counts[name] = 0  # said once
+            complain(f"{path} has {counts[name]} entries named {name!r}; make the zip again.")
+            counts[name] = 0  # reports the name only once
         elif entry.flag_bits & 1:
             complain(f"{path}:{name} is encrypted; give a zip file without a password.")
         else:
@@ -148,9 +148,9 @@ def _zip_names(path: Path, complain: Complain) -> Iterator[str]:
 
 
 def open_image(data: bytes, where: str) -> Image.Image:
-    """Decode an image file completely, in the file's own mode; `where` names it in errors.
+    """Decodes an image file completely, in the file's own mode; `where` names it in errors.
 
-    Raises UserError where the data is no image, truncated or damaged, or larger than MAX_PIXELS.
+    Raises UserError if the data is not an image, is truncated or damaged, or has more than MAX_PIXELS.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
@@ -162,18 +162,18 @@ def open_image(data: bytes, where: str) -> Image.Image:
         size = str(error)
     except UnidentifiedImageError:
         formats = ", ".join(IMAGE_FORMATS)
-        raise UserError(f"{where} ({len(data)} bytes) is no image of {formats}. Replace or remove it.") from None
+        raise UserError(f"{where} ({len(data)} bytes) is not an image of {formats}. Replace or remove it.") from None
     except Exception as error:  # PIL's decoders raise nearly any type on damaged data
-        raise UserError(f"{where} ({len(data)} bytes) is no readable image: {error}. Replace or remove it.") from error
-    raise UserError(f"{where} is too large an image ({size}); up to {MAX_PIXELS} pixels are read.")
+        raise UserError(f"{where} ({len(data)} bytes) cannot be decoded: {error}. Replace or remove it.") from error
+    raise UserError(f"{where} is too large an image ({size}); the limit is {MAX_PIXELS} pixels.")
 
 
 def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Decode a gray or RGB image file of 8 bits a channel to uint8 [C,H,W]; `where` names it in errors."""
+    """Decodes a gray or RGB image file of 8 bits per channel to uint8 [C,H,W]; `where` names it in errors."""
     image = open_image(data, where)
     if image.mode not in ("L", "RGB"):
         raise UserError(
-            f"{where} is a {image.mode} image; gray (L) and RGB images of 8 bits a channel are accepted. "
+            f"{where} is a {image.mode} image; gray (L) and RGB images of 8 bits per channel are accepted. "
             "Convert the data set with tools/dataset_tool.py."
         )
     pixels = np.asarray(image)

@@ -1,5 +1,5 @@
-"""The IDX files of MNIST and Fashion-MNIST: two zero bytes, a type byte (8: uint8), the number of dimensions, the
-dimensions as big-endian uint32, the values; often gzipped."""
+"""Reads the IDX files of MNIST and Fashion-MNIST, often gzipped: two zero bytes, a type byte (8: uint8), the number of
+dimensions, the sizes as big-endian uint32, the values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLITS = {"train": "train", "test": "t10k"}
 
 
 def find_idx_images(folder: Path, split: str) -> Path | None:
-    """The images file of a split ('train' or 'test') in a folder; None if the folder has no IDX images at all."""
+    """Finds the images file of a split ('train' or 'test'); None if the folder has no IDX images at all."""
     found = {path.name: path for path in sorted(folder.glob("*-images-idx3-ubyte*"))}
     if not found:
         return None
@@ -31,14 +31,14 @@ def find_idx_images(folder: Path, split: str) -> Path | None:
 
 
 def find_idx_labels(images: Path) -> Path | None:
-    """The labels file beside an images file, gzipped or not; None if there is none."""
+    """Finds the labels file beside an images file, gzipped or not; None if there is none."""
     name = images.name.removesuffix(".gz").replace("images-idx3", "labels-idx1")
     candidates = [images.with_name(name), images.with_name(name + ".gz")]
     return next((path for path in candidates if path.is_file() and path != images), None)
 
 
 def read_idx(path: str | os.PathLike[str], ndim: int) -> np.ndarray:
-    """The values uint8 of an IDX file of `ndim` dimensions; UserError, naming the file, where it is anything else."""
+    """Returns the values uint8 of an IDX file of `ndim` dimensions; UserError, naming the file, for any other file."""
     path = Path(path)
     opener = gzip.open if path.suffix == ".gz" else open
     try:

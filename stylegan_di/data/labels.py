@@ -1,4 +1,4 @@
-"""The labels of a data set's images, from `dataset.json`: a class index or a list of numbers for each image.
+"""Reads the labels of a data set's images from `dataset.json`: a class index or a list of numbers for each image.
 
     {"labels": [["00000/img00000000.png", 3], ...]}    or    {"labels": null}
 """
@@ -18,11 +18,11 @@ Label = int | list[float]
 
 
 def image_labels(files: ImageFiles, complain: Complain = refuse) -> list[Label] | None:
-    """The labels of all images, in their order; None where `dataset.json` is missing or says that there are none.
+    """Returns the labels of all images, in their order; None if `dataset.json` is missing or says that there are none.
 
     Args:
-        complain: called with everything that is wrong; unless told otherwise the first raises a UserError. Should it
-            return after any complaint, the result is None.
+        complain: called with each thing that is wrong; by default it raises the first as a UserError. If it returns
+            after a complaint, the result is None.
     """
     if LABELS_FILE not in files.names:
         return None
@@ -39,9 +39,9 @@ def image_labels(files: ImageFiles, complain: Complain = refuse) -> list[Label] 
     names = files.image_names
     for name in names:
         if name not in by_name:
-            note(f"{where} has no label for {name!r}; add one, or take no labels.")
+            note(f"{where} has no label for {name!r}; add one, or use no labels.")
     for name in sorted(by_name.keys() - set(names)):
-        note(f"{where} labels {name!r}, which is not there; restore the file or remove its label.")
+        note(f"{where} labels {name!r}, which does not exist; restore the file or remove its label.")
     labels = [(name, label) for name in names if (label := by_name.get(name)) is not None]
     for name, label in labels:
         if _kind(label) != _kind(labels[0][1]):
@@ -50,7 +50,7 @@ def image_labels(files: ImageFiles, complain: Complain = refuse) -> list[Label] 
 
 
 def _read(files: ImageFiles, complain: Complain) -> dict[str, Label | None] | None:
-    """The labels by name, None for one that is wrong; None where the data set has none or the file is no use."""
+    """Returns the labels by name, None for a wrong one; None if the data set has no labels or the file is unusable."""
     where = files.where(LABELS_FILE)
     try:
         content = json.loads(files.read(LABELS_FILE))
@@ -58,7 +58,7 @@ def _read(files: ImageFiles, complain: Complain) -> dict[str, Label | None] | No
         complain(str(error))
         return None
     except (ValueError, RecursionError) as error:
-        complain(f"{where} is not valid JSON: {error}. Make the data set anew.")
+        complain(f"{where} is not valid JSON: {error}. Make the data set again.")
         return None
     if not isinstance(content, dict) or "labels" not in content:
         complain(f'{where} has no "labels"; expected {{"labels": [[name, class], ...]}} or {{"labels": null}}.')
@@ -85,7 +85,7 @@ def _read(files: ImageFiles, complain: Complain) -> dict[str, Label | None] | No
 
 
 def _mistake(value: Any) -> str | None:
-    """What is wrong with a label; None where it is a class index or a list of finite numbers."""
+    """Says what is wrong with a label; None if it is a class index or a list of finite numbers."""
     if type(value) is int:
         return None if 0 <= value < MAX_CLASSES else f"is {_short(value)}; class indices are 0 to {MAX_CLASSES - 1}."
     if isinstance(value, list) and 0 < len(value) <= MAX_CLASSES and all(type(v) in (int, float) for v in value):

@@ -1,6 +1,6 @@
-"""LSUN's databases (Yu et al. 2015, arXiv 1506.03365): folders whose values are image files.
+"""Reads LSUN's databases (Yu et al. 2015, arXiv 1506.03365), LMDB folders whose values are image files.
 
-Needs the package lmdb. It maps the file into memory and trusts its structure: open databases of known origin only.
+The package lmdb maps the file into memory and trusts its structure, so open only databases whose origin you know.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ DATA_FILE = "data.mdb"
 
 
 def is_database(path: Path) -> bool:
-    """Whether a source is a folder with an LMDB in it."""
+    """Whether a source is a folder that holds an LMDB."""
     return (path / DATA_FILE).is_file()
 
 
 class Database:
     """The values of an LMDB, read-only, in the order of their keys.
 
-    Raises UserError where the package lmdb is missing, the database is damaged or empty.
+    Raises UserError if the package lmdb is missing or the database is damaged or empty.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,11 +41,11 @@ class Database:
         return len(self._keys)
 
     def where(self, index: int) -> str:
-        """How an error calls a value."""
+        """A value's name in error messages."""
         return f"{self.path}:{self._keys[index].decode('utf-8', 'backslashreplace')}"
 
     def read(self, index: int) -> bytes:
-        """A value."""
+        """Returns the value at an index."""
         with self._environment.begin(buffers=True) as transaction:
             value = transaction.get(self._keys[index])
             if len(value) > MAX_FILE_BYTES:

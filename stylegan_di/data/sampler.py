@@ -1,7 +1,7 @@
-"""Batches in a shuffled order that is a pure function of (seed, images seen).
+"""Draws batches in a shuffled order that is a pure function of (seed, images seen).
 
-The image at position p of a training is perm_e[p mod n], with e = p div n the epoch and perm_e a permutation drawn
-from the stream (seed, 'data', e). Resuming, the batch size and the number of processes do not change what p sees.
+The image at position p of a training is perm_e[p mod n], where e = p div n is the epoch and perm_e a permutation drawn
+from the stream (seed, 'data', e). It does not depend on resuming, on the batch size or on the number of processes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def batch_indices(n: int, *, seed: int, nimg: int, batch: int) -> np.ndarray:
-    """Indices int64 [batch] into a data set of n images, for the step that begins when nimg images were seen."""
+    """Returns indices int64 [batch] into a data set of n images, for the step that begins after nimg images."""
     positions = np.arange(nimg, nimg + batch)
     epochs, offsets = np.divmod(positions, n)
     indices = np.empty(batch, dtype=np.int64)
@@ -39,7 +39,7 @@ def batch_indices(n: int, *, seed: int, nimg: int, batch: int) -> np.ndarray:
 
 
 def load_batch(dataset: ImageDataset, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Images uint8 [B,C,H,W] and labels float32 [B,label_dim] of the indices [B], on the CPU."""
+    """Loads images uint8 [B,C,H,W] and labels float32 [B,label_dim] for indices [B], on the CPU."""
     images, labels = zip(*(dataset[int(index)] for index in indices), strict=True)
     return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels))
 
@@ -54,17 +54,17 @@ def iterate_batches(
     world_size: int = 1,
     num_workers: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The training's batches without end, as `load_batch` gives them.
+    """Yields a training's batches without end, in the form of `load_batch`.
 
     Args:
         seed, nimg: where the order begins; nimg grows by `batch` with each batch.
-        batch: over all processes; process `rank` of `world_size` gets its share, a contiguous slice.
-        num_workers: threads that load ahead (PIL decodes outside Python's lock); 0: load when asked.
+        batch: images over all processes; process `rank` of `world_size` gets its share, a contiguous slice.
+        num_workers: threads that load ahead (PIL decodes without holding Python's lock); 0 loads on demand.
 
-    Raises UserError when an image cannot be read, in the step that needs it.
+    Raises UserError if an image cannot be read, in the step that needs it.
     """
     if batch % world_size:
-        raise ValueError(f"a batch of {batch} does not divide among {world_size} processes")
+        raise ValueError(f"a batch of {batch} cannot be divided among {world_size} processes")
     share = batch // world_size
 
     def indices(step: int) -> np.ndarray:

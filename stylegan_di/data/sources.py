@@ -1,4 +1,4 @@
-"""Where images to convert come from: IDX files, CIFAR-10's archive, LSUN's databases, folders and zips of images."""
+"""Opens sources of images to convert: IDX files, CIFAR-10's archive, LSUN's databases, folders and zips of images."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from stylegan_di.dnnlib.util import UserError
 
 @dataclass(frozen=True)
 class Source:
-    """Images to convert: their names for errors, their labels (None: none are known), and how to load one."""
+    """Images to convert: their names for error messages, their labels (None if unknown), and how to load one."""
 
     where: list[str]
     labels: Sequence[Label] | None
     load: Callable[[int], Image.Image]
 
     def first(self, n: int) -> Source:
-        """The first n images only."""
+        """Keeps only the first n images."""
         return Source(self.where[:n], None if self.labels is None else self.labels[:n], self.load)
 
 
 def open_source(path: Path, *, split: str = "train", labels: bool | None = None) -> Source:
-    """The images of a folder of IDX files, one IDX images file, CIFAR-10's tar, an LMDB, an image folder or a zip.
+    """Opens a folder of IDX files, one IDX images file, CIFAR-10's tar, an LMDB, an image folder or a zip.
 
     Args:
-        split: 'train' or 'test', of a folder of IDX files and of CIFAR-10.
-        labels: True: insist on them; False: leave them out; None: take them where there are any.
+        split: 'train' or 'test', for a folder of IDX files and for CIFAR-10.
+        labels: True requires labels, False leaves them out, None takes them if there are any.
     """
     use_labels = labels is not False
     images = find_idx_images(path, split) if path.is_dir() else path if "-idx3-" in path.name else None
@@ -85,8 +85,7 @@ def _files_source(path: Path, use_labels: bool) -> Source:
 
 
 def _file_labels(files: ImageFiles) -> list[Label] | None:
-    """Labels of dataset.json; without one, classes from the folders, sorted, below those that all images share (None
-    unless every image lies in one of at least two)."""
+    """Reads dataset.json, else numbers the folders below the common one as classes; None if some image is in none."""
     if LABELS_FILE in files.names:
         return image_labels(files)
     folders = [PurePosixPath(name).parent for name in files.image_names]

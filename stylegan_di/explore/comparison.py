@@ -11,8 +11,8 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import to_rgb, to_uint8
 from stylegan_di.interfaces import FeatureExtractor, Generator
+from stylegan_di.labels import one_hot
 from stylegan_di.random import SampleRandom
-from stylegan_di.students import StyleGAN2Student
 
 BATCH = 32  # images at a time
 
@@ -46,11 +46,11 @@ class Comparison:
 def check_comparable(old: Generator, new: Generator) -> None:
     """Raises UserError unless two generators take the same latents and labels to images of one size."""
     for what, first, second in (
-        ("kinds", type(old).__name__, type(new).__name__),
+        ("kind", old.kind, new.kind),
         ("resolution", old.img_resolution, new.img_resolution),
         ("channels", old.img_channels, new.img_channels),
         ("classes", old.label_dim, new.label_dim),
-        ("length of z", _z_dim(old), _z_dim(new)),
+        ("shape of z", _z_shape(old), _z_shape(new)),
     ):
         if first != second:
             raise UserError(f"OLD and NEW do not match: {what} {first} against {second}; compare GANs of one kind")
@@ -74,7 +74,7 @@ def compare(
     z = old.sample_latents(num, rng=SampleRandom(seed, "compare", 0, range(num), device))
     labels = None
     if old.label_dim:
-        labels = torch.nn.functional.one_hot(torch.arange(num, device=device) % old.label_dim, old.label_dim).float()
+        labels = one_hot(torch.arange(num, device=device) % old.label_dim, old.label_dim)
 
     def at(psi: float) -> tuple[TruncationPoint, Tensor, Tensor]:
         first, second = (_images(_truncated(generator, psi), z, labels) for generator in (old, new))
@@ -84,16 +84,16 @@ def compare(
     return Comparison(first, second, plain, tuple(plain if psi == 1 else at(psi)[0] for psi in psis))
 
 
-def _z_dim(generator: Generator) -> int | None:
-    return generator.network.z_dim if isinstance(generator, StyleGAN2Student) else None
+def _z_shape(generator: Generator) -> list[int]:
+    return list(generator.sample_latents(1, rng=SampleRandom(0, "compare", 0, [0])).shape[1:])
 
 
 def _truncated(generator: Generator, psi: float) -> Generator:
     if psi == 1:
         return generator
-    if not isinstance(generator, StyleGAN2Student):
-        raise UserError("truncation is for StyleGAN2 generators; these are one-step students: give --psi=none")
-    return StyleGAN2Student(generator.network, truncation_psi=psi)
+    if "trunc" not in generator.options:
+        raise UserError(f"truncation is for GANs; this network is a {generator.kind}: give --psi=none")
+    return generator.with_options(trunc=psi)
 
 
 def _images(generator: Generator, z: Tensor, labels: Tensor | None) -> Tensor:

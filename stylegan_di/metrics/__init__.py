@@ -1,1 +1,1 @@
-"""How good images are: statistics of features, the metrics on them, and the networks that extract the features."""
+"""Measures how good images are: statistics of features, the metrics on them, and the networks that extract them."""

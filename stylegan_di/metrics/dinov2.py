@@ -1,9 +1,11 @@
-"""DINOv2's ViT-L/14 (Oquab et al. 2023, arXiv 2304.07193): features for Frechet distances that agree better with people
-than Inception's do (Stein et al. 2023, arXiv 2306.04675).
+"""DINOv2's ViT-L/14 (Oquab et al. 2023, arXiv 2304.07193), as a feature extractor.
 
-A vision transformer (arXiv 2010.11929) on patches of 14 pixels, whose residual branches are scaled by learned factors
-(arXiv 2103.17239). Images are resized to 224 pixels; the position embeddings, learned for 518, are interpolated as the
-authors do. Names and shapes of the weights are those of their file, which is not downloaded (1.2 GB): dinov2=FILE.
+Frechet distances in its features agree better with people than in Inception's (Stein et al. 2023, arXiv 2306.04675).
+
+It is a vision transformer (arXiv 2010.11929) on patches of 14 pixels, whose residual branches are scaled by learned
+factors (arXiv 2103.17239). Images are resized to 224 pixels; the position embeddings, learned for 518, are interpolated
+as the authors do. Weights have the names and shapes of the authors' file, which is not downloaded (1.2 GB): the user
+gives it as dinov2=FILE.
 """
 
 from __future__ import annotations
@@ -21,18 +23,18 @@ from stylegan_di.metrics.vgg16 import normalise
 
 RESOLUTION = 224
 PATCH = 14
-TRAINED = 518 // PATCH  # patches a side when the position embeddings were learned
-OFFSET = 0.1  # patches that the authors add to the new number of patches when they interpolate those
+TRAINED = 518 // PATCH  # patches per side for which the position embeddings were learned
+OFFSET = 0.1  # what the authors add to the new number of patches per side when they interpolate
 WEIGHTS_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
 
 
 class DinoV2(FeatureExtractor):
-    """Images to the class token after the last normalisation.
+    """Turns images into the class token after the last normalisation.
 
     Args:
         dim: width of the tokens.
         depth: number of blocks.
-        heads: of the attention.
+        heads: number of attention heads.
     """
 
     name = "dinov2"
@@ -42,7 +44,7 @@ class DinoV2(FeatureExtractor):
         self.dim = dim
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + TRAINED**2, dim))
-        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # of the training; part of the file
+        self.mask_token = nn.Parameter(torch.zeros(1, dim))  # used in training only, but part of the file
         self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dim, PATCH, stride=PATCH)})
         self.blocks = nn.ModuleList([Block(dim, heads) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -68,7 +70,7 @@ class DinoV2(FeatureExtractor):
 
 
 class Block(nn.Module):
-    """Attention and a hidden layer, each normalised before, scaled, and added."""
+    """Attention, then a hidden layer: each normalises its input, and its scaled output is added to that input."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
@@ -92,13 +94,13 @@ def load_dinov2(path: str | os.PathLike[str] | None = None) -> DinoV2:
     """The network with the weights of the authors' file dinov2_vitl14_pretrain.pth.
 
     Raises:
-        UserError: if there is no file, or it is of something else.
+        UserError: if no file is given, or it does not hold these weights.
     """
     if path is None:
         raise UserError(f"DINOv2 needs --detector-file=dinov2=FILE, a local copy of {WEIGHTS_URL} (1.2 GB)")
     try:
         return dinov2_of(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load has many for what is no file of weights, pickle's own among them
+    except Exception as error:  # torch.load raises many types, pickle's own among them
         raise UserError(
             f"{os.fspath(path)}: not the weights of DINOv2's ViT-L/14 "
             f"({str(error).splitlines()[0][:120]}); they are published at {WEIGHTS_URL}"

@@ -1,15 +1,15 @@
-"""Measures generators and data sets, each metric of the table against one reference."""
+"""Measures generators and data sets by the metrics of the table, against one reference."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
@@ -17,6 +17,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Classifier, FeatureExtractor, Generator
 from stylegan_di.metrics.extractors import detector_files, open_extractor
 from stylegan_di.metrics.features import (
+    Batches,
     Report,
     batch_size,
     dataset_features,
@@ -29,25 +30,34 @@ from stylegan_di.metrics.references import SUFFIXES, load_references
 from stylegan_di.metrics.statistics import FeatureStats
 from stylegan_di.metrics.table import Metric, PathMetric, metric, need_reals
 from stylegan_di.metrics.vgg16 import VGG16, load_lpips
+from stylegan_di.torch_utils import distributed
 
-CHUNK = 1000  # features at a time, for class probabilities
+CHUNK = 1000  # features that are turned into class probabilities at a time
 
 
 class Evaluator:
-    """Measures generators, all against one reference. What it needs is opened when it is made, so that it fails early.
+    """Measures generators, all against one reference. It opens what it needs when it is made, so that it fails early.
+
+    All the processes of a run make an Evaluator with the same arguments and call it at the same time. They share the
+    images, and all get the figures that one process would get, to the bit if they compute with as many threads. Where
+    one of them fails, or is interrupted by `report`, all of them raise an error: see `distributed.together`. Only the
+    first holds the reference and the features.
 
     Args:
         metrics: names in the table (`stylegan_di.metrics.table`).
-        reference: statistics (an .npz or .pkl file or a known name), a data set, or the path of one; None where no
+        reference: statistics (an .npz or .pkl file or a known name), a data set, or the path of one; None if no
             metric compares with real images.
-        num_samples: images to generate for a measurement, and paths for path lengths.
-        batch: images at a time, None for `batch_size` of their resolution; it changes nothing but the rounding.
+        num_samples: how many images a measurement generates, and how many paths for path lengths.
+        batch: images in a batch, None for `batch_size` of their resolution; it affects the figures by rounding only.
         detector_file: weights of the extractors, where they are not to be downloaded (see `detector_files`).
-        device: of the extractors, and of the generators that will be measured.
-        report: told how far a pass over images has come.
+        device: where the extractors compute, and where the generators are that will be measured.
+        report: called after every round of batches with what is being done, the number of images that all processes
+            have done, and of how many. It is called in every process, so that it can raise an exception in any of
+            them to end the measurement; if it prints, it should do so in the first process only.
 
     Raises:
         UserError: for unknown metrics, and for files that are missing or do not fit.
+        Abandoned: if another process was interrupted or failed unexpectedly. Calls raise it too.
     """
 
     def __init__(
@@ -71,41 +81,53 @@ class Evaluator:
         self.report = report
         self.keep = {entry.extractor for entry in self.of_images.values() if entry.needs_features}
         self.keep_reals = {e.extractor for e in self.of_images.values() if e.needs_features and e.uses_reals}
-        self._open_extractors(detector_file)
-        self.references = self._open_references(reference)
+        with distributed.together():
+            if distributed.rank() != 0:
+                distributed.meet()  # the first process downloads what is missing, and the others find it
+            self._open_extractors(detector_file)
+            if distributed.rank() == 0:
+                distributed.meet()
+            self.references = self._open_references(reference)
 
     def __call__(self, generator: Generator, seed: int = 0) -> dict[str, float]:
-        """Every figure for `num_samples` images of a generator; equal seeds mean equal latents and labels."""
-        results = {}
+        """Returns every figure for `num_samples` images of a generator; equal seeds mean equal latents and labels."""
+        results: dict[str, float] = {}
         batch = self.batch or batch_size(generator.img_resolution)
-        for name, entry in self.of_paths.items():
-            assert self.lpips is not None
-            distances = path_distances(
-                generator, self.lpips, entry.path,
-                num=self.num_samples, batch=batch, seed=seed, report=self._report("Paths", self.num_samples),
-            )  # fmt: skip
-            results[name] = trimmed_mean(distances)
-        if self.of_images:
-            images = generated_images(generator, num=self.num_samples, batch=batch, seed=seed, device=self.device)
-            results |= self._measure(images, self.num_samples)
-        return self._in_order(results)
+        with distributed.together():
+            for name, entry in self.of_paths.items():
+                assert self.lpips is not None
+                distances = path_distances(
+                    generator, self.lpips, entry.path,
+                    num=self.num_samples, batch=batch, seed=seed, report=self._report("Paths", self.num_samples),
+                )  # fmt: skip
+                if distributed.rank() == 0:
+                    results[name] = trimmed_mean(distances)
+            if self.of_images:
+                images = generated_images(generator, num=self.num_samples, batch=batch, seed=seed, device=self.device)
+                results |= self._measure(images)
+        return self._in_order(_of_the_first(results))
 
     def measure_dataset(self, dataset: ImageDataset) -> dict[str, float]:
-        """Every figure for the first `num_samples` images of a data set, or for all if there are fewer.
+        """Returns every figure for the first `num_samples` images of a data set, or for all if there are fewer.
 
         Raises:
-            UserError: for path lengths, which images do not have.
+            UserError: if one of the metrics is a path length, which images do not have.
         """
         if self.of_paths:
             raise UserError(f"{', '.join(self.of_paths)}: path lengths are for a GAN, not for images")
         num = min(self.num_samples, len(dataset))
-        batch = self.batch or batch_size(dataset.resolution)
-        return self._measure(dataset_images(dataset, num=num, batch=batch), num)
+        with distributed.together():
+            batch = self.batch or batch_size(dataset.resolution)
+            results = self._measure(dataset_images(dataset, num=num, batch=batch))
+        return _of_the_first(results)
 
-    def _measure(self, images: Iterable[Tensor], num: int) -> dict[str, float]:
-        extractors = list(self.extractors.values())
-        fakes = extract(images, extractors, keep=self.keep, device=self.device, report=self._report("Images", num))
+    def _measure(self, images: Batches) -> dict[str, float]:
+        """The figures of the image metrics, in the first process; {} in the others."""
+        extractors, report = list(self.extractors.values()), self._report("Images", images.num)
+        fakes = extract(images, extractors, keep=self.keep, device=self.device, report=report)
         results: dict[str, float] = {}
+        if distributed.rank() != 0:
+            return results
         for name, entry in self.of_images.items():
             stats = fakes[entry.extractor]
             if entry.of_classes:
@@ -138,7 +160,8 @@ class Evaluator:
         for extractor in {entry.extractor for entry in self.of_images.values() if entry.of_classes}:
             classifier = self.extractors[extractor]
             assert isinstance(classifier, Classifier)
-            classifier.probabilities(torch.zeros([1, classifier.dim], device=self.device))  # or fails before the images
+            # If it has no probabilities, this fails now instead of after the images have been made.
+            classifier.probabilities(torch.zeros([1, classifier.dim], device=self.device))
         self.lpips = None
         if self.of_paths:
             vgg = self.extractors.get("vgg16") or open_extractor("vgg16", files.get("vgg16"))
@@ -146,20 +169,23 @@ class Evaluator:
             self.lpips = load_lpips(vgg, files.get("lpips")).to(self.device)
 
     def _open_references(self, reference: str | os.PathLike[str] | ImageDataset | None) -> dict[str, FeatureStats]:
-        """The statistics that each metric compares with, by its name."""
+        """The statistics that each metric compares with, by its name, in the first process; {} in the others."""
         entries = {name: entry for name, entry in self.of_images.items() if entry.uses_reals}
         if not need_reals(self.metrics):
             return {}
         if reference is None:
             raise UserError(f"{', '.join(entries)}: there is nothing to compare with; give --data or --ref")
         if not isinstance(reference, ImageDataset) and Path(reference).suffix in SUFFIXES:
+            if distributed.rank() != 0:
+                return {}
             found = load_references(zoo.resolve(reference))
             source = os.fspath(reference)
             return {name: _pick(found, self.extractors[e.extractor], e, source) for name, e in entries.items()}
         dataset = reference if isinstance(reference, ImageDataset) else ImageDataset(reference)
-        return {name: self._dataset_features(dataset, entry) for name, entry in entries.items()}
+        stats = {name: self._dataset_features(dataset, entry) for name, entry in entries.items()}
+        return {name: found for name, found in stats.items() if found is not None}
 
-    def _dataset_features(self, dataset: ImageDataset, entry: Metric) -> FeatureStats:
+    def _dataset_features(self, dataset: ImageDataset, entry: Metric) -> FeatureStats | None:
         num = len(dataset) if entry.mirrored else dataset.num_plain
         return dataset_features(
             dataset,
@@ -172,8 +198,13 @@ class Evaluator:
         )
 
 
+def _of_the_first(results: Mapping[str, float]) -> dict[str, float]:
+    """The first process's results, in every process."""
+    return json.loads(distributed.broadcast_string(json.dumps(results)))
+
+
 def mean_and_spread(blocks: Sequence[Mapping[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
-    """Mean and standard deviation (over N - 1; 0 for one block) of every figure over several measurements."""
+    """Returns the mean and standard deviation (over N - 1; 0 for one block) of every figure over several blocks."""
     values = {name: [block[name] for block in blocks] for name in blocks[0]}
     mean = {name: statistics.fmean(figures) for name, figures in values.items()}
     spread = {name: statistics.stdev(figures) if len(figures) > 1 else 0.0 for name, figures in values.items()}
@@ -181,17 +212,17 @@ def mean_and_spread(blocks: Sequence[Mapping[str, float]]) -> tuple[dict[str, fl
 
 
 def _pick(found: Mapping[str, FeatureStats], extractor: FeatureExtractor, entry: Metric, source: str) -> FeatureStats:
-    """The statistics of the extractor's features among those of a file."""
+    """The statistics of the extractor's features among those in a file."""
     stats = found.get(extractor.name)
     if stats is None or len(stats.mean) != extractor.dim:
         held = " and ".join(f"{name} features of {len(other.mean)} dimensions" for name, other in found.items())
         raise UserError(
             f"--ref={source} holds {held}; the metrics asked for need {extractor.name} features of {extractor.dim}: "
-            "choose other --metrics, or give images to compare with (a ZIP as --ref, or --data of calc_metrics.py)"
+            "choose other --metrics, or give images to compare with (a ZIP as --ref, or as --data of calc_metrics.py)"
         )
     if entry.needs_features and stats.features is None:
         raise UserError(
-            f"--ref={source} holds no features, only their mean and covariance, which will not do for "
-            "precision, recall and kernel distances; give images to compare with (a ZIP as --ref)"
+            f"--ref={source} holds no features, only their mean and covariance; precision, recall and kernel distances "
+            "need the features: give images to compare with (a ZIP as --ref)"
         )
     return stats

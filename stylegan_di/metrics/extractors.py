@@ -12,24 +12,24 @@ from stylegan_di.metrics.fashion import load_fashion_classifier
 from stylegan_di.metrics.inception import load_inception
 from stylegan_di.metrics.vgg16 import load_vgg16
 
-# name -> what opens it, with the published or shipped weights (None) or those of a file
+# name -> function that opens it with the weights in a file, or for None with the published or shipped ones
 EXTRACTORS: dict[str, Callable[[str | os.PathLike[str] | None], FeatureExtractor]] = {
     "inception": load_inception,
     "vgg16": load_vgg16,
     "dinov2": load_dinov2,
     "fashion": load_fashion_classifier,
 }
-SHIPPED = ("fashion",)  # whose weights need no file
+SHIPPED = ("fashion",)  # extractors whose weights are part of the project
 
 
 def open_extractor(name: str, detector_file: str | os.PathLike[str] | None = None) -> FeatureExtractor:
-    """The extractor of a name, in evaluation mode, without gradients, on the CPU.
+    """Opens an extractor by its name, in evaluation mode, without gradients, on the CPU.
 
     Args:
-        detector_file: its weights, None for the published or shipped ones.
+        detector_file: file of its weights, None for the published or shipped ones.
 
     Raises:
-        UserError: if the name is unknown, or the weights are missing or of something else.
+        UserError: if the name is unknown, or the file is missing or holds something else.
     """
     if name not in EXTRACTORS:
         raise UserError(f"there is no feature extractor {name!r}; known are {', '.join(EXTRACTORS)}")
@@ -37,14 +37,14 @@ def open_extractor(name: str, detector_file: str | os.PathLike[str] | None = Non
 
 
 def detector_files(option: str | os.PathLike[str] | None, uses: Sequence[str]) -> dict[str, str]:
-    """The value of --detector-file, files of weights by what they are of.
+    """Parses the value of --detector-file into files of weights, by the name of their network.
 
     Args:
-        option: 'FILE' where the metrics use one network whose weights are not shipped, or 'inception=FILE,vgg16=FILE'.
-        uses: the networks that the metrics use.
+        option: 'FILE' if only one network that the metrics use needs a file, else 'inception=FILE,vgg16=FILE'.
+        uses: names of the networks that the metrics use.
 
     Raises:
-        UserError: for files that no metric uses, or that could be of several networks.
+        UserError: for a file that no metric uses, or that could belong to several networks.
     """
     if option is None:
         return {}

@@ -1,7 +1,7 @@
-"""A small classifier of Fashion-MNIST and its penultimate features: a yardstick that is shipped and runs in seconds.
+"""A small classifier of Fashion-MNIST, whose weights are shipped; its hidden layer is a yardstick that takes seconds.
 
-Distances in its 64 features are called FD, never FID, and say something about Fashion-MNIST's classes only. How it
-was trained: tools/dev/train_fashion_classifier.py; with what result: the metadata of its file.
+Distances in its 64 features are called FD, never FID, and say something about Fashion-MNIST's classes only. It was
+trained by tools/dev/train_fashion_classifier.py; the metadata in its file tell with what result.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class FashionClassifier(FeatureExtractor):
 
 
 def load_fashion_classifier(path: str | os.PathLike[str] | None = None) -> FashionClassifier:
-    """The classifier with the shipped weights, or those of the file `path`; evaluation mode, no gradients, on the CPU.
+    """Opens the classifier, with the shipped weights or those in the file `path`, as `open_extractor` does.
 
     Raises:
         UserError: if the file is missing or does not hold this classifier's weights.
@@ -61,14 +61,14 @@ def load_fashion_classifier(path: str | os.PathLike[str] | None = None) -> Fashi
         network.load_state_dict(safetensors.torch.load_file(source))
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(
-            f"{source}: not the weights of the Fashion-MNIST classifier ({str(error).splitlines()[0][:100]}); "
+            f"{source} does not hold the Fashion-MNIST classifier's weights ({str(error).splitlines()[0][:100]}); "
             "leave --detector-file out to use the shipped ones."
         ) from None
     return network.eval().requires_grad_(False)
 
 
 def _prepare(images: Tensor) -> Tensor:
-    """uint8 [B,3,H,W] -> float32 [B,1,32,32] in [-1,1]: gray; 28x28 padded with black as in training, else resized."""
+    """uint8 [B,3,H,W] -> gray float32 [B,1,32,32] in [-1,1]; pads 28x28 with black as in training, else resizes."""
     x = images.float().mean(dim=1, keepdim=True)
     if x.shape[2:] == (28, 28):
         x = F.pad(x, [2, 2, 2, 2])

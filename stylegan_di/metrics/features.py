@@ -1,10 +1,16 @@
-"""Features of image sets: generated ones, and data sets, whose statistics are cached on disk."""
+"""Features of images: of generated ones, and of data sets, whose statistics are cached on disk.
+
+The processes of a run share the work: batch k is made, and its features extracted, in the process of rank k mod
+world_size. The first process combines the features in order, so that statistics have the same bits as in one process.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,33 +21,60 @@ from stylegan_di.data.sampler import load_batch
 from stylegan_di.dnnlib.util import UserError, cache_folder
 from stylegan_di.images import to_rgb, to_uint8
 from stylegan_di.interfaces import FeatureExtractor, Generator
+from stylegan_di.labels import one_hot
 from stylegan_di.metrics.statistics import FeatureStats, FeatureSums, load_stats, save_stats
 from stylegan_di.random import SampleRandom
+from stylegan_di.torch_utils import distributed
+from stylegan_di.torch_utils.hashing import weights_hash
 
 Report = Callable[[str, int, int], None]  # called with what is being done, how many images are, of how many
 
 
+@dataclass(frozen=True)
+class Batches:
+    """A sequence of the batches of `num` images, each of which is made when it is asked for.
+
+    `batch` is the number of images in a batch; the last one may have fewer. `make` turns the images' indices into a
+    batch uint8 [<=batch,3,H,W].
+    """
+
+    num: int
+    batch: int
+    make: Callable[[range], Tensor]
+
+    def __len__(self) -> int:
+        return -(-self.num // self.batch)
+
+    def __getitem__(self, index: int) -> Tensor:
+        start = index * self.batch
+        return self.make(range(start, min(start + self.batch, self.num)))
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.__getitem__, range(len(self)))
+
+
 def generated_images(
     generator: Generator, *, num: int, batch: int, seed: int = 0, device: torch.device | str = "cpu"
-) -> Iterator[Tensor]:
-    """`num` images uint8 [<=batch,3,H,W] of a generator on `device`, in evaluation mode, its inner noise fixed.
+) -> Batches:
+    """Images of a generator on `device`, in evaluation mode and with its inner noise fixed.
 
-    Labels, uniform over the classes, and latents are each sample's own: equal seeds mean equal samples, whatever the
-    batch, and equal labels for all generators.
+    Each sample draws its own label, uniformly over the classes, and its own latent. Equal seeds mean equal samples,
+    whatever the batch, and equal labels for all generators.
 
     Raises:
-        UserError: if an image is not finite.
+        UserError: when a batch is made, if an image is not finite.
     """
-    for start in range(0, num, batch):
-        rng = SampleRandom(seed, "metrics", 0, range(start, min(start + batch, num)), device)
-        labels = None
-        if generator.label_dim:
-            labels = torch.nn.functional.one_hot(rng.integers(generator.label_dim), generator.label_dim).float()
+
+    def make(indices: range) -> Tensor:
+        rng = SampleRandom(seed, "metrics", 0, indices, device)
+        labels = one_hot(rng.integers(generator.label_dim), generator.label_dim) if generator.label_dim else None
         with torch.no_grad(), evaluation_mode(generator):
             images = generator(generator.sample_latents(len(rng), rng=rng), labels)
         if not images.isfinite().all():
             raise UserError("the generator's images are not finite numbers: its weights are damaged, or have diverged.")
-        yield to_rgb(to_uint8(images))
+        return to_rgb(to_uint8(images))
+
+    return Batches(num, batch, make)
 
 
 @contextmanager
@@ -57,19 +90,17 @@ def evaluation_mode(module: torch.nn.Module) -> Iterator[None]:
 
 
 def batch_size(resolution: int) -> int:
-    """Images at a time where nobody says otherwise: 64 (docs/performance.md, Metrics), fewer from 256x256 on."""
+    """The default number of images in a batch: 64 (docs/performance.md, Metrics), fewer from 256x256 on."""
     return max(1, min(64, 2**21 // resolution**2))
 
 
-def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Iterator[Tensor]:
-    """The first `num` images uint8 [<=batch,3,H,W] of a data set, on the CPU."""
-    for start in range(0, num, batch):
-        images, _ = load_batch(dataset, np.arange(start, min(start + batch, num)))
-        yield to_rgb(images)
+def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Batches:
+    """The first `num` images of a data set, on the CPU."""
+    return Batches(num, batch, lambda indices: to_rgb(load_batch(dataset, np.asarray(indices))[0]))
 
 
 def extract(
-    images: Iterable[Tensor],
+    images: Batches,
     extractors: Sequence[FeatureExtractor],
     *,
     keep: Collection[str] = (),
@@ -78,21 +109,30 @@ def extract(
 ) -> dict[str, FeatureStats]:
     """Statistics of every extractor's features, by its name, in one pass over the images.
 
+    All processes of a run call it inside `distributed.together`; the first gets the statistics, the others get {}.
+
     Args:
-        images: batches uint8 [B,3,H,W].
-        extractors: on `device`.
+        extractors: networks on `device`.
         keep: names of the extractors whose features themselves are kept.
-        report: called with the number of images done.
+        report: called in every process with the number of images that all have done.
     """
-    sums = {net.name: FeatureSums(net.dim, keep_features=net.name in keep) for net in extractors}
-    done = 0
-    for chunk in images:
-        for extractor in extractors:
-            with torch.no_grad():
-                sums[extractor.name].append(extractor(chunk.to(device)))
-        done += len(chunk)
+    is_first = distributed.rank() == 0
+    sums = {net.name: FeatureSums(net.dim, keep_features=net.name in keep) for net in extractors if is_first}
+
+    def features(index: int) -> list[Tensor]:
+        chunk = images[index].to(device)
+        with torch.no_grad():
+            return [extractor(chunk) for extractor in extractors]
+
+    def append(results: Sequence[Tensor]) -> None:
+        for extractor, result in zip(extractors, results, strict=True):
+            sums[extractor.name].append(result.to(device))
+
+    def done(batches: int) -> None:
         if report is not None:
-            report(done)
+            report(min(batches * images.batch, images.num))
+
+    distributed.share_out(len(images), features, append, done)
     return {name: total.finish(extractor=name) for name, total in sums.items()}
 
 
@@ -105,42 +145,56 @@ def dataset_features(
     batch: int = 64,
     device: torch.device | str = "cpu",
     report: Report | None = None,
-) -> FeatureStats:
-    """Statistics of one extractor's features over a data set; what was computed before comes from the cache.
+) -> FeatureStats | None:
+    """Statistics of one extractor's features over a data set, from the cache if they have been computed before.
 
-    The cache is the folder 'metrics' beside the downloads (`dnnlib.util.cache_folder`). It goes by the files' names,
-    sizes and times, the choice among them, and the extractor's weights.
+    The cache is the folder 'metrics' beside the downloads (`dnnlib.util.cache_folder`). An entry is found by the
+    files' names, sizes and times, the choice among them, and the extractor's weights.
+
+    All processes of a run call it inside `distributed.together`. The first reads and writes the cache and gets the
+    statistics, the others get None.
 
     Args:
-        num: of the first images, None for all.
+        num: how many images count, from the first on; None for all.
+        report: called in every process.
 
     Raises:
         UserError: if an image cannot be read, or the cache cannot be written.
     """
     num = len(dataset) if num is None else num
-    key = f"{dataset.fingerprint()}/{num}/{extractor.name}/{_weights_digest(extractor)}/{keep_features}"
-    folder = cache_folder().parent / "metrics"
-    path = folder / f"{dataset.name}-{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
-    if path.is_file():
-        return load_stats(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stats = extract(
-            dataset_images(dataset, num=num, batch=batch),
-            [extractor],
-            keep=[extractor.name] if keep_features else [],
-            device=device,
-            report=None if report is None else lambda done: report("Reference images", done, num),
-        )[extractor.name]
-        save_stats(path, stats)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}); set DNNLIB_CACHE_DIR to a folder that can.") from error
+    path, found = None, None
+    if distributed.rank() == 0:
+        path = _cache_path(f"{dataset.fingerprint()}/{num}", dataset.name, extractor, keep_features)
+        found = load_stats(path) if path.is_file() else None
+    distributed.meet()
+    if distributed.any_process(found is not None):
+        return found
+    if path is not None:
+        with _cache_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+    stats = extract(
+        dataset_images(dataset, num=num, batch=batch),
+        [extractor],
+        keep=[extractor.name] if keep_features else [],
+        device=device,
+        report=None if report is None else lambda done: report("Reference images", done, num),
+    ).get(extractor.name)
+    if path is not None and stats is not None:
+        with _cache_errors(path.parent):
+            save_stats(path, stats)
     return stats
 
 
-def _weights_digest(module: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+def _cache_path(images: str, name: str, extractor: FeatureExtractor, keep_features: bool) -> Path:
+    """Where the statistics of a data set called `name` are cached; `images` tells which images of it count."""
+    key = f"{images}/{extractor.name}/{weights_hash(extractor)}/{keep_features}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return cache_folder().parent / "metrics" / f"{name}-{extractor.name}-{digest}.npz"
+
+
+@contextmanager
+def _cache_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); set DNNLIB_CACHE_DIR to a folder that can.") from error

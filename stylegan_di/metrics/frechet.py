@@ -3,8 +3,8 @@
     d = |mu1 - mu2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2))
 
 with means mu and covariances S. With S1 = L L^T (Cholesky) the trace of the root is the sum of the roots of the
-eigenvalues of the symmetric L^T S2 L. Where a covariance is singular it is the sum of the singular values of
-S1^(1/2) S2^(1/2), whose two factors come from symmetric eigenvalues: slower. Real by construction either way.
+eigenvalues of the symmetric L^T S2 L. If a covariance is singular, it is computed as the sum of the singular values of
+S1^(1/2) S2^(1/2), whose two factors come from symmetric eigenvalues; this is slower. Both ways give real numbers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 
 def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma2: np.ndarray) -> float:
-    """The (squared) Frechet distance, in squared units of the features.
+    """Returns the (squared) Frechet distance, in squared units of the features.
 
     Args:
         mu1, mu2: means [dim].
@@ -21,7 +21,7 @@ def frechet_distance(mu1: np.ndarray, sigma1: np.ndarray, mu2: np.ndarray, sigma
     """
     root_trace = _root_trace(sigma1, sigma2)
     distance = np.square(mu1 - mu2).sum() + np.trace(sigma1) + np.trace(sigma2) - 2 * root_trace
-    return max(float(distance), 0.0)  # below zero by rounding only
+    return max(float(distance), 0.0)  # it is below zero only by rounding
 
 
 def _root_trace(sigma1: np.ndarray, sigma2: np.ndarray) -> float:
@@ -31,7 +31,7 @@ def _root_trace(sigma1: np.ndarray, sigma2: np.ndarray) -> float:
     except np.linalg.LinAlgError:
         return _singular_root_trace(sigma1, sigma2)
     values = np.linalg.eigvalsh(factor.T @ sigma2 @ factor)
-    if values[0] <= len(values) * np.finfo(np.float64).eps * values[-1]:  # the smallest is lost in rounding
+    if values[0] <= len(values) * np.finfo(np.float64).eps * values[-1]:  # the smallest is a rounding error
         return _singular_root_trace(sigma1, sigma2)
     return float(np.sqrt(values).sum())
 

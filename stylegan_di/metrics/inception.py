@@ -1,6 +1,6 @@
-"""The Inception-v3 network that FID is defined by (Heusel et al. 2017, arXiv 1706.08500), TensorFlow's of 2015-12-05.
+"""The Inception-v3 network by which FID is defined (Heusel et al. 2017, arXiv 1706.08500), TensorFlow's of 2015-12-05.
 
-The network is Szegedy et al.'s (arXiv 1512.00567) with 1008 classes; names and shapes of its weights are those of the
+The network is Szegedy et al.'s (arXiv 1512.00567) with 1008 classes. Its weights have the names and shapes of the
 published conversion to PyTorch. Images are resized to 299x299 as TensorFlow 1 does: pixel i samples at i W / 299.
 """
 
@@ -28,7 +28,7 @@ WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 
 
 class Inception(Classifier):
-    """Images to the 2048 features of the last pooling."""
+    """Turns images into the 2048 features after the last pooling."""
 
     name = "inception"
     dim = DIM
@@ -62,8 +62,10 @@ class Inception(Classifier):
         return F.linear(features, self.fc.weight).softmax(dim=1)
 
     def depths(self, images: Tensor) -> dict[str, Tensor]:
-        """Spatial means of the activations at four depths, [B,64], [B,192], [B,768], [B,2048], by their width, and
-        'logits' [B,1008] and 'logits_unbiased', which the Inception score uses."""
+        """Spatial means of the activations at four depths, [B,64], [B,192], [B,768], [B,2048], by their width.
+
+        Also 'logits' [B,1008], and 'logits_unbiased', which leave the bias out as the Inception score does.
+        """
         x = resize_tf1(images.to(self.fc.weight.dtype))
         x = (x - 128) / 128
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
@@ -78,7 +80,7 @@ class Inception(Classifier):
         return features | {"logits_unbiased": unbiased, "logits": unbiased + self.fc.bias}
 
     def optimized(self) -> Inception:
-        """Itself, with batch normalisation folded into the convolutions, weights in channels_last: sooner the same."""
+        """Folds batch normalisation into the convolutions and makes weights channels_last, for speed; returns self."""
         for module in self.modules():
             if isinstance(module, ConvBN) and isinstance(module.bn, nn.BatchNorm2d):
                 module.conv = fuse_conv_bn_eval(module.conv, module.bn)
@@ -88,7 +90,7 @@ class Inception(Classifier):
 
 
 class ConvBN(nn.Module):
-    """Convolution, batch normalisation, ReLU."""
+    """A convolution, followed by batch normalisation and ReLU."""
 
     bn: nn.BatchNorm2d | nn.Identity
 
@@ -109,17 +111,17 @@ class ConvBN(nn.Module):
 
 
 def average_3x3(x: Tensor) -> Tensor:
-    """Means of 3x3 neighbourhoods; what lies outside does not count."""
+    """Means of 3x3 neighbourhoods; pixels outside the image do not count."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def maximum_3x3(x: Tensor) -> Tensor:
-    """Maxima of 3x3 neighbourhoods: TensorFlow's network has them in its very last block only."""
+    """Maxima of 3x3 neighbourhoods, which TensorFlow's network has in its very last block only."""
     return F.max_pool2d(x, 3, stride=1, padding=1)
 
 
 class Mixed35(nn.Module):
-    """A block at 35x35: 1x1, 5x5, 3x3 twice, pooling."""
+    """A block at 35x35, whose branches are 1x1, 5x5, 3x3 twice, and pooling."""
 
     def __init__(self, cin: int, pool: int) -> None:
         super().__init__()
@@ -142,7 +144,7 @@ class Mixed35(nn.Module):
 
 
 class Reduce35(nn.Module):
-    """From 35x35 to 17x17."""
+    """The block that reduces 35x35 to 17x17."""
 
     def __init__(self, cin: int) -> None:
         super().__init__()
@@ -157,7 +159,7 @@ class Reduce35(nn.Module):
 
 
 class Mixed17(nn.Module):
-    """A block at 17x17: 1x1, 7x7 in two factors, the same twice, pooling."""
+    """A block at 17x17, whose branches are 1x1, 7x7 in two factors, the same twice, and pooling."""
 
     def __init__(self, cin: int, mid: int) -> None:
         super().__init__()
@@ -181,7 +183,7 @@ class Mixed17(nn.Module):
 
 
 class Reduce17(nn.Module):
-    """From 17x17 to 8x8."""
+    """The block that reduces 17x17 to 8x8."""
 
     def __init__(self, cin: int) -> None:
         super().__init__()
@@ -199,7 +201,7 @@ class Reduce17(nn.Module):
 
 
 class Mixed8(nn.Module):
-    """A block at 8x8: 1x1, a fan of 1x3 and 3x1, 3x3 and the same fan, pooling (`average_3x3` or `maximum_3x3`)."""
+    """A block at 8x8, whose branches are 1x1, a fan of 1x3 and 3x1, 3x3 and the same fan, and `pooling`."""
 
     def __init__(self, cin: int, pooling: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -235,7 +237,7 @@ def resize_tf1(images: Tensor) -> Tensor:
 
 
 def _interpolation(size: int) -> Tensor:
-    """The matrix [299,size], float64, that interpolates `size` pixels linearly; the last extends beyond the edge."""
+    """The matrix [299,size], float64, that interpolates `size` pixels linearly; the last one is repeated beyond it."""
     position = torch.arange(RESOLUTION, dtype=torch.float64) * size / RESOLUTION
     left = position.floor().long()
     right = (left + 1).clamp(max=size - 1)
@@ -245,12 +247,12 @@ def _interpolation(size: int) -> Tensor:
 
 
 def load_inception(path: str | os.PathLike[str] | None = None) -> Classifier:
-    """The network with the published weights: of a local copy, or downloaded once (95 MB).
+    """Opens the network with the published weights, from a local copy or downloaded once (95 MB).
 
     A copy may be the state dict or NVIDIA's TorchScript. The latter is a program: it is run only if its hash is right.
 
     Raises:
-        UserError: if they cannot be had, or the file is another.
+        UserError: if the weights cannot be downloaded, or the file is another one.
     """
     if path is not None and Path(path).is_file():
         data = Path(path).read_bytes()
@@ -260,7 +262,7 @@ def load_inception(path: str | os.PathLike[str] | None = None) -> Classifier:
 
 
 def inception_of(weights: Mapping[str, Tensor]) -> Inception:
-    """The network with these weights, in evaluation mode, without gradients."""
+    """Makes the network with these weights, in evaluation mode, without gradients."""
     with torch.device("meta"):
         network = Inception()
     network.load_state_dict(weights, assign=True)

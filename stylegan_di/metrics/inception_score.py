@@ -1,6 +1,6 @@
 """The Inception score (Salimans et al. 2016, arXiv 1606.03498): exp E_x KL(p(class | x) || p(class)).
 
-It sees no real image. p(class) is the mean over the images of a part; the score is the mean over equal parts.
+It uses no real images. p(class) is the mean over the images of a part; the score is the mean over equal parts.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from stylegan_di.dnnlib.util import UserError
 
 
 def inception_score(probabilities: np.ndarray, *, splits: int = 10) -> tuple[float, float]:
-    """Mean and standard deviation (over N, not N - 1) of the scores of the parts.
+    """Returns the mean and the standard deviation (over N, not N - 1) of the parts' scores.
 
     Args:
-        probabilities: of the classes, [N,classes], rows that sum to 1; computed in float64.
-        splits: parts, in the order of the images.
+        probabilities: class probabilities [N,classes], whose rows sum to 1; the score is computed in float64.
+        splits: number of parts, which follow the order of the images.
 
     Raises:
         UserError: if there are fewer images than parts.
     """
     num = len(probabilities)
     if num < splits:
-        raise UserError(f"the Inception score in {splits} parts takes {splits} images or more, not {num}")
+        raise UserError(f"the Inception score in {splits} parts needs {splits} images or more, not {num}")
     scores = []
     for index in range(splits):
         part = probabilities[index * num // splits : (index + 1) * num // splits].astype(np.float64)

@@ -1,4 +1,4 @@
-"""NVIDIA's TorchScript of the Inception-v3 network of FID, for those who have the file."""
+"""NVIDIA's TorchScript of FID's Inception-v3 network, for users who have the file."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ DIM = 2048
 
 
 class ScriptedInception(Classifier):
-    """NVIDIA's TorchScript of the same network: called as their metrics call it, its resizing included.
+    """Wraps NVIDIA's TorchScript and calls it as their metrics do; it resizes the images itself.
 
     Args:
-        script: called with images, and return_features=True for features or no_output_bias=True for probabilities.
+        script: takes images, and return_features=True for features or no_output_bias=True for probabilities.
     """
 
     name = "inception"
@@ -39,9 +39,9 @@ class ScriptedInception(Classifier):
 
     @classmethod
     def load(cls, data: bytes) -> ScriptedInception:
-        """The network in a TorchScript file, which runs: its hash must have been checked."""
+        """Loads a TorchScript file, which executes it: the caller must have checked its hash."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is on its way out of PyTorch
+            warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch is about to drop TorchScript
             script = torch.jit.load(io.BytesIO(data), map_location="cpu")
         with torch.no_grad():
             return cls(script.eval()).requires_grad_(False)

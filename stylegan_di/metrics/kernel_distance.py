@@ -1,7 +1,7 @@
 """The kernel distance of two sets of features (Binkowski et al. 2018, arXiv 1801.01401; of Inception's features KID).
 
-The squared maximum mean discrepancy with the kernel k(x, y) = (x.y / dim + 1)^3, its unbiased estimate over m images a
-side, averaged over random subsets:
+It is the squared maximum mean discrepancy with the kernel k(x, y) = (x.y / dim + 1)^3. Its unbiased estimate, from
+random subsets of m images of each set, is averaged over the subsets:
 
     ((sum k(x, x') + sum k(y, y')) / (m - 1) - 2 sum k(x, y) / m) / m    over x' != x and y' != y
 """
@@ -21,20 +21,20 @@ def kernel_distance(
     max_subset_size: int = 1000,
     random: np.random.RandomState | None = None,
 ) -> float:
-    """The mean over subsets; may be below 0, as the estimate is unbiased.
+    """Returns the mean over the subsets; it can be below 0, because the estimate is unbiased.
 
     Args:
-        reals, fakes: features [N,dim] and [M,dim]; computed in float64.
-        num_subsets: random subsets to average over.
-        max_subset_size: images of each in a subset; fewer where there are not so many.
-        random: chooses the subsets; None: the same ones at each call.
+        reals, fakes: features [N,dim] and [M,dim]; the distance is computed in float64.
+        num_subsets: number of random subsets.
+        max_subset_size: images of each set in a subset; if a set has fewer, as many as it has.
+        random: chooses the subsets; None chooses the same ones in each call.
 
     Raises:
-        UserError: if either has fewer than 2 images.
+        UserError: if either set has fewer than 2 images.
     """
     size = min(len(reals), len(fakes), max_subset_size)
     if size < 2:
-        raise UserError(f"a kernel distance takes 2 images or more, not {len(reals)} and {len(fakes)}")
+        raise UserError(f"a kernel distance needs 2 images or more, not {len(reals)} and {len(fakes)}")
     random = np.random.RandomState(0) if random is None else random
     total = 0.0
     for _ in range(num_subsets):

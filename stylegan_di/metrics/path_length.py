@@ -20,19 +20,21 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import to_rgb
 from stylegan_di.interfaces import Generator
+from stylegan_di.labels import one_hot
 from stylegan_di.metrics.features import evaluation_mode
 from stylegan_di.metrics.vgg16 import LPIPS
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
+from stylegan_di.torch_utils import distributed
 
 EPSILON = 1e-4
-RESOLUTION = 256  # larger images are brought to about this
-SMALLEST = 16  # pixels that VGG-16 halves four times
+RESOLUTION = 256  # larger images are averaged down to about this
+SMALLEST = 16  # side in pixels, which VGG-16 halves four times
 
 
 @dataclass(frozen=True)
 class Path:
-    """Which paths: `space` 'z' or 'w', `sampling` 'full' or 'end'; `crop` to where FFHQ's faces are."""
+    """The kind of paths: `space` and `sampling` are as above; `crop` crops the images to where FFHQ's faces are."""
 
     space: Literal["z", "w"]
     sampling: Literal["full", "end"]
@@ -40,7 +42,7 @@ class Path:
 
 
 def trimmed_mean(distances: np.ndarray) -> float:
-    """The mean of distances [N] without those below the 1st and above the 99th percentile (which are values of it)."""
+    """The mean of distances [N] without those below the 1st and above the 99th percentile, which are two of them."""
     low = np.percentile(distances, 1, method="lower")
     high = np.percentile(distances, 99, method="higher")
     return float(distances[(distances >= low) & (distances <= high)].mean())
@@ -67,42 +69,57 @@ def path_distances(
 ) -> np.ndarray:
     """Squared LPIPS speeds [num] on as many paths of a StyleGAN2 generator, on its device, in evaluation mode.
 
-    Labels, uniform over the classes, and noise inside are each path's own, and the same at its two points.
+    Each path draws its own labels, uniformly over the classes, and its own noise; both are the same at its two points.
+
+    All processes of a run call it inside `distributed.together` and share the paths; the first gets the speeds, the
+    others get an empty array.
+
+    Args:
+        report: called in every process with the number of paths that all have done.
 
     Raises:
-        UserError: if the generator is no StyleGAN2, truncated, or its images are too small for VGG-16.
+        UserError: if the generator is no StyleGAN2, is truncated, or makes images that are too small for VGG-16.
     """
-    network = generator.network
+    network = _measurable(generator, path)
+    device = next(network.parameters()).device
+    found: list[Tensor] = []
+
+    def distances(index: int) -> list[Tensor]:
+        indices = range(index * batch, min((index + 1) * batch, num))
+        ends = []
+        for ws in _points(network, path, SampleRandom(seed, "path", 0, indices, device)):
+            noise = SampleRandom(seed, "path noise", 0, indices, device).normal  # the same at both points
+            images = network.synthesis(ws, force_fp32=True, noise_source=noise)
+            ends.append(lpips(_prepare(images, path.crop)))
+        return [((ends[0] - ends[1]).square().sum(dim=1) / EPSILON**2).cpu()]
+
+    def done(batches: int) -> None:
+        if report is not None:
+            report(min(batches * batch, num))
+
+    with torch.no_grad(), evaluation_mode(generator):
+        distributed.share_out(-(-num // batch), distances, found.extend, done)
+    return torch.cat(found).numpy() if found else np.empty(0)
+
+
+def _measurable(generator: Generator, path: Path) -> stylegan2.Generator:
+    """The network of a generator that has such paths; UserError if it has none."""
+    network = getattr(generator, "network", None)
     if not isinstance(network, stylegan2.Generator):
         raise UserError("path lengths (ppl...) are for a GAN, which has a mapping network; choose other --metrics")
-    if getattr(generator, "truncation_psi", 1) != 1:
+    if getattr(generator, "trunc", 1) != 1:
         raise UserError("path lengths (ppl...) are defined without truncation; leave --trunc out")
-    if network.img_resolution // (2 if path.crop else 1) < SMALLEST:
-        least = SMALLEST * (2 if path.crop else 1)
-        raise UserError(f"this path length takes images of {least} pixels or more; choose other --metrics")
-    device = next(network.parameters()).device
-    found = []
-    with torch.no_grad(), evaluation_mode(generator):
-        for start in range(0, num, batch):
-            indices = range(start, min(start + batch, num))
-            ends = []
-            for ws in _points(network, path, SampleRandom(seed, "path", 0, indices, device)):
-                noise = SampleRandom(seed, "path noise", 0, indices, device).normal  # the same at both points
-                images = network.synthesis(ws, force_fp32=True, noise_source=noise)
-                ends.append(lpips(_prepare(images, path.crop)))
-            found.append(((ends[0] - ends[1]).square().sum(dim=1) / EPSILON**2).cpu())
-            if report is not None:
-                report(indices.stop)
-    return torch.cat(found).numpy()
+    least = SMALLEST * (2 if path.crop else 1)
+    if network.img_resolution < least:
+        raise UserError(f"this path length needs images of {least} pixels or more; choose other --metrics")
+    return network
 
 
 def _points(network: stylegan2.Generator, path: Path, rng: SampleRandom) -> tuple[Tensor, Tensor]:
     """Two neighbouring points on each path, ws [B,num_ws,w_dim]."""
     dtype = next(network.parameters()).dtype
     t = (rng.uniform(1) if path.sampling == "full" else torch.zeros([len(rng), 1], device=rng.device)).to(dtype)
-    labels = None
-    if network.c_dim:
-        labels = F.one_hot(rng.integers(network.c_dim), network.c_dim).to(dtype)
+    labels = one_hot(rng.integers(network.c_dim), network.c_dim).to(dtype) if network.c_dim else None
     a, b = rng.normal(network.z_dim).to(dtype), rng.normal(network.z_dim).to(dtype)
     if path.space == "z":
         return network.mapping(slerp(a, b, t), labels), network.mapping(slerp(a, b, t + EPSILON), labels)
@@ -111,7 +128,7 @@ def _points(network: stylegan2.Generator, path: Path, rng: SampleRandom) -> tupl
 
 
 def _prepare(images: Tensor, crop: bool) -> Tensor:
-    """Images in [-1,1] as LPIPS wants them: cropped if need be, averaged down to 256 pixels, RGB in 0..255."""
+    """Turns images in [-1,1] into LPIPS's input: cropped if `crop`, averaged down to about 256 pixels, RGB, 0..255."""
     if crop:
         eighth = images.shape[2] // 8
         images = images[:, :, 3 * eighth : 7 * eighth, 2 * eighth : 6 * eighth]

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
 
-CHUNK = 1000  # rows of the matrix of distances at a time
+CHUNK = 1000  # rows of the distance matrix that are computed at a time
 
 
 def precision_recall(reals: Tensor, fakes: Tensor, *, k: int = 3) -> tuple[float, float]:
-    """Precision and recall, each in [0,1].
+    """Returns precision and recall, each in [0,1].
 
     Args:
         reals, fakes: features [N,dim] and [M,dim], both float32 or both float64.
@@ -26,9 +26,9 @@ def precision_recall(reals: Tensor, fakes: Tensor, *, k: int = 3) -> tuple[float
     """
     if min(len(reals), len(fakes)) <= k:
         raise UserError(
-            f"precision and recall take more than {k} real and generated images, not {len(reals)} and {len(fakes)}"
+            f"precision and recall need more than {k} real and generated images, not {len(reals)} and {len(fakes)}"
         )
-    center = reals.mean(dim=0)  # changes no distance, and makes rounding errors smaller
+    center = reals.mean(dim=0)  # this changes no distance, and makes rounding errors smaller
     reals, fakes = reals - center, fakes - center
     real_radii, fake_radii = _radii(reals, k), _radii(fakes, k)
     precise = []

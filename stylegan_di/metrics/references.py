@@ -1,9 +1,9 @@
-"""Reference statistics, of files and of data sets.
+"""Reads reference statistics from files.
 
-| file | what | covariance |
+| file | content | covariance |
 |---|---|---|
-| .npz | this project's, or EDM's fid-refs (mu and sigma) | over N - 1 |
-| .pkl | stylegan2-ada's cache of a data set (gan-metrics/*.pkl): sums, or all features | made over N - 1 |
+| .npz | this project's statistics, or EDM's fid-refs (mu and sigma) | over N - 1 |
+| .pkl | stylegan2-ada's cache of a data set (gan-metrics/*.pkl): sums, or all features | converted to N - 1 |
 | .pkl | EDM2's dataset-refs: mu and sigma for FID and for DINOv2 | as it is in the file |
 
 Pickles are read as inert data (`torch_utils.persistence`).
@@ -22,21 +22,21 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.statistics import FeatureStats, checked_stats, load_stats
 from stylegan_di.torch_utils.persistence import read_pickle
 
-SUFFIXES = (".npz", ".pkl")  # of files that hold statistics
+SUFFIXES = (".npz", ".pkl")  # suffixes of files that hold statistics
 
-_BY_DIM = {2048: "inception", 4096: "vgg16"}  # of stylegan2-ada's cache, which does not say
+_BY_DIM = {2048: "inception", 4096: "vgg16"}  # by dimension, as stylegan2-ada's cache does not name the extractor
 _EDM2_NAMES = {"fid": "inception", "fd_dinov2": "dinov2"}
 
 
 def load_references(path: str | os.PathLike[str]) -> dict[str, FeatureStats]:
-    """The statistics in a file, by the name of their extractor.
+    """Returns the statistics in a file, by the name of their extractor.
 
     Raises:
         UserError: if the file is missing, damaged, or holds none.
     """
     if Path(path).suffix != ".pkl":
         stats = load_stats(path)
-        return {stats.extractor or "inception": stats}  # files that do not say are EDM's
+        return {stats.extractor or "inception": stats}  # files that do not name the extractor are EDM's
     content = read_pickle(Path(path).read_bytes(), os.fspath(path))
     try:
         if isinstance(content, dict) and "capture_all" in content:
@@ -45,23 +45,23 @@ def load_references(path: str | os.PathLike[str]) -> dict[str, FeatureStats]:
         if isinstance(content, dict) and content.keys() & _EDM2_NAMES.keys():
             found = {_EDM2_NAMES[name]: entry for name, entry in content.items() if name in _EDM2_NAMES}
             return {name: checked_stats({"mu": entry["mu"], "sigma": entry["sigma"]}) for name, entry in found.items()}
-        raise ValueError("neither stylegan2-ada's nor EDM2's")
+        raise ValueError("it is neither stylegan2-ada's nor EDM2's")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} holds no reference statistics ({str(error)[:160]}); make them with --data.") from None
 
 
 def stats_of_cache(cache: Mapping[str, Any]) -> FeatureStats:
-    """Statistics of stylegan2-ada's FeatureStats, given as its __dict__.
+    """Converts stylegan2-ada's FeatureStats, given as its __dict__, to statistics.
 
-    raw_mean [dim] and raw_cov [dim,dim] are sums of x and of x x^T, all_features batches of features; each is there
-    only if it was captured.
+    raw_mean [dim] and raw_cov [dim,dim] are sums of x and of x x^T; all_features is a list of batches of features. Each
+    has values only if it was captured.
 
     Raises:
-        ValueError, TypeError, KeyError: if something does not fit.
+        ValueError, TypeError, KeyError: if entries are missing or do not fit together.
     """
     num, features = int(cache["num_items"]), None
     if num < 2:
-        raise ValueError(f"{num} images")
+        raise ValueError(f"it counts {num} images")
     if cache["capture_all"]:
         features = np.concatenate(cache["all_features"])
     if cache["capture_mean_cov"]:

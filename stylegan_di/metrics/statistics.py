@@ -1,7 +1,7 @@
-"""Statistics of features: number, mean, covariance and, where a metric needs them, the features themselves.
+"""Statistics of features: their number, mean and covariance and, if a metric needs them, the features themselves.
 
-Sums are kept in float64. Covariances are divided by N - 1, as EDM's reference files (fid-refs) have it;
-stylegan2-ada-pytorch divides by N, which `FeatureStats.covariance(ddof=0)` gives.
+Sums are kept in float64. Covariances are divided by N - 1, as in EDM's reference files (fid-refs);
+`FeatureStats.covariance(ddof=0)` divides by N, as stylegan2-ada-pytorch does.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError, atomic_file
 
-MAX_DIM = 1 << 14  # of features in a file
+MAX_DIM = 1 << 14  # largest dimension of features that is read from a file
 
-# What numpy and zipfile raise on files that are not what they seem; ValueError also for the checks of our own.
+# What numpy and zipfile raise for damaged files; our own checks raise ValueError.
 _DAMAGED = (ValueError, TypeError, OSError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
@@ -30,8 +30,8 @@ _DAMAGED = (ValueError, TypeError, OSError, EOFError, MemoryError, NotImplemente
 class FeatureStats:
     """Statistics of one extractor's features over a set of images.
 
-    `mean` float64 [dim]; `cov` float64 [dim,dim], divided by N - 1; `num` images (None: a file that does not say);
-    `extractor` its name (None: likewise); `features` [num,dim] floating-point, None where they were not kept.
+    `mean` is float64 [dim], `cov` float64 [dim,dim], divided by N - 1. `num` is the number of images and `extractor` a
+    name; either is None if a file does not tell. `features` is floating-point [num,dim], None if they were not kept.
     """
 
     mean: np.ndarray
@@ -41,10 +41,10 @@ class FeatureStats:
     features: np.ndarray | None = None
 
     def covariance(self, ddof: int) -> np.ndarray:
-        """The covariance divided by N - ddof: 1 as EDM, 0 as stylegan2-ada-pytorch.
+        """The covariance divided by N - ddof; ddof is 1 in EDM and 0 in stylegan2-ada-pytorch.
 
         Raises:
-            ValueError: for another divisor than N - 1 where N is not known.
+            ValueError: if the divisor is not N - 1, and N is not known.
         """
         if ddof == 1:
             return self.cov
@@ -54,11 +54,11 @@ class FeatureStats:
 
 
 class FeatureSums:
-    """Gathers features batch by batch, on the device they come from.
+    """Sums features batch by batch, on the device on which they are.
 
     Args:
-        dim: of the features.
-        keep_features: keep the features themselves too, as float32 on the CPU.
+        dim: dimension of the features.
+        keep_features: whether to keep the features themselves too, as float32 on the CPU.
     """
 
     def __init__(self, dim: int, *, keep_features: bool = False) -> None:
@@ -80,10 +80,10 @@ class FeatureSums:
         """The statistics of all features so far, at least two.
 
         Args:
-            extractor: name to put down as their origin.
+            extractor: name of the extractor, which the statistics record.
         """
         if self.num < 2:
-            raise UserError(f"{self.num} image(s) to measure; a covariance takes at least 2, and a fair one thousands.")
+            raise UserError(f"{self.num} image(s) to measure; a covariance needs at least 2, and a good one thousands.")
         mean = self._sum / self.num
         cov = (self._products - self.num * torch.outer(mean, mean)) / (self.num - 1)
         kept = None if self._kept is None else torch.cat(self._kept).numpy()
@@ -96,7 +96,7 @@ def save_stats(
     """Writes statistics to an .npz file, atomically: mu and sigma as in EDM's fid-refs, and num, extractor, features.
 
     Args:
-        extra: further arrays to put into the file; `load_stats` passes over them.
+        extra: further arrays to put into the file; `load_stats` ignores them.
     """
     values = {"mu": stats.mean, "sigma": stats.cov, "num": stats.num, "extractor": stats.extractor}
     values |= {"features": stats.features} | dict(extra or {})
@@ -106,10 +106,10 @@ def save_stats(
 
 
 def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
-    """Reads statistics that `save_stats` wrote, or a file of EDM's with mu and sigma alone.
+    """Reads statistics that `save_stats` wrote, or one of EDM's files with mu and sigma alone.
 
     Raises:
-        UserError: if the file is missing, damaged, or does not hold finite numbers of fitting shapes.
+        UserError: if the file is missing or damaged, or its arrays do not fit together or are not finite.
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such file; reference statistics are an .npz file with mu and sigma.")
@@ -125,7 +125,11 @@ def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
 
 
 def checked_stats(arrays: Mapping[str, np.ndarray]) -> FeatureStats:
-    """Statistics of arrays named as in an .npz file; ValueError if they do not fit together or are not finite."""
+    """Makes statistics of arrays named as in an .npz file.
+
+    Raises:
+        ValueError: if they do not fit together or are not finite.
+    """
     missing = [name for name in ("mu", "sigma") if name not in arrays]
     if missing:
         raise ValueError(f"it has no {' and no '.join(missing)}")

@@ -1,4 +1,4 @@
-"""The table of metrics: which features, of how many images, estimated how. docs/metrics.md explains each."""
+"""The table of metrics: which features of how many images each uses, and what it estimates (docs/metrics.md)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Metric:
     """One entry of the table.
 
     `extractor` names the features; `estimator` says what is estimated and how. `compute(reals, fakes, device)` gives
-    one figure, or several, whose names are the metric's with the `suffixes`; what is slow about it is done on the
-    device. Real images are the first `max_reals` (None:
-    all), with their mirrored copies only if `mirrored`; `uses_reals` is false where none are needed. `needs_features`:
-    mean and covariance do not do; `of_classes`: the features are the class probabilities of a classifier.
+    one figure, or several, whose names are the metric's with the `suffixes`; it does slow computations on the device.
+    The metric compares with the first `max_reals` real images (None: all), and with their mirrored copies too if they
+    are `mirrored`, or with none unless it `uses_reals`. If it `needs_features`, mean and covariance are not enough. If
+    it is `of_classes`, its features are the class probabilities that a classifier gives.
     """
 
     extractor: str
@@ -42,7 +42,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class PathMetric:
-    """An entry that walks through a GAN's latent space instead of comparing images with real ones."""
+    """An entry that measures paths through a GAN's latent space instead of comparing images with real ones."""
 
     path: Path
     extractor: str = "lpips"
@@ -103,7 +103,7 @@ METRICS: dict[str, Metric | PathMetric] = {
 
 
 def metric(name: str) -> Metric | PathMetric:
-    """The entry of a name.
+    """Returns the entry with this name.
 
     Raises:
         UserError: if there is none.
@@ -114,7 +114,7 @@ def metric(name: str) -> Metric | PathMetric:
 
 
 def figures_of(name: str, results: Mapping[str, float]) -> dict[str, float]:
-    """Those of the results that are of one metric."""
+    """The figures of one metric among the results."""
     return {name + suffix: results[name + suffix] for suffix in metric(name).suffixes}
 
 

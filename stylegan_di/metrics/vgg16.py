@@ -1,13 +1,13 @@
 """VGG-16 (Simonyan & Zisserman 2015, arXiv 1409.1556, configuration D), and LPIPS distances in it (arXiv 1801.03924).
 
-Precision and recall compare images by the second hidden layer, path lengths and projections by LPIPS:
+Precision and recall compare images by the second hidden layer; path lengths and projections compare them by LPIPS:
 
     d(a, b) = sum over five depths of the mean over pixels of sum_c w_c (u_c(a) - u_c(b))^2
 
 where u is an activation divided by its length over the channels c, and w >= 0 are learned. `LPIPS` gives each image one
-vector, sqrt(w_c / pixels) u_c over all depths: d is the squared Euclidean distance of two of them.
+vector, sqrt(w_c / pixels) u_c over all depths; d is the squared Euclidean distance between two of them.
 
-Names and shapes of the weights are torchvision's and the LPIPS authors'.
+The weights have the names and shapes of torchvision's and the LPIPS authors' files.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ from stylegan_di import zoo
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor
 
-RESOLUTION = 224  # of the images the hidden layers were trained on
+RESOLUTION = 224  # the hidden layers were trained on images of this side
 CHANNELS = (64, 128, 256, 512, 512)
-CONVOLUTIONS = (2, 2, 3, 3, 3)  # at each depth
+CONVOLUTIONS = (2, 2, 3, 3, 3)  # number at each depth
 VGG_WEIGHTS = "vgg16-397923af.pth"
 LPIPS_WEIGHTS = "lpips-vgg.pth"
 
-# Of ImageNet's pixels in 0..255.
+# Mean and standard deviation of ImageNet's pixels, in 0..255.
 _MEAN = (123.675, 116.28, 103.53)
 _STD = (58.395, 57.12, 57.375)
 _EPSILON = 1e-10  # added to the length of an activation
 
 
 class VGG16(FeatureExtractor):
-    """Images to the activations of the second hidden layer, after ReLU.
+    """Turns images into the activations of the second hidden layer, after ReLU.
 
     Args:
-        channels: at the five depths.
+        channels: number of channels at each of the five depths.
         hidden: width of the two hidden layers.
     """
 
@@ -84,11 +84,11 @@ class VGG16(FeatureExtractor):
 
 
 class LPIPS(nn.Module):
-    """Images to vectors whose squared distances are LPIPS.
+    """Turns images into vectors whose squared distances are LPIPS.
 
     Args:
         vgg: the network.
-        weights: w at each depth, [C], none below 0.
+        weights: w for each depth, [C], with no value below 0.
     """
 
     def __init__(self, vgg: VGG16, weights: Sequence[Tensor]) -> None:
@@ -108,22 +108,22 @@ class LPIPS(nn.Module):
 
 
 def normalise(images: Tensor) -> Tensor:
-    """Floating-point images [B,3,H,W] in 0..255 -> by ImageNet's mean and deviation."""
+    """Floating-point images [B,3,H,W] in 0..255 -> normalised by ImageNet's mean and standard deviation."""
     return (images - images.new_tensor(_MEAN)[:, None, None]) / images.new_tensor(_STD)[:, None, None]
 
 
 def load_vgg16(path: str | os.PathLike[str] | None = None) -> VGG16:
-    """The network with torchvision's weights: of a local copy of the file, or downloaded once (553 MB).
+    """Opens the network with torchvision's weights, from a local copy of the file or downloaded once (553 MB).
 
     Raises:
-        UserError: if they cannot be had, or the file is another.
+        UserError: if the weights cannot be downloaded, or the file is another one.
     """
     file = zoo.published(VGG_WEIGHTS, path)
     return vgg16_of(torch.load(file, map_location="cpu", weights_only=True))
 
 
 def vgg16_of(weights: Mapping[str, Tensor]) -> VGG16:
-    """The network with these weights, in evaluation mode, without gradients; the last layer's are not used."""
+    """Makes the network with these weights, in evaluation mode, without gradients; the last layer is left out."""
     kept = {name: value for name, value in weights.items() if not name.startswith("classifier.6.")}
     channels = [len(kept[f"features.{index}.weight"]) for index in (0, 5, 10, 17, 24)]
     with torch.device("meta"):
@@ -133,21 +133,21 @@ def vgg16_of(weights: Mapping[str, Tensor]) -> VGG16:
 
 
 def load_lpips(vgg: VGG16, path: str | os.PathLike[str] | None = None) -> LPIPS:
-    """LPIPS 0.1 on the network `vgg`, with the authors' weights: of a local copy, or downloaded once (7 kB).
+    """Opens LPIPS 0.1 on the network `vgg`, with the authors' weights, from a local copy or downloaded once (7 kB).
 
     Raises:
-        UserError: if they cannot be had, or the file is another.
+        UserError: if the weights cannot be downloaded, or the file is another one.
     """
     return lpips_of(vgg, torch.load(zoo.published(LPIPS_WEIGHTS, path), map_location="cpu", weights_only=True))
 
 
 def lpips_of(vgg: VGG16, weights: Mapping[str, Tensor]) -> LPIPS:
-    """LPIPS with these weights ('lin0.model.1.weight' [1,C,1,1], ...), in evaluation mode, without gradients.
+    """Makes LPIPS with these weights ('lin0.model.1.weight' [1,C,1,1], ...), in evaluation mode, without gradients.
 
     Raises:
         UserError: if a weight is below 0.
     """
     flat = [weights[f"lin{depth}.model.1.weight"].flatten() for depth in range(len(CONVOLUTIONS))]
     if any(weight.min() < 0 for weight in flat):
-        raise UserError("weights of LPIPS below 0: the file is damaged; fetch it again.")
+        raise UserError("the file of LPIPS's weights holds values below 0: it is damaged; fetch it again.")
     return LPIPS(vgg, flat).eval().requires_grad_(False)

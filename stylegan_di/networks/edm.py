@@ -3,8 +3,8 @@
 Karras et al. 2022 (arXiv 2206.00364), table 1. Names of classes, arguments, attributes and parameters are those of
 NVlabs' file format.
 
-A network made `.double()` computes in float64 throughout; one with `use_fp16` runs its U-Net in float16 on CUDA from
-float32 parameters.
+A network made `.double()` computes in float64 throughout. With `use_fp16` and float32 parameters, the U-Net runs in
+float16 on CUDA.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from stylegan_di.diffusion import (
     vp_preconditioning,
     vp_sigma,
 )
-from stylegan_di.networks.edm_unets import DhariwalUNet, SongUNet, check_choice
+from stylegan_di.networks.checks import check_choice
+from stylegan_di.networks.edm_unets import DhariwalUNet, SongUNet
 from stylegan_di.torch_utils.persistence import PersistentModule
 
 MODELS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
 
 
 class Precond(PersistentModule):
-    """D(x; sigma) = c_skip * x + c_out * F(c_in * x; c_noise) (eq. 7), F a U-Net; subclasses give both."""
+    """D(x; sigma) = c_skip * x + c_out * F(c_in * x; c_noise) (eq. 7); subclasses define the U-Net F and the c's."""
 
     img_resolution: int
     img_channels: int
@@ -46,14 +47,18 @@ class Precond(PersistentModule):
 
     @abstractmethod
     def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
-        """F(x): [B,C,H,W]; x [B,C,H,W] scaled, c_noise [B] or [1], labels [B or 1,label_dim]."""
+        """Returns F(x) [B,C,H,W] for the scaled x [B,C,H,W], c_noise [B] or [1] and labels [B or 1,label_dim]."""
+
+    @abstractmethod
+    def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> list[Tensor]:
+        """Returns the encoder's outputs of F for the arguments of `raw`; see `SongUNet.features`."""
 
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Preconditioning:
-        """The four coefficients at noise levels sigma, shaped as sigma."""
+        """The four coefficients at noise levels sigma, each shaped like sigma."""
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
-        """The nearest noise levels that the network knows: here any."""
+        """Rounds to the nearest noise levels that the network knows; by default it knows all."""
         return torch.as_tensor(sigma)
 
     def forward(
@@ -64,33 +69,47 @@ class Precond(PersistentModule):
         force_fp32: bool = False,
         **model_kwargs: Any,
     ) -> Tensor:
-        """Denoise.
+        """Denoises images.
 
         Args:
             x: noisy images [B,C,H,W], nominally in [-1,1] plus noise.
             sigma: noise levels [B] or scalar, > 0.
             class_labels: [B,label_dim] one-hot; None for the null label (zeros); ignored by an unconditional network.
-            force_fp32: no float16, although the network has use_fp16.
+            force_fp32: computes in float32 even if the network has use_fp16.
             model_kwargs: `augment_labels` [B,augment_dim], for networks trained with augmentation.
 
         Returns:
-            Denoised images as x, in float32 (float64 if the parameters are).
+            Denoised images shaped like x, in float32 (float64 if the parameters are).
         """
+        x, (c_skip, c_out, _, _), inputs = self._precondition(x, sigma, class_labels, force_fp32)
+        return c_skip * x + c_out * self.raw(*inputs, **model_kwargs).to(x.dtype)
+
+    def features(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> list[Tensor]:
+        """Runs the U-Net's encoder alone, on the inputs that `forward` would give it for the same arguments.
+
+        Returns the encoder's last output at each level, [B,C_i,H/2^i,W/2^i] from the highest resolution to the lowest
+        (see `SongUNet.features`), in the dtype in which the U-Net computes.
+        """
+        return self.raw_features(*self._precondition(x, sigma, class_labels)[2])
+
+    def _precondition(
+        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None, force_fp32: bool = False
+    ) -> tuple[Tensor, Preconditioning, tuple[Tensor, Tensor, Tensor | None]]:
+        """Returns x in the result's dtype, the coefficients, and the U-Net's inputs: c_in * x, c_noise and labels."""
         dtype = torch.promote_types(next(self.parameters()).dtype, torch.float32)
         half = self.use_fp16 and not force_fp32 and x.is_cuda and dtype == torch.float32
         x = x.to(dtype)
-        sigma = per_sample(torch.as_tensor(sigma, device=x.device).to(dtype), x)
+        coefficients = self.coefficients(per_sample(torch.as_tensor(sigma, device=x.device).to(dtype), x))
         labels = None
         if self.label_dim:
             labels = x.new_zeros([1, self.label_dim]) if class_labels is None else class_labels.to(dtype)
             labels = labels.reshape(-1, self.label_dim)
-        c_skip, c_out, c_in, c_noise = self.coefficients(sigma)
-        raw = self.raw((c_in * x).to(torch.float16 if half else dtype), c_noise.flatten(), labels, **model_kwargs)
-        return c_skip * x + c_out * raw.to(dtype)
+        scaled = (coefficients.c_in * x).to(torch.float16 if half else dtype)
+        return x, coefficients, (scaled, coefficients.c_noise.flatten(), labels)
 
 
 class UNetPrecond(Precond):
-    """Around the U-Net `model_type`(**model_kwargs); of its out_channels the first img_channels are used."""
+    """Preconditions the U-Net `model_type`(**model_kwargs), of whose out_channels it uses the first img_channels."""
 
     model: SongUNet | DhariwalUNet
 
@@ -121,9 +140,12 @@ class UNetPrecond(Precond):
     def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
         return self.model(x, c_noise, labels, **kwargs)[:, : self.img_channels]
 
+    def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> list[Tensor]:
+        return self.model.features(x, c_noise, labels)
+
 
 class VPPrecond(UNetPrecond):
-    """Variance preserving (DDPM); M: what c_noise counts to, epsilon_t: the smallest time in training."""
+    """Variance preserving (DDPM); c_noise is M - 1 times the time, of which epsilon_t is the smallest in training."""
 
     def __init__(
         self,
@@ -143,7 +165,7 @@ class VPPrecond(UNetPrecond):
         self.beta_min = beta_min
         self.M = M
         self.epsilon_t = epsilon_t
-        times = torch.tensor([epsilon_t, 1.0], dtype=torch.float32, device="cpu")  # in float32, as NVlabs have it
+        times = torch.tensor([epsilon_t, 1.0], dtype=torch.float32, device="cpu")  # NVlabs use float32
         self.sigma_min, self.sigma_max = vp_sigma(times, beta_d, beta_min).tolist()
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
@@ -173,7 +195,7 @@ class VEPrecond(UNetPrecond):
 
 
 class iDDPMPrecond(UNetPrecond):
-    """iDDPM: knows the M noise levels of `iddpm_levels` only; the U-Net's second half of channels is its variance."""
+    """iDDPM, with only the M noise levels of `iddpm_levels`; the second half of the U-Net's outputs is a variance."""
 
     u: Tensor  # [M+1] noise levels, falling to 0
 
@@ -206,12 +228,12 @@ class iDDPMPrecond(UNetPrecond):
         return self.u[self._nearest(sigma)].to(sigma)
 
     def _nearest(self, sigma: Tensor) -> Tensor:
-        """Indices of the nearest noise levels, shaped as sigma."""
+        """Returns the indices of the nearest noise levels, shaped like sigma."""
         return (sigma.to(self.u)[..., None] - self.u).abs().argmin(dim=-1)
 
 
 class EDMPrecond(UNetPrecond):
-    """EDM's own: inputs and targets of unit variance for images of standard deviation sigma_data."""
+    """EDM's own, which gives inputs and targets unit variance for images of standard deviation sigma_data."""
 
     def __init__(
         self,
@@ -234,7 +256,7 @@ class EDMPrecond(UNetPrecond):
         return edm_preconditioning(sigma, self.sigma_data)
 
 
-#: By the names of the command line.
+#: The preconditioners by their names on the command line.
 PRECONDITIONERS: dict[str, type[VPPrecond] | type[VEPrecond] | type[iDDPMPrecond] | type[EDMPrecond]] = {
     "edm": EDMPrecond,
     "vp": VPPrecond,

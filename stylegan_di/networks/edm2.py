@@ -1,9 +1,9 @@
 """EDM2's network: a magnitude-preserving U-Net in EDM's preconditioning.
 
 Karras et al., "Analyzing and Improving the Training Dynamics of Diffusion Models", CVPR 2024, arXiv 2312.02696; the
-equations named below are those of its appendices. Every layer keeps the expected magnitude of its input: weights are
+equation numbers below are those of its appendices. Every layer keeps the expected magnitude of its input: weights are
 normalised wherever they are used, and sums and concatenations are rescaled. Names of classes, arguments and parameters
-are those of NVlabs' file format; `Precond` is called as EDM's are.
+are those of NVlabs' file format; `Precond` has the same interface as EDM's preconditioners.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from torch.nn import ModuleDict, Parameter
 
 from stylegan_di.diffusion import Preconditioning, edm_preconditioning
 from stylegan_di.networks import edm
+from stylegan_di.networks.checks import check_choice
 from stylegan_di.networks.edm_layers import attention, downsample, upsample
-from stylegan_di.networks.edm_unets import check_choice, plan_decoder, plan_encoder
+from stylegan_di.networks.edm_unets import last_of_each_level, plan_decoder, plan_encoder
 from stylegan_di.torch_utils.persistence import PersistentModule
 
 
 def normalize(x: Tensor, dim: int | Sequence[int] | None = None, eps: float = 1e-4) -> Tensor:
-    """x scaled to unit magnitude per element over `dim`, by default all but the first (eq. 47, 66)."""
+    """Scales x to unit magnitude per element over `dim`, by default all dimensions but the first (eq. 47, 66)."""
     dim = list(range(1, x.ndim)) if dim is None else [dim] if isinstance(dim, int) else dim
     norm = torch.linalg.vector_norm(x.to(torch.promote_types(x.dtype, torch.float32)), dim=dim, keepdim=True)
     return x / (eps + norm * math.sqrt(1 / math.prod(x.shape[d] for d in dim))).to(x.dtype)
@@ -43,14 +44,14 @@ def mp_sum(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
 
 
 def mp_cat(a: Tensor, b: Tensor, t: float = 0.5) -> Tensor:
-    """Concatenation of channels in which b contributes the share t (eq. 103)."""
+    """Concatenates channels so that b contributes the share t (eq. 103)."""
     a_channels, b_channels = a.shape[1], b.shape[1]
     scale = math.sqrt((a_channels + b_channels) / ((1 - t) ** 2 + t**2))
     return torch.cat([a * (scale * (1 - t) / math.sqrt(a_channels)), b * (scale * t / math.sqrt(b_channels))], dim=1)
 
 
 class MPFourier(PersistentModule):
-    """x [B] -> [B,num_channels]: cosines of random frequencies and phases (buffers, never trained)."""
+    """x [B] -> [B,num_channels]: cosines of random frequencies and phases, buffers that are never trained."""
 
     freqs: Tensor
     phases: Tensor
@@ -67,7 +68,7 @@ class MPFourier(PersistentModule):
 class MPConv(PersistentModule):
     """Convolution, or with kernel=() a matrix product, by normalised weights (eq. 47).
 
-    In train mode the weights themselves are normalised first (algorithm 1).
+    In train mode the forward pass first normalises the stored weights in place (algorithm 1).
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Sequence[int]) -> None:
@@ -87,13 +88,13 @@ class Block(PersistentModule):
     """Residual block of the encoder or the decoder (fig. 21), conditioned on emb [B,emb_channels].
 
     Args:
-        in_channels, out_channels, emb_channels: channels.
+        in_channels, out_channels, emb_channels: channels of the input, the output and the embedding.
         flavor: 'enc' or 'dec'.
         resample_mode: 'keep', 'up' or 'down', with the taps resample_filter.
-        attention: self-attention at the end, with channels_per_head channels a head.
-        dropout: in train mode only.
+        attention: whether self-attention ends the block, with channels_per_head channels per head.
+        dropout: probability, used in train mode only.
         res_balance, attn_balance: shares of the residual branch and of the attention.
-        clip_act: activations are clipped to this magnitude; None: not at all.
+        clip_act: magnitude to which the output is clipped, None for no clipping.
     """
 
     conv_skip: MPConv | None
@@ -171,12 +172,12 @@ class UNet(PersistentModule):
     """The U-Net (fig. 21); the channels of level i are model_channels * channel_mult[i].
 
     Args:
-        img_resolution, img_channels, label_dim: of the images.
+        img_resolution, img_channels, label_dim: shape of the images, and length of their labels (0 for none).
         model_channels, channel_mult, num_blocks, attn_resolutions: as SongUNet's.
         channel_mult_noise, channel_mult_emb: channels of the noise embedding and of the whole embedding, times
-            model_channels; by default those of the first level, and the most of any level.
+            model_channels; by default as many as the first level has, and as many as the widest level has.
         label_balance, concat_balance: shares of the class labels and of the skip connections.
-        block_kwargs: of `Block`.
+        block_kwargs: arguments for `Block`.
     """
 
     emb_label: MPConv | None
@@ -226,7 +227,21 @@ class UNet(PersistentModule):
         self.out_conv = MPConv(widths[0], img_channels, kernel=(3, 3))
 
     def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> Tensor:
-        """F(x) [B,C,H,W]; noise_labels [B] or [1]; class_labels [B or 1,label_dim], None without label_dim."""
+        """Returns F(x) [B,C,H,W]; noise_labels [B] or [1]; class_labels [B or 1,label_dim], None without label_dim."""
+        skips, emb = self._embed_and_encode(x, noise_labels, class_labels)
+        x = skips[-1]
+        for key, layer in self.dec.items():
+            x = layer(mp_cat(x, skips.pop(), self.concat_balance) if "block" in key else x, emb)
+        return self.out_conv(x, gain=self.out_gain)
+
+    def features(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> list[Tensor]:
+        """Runs the encoder alone; see `SongUNet.features`. Arguments as forward's."""
+        return last_of_each_level(self._embed_and_encode(x, noise_labels, class_labels)[0])
+
+    def _embed_and_encode(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The outputs of the encoder's layers, in their order, and the embedding."""
         emb = self.emb_noise(self.emb_fourier(noise_labels))
         if self.emb_label is not None:
             assert class_labels is not None
@@ -234,17 +249,15 @@ class UNet(PersistentModule):
             emb = mp_sum(emb, labels, self.label_balance)
         emb = mp_silu(emb)
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
-        skips: list[Tensor] = []
+        outputs: list[Tensor] = []
         for key, layer in self.enc.items():
             x = layer(x) if key.endswith("conv") else layer(x, emb)
-            skips.append(x)
-        for key, layer in self.dec.items():
-            x = layer(mp_cat(x, skips.pop(), self.concat_balance) if "block" in key else x, emb)
-        return self.out_conv(x, gain=self.out_gain)
+            outputs.append(x)
+        return outputs, emb
 
 
 class Precond(edm.Precond):
-    """EDM's preconditioning around `UNet`(**unet_kwargs), and an estimate of the loss's logarithm for training."""
+    """EDM's preconditioning around `UNet`(**unet_kwargs), with an estimate of the log loss for training."""
 
     sigma_min: float = 0.0
     sigma_max: float = math.inf
@@ -274,6 +287,9 @@ class Precond(edm.Precond):
 
     def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
         return self.unet(x, c_noise, labels, **kwargs)
+
+    def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> list[Tensor]:
+        return self.unet.features(x, c_noise, labels)
 
     def logvar(self, sigma: Tensor) -> Tensor:
         """u(sigma), the logarithm of the expected loss at noise levels sigma [B]: [B,1,1,1] (eq. 21)."""

@@ -1,10 +1,10 @@
-"""Layers of EDM's networks: resampling convolutions, embeddings, self-attention and the residual block.
+"""The layers of EDM's networks: resampling convolutions, embeddings, self-attention and the residual block.
 
-Names of classes, arguments, attributes and parameters are those of NVlabs' file format (arXiv 2206.00364, app. F.2 for
-the block): every attribute of a layer is written to its pickle, so layers keep nothing but what the format has.
+Names of classes, arguments, attributes and parameters are those of NVlabs' file format. Every attribute of a layer is
+written to its pickle, so layers have no attributes beyond the format's. The block follows arXiv 2206.00364, app. F.2.
 
-Layers cast their parameters to the type of their input: modules made `.double()` compute in float64 throughout, and
-float32 parameters serve float16 activations.
+Layers cast their parameters to their input's dtype: modules made `.double()` compute in float64 throughout, and
+float16 activations work with float32 parameters.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from stylegan_di.torch_utils.persistence import PersistentModule
 
 
 def random_weight(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) -> Tensor:
-    """Initial values of a parameter, of variance 2 / (fan_in + fan_out) ('xavier_*') or 1 / fan_in ('kaiming_*').
+    """Draws a parameter's initial values from torch's global generator, uniform ('*_uniform') or normal ('*_normal').
 
-    Drawn from torch's global generator, uniform ('*_uniform') or normal ('*_normal').
+    Their variance is 2 / (fan_in + fan_out) for 'xavier_*' and 1 / fan_in for 'kaiming_*'.
     """
     std = {"xavier": math.sqrt(2 / (fan_in + fan_out)), "kaiming": math.sqrt(1 / fan_in)}
     family, _, law = mode.partition("_")
@@ -38,7 +38,7 @@ def random_weight(shape: Sequence[int], mode: str, fan_in: int, fan_out: int) ->
 
 
 def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
-    """The parameter in the type of x, None for none."""
+    """Casts a parameter to the dtype of x; None stays None."""
     return None if parameter is None else parameter.to(x.dtype)
 
 
@@ -68,7 +68,7 @@ class Linear(PersistentModule):
 
 
 def upsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
-    """Twice the size: zeros in between, then the filter [1,1,n,n] with a gain of 4; two taps repeat every pixel."""
+    """Doubles the size: inserts zeros, then filters by [1,1,n,n] with a gain of 4; two taps repeat every pixel."""
     if resample_filter.shape[-1] == 2:
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
     channels = x.shape[1]
@@ -77,7 +77,7 @@ def upsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
 
 
 def downsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
-    """Half the size: the filter [1,1,n,n] at every other pixel; two taps take the mean of 2x2 pixels."""
+    """Halves the size: applies the filter [1,1,n,n] at every other pixel; two taps average 2x2 pixels."""
     if resample_filter.shape[-1] == 2:
         return F.avg_pool2d(x, 2)
     channels = x.shape[1]
@@ -86,9 +86,9 @@ def downsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
 
 
 class Conv2d(PersistentModule):
-    """Resampling by two (up, down or none), then a convolution of odd size `kernel`, 0 for resampling alone.
+    """Resamples by two (up, down or not at all), then convolves with an odd `kernel` size; 0 only resamples.
 
-    `fused_resample` pads once for both, so that only the borders differ; going down, it convolves first.
+    `fused_resample` pads once for both steps, which changes only the borders; when downsampling, it convolves first.
     """
 
     weight: Tensor | None
@@ -129,7 +129,7 @@ class Conv2d(PersistentModule):
         self.register_buffer("resample_filter", taps if up or down else None)
 
     def forward(self, x: Tensor, gain: float = 1) -> Tensor:
-        """The convolution of x [B,in_channels,H,W], times gain, which costs nothing on weight and bias."""
+        """Convolves x [B,in_channels,H,W] and multiplies by gain, which is applied to weight and bias to save time."""
         resample = upsample if self.up else downsample
         filter_pad = (self.resample_filter.shape[-1] - 1) // 2 if self.up or self.down else 0
         if self.weight is None:
@@ -144,14 +144,14 @@ class Conv2d(PersistentModule):
             return F.conv2d(x, weight, bias, padding=max(weight_pad - filter_pad, 0))
         if self.fused_resample and self.down:
             x = F.conv2d(x, weight, bias, padding=weight_pad + filter_pad)
-            return downsample(x, self.resample_filter, 0)  # its taps sum to 1, hence the bias may come first
+            return downsample(x, self.resample_filter, 0)  # its taps sum to 1, so the bias can be added before it
         if self.up or self.down:
             x = resample(x, self.resample_filter, filter_pad)
         return F.conv2d(x, weight, bias, padding=weight_pad)
 
 
 class GroupNorm(PersistentModule):
-    """Normalisation over groups of at least four channels, 32 groups at most."""
+    """Group normalisation with at least four channels per group and at most 32 groups."""
 
     def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -161,14 +161,11 @@ class GroupNorm(PersistentModule):
         self.bias = Parameter(torch.zeros(num_channels))
 
     def forward(self, x: Tensor, silu: bool = False) -> Tensor:
-        """x [N,C,H,W] normalised; with `silu`, its activation too."""
+        """Normalises x [N,C,H,W] and, with `silu`, applies SiLU."""
         return group_norm_silu(x, *self.parameters_as(x), self.num_groups, self.eps, silu=silu)
 
     def then_silu(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-        """silu(normalised x), of x + shift where no scale is given, else normalised x * (scale + 1) + shift.
-
-        shift, scale: [N or 1,C].
-        """
+        """silu(norm(x) * (scale + 1) + shift) if scale is given, else silu(norm(x + shift)); both are [N or 1,C]."""
         weight, bias = self.parameters_as(x)
         if scale is not None:
             assert shift is not None
@@ -176,14 +173,14 @@ class GroupNorm(PersistentModule):
         return group_norm_silu(x, weight, bias, self.num_groups, self.eps, shift=shift)
 
     def parameters_as(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Weight and bias [C] in the type of x."""
+        """Weight and bias [C] in the dtype of x."""
         return self.weight.to(x.dtype), self.bias.to(x.dtype)
 
 
 class PositionalEmbedding(PersistentModule):
-    """x [B] -> [B,num_channels]: cosines, then sines, of frequencies falling geometrically from 1 to 1 / max_positions.
+    """x [B] -> [B,num_channels]: cosines, then sines, at frequencies falling geometrically from 1 to 1 / max_positions.
 
-    The last frequency is 1 / max_positions itself with `endpoint`, else one factor above.
+    With `endpoint` the last frequency is 1 / max_positions, otherwise the series stops one step before it.
     """
 
     def __init__(self, num_channels: int, max_positions: int = 10000, endpoint: bool = False) -> None:
@@ -200,7 +197,7 @@ class PositionalEmbedding(PersistentModule):
 
 
 class FourierEmbedding(PersistentModule):
-    """x [B] -> [B,num_channels]: cosines, then sines, of random frequencies (a buffer, never trained)."""
+    """x [B] -> [B,num_channels]: cosines, then sines, at random frequencies, a buffer that is never trained."""
 
     freqs: Tensor
 
@@ -214,14 +211,14 @@ class FourierEmbedding(PersistentModule):
 
 
 def attention(qkv: Tensor, num_heads: int) -> Tensor:
-    """Self-attention over pixels; qkv [B, heads * C * 3, H, W] with q, k, v fastest -> [B, heads * C, H, W].
+    """Self-attention over pixels: qkv [B, heads * C * 3, H, W], q, k and v varying fastest -> [B, heads * C, H, W].
 
-    The softmax is computed in float32 (float64 for float64 inputs), also for half-precision inputs. Second derivatives
-    are only in PyTorch's plain attention: `with torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    The softmax is computed in float32, or in float64 for float64 inputs. Only PyTorch's plain attention has second
+    derivatives; select it by `with torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
     """
     batch, channels, height, width = qkv.shape
     pixels = qkv.permute(0, 2, 3, 1).reshape(batch, height * width, num_heads, channels // (3 * num_heads), 3)
-    q, k, v = pixels.permute(4, 0, 2, 1, 3).contiguous()  # PyTorch's fast attention wants channels side by side
+    q, k, v = pixels.permute(4, 0, 2, 1, 3).contiguous()  # PyTorch's fast attention needs contiguous channels
     y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
     return y.reshape(batch, height, width, channels // 3).permute(0, 3, 1, 2)
 
@@ -229,8 +226,8 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
 class UNetBlock(PersistentModule):
     """Residual block of both U-Nets, conditioned on emb [B,emb_channels], with optional resampling and self-attention.
 
-    Heads have `channels_per_head` channels unless `num_heads` is given: a block of fewer channels than that has no
-    head, and no attention either.
+    Unless `num_heads` is given, each head has `channels_per_head` channels; a block with fewer channels than that has
+    no attention.
     """
 
     skip: Conv2d | None

@@ -3,8 +3,8 @@
 Song et al. 2021 (arXiv 2011.13456); Dhariwal & Nichol 2021 (arXiv 2105.05233); Karras et al. 2022 (arXiv 2206.00364).
 Names of classes, arguments, attributes and parameters are those of NVlabs' file format.
 
-Parameters are cast to the type of the input. In train mode, and only there, dropout and label_dropout draw from
-torch's global generator.
+Parameters are cast to the input's dtype. Dropout and label_dropout act only in train mode, where they draw from torch's
+global generator.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import ModuleDict
 
+from stylegan_di.networks.checks import check_choice
 from stylegan_di.networks.edm_layers import (
     Conv2d,
     FourierEmbedding,
@@ -29,7 +30,7 @@ from stylegan_di.networks.edm_layers import (
 )
 from stylegan_di.torch_utils.persistence import PersistentModule
 
-LAYOUT = torch.channels_last  # of activations: the faster one for convolutions and normalisation
+LAYOUT = torch.channels_last  # the faster activation layout for convolutions and normalisation
 
 
 class LayerPlan(NamedTuple):
@@ -42,14 +43,14 @@ class LayerPlan(NamedTuple):
 
     @property
     def key(self) -> str:
-        """Its name in the file format."""
+        """The layer's name in the file format."""
         return f"{self.res}x{self.res}_{self.kind}"
 
 
 def plan_encoder(
     img_resolution: int, in_channels: int, stem: int, widths: Sequence[int], num_blocks: int
 ) -> list[LayerPlan]:
-    """The encoder's layers: a convolution to `stem` channels, then `num_blocks` blocks a level, halving in between."""
+    """Plans the encoder: a convolution to `stem` channels, then `num_blocks` blocks per level, halving in between."""
     plan: list[LayerPlan] = []
     cout = stem
     for level, width in enumerate(widths):
@@ -62,7 +63,7 @@ def plan_encoder(
 
 
 def plan_decoder(encoder: Sequence[LayerPlan], widths: Sequence[int], num_blocks: int) -> list[LayerPlan]:
-    """The decoder's layers; each block also takes the output of an encoder layer, last first."""
+    """Plans the decoder, whose blocks also take the outputs of the encoder's layers, the last one first."""
     plan: list[LayerPlan] = []
     skips = [layer.cout for layer in encoder]
     res, cout = encoder[-1].res, encoder[-1].cout
@@ -79,14 +80,13 @@ def plan_decoder(encoder: Sequence[LayerPlan], widths: Sequence[int], num_blocks
 
 
 def drop_labels(labels: Tensor, probability: float, batch: int) -> Tensor:
-    """Labels [B or 1,label_dim], each row zeroed with the given probability (drawn from torch's global generator)."""
+    """Zeroes each row of labels [B or 1,label_dim] with the given probability, by torch's global generator."""
     return labels * (torch.rand([batch, 1], device=labels.device) >= probability).to(labels.dtype)
 
 
-def check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
-    """Raises ValueError for a value that is none of those accepted."""
-    if value not in accepted:
-        raise ValueError(f"{name}={value!r}; accepted: {', '.join(accepted)}")
+def last_of_each_level(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Picks the last tensor [B,C,H,W] of each resolution from an encoder's outputs, which are in the layers' order."""
+    return list({output.shape[-1]: output for output in outputs}.values())
 
 
 SONG_INIT: dict[str, Any] = {"init_mode": "xavier_uniform"}
@@ -110,7 +110,7 @@ def song_encoder(
     encoder_type: str,
     resample_filter: Sequence[float],
 ) -> ModuleDict:
-    """SongUNet's encoder; its auxiliary layers bring the input image down to each level."""
+    """Builds SongUNet's encoder; its auxiliary layers downsample the input image for each level."""
     layers = ModuleDict()
     caux = plan[0].cin
     for layer in plan:
@@ -139,9 +139,9 @@ def song_decoder(
     resample_filter: Sequence[float],
     out_channels: int,
 ) -> ModuleDict:
-    """SongUNet's decoder; its auxiliary layers make the output image, of the last level or of every level."""
+    """Builds SongUNet's decoder; its auxiliary layers make output images, at the last level or at every level."""
     layers = ModuleDict()
-    last = plan[-1].kind  # of each level; the only block with attention
+    last = plan[-1].kind  # the kind of each level's last block, the only one with attention
     for layer in plan:
         res, kind, cin, cout = layer
         attend = kind == "in0" or (kind == last and res in attn_resolutions)
@@ -165,14 +165,14 @@ class SongUNet(PersistentModule):
         in_channels, out_channels: channels of the images.
         label_dim: length of the class labels, 0 for none.
         augment_dim: length of the augmentation labels, 0 for none.
-        model_channels, channel_mult: the channels of level i are model_channels * channel_mult[i].
+        model_channels, channel_mult: level i has model_channels * channel_mult[i] channels.
         channel_mult_emb, channel_mult_noise: channels of the embedding and of its noise input, times model_channels.
-        num_blocks: residual blocks a level.
+        num_blocks: residual blocks per level.
         attn_resolutions: resolutions with self-attention.
-        dropout, label_dropout: probabilities, in train mode only.
+        dropout, label_dropout: probabilities, used in train mode only.
         embedding_type: 'positional' or 'fourier'.
         encoder_type: 'standard', 'skip' or 'residual'; decoder_type: 'standard' or 'skip'.
-        resample_filter: taps, [1, 1] for DDPM++ and [1, 3, 3, 1] for NCSN++.
+        resample_filter: taps of the resampling filter, [1, 1] for DDPM++ and [1, 3, 3, 1] for NCSN++.
     """
 
     map_label: Linear | None
@@ -227,7 +227,7 @@ class SongUNet(PersistentModule):
     def forward(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """F(x): [B,out_channels,H,W].
+        """Returns F(x) [B,out_channels,H,W].
 
         Args:
             x: [B,in_channels,H,W].
@@ -235,10 +235,24 @@ class SongUNet(PersistentModule):
             class_labels: [B or 1,label_dim]; None without label_dim.
             augment_labels: [B,augment_dim], None for no augmentation.
         """
+        skips, emb = self._embed_and_encode(x, noise_labels, class_labels, augment_labels)
+        return self.decode(skips[-1], skips, emb)
+
+    def features(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+    ) -> list[Tensor]:
+        """Runs the encoder alone and returns its last output at each level, from the highest resolution to the lowest.
+
+        Element i is [B,C_i,H/2^i,W/2^i] with C_i = model_channels * channel_mult[i]. Arguments as forward's.
+        """
+        return last_of_each_level(self._embed_and_encode(x, noise_labels, class_labels, augment_labels)[0])
+
+    def _embed_and_encode(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The outputs of the encoder's layers, in their order, and the embedding."""
         emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
-        x = x.to(memory_format=LAYOUT)
-        x, skips = self.encode(x, emb)
-        return self.decode(x, skips, emb)
+        return self.encode(x.to(memory_format=LAYOUT), emb)[1], emb
 
     def embed(
         self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, batch: int
@@ -256,7 +270,7 @@ class SongUNet(PersistentModule):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
     def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Features of the deepest level, and the outputs that the decoder's blocks take up, last first."""
+        """Returns the deepest level's output, and the outputs of all layers in order for the decoder's blocks."""
         skips: list[Tensor] = []
         aux = x
         for key, layer in self.enc.items():
@@ -273,7 +287,7 @@ class SongUNet(PersistentModule):
         return x, skips
 
     def decode(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
-        """The output image; decoder_type 'skip' sums up-sampled images of all levels."""
+        """Returns the output image, which decoder_type 'skip' sums from upsampled images of all levels."""
         image = None
         for key, layer in self.dec.items():
             match key.partition("_")[2]:
@@ -346,16 +360,30 @@ class DhariwalUNet(PersistentModule):
     def forward(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
     ) -> Tensor:
-        """F(x): [B,out_channels,H,W]. Arguments as SongUNet's."""
-        emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
-        x = x.to(memory_format=LAYOUT)
-        skips: list[Tensor] = []
-        for key, layer in self.enc.items():
-            x = layer(x).to(memory_format=LAYOUT) if key.endswith("_conv") else layer(x, emb)
-            skips.append(x)
+        """Returns F(x) [B,out_channels,H,W]. Arguments as SongUNet's."""
+        skips, emb = self._embed_and_encode(x, noise_labels, class_labels, augment_labels)
+        x = skips[-1]
         for key, layer in self.dec.items():
             x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in key else x, emb)
         return self.out_conv(self.out_norm.then_silu(x))
+
+    def features(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+    ) -> list[Tensor]:
+        """Runs the encoder alone; see `SongUNet.features`."""
+        return last_of_each_level(self._embed_and_encode(x, noise_labels, class_labels, augment_labels)[0])
+
+    def _embed_and_encode(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
+    ) -> tuple[list[Tensor], Tensor]:
+        """The outputs of the encoder's layers, in their order, and the embedding."""
+        emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
+        x = x.to(memory_format=LAYOUT)
+        outputs: list[Tensor] = []
+        for key, layer in self.enc.items():
+            x = layer(x).to(memory_format=LAYOUT) if key.endswith("_conv") else layer(x, emb)
+            outputs.append(x)
+        return outputs, emb
 
     def embed(
         self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, batch: int

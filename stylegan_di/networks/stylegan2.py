@@ -1,11 +1,11 @@
 """The networks of StyleGAN2 with adaptive discriminator augmentation.
 
 Karras et al. 2020 (arXiv 1912.04958 and 2006.06676). Names of classes, arguments, attributes and parameters are
-those of NVlabs' file format; layers are in `stylegan2_layers`.
+those of NVlabs' file format; the layers are in `stylegan2_layers`.
 
-Symbols: z latent, c labels, w the mapped latent, ws one w for each layer, w_avg their mean, psi the truncation.
-A network made `.double()` computes in float64 throughout; blocks with use_fp16 compute in float16 from float32
-parameters, and RGB images in the parameters' type.
+Symbols: z is the latent, c the labels, w the mapped latent, ws one w per layer, w_avg their mean, psi the truncation.
+A network made `.double()` computes in float64 throughout. Blocks with use_fp16 compute in float16 from float32
+parameters, and RGB images in the parameters' dtype.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from stylegan_di.networks.checks import check_choice, check_rows
 from stylegan_di.networks.stylegan2_layers import (
     RESAMPLE_FILTER,
     Conv2dLayer,
@@ -27,8 +28,6 @@ from stylegan_di.networks.stylegan2_layers import (
     NoiseSource,
     SynthesisLayer,
     ToRGBLayer,
-    check_choice,
-    check_rows,
 )
 from stylegan_di.torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
 from stylegan_di.torch_utils.persistence import PersistentModule
@@ -48,24 +47,24 @@ __all__ = [
     "ToRGBLayer",
 ]
 
-LAYOUT = torch.channels_last  # of activations in float32 and float64, the faster one
+LAYOUT = torch.channels_last  # the faster layout for activations in float32 and float64
 ARCHITECTURES = ("orig", "skip", "resnet")
 
 
 def block_precision(weight: Tensor, use_fp16: bool, channels_last: bool) -> tuple[torch.dtype, torch.memory_format]:
-    """Type and layout of a block's activations; float16 only beside float32 parameters."""
+    """Returns the dtype and layout of a block's activations; float16 is used only with float32 parameters."""
     if use_fp16 and weight.dtype == torch.float32:
         return torch.float16, torch.channels_last if channels_last else torch.contiguous_format
     return weight.dtype, LAYOUT
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
-    """Feature maps at a resolution."""
+    """The number of feature maps at a resolution."""
     return min(channel_base // resolution, channel_max)
 
 
 def lowest_fp16_resolution(img_resolution: int, num_fp16_res: int) -> int:
-    """The resolution from which the num_fp16_res highest compute in float16; never below 8."""
+    """The lowest of the num_fp16_res highest resolutions, which compute in float16; never below 8."""
     return max(2 * img_resolution >> num_fp16_res, 8)
 
 
@@ -76,17 +75,17 @@ def check_resolution(img_resolution: int) -> None:
 
 
 class SynthesisBlock(PersistentModule):
-    """The layers of one resolution.
+    """The generator's layers at one resolution.
 
     Args:
         in_channels: 0 for the first block, which starts from the constant `const`.
-        resolution: of the result.
+        resolution: resolution of the output.
         is_last: whether this is the block of the highest resolution.
         architecture: 'orig' (RGB from the last block), 'skip' (the sum of RGB from every block) or 'resnet'.
-        resample_filter: taps of the upsampling.
-        conv_clamp: largest absolute value of a layer's result, None for no limit.
-        use_fp16: whether it computes in float16; fp16_channels_last: and in that layout.
-        layer_kwargs: of the SynthesisLayers.
+        resample_filter: taps of the upsampling filter.
+        conv_clamp: limit on the absolute value of a layer's output, None for no limit.
+        use_fp16, fp16_channels_last: whether to compute in float16, and then with channels_last activations.
+        layer_kwargs: arguments for the SynthesisLayers.
     """
 
     resample_filter: Tensor
@@ -160,7 +159,7 @@ class SynthesisBlock(PersistentModule):
     ) -> tuple[Tensor, Tensor | None]:
         """x [N,in_channels,res/2,res/2], img [N,img_channels,res/2,res/2] or None, ws [N,num_conv+num_torgb,w_dim].
 
-        Returns x and img at this block's resolution. For the rest see `SynthesisNetwork.forward`.
+        Returns x and img at this block's resolution. For the other arguments see `SynthesisNetwork.forward`.
         """
         dtype, layout = block_precision(self.conv1.weight, self.use_fp16 and not force_fp32, self.channels_last)
         layer: dict[str, Any] = {"noise_mode": noise_mode, "noise_source": noise_source}
@@ -186,14 +185,14 @@ class SynthesisBlock(PersistentModule):
 
 
 class SynthesisNetwork(PersistentModule):
-    """ws to images.
+    """Turns ws into images.
 
     Args:
         w_dim: length of a w.
-        img_resolution, img_channels: of the images; the resolution is a power of two.
+        img_resolution, img_channels: shape of the images; the resolution is a power of two.
         channel_base, channel_max: a resolution has min(channel_base / resolution, channel_max) feature maps.
         num_fp16_res: how many of the highest resolutions compute in float16.
-        block_kwargs: of the SynthesisBlocks.
+        block_kwargs: arguments for the SynthesisBlocks.
     """
 
     def __init__(
@@ -244,12 +243,12 @@ class SynthesisNetwork(PersistentModule):
         """Images [N,img_channels,R,R], nominally in [-1,1], from ws [N,num_ws,w_dim].
 
         Args:
-            noise_mode: of the per-pixel noise, 'random', 'const' (the stored noise) or 'none'.
-            force_fp32: whether float16 blocks compute in float32.
-            fused_modconv: part of NVlabs' signature, where it chooses between two ways to compute one sum; here there
-                is one way, see `modulated_conv2d`.
-            noise_source: where random noise comes from, called with (1, res, res) for [N,1,res,res] standard normal
-                numbers; None for torch's global generator.
+            noise_mode: per-pixel noise: 'random', 'const' (the stored noise) or 'none'.
+            force_fp32: makes float16 blocks compute in float32.
+            fused_modconv: has no effect. NVlabs' signature has it to choose between two implementations of one sum;
+                here there is only one, see `modulated_conv2d`.
+            noise_source: source of random noise, called with (1, res, res) for [N,1,res,res] standard normal numbers;
+                None for torch's global generator.
         """
         ws = check_rows("ws", ws, self.num_ws, self.w_dim).to(next(self.parameters()).dtype)
         x = img = None
@@ -268,9 +267,9 @@ class Generator(PersistentModule):
 
     Args:
         z_dim, c_dim, w_dim: lengths of latents, labels (0: unconditional) and mapped latents.
-        img_resolution, img_channels: of the images.
-        mapping_kwargs: of the MappingNetwork.
-        synthesis_kwargs: of the SynthesisNetwork.
+        img_resolution, img_channels: shape of the images.
+        mapping_kwargs: arguments for the MappingNetwork.
+        synthesis_kwargs: arguments for the SynthesisNetwork.
     """
 
     def __init__(
@@ -301,7 +300,7 @@ class Generator(PersistentModule):
         truncation_cutoff: int | None = None,
         **synthesis_kwargs: Any,
     ) -> Tensor:
-        """z [N,z_dim] standard normal; c [N,c_dim] one-hot, ignored if c_dim is 0.
+        """Generates images from z [N,z_dim], standard normal, and c [N,c_dim], one-hot, ignored if c_dim is 0.
 
         For truncation see `MappingNetwork.forward`, for synthesis_kwargs and the result `SynthesisNetwork.forward`.
         """
@@ -310,15 +309,15 @@ class Generator(PersistentModule):
 
 
 class DiscriminatorBlock(PersistentModule):
-    """The layers of one resolution, which they halve.
+    """The discriminator's layers at one resolution, which they halve.
 
     Args:
         in_channels: 0 for the first block.
-        tmp_channels, out_channels: within and after the block.
-        resolution: of the input.
-        first_layer_idx: number of layers in the blocks before; layers below freeze_layers are not trainable.
+        tmp_channels, out_channels: channels within and after the block.
+        resolution: resolution of the input.
+        first_layer_idx: number of layers in the preceding blocks; the first freeze_layers layers are not trainable.
         architecture: 'orig', 'skip' (every block also sees the image at its resolution) or 'resnet'.
-        For the rest see `SynthesisBlock`.
+        For the other arguments see `SynthesisBlock`.
     """
 
     resample_filter: Tensor
@@ -384,12 +383,12 @@ class DiscriminatorBlock(PersistentModule):
 
 
 class DiscriminatorEpilogue(PersistentModule):
-    """The last block: 4x4 feature maps to logits, always in the parameters' precision.
+    """The last block, which turns 4x4 feature maps into logits, always in the parameters' precision.
 
     Args:
         cmap_dim: length of the mapped labels, 0 for none.
-        mbstd_group_size, mbstd_num_channels: of the MinibatchStdLayer; no channels, no layer.
-        For the rest see `DiscriminatorBlock`.
+        mbstd_group_size, mbstd_num_channels: arguments for the MinibatchStdLayer; with 0 channels there is none.
+        For the other arguments see `DiscriminatorBlock`.
     """
 
     mbstd: MinibatchStdLayer | None
@@ -423,7 +422,7 @@ class DiscriminatorEpilogue(PersistentModule):
         self.out = FullyConnectedLayer(in_channels, cmap_dim if cmap_dim > 0 else 1)
 
     def forward(self, x: Tensor, img: Tensor | None, cmap: Tensor | None, force_fp32: bool = False) -> Tensor:
-        """x [N,in_channels,res,res]; img, for 'skip', [N,img_channels,res,res]; cmap [N,cmap_dim] -> logits [N,1]."""
+        """x [N,in_channels,res,res], img [N,img_channels,res,res] if 'skip', cmap [N,cmap_dim] -> logits [N,1]."""
         del force_fp32
         dtype = self.fc.weight.dtype
         x = x.to(dtype=dtype, memory_format=torch.contiguous_format)
@@ -440,16 +439,16 @@ class DiscriminatorEpilogue(PersistentModule):
 
 
 class Discriminator(PersistentModule):
-    """Images to logits.
+    """Turns images into logits.
 
     Args:
         c_dim: length of the labels, 0: unconditional.
-        img_resolution, img_channels: of the images; the resolution is a power of two.
+        img_resolution, img_channels: shape of the images; the resolution is a power of two.
         architecture: see `DiscriminatorBlock`.
         channel_base, channel_max, num_fp16_res: see `SynthesisNetwork`.
-        conv_clamp: largest absolute value of a layer's result, None for no limit.
-        cmap_dim: length of the mapped labels; default: the feature maps at 4x4.
-        block_kwargs, mapping_kwargs, epilogue_kwargs: of DiscriminatorBlock, MappingNetwork, DiscriminatorEpilogue.
+        conv_clamp: limit on the absolute value of a layer's output, None for no limit.
+        cmap_dim: length of the mapped labels; default: the number of feature maps at 4x4.
+        block_kwargs, mapping_kwargs, epilogue_kwargs: for DiscriminatorBlock, MappingNetwork, DiscriminatorEpilogue.
     """
 
     def __init__(
@@ -502,9 +501,9 @@ class Discriminator(PersistentModule):
         )
 
     def forward(self, img: Tensor, c: Tensor | None, force_fp32: bool = False) -> Tensor:
-        """Logits [N,1] of images [N,img_channels,R,R] in [-1,1] with labels c [N,c_dim], ignored if c_dim is 0.
+        """Images [N,img_channels,R,R] in [-1,1], labels c [N,c_dim] (ignored if c_dim is 0) -> logits [N,1].
 
-        force_fp32: whether float16 blocks compute in float32.
+        force_fp32 makes float16 blocks compute in float32.
         """
         x: Tensor | None = None
         y: Tensor | None = img

@@ -1,11 +1,11 @@
-"""Layers of StyleGAN2's networks, and its mapping network, which is but a stack of them.
+"""The layers of StyleGAN2's networks, and its mapping network.
 
-Names of classes, arguments, attributes and parameters are those of NVlabs' file format: every attribute of a layer is
-written to its pickle, so layers keep nothing but what the format has. Weights are drawn from N(0,1) and scaled at run
+Names of classes, arguments, attributes and parameters are those of NVlabs' file format. Every attribute of a layer is
+written to its pickle, so layers have no attributes beyond the format's. Weights are drawn from N(0,1) and scaled at run
 time by 1/sqrt(fan in), which equalizes learning rates (Karras et al. 2018, arXiv 1710.10196, section 4.1).
 
-Layers cast their parameters to the type of their input: modules made `.double()` compute in float64 throughout, and
-float32 parameters serve float16 activations.
+Layers cast their parameters to their input's dtype: modules made `.double()` compute in float64 throughout, and
+float16 activations work with float32 parameters.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from stylegan_di.networks.checks import check_choice, check_rows
 from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS, bias_act
 from stylegan_di.torch_utils.ops.conv2d_resample import conv2d_resample
 from stylegan_di.torch_utils.ops.modulated_conv2d import modulated_conv2d
@@ -31,31 +32,18 @@ EPSILON = 1e-8
 
 
 def normalize_2nd_moment(x: Tensor) -> Tensor:
-    """x [N,features] with each row brought to a mean square of 1."""
+    """Scales each row of x [N,features] to a mean square of 1."""
     return x * torch.rsqrt(x.square().mean(1, keepdim=True) + EPSILON)
 
 
 def random_weight(shape: Sequence[int], channels_last: bool = False) -> Tensor:
-    """N(0,1) numbers from torch's global generator."""
+    """Draws N(0,1) numbers from torch's global generator."""
     weight = torch.randn(list(shape))
     return weight.to(memory_format=torch.channels_last) if channels_last else weight
 
 
-def check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
-    """Raises ValueError for a value that is not among the accepted ones."""
-    if value not in accepted:
-        raise ValueError(f"{name}={value!r}; accepted: {', '.join(accepted)}")
-
-
-def check_rows(name: str, value: Tensor | None, *row: int) -> Tensor:
-    """The value; raises ValueError unless it is a tensor [N, *row]."""
-    if value is None or value.shape[1:] != row:
-        raise ValueError(f"{name} of shape {None if value is None else list(value.shape)}; accepted: {['N', *row]}")
-    return value
-
-
 class FullyConnectedLayer(PersistentModule):
-    """x [N,in_features] -> act(x @ (weight * lr / sqrt(in))^T + bias * lr), [N,out_features]; never under autocast."""
+    """x [N,in_features] -> act(x @ (weight * lr / sqrt(in))^T + bias * lr), [N,out_features]; ignores autocast."""
 
     bias: Tensor | None
 
@@ -77,16 +65,16 @@ class FullyConnectedLayer(PersistentModule):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.to(x.dtype).t()
-        with torch.autocast(x.device.type, enabled=False):  # styles are cheap, and all that follows depends on them
+        with torch.autocast(x.device.type, enabled=False):  # styles are cheap, and everything else depends on them
             if self.bias is None:
                 y = (x * self.weight_gain) @ weight
-            else:  # both gains go with the product
+            else:  # addmm applies both gains at no extra cost
                 y = torch.addmm(self.bias.to(x.dtype), x, weight, beta=self.bias_gain, alpha=self.weight_gain)
         return bias_act(y, act=self.activation)
 
 
 class Conv2dLayer(PersistentModule):
-    """x [N,in_channels,H,W] -> convolution at another resolution, bias, activation, clamp; [N,out_channels,H',W'].
+    """Resamples and convolves x [N,in_channels,H,W], then adds bias, activates and clamps; [N,out_channels,H',W'].
 
     With trainable=False the weight and bias are buffers of the same names.
     """
@@ -141,17 +129,17 @@ class Conv2dLayer(PersistentModule):
 
 
 class MappingNetwork(PersistentModule):
-    """Latents and labels to ws (arXiv 1812.04948, section 2); in the discriminator, labels to a vector.
+    """Maps latents and labels to ws (arXiv 1812.04948, section 2); the discriminator's maps labels to a vector.
 
     Args:
         z_dim, c_dim: lengths of latents and labels, 0 for none.
-        w_dim: length of the result.
-        num_ws: how many copies of w are returned; None for w itself, without that axis.
-        num_layers: fully connected layers.
+        w_dim: length of w.
+        num_ws: number of copies of w to return; None returns w itself, without that axis.
+        num_layers: number of fully connected layers.
         embed_features: length of the embedded labels, default w_dim.
-        layer_features: length between layers, default w_dim.
-        lr_multiplier: learning rate of the layers, relative to the others'.
-        w_avg_beta: decay of the running mean of w, updated in train mode; None for none.
+        layer_features: width of the hidden layers, default w_dim.
+        lr_multiplier: learning rate of these layers, relative to the rest of the network.
+        w_avg_beta: decay of the running mean of w, updated in train mode; None keeps no mean.
     """
 
     w_avg: Tensor
@@ -200,7 +188,7 @@ class MappingNetwork(PersistentModule):
     ) -> Tensor:
         """z [N,z_dim] (None if z_dim is 0); c [N,c_dim] (ignored if c_dim is 0) -> ws [N,num_ws,w_dim].
 
-        truncation_psi draws the first truncation_cutoff ws (None: all) towards their mean w_avg; 1 leaves them.
+        truncation_psi moves the first truncation_cutoff ws (None: all) towards their mean w_avg; 1 does not move them.
         """
         dtype = next(self.parameters()).dtype
         inputs = []
@@ -225,7 +213,7 @@ class MappingNetwork(PersistentModule):
 
 
 class SynthesisLayer(PersistentModule):
-    """Modulated convolution, noise, bias, activation, clamp: x [N,Cin,H,W] and w [N,w_dim] -> [N,Cout,res,res]."""
+    """Modulated convolution, noise, bias, activation and clamp: x [N,Cin,H,W], w [N,w_dim] -> [N,Cout,res,res]."""
 
     resample_filter: Tensor
     noise_const: Tensor
@@ -269,7 +257,7 @@ class SynthesisLayer(PersistentModule):
         gain: float = 1,
         noise_source: NoiseSource | None = None,
     ) -> Tensor:
-        """See `SynthesisNetwork.forward`; gain scales the result and the clamp; fused_modconv changes nothing."""
+        """See `SynthesisNetwork.forward`; gain scales the result and the clamp; fused_modconv has no effect."""
         return modulated_conv2d(
             x,
             self.weight,
@@ -286,7 +274,7 @@ class SynthesisLayer(PersistentModule):
         )
 
     def noise(self, batch: int, noise_mode: str, noise_source: NoiseSource | None) -> Tensor | None:
-        """What is added to every feature map: [N,1,res,res], [res,res] or None."""
+        """The noise to add to every feature map: [N,1,res,res], [res,res] or None."""
         check_choice("noise_mode", noise_mode, NOISE_MODES)
         if not self.use_noise or noise_mode == "none":
             return None
@@ -319,7 +307,7 @@ class ToRGBLayer(PersistentModule):
         self.weight_gain = 1 / math.sqrt(in_channels * kernel_size**2)
 
     def forward(self, x: Tensor, w: Tensor, fused_modconv: bool = True) -> Tensor:
-        """fused_modconv changes nothing, see `SynthesisNetwork.forward`."""
+        """fused_modconv has no effect, see `SynthesisNetwork.forward`."""
         styles = self.affine(w) * self.weight_gain
         padding = self.weight.shape[2] // 2
         return modulated_conv2d(
@@ -328,11 +316,11 @@ class ToRGBLayer(PersistentModule):
 
 
 class MinibatchStdLayer(PersistentModule):
-    """Appends the standard deviation over groups of samples as further channels (arXiv 1710.10196, section 3).
+    """Appends the standard deviation over groups of samples as extra channels (arXiv 1710.10196, section 3).
 
     Args:
-        group_size: samples a group, which must divide the batch, or None for the batch.
-        num_channels: how many, each of an equal part of the channels.
+        group_size: samples per group, which must divide the batch; None makes the whole batch one group.
+        num_channels: number of extra channels, each computed from an equal share of the input channels.
     """
 
     def __init__(self, group_size: int | None, num_channels: int = 1) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +12,8 @@ from types import TracebackType
 from typing import IO
 
 from stylegan_di.config import TrainConfig
-from stylegan_di.dnnlib.progress import format_time
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.runs import statefile
-from stylegan_di.training.report import append_json_line
 
 
 class RunFolder:
@@ -28,8 +25,8 @@ class RunFolder:
         self._lock: IO[bytes] | None = None
 
     @classmethod
-    def create(cls, config: TrainConfig, name: str) -> RunFolder:
-        """The next free number in config.outdir.
+    def create(cls, config: TrainConfig) -> RunFolder:
+        """Makes the folder with the next free number in config.outdir.
 
         Raises:
             UserError: the folder cannot be written.
@@ -38,7 +35,7 @@ class RunFolder:
         try:
             outdir.mkdir(parents=True, exist_ok=True)
             numbers = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5})-", p.name))]
-            path = _claim(outdir, max(numbers, default=-1) + 1, name)
+            path = _claim(outdir, max(numbers, default=-1) + 1, run_name(config))
         except OSError as error:
             raise UserError(f"--outdir={config.outdir}: cannot write there ({error}); choose another folder") from error
         folder = cls(path, config)
@@ -105,22 +102,33 @@ class RunFolder:
     def best_path(self) -> Path:
         return self.path / f"network-best.{self.config.snap_format}"
 
-    def grid_path(self, kimg: float | None) -> Path:
-        """fakes_init.png before training (kimg None), then fakes000200.png."""
-        return self.path / ("fakes_init.png" if kimg is None else f"fakes{round(kimg):06d}.png")
-
     def write_json(self, name: str, values: Mapping[str, object]) -> None:
         atomic_write(self.path / name, (json.dumps(values, indent=2) + "\n").encode())
 
-    def add_statistics(self, values: Mapping[str, object]) -> None:
-        append_json_line(self.path / "stats.jsonl", dict(values) | {"timestamp": time.time()})
 
-    def add_metric(self, name: str, results: Mapping[str, float], snapshot: str, seconds: float) -> None:
-        """One line of metric-<name>.jsonl, with the fields of stylegan2-ada's."""
-        line = {"results": dict(results), "metric": name, "total_time": seconds,
-                "total_time_str": format_time(seconds), "num_gpus": 1, "snapshot_pkl": snapshot,
-                "timestamp": time.time()}  # fmt: skip
-        append_json_line(self.path / f"metric-{name}.jsonl", line)
+def run_name(config: TrainConfig) -> str:
+    """'fashion-gan-di-ikl-batch64': what a run folder is called after its number."""
+    source = config.gan_pkl or config.data or config.teacher or "run"
+    stem = source.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].split(".")[0]
+    parts = [stem, config.kind]
+    if config.kind == "di":
+        parts.append(re.sub(r"[:,*]", "-", config.divergence.replace("=", "")))
+        if config.adv_weight:
+            parts.append(f"adv{config.adv_weight:g}")
+    if config.cond:
+        parts.append("cond")
+    if config.mirror:
+        parts.append("mirror")
+    if config.subset is not None:
+        parts.append(f"subset{config.subset}")
+    if config.kind == "edm":
+        parts += [config.arch, config.precond]
+    elif config.kind == "gan" and config.cfg is not None:
+        parts.append(config.cfg)
+    parts.append(f"batch{config.batch}")
+    if config.desc:
+        parts.append(config.desc)
+    return "-".join(parts)
 
 
 def _claim(outdir: Path, number: int, name: str) -> Path:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_di.config import TrainConfig
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.runs import statefile
 from stylegan_di.runs.statefile import State
 
-#: Options that a run may change when it goes on: they move no number of the training but its length, and rounding.
+#: Options that a run may change when it resumes. They change the length of the training (and with it --lr-decay's
+#: rates), where and how it is computed, and what is kept of it; all else of its numbers stays.
 MAY_CHANGE = ("outdir", "device", "gpus", "workers", "batch_gpu", "kimg", "snap", "state", "snap_format", "metrics",
               "detector_file", "max_skips", "on_divergence", "fsdp")  # fmt: skip
 
@@ -103,8 +104,8 @@ def changed_config(state: State, given: Mapping[str, Any]) -> TrainConfig:
         raise UserError(f"{state.path}: written by another version, with options {', '.join(sorted(unknown))}")
     given = {name: value for name, value in given.items() if value is not None and value != stored.get(name)}
     if differing := [name for name in given if name not in MAY_CHANGE]:
-        named = "; ".join(f"--{_option(name)}={given[name]} was {stored.get(name)}" for name in differing)
-        may = ", ".join(f"--{_option(name)}" for name in MAY_CHANGE)
+        named = "; ".join(f"{option_name(name)}={given[name]} was {stored.get(name)}" for name in differing)
+        may = ", ".join(option_name(name) for name in MAY_CHANGE)
         raise UserError(f"--resume: the run cannot go on with other options: {named}. Leave out; may change: {may}")
     config = TrainConfig(**{**stored, **given, "outdir": str(state.path.parent.parent)})
     return config
@@ -114,10 +115,6 @@ def config_hash(config: TrainConfig) -> str:
     """SHA-256 of the options that must not change while a run goes on."""
     fixed = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
-
-
-def _option(name: str) -> str:
-    return name.replace("_", "-")
 
 
 def check_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> None:

@@ -150,7 +150,6 @@ def ablation_sampler(
     S_max: float = math.inf,
     S_noise: float = 1,
     noise_source: Callable[..., Tensor] | None = None,
-    round_sigma: Callable[[Tensor], Tensor] = torch.as_tensor,
 ) -> Tensor:
     """Turn noise into images with a denoiser; with its defaults the same as `stylegan_di.sampling.heun.heun_sampler`.
 
@@ -159,8 +158,7 @@ def ablation_sampler(
         sigma_min, sigma_max: None for the discretization's own; clipped to the denoiser's range.
         rho, epsilon_s, C_1, C_2, M: see `noise_levels`.
         alpha: where the second-order method evaluates again, as a share of the step: 1 Heun, 1/2 midpoint.
-        denoiser, latents, labels, num_steps, S_churn, S_min, S_max, S_noise, noise_source, round_sigma: as of
-            `heun_sampler`.
+        denoiser, latents, labels, num_steps, S_churn, S_min, S_max, S_noise, noise_source: as of `heun_sampler`.
 
     Returns:
         Images [B,C,H,W] float64, nominally in [-1,1].
@@ -181,7 +179,7 @@ def ablation_sampler(
     high = min(highest if sigma_max is None else sigma_max, denoiser.sigma_max)
     process = Process(schedule, scaling, *vp_betas(low, high, epsilon_s))
     sigmas = noise_levels(discretization, num_steps, low, high, rho=rho, epsilon_s=epsilon_s, C_1=C_1, C_2=C_2, M=M)
-    times = process.time(round_sigma(sigmas))
+    times = process.time(denoiser.round_sigma(sigmas))
     times = torch.cat([times, times.new_zeros(1)]).to(latents.device)
 
     def slope(x: Tensor, t: Tensor) -> Tensor:
@@ -195,7 +193,7 @@ def ablation_sampler(
         if noise_source is not None and S_churn > 0:
             sigma = process.sigma(t)
             gamma = min(S_churn / num_steps, math.sqrt(2) - 1) if S_min <= sigma <= S_max else 0.0
-            t_hat = process.time(round_sigma(sigma + gamma * sigma))
+            t_hat = process.time(denoiser.round_sigma(sigma + gamma * sigma))
             added = (process.sigma(t_hat).square() - sigma.square()).clamp_min(0).sqrt()
             noise = noise_source(*x.shape[1:])
             x = process.scale(t_hat) / process.scale(t) * x + added * process.scale(t_hat) * S_noise * noise

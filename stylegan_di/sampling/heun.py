@@ -12,8 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.random import SampleRandom
+from stylegan_di.interfaces import Denoiser
 
 
 def sigma_steps(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
@@ -37,12 +36,11 @@ def heun_sampler(
     S_max: float = math.inf,
     S_noise: float = 1,
     noise_source: Callable[..., Tensor] | None = None,
-    round_sigma: Callable[[Tensor], Tensor] = torch.as_tensor,
 ) -> Tensor:
     """Turn noise into images with a denoiser, evaluated 2 * num_steps - 1 times, each in the denoiser's own precision.
 
     Args:
-        denoiser: D(x; sigma); [sigma_min, sigma_max] is clipped to its range.
+        denoiser: D(x; sigma); [sigma_min, sigma_max] is clipped to its range, and levels are rounded to those it knows.
         latents: standard normal [B,C,H,W].
         labels: [B,label_dim] one-hot or None.
         num_steps: noise levels, >= 1.
@@ -52,7 +50,6 @@ def heun_sampler(
         S_noise: standard deviation of the added noise, slightly above 1 against loss of detail.
         noise_source: noise_source(C, H, W) gives standard normal numbers [B,C,H,W], such as `SampleRandom.normal`;
             called once a step, in order, when S_churn > 0.
-        round_sigma: the nearest noise level that the network knows, if it knows only some.
 
     Returns:
         Images [B,C,H,W] float64, nominally in [-1,1].
@@ -60,7 +57,7 @@ def heun_sampler(
     if S_churn > 0 and noise_source is None:
         raise ValueError(f"S_churn={S_churn} adds noise: noise_source must be given")
     steps = sigma_steps(num_steps, max(sigma_min, denoiser.sigma_min), min(sigma_max, denoiser.sigma_max), rho)
-    steps = torch.cat([round_sigma(steps), steps.new_zeros(1)]).to(latents.device)
+    steps = torch.cat([denoiser.round_sigma(steps), steps.new_zeros(1)]).to(latents.device)
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
         """dx/dsigma of the probability flow (eq. 1 with sigma(t) = t)."""
@@ -70,7 +67,7 @@ def heun_sampler(
     for sigma, sigma_next in pairwise(steps):
         if noise_source is not None and S_churn > 0:
             gamma = min(S_churn / num_steps, math.sqrt(2) - 1) if S_min <= sigma <= S_max else 0.0
-            sigma_hat = round_sigma(sigma + gamma * sigma)
+            sigma_hat = denoiser.round_sigma(sigma + gamma * sigma)
             x = x + (sigma_hat**2 - sigma**2).sqrt() * S_noise * noise_source(*x.shape[1:])
             sigma = sigma_hat
         d = slope(x, sigma)
@@ -80,36 +77,3 @@ def heun_sampler(
         x = x_next
     return x
 
-
-class HeunGenerator(Generator):
-    """A denoiser with Heun's sampler as a Generator, for what measures or shows one; latents are the initial noise.
-
-    Args:
-        denoiser: kept as `.network`.
-        num_steps: noise levels; the rest of `heun_sampler` is at its defaults.
-        round_sigma: the nearest noise level that the network knows, if it knows only some.
-    """
-
-    network: Denoiser
-
-    def __init__(
-        self, denoiser: Denoiser, num_steps: int = 18, round_sigma: Callable[[Tensor], Tensor] = torch.as_tensor
-    ) -> None:
-        super().__init__()
-        self.network = denoiser
-        self.num_steps = num_steps
-        self.round_sigma = round_sigma
-        self.img_resolution = denoiser.img_resolution
-        self.img_channels = denoiser.img_channels
-        self.label_dim = denoiser.label_dim
-
-    def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
-        """Standard normal latents [n,C,H,W]; rng holds n streams."""
-        if len(rng) != n:
-            raise ValueError(f"{n} latents from {len(rng)} random streams; one stream a sample is needed")
-        return rng.normal(self.img_channels, self.img_resolution, self.img_resolution)
-
-    def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
-        """z [B,C,H,W]; labels [B,label_dim] one-hot, None the null label; rng is not needed. Carries no gradient."""
-        images = heun_sampler(self.network, z, labels, num_steps=self.num_steps, round_sigma=self.round_sigma)
-        return images.float()

@@ -53,6 +53,31 @@ class Blueprint:
     not_stored: str | None = None
 
 
+@dataclass(frozen=True)
+class ImageShape:
+    """What images a network makes; `classes` is 0 for an unconditional one."""
+
+    resolution: int
+    channels: int
+    classes: int
+
+
+def image_shape(blueprint: Blueprint) -> ImageShape | None:
+    """What images a network makes, by its arguments; None where they do not say, or the class is not known."""
+    cls = CLASSES.get(blueprint.class_name)
+    if cls is None:
+        return None
+    try:
+        bound = inspect.signature(cls).bind(*blueprint.init_args, **blueprint.init_kwargs)
+    except TypeError:
+        return None
+    bound.apply_defaults()
+    found = bound.arguments
+    classes = found.get("c_dim", found.get("label_dim"))
+    sizes: list[Any] = [found.get("img_resolution"), found.get("img_channels"), classes]
+    return ImageShape(*sizes) if all(type(size) is int for size in sizes) else None
+
+
 def build(blueprint: Blueprint, name: str, source: str) -> torch.nn.Module:
     """The network of a blueprint, in evaluation mode, without gradients, on the CPU.
 

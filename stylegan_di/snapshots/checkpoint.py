@@ -17,9 +17,11 @@ from stylegan_di import interfaces, zoo
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.networks.edm import Precond
 from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import CLASSES, build
 from stylegan_di.snapshots.formats import TARGETS, Contents, read_contents, to_pickle, to_safetensors
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.persistence import RefusedFileError
 
@@ -112,11 +114,35 @@ def as_denoiser(snapshot: Snapshot) -> interfaces.Denoiser:
     )
 
 
+def as_gan(snapshot: Snapshot) -> StyleGAN2Student:
+    """The GAN in a snapshot, which has a mapping network and thus w.
+
+    Raises:
+        UserError: if it holds something else.
+    """
+    name, network = _only(snapshot, (Generator, Precond))
+    if isinstance(network, Precond):
+        kind = "diffusion teacher" if _sigma_init(snapshot, name) is None else "one-step student"
+        raise UserError(
+            f"--network={snapshot.source} is a {kind}, no GAN: it has no w. Pass a StyleGAN2 network, or use "
+            "generate.py with --seeds"
+        )
+    generator = as_generator(snapshot)
+    assert isinstance(generator, StyleGAN2Student)
+    return generator
+
+
 def as_model(snapshot: Snapshot) -> interfaces.Generator | interfaces.Denoiser:
     """What a snapshot is for: a teacher if it holds a denoiser that is no one-step student, else a generator."""
     name, network = _only(snapshot, (Generator, Precond))
     is_teacher = isinstance(network, Precond) and _sigma_init(snapshot, name) is None
     return as_denoiser(snapshot) if is_teacher else as_generator(snapshot)
+
+
+def as_shown(snapshot: Snapshot) -> interfaces.Generator:
+    """What images of a snapshot come from: its generator, or its teacher with a sampler."""
+    model = as_model(snapshot)
+    return DiffusionSampler(model) if isinstance(model, interfaces.Denoiser) else model
 
 
 def _only(snapshot: Snapshot, kinds: tuple[type[torch.nn.Module], ...]) -> tuple[str, torch.nn.Module | None]:

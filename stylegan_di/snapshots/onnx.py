@@ -19,35 +19,32 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.random import SampleRandom
 
 OPSET = 18
 _NAMESPACE = "stylegan_di"  # of the project's operators
 _EXAMPLES = 2  # samples the graph is traced with; its batch is free
 
 
-def to_onnx(
-    model: Generator | Denoiser, metadata: Mapping[str, str | float], *, truncation_psi: float = 1.0
-) -> bytes:
+def to_onnx(model: Generator | Denoiser, metadata: Mapping[str, str | float]) -> bytes:
     """An ONNX file.
 
     Args:
-        model: on the CPU, in evaluation mode.
+        model: on the CPU, in evaluation mode; options of its use, such as trunc, become part of the graph.
         metadata: provenance, kept as the file's metadata.
-        truncation_psi: of a StyleGAN2 generator.
 
     Raises:
-        UserError: if the packages that write ONNX are not installed, or truncation is asked of another model.
+        UserError: if the packages that write ONNX are not installed.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"ONNX needs the package {missing[0]}, which is not installed: pip install 'stylegan-di[onnx]'")
-    graph, inputs = _graph(model, truncation_psi)
+    graph, inputs = _Graph(model), _inputs(model)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad(), _quiet():
         with _plain_operators():
             shapes = {name: {0: batch} for name in inputs}
-            exported = torch.export.export(graph.eval(), tuple(inputs.values()), dynamic_shapes=shapes)
+            exported = torch.export.export(graph.eval(), (), kwargs=inputs, dynamic_shapes={"inputs": shapes})
         program = torch.onnx.export(exported, output_names=["images"], opset_version=OPSET, dynamo=True, verbose=False)
     assert program is not None
     proto = program.model_proto
@@ -57,46 +54,24 @@ def to_onnx(
     return proto.SerializeToString(deterministic=True)
 
 
-class _GAN(torch.nn.Module):
-    def __init__(self, student: StyleGAN2Student, psi: float) -> None:
+class _Graph(torch.nn.Module):
+    """What is exported: the model, called by the names of its inputs."""
+
+    def __init__(self, model: Generator | Denoiser) -> None:
         super().__init__()
-        self.network = student.network
-        self.psi = psi
+        self.model = model
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.network(z, labels, truncation_psi=self.psi, noise_mode="const", force_fp32=True)
-
-
-class _OneStep(torch.nn.Module):
-    def __init__(self, student: OneStepStudent) -> None:
-        super().__init__()
-        self.student = student
-
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.student(z, labels)
+    def forward(self, **inputs: Tensor) -> Tensor:
+        return self.model(**inputs)
 
 
-class _Denoising(torch.nn.Module):
-    def __init__(self, denoiser: Denoiser) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.denoiser(x, sigma, labels)
-
-
-def _graph(model: Generator | Denoiser, psi: float) -> tuple[torch.nn.Module, dict[str, Tensor]]:
-    """What is exported, and examples of its inputs by name."""
-    if psi != 1 and not isinstance(model, StyleGAN2Student):
-        raise UserError(f"--trunc={psi:g} is for a GAN, which this network is not; leave it out")
-    image = [_EXAMPLES, model.img_channels, model.img_resolution, model.img_resolution]
+def _inputs(model: Generator | Denoiser) -> dict[str, Tensor]:
+    """Examples of the inputs by name."""
     labels = {"labels": torch.eye(_EXAMPLES, model.label_dim)} if model.label_dim else {}
-    if isinstance(model, StyleGAN2Student):
-        return _GAN(model, psi), {"z": torch.randn([_EXAMPLES, model.network.z_dim])} | labels
-    if isinstance(model, OneStepStudent):
-        return _OneStep(model), {"z": torch.randn(image)} | labels
-    assert isinstance(model, Denoiser)
-    return _Denoising(model), {"x": torch.randn(image), "sigma": torch.ones([_EXAMPLES])} | labels
+    if isinstance(model, Denoiser):
+        image = [_EXAMPLES, model.img_channels, model.img_resolution, model.img_resolution]
+        return {"x": torch.randn(image), "sigma": torch.ones([_EXAMPLES])} | labels
+    return {"z": model.sample_latents(_EXAMPLES, rng=SampleRandom(0, "onnx", 0, range(_EXAMPLES)))} | labels
 
 
 @contextlib.contextmanager

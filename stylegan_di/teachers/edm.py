@@ -1,7 +1,8 @@
-"""Denoisers around trained networks: what a student learns from, and what a fake score starts from."""
+"""A network of EDM's form (Karras et al. 2022, arXiv 2206.00364; EDM2: arXiv 2312.02696) as a Denoiser."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from stylegan_di.interfaces import Denoiser
@@ -35,5 +36,13 @@ class EDMTeacher(Denoiser):
         return self.network(x, sigma, labels, augment_labels=augment_labels)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise levels that the network knows."""
         return self.network.round_sigma(sigma)
+
+    def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
+        return self.network.features(x, sigma, labels)
+
+    def entries(self) -> dict[str, torch.nn.Module]:
+        return {"ema": self.network}
+
+    def compile_network(self) -> None:
+        self.network.compile()

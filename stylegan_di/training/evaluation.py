@@ -1,4 +1,4 @@
-"""What a run shows of its EMA: image grids at fixed latents, metrics, the before/after table; what a snapshot holds."""
+"""What a run shows of its average: image grids at fixed latents, metrics, the before/after table."""
 
 from __future__ import annotations
 
@@ -10,62 +10,61 @@ import torch
 from torch import Tensor
 
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.progress import PassProgress
-from stylegan_di.images import save_grid, to_uint8
-from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.dnnlib.progress import PassProgress, format_time
+from stylegan_di.images import to_uint8
+from stylegan_di.journal.clock import comparison_table
+from stylegan_di.journal.journal import Journal
+from stylegan_di.labels import one_hot
 from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.metrics.table import figures_of, is_better
 from stylegan_di.random import SampleRandom
 from stylegan_di.runs.endings import StopRequest
 from stylegan_di.runs.folder import RunFolder
-from stylegan_di.sampling.heun import HeunGenerator
-from stylegan_di.students import OneStepStudent
 from stylegan_di.torch_utils import distributed
-from stylegan_di.training.build import Job
-from stylegan_di.training.report import comparison_table
+from stylegan_di.training.methods.base import Method
 
 GRID_COLUMNS = 10
 GRID_BATCH = 16  # images at a time
 
 
 class Evaluation:
-    """Measures and draws the EMA of a job; only the first process does.
+    """Measures the average of a training, in all processes together, and draws it in the first one.
 
     Args:
-        job: the training.
-        folder: where pictures and tables go.
+        method: the training.
+        folder: where the result goes.
+        journal: where pictures, tables and lines go.
         evaluator: the metrics; None for --metrics=none.
     """
 
-    def __init__(self, job: Job, folder: RunFolder, evaluator: Evaluator | None) -> None:
-        self.job = job
+    def __init__(self, method: Method, folder: RunFolder, journal: Journal, evaluator: Evaluator | None) -> None:
+        self.method = method
+        self.config = method.config
         self.folder = folder
+        self.journal = journal
         self.evaluator = evaluator
-        ema = job.state.ema
-        self.resolution: int = ema.img_resolution  # type: ignore[assignment]
-        self.generator = ema if isinstance(ema, Generator) else HeunGenerator(_denoiser(ema))
+        self.generator = method.shown()
         self.before: dict[str, float] = {}
         self.after: dict[str, float] = {}
         self.best: dict[str, float] = {}
         self.best_kimg = 0.0
-        rows = 8 if self.resolution <= 64 else 4
+        rows = 8 if self.generator.img_resolution <= 64 else 4
         indices = range(GRID_COLUMNS * rows)
-        rng = SampleRandom(job.config.seed, "grid", 0, indices, job.device)
+        rng = SampleRandom(self.config.seed, "grid", 0, indices, method.device)
         self._z = self.generator.sample_latents(len(indices), rng=rng)
         self._labels = self._grid_labels(len(indices))
-        self._start: Tensor | None = None
+        self._start: Tensor | None = None  # the grid's images before the first step, in the first process
 
     def _grid_labels(self, n: int) -> Tensor | None:
         """One class a column, as far as the columns go."""
         label_dim = self.generator.label_dim
         if label_dim == 0:
             return None
-        classes = torch.arange(n, device=self.job.device) % GRID_COLUMNS % label_dim
-        return torch.nn.functional.one_hot(classes, label_dim).float()
+        return one_hot(torch.arange(n, device=self.method.device) % GRID_COLUMNS % label_dim, label_dim)
 
     @torch.no_grad()
     def grid_images(self) -> Tensor:
-        """The EMA's images at the grid's latents, [n,C,H,W]; noise inside the network is fixed."""
+        """The average's images at the grid's latents, [n,C,H,W]; noise inside the network is fixed."""
         parts = []
         for start in range(0, len(self._z), GRID_BATCH):
             part = slice(start, start + GRID_BATCH)
@@ -74,14 +73,13 @@ class Evaluation:
 
     def begin(self) -> None:
         """Grids and metrics before the first step."""
-        if distributed.rank() != 0:
-            return
-        self._start = self.grid_images()
-        save_grid(to_uint8(self._start), self.folder.grid_path(None), columns=GRID_COLUMNS)
-        dataset = self.job.dataset
-        if dataset is not None:
-            reals = torch.stack([torch.from_numpy(dataset[i][0]) for i in range(min(len(self._z), len(dataset)))])
-            save_grid(reals, self.folder.path / "reals.png", columns=GRID_COLUMNS)
+        if distributed.rank() == 0:
+            self._start = self.grid_images()
+            self.journal.images("fakes_init", to_uint8(self._start), GRID_COLUMNS)
+            dataset = self.method.dataset
+            if dataset is not None:
+                reals = [torch.from_numpy(dataset[i][0]) for i in range(min(len(self._z), len(dataset)))]
+                self.journal.images("reals", torch.stack(reals), GRID_COLUMNS)
         self.before, _ = self.measure(None)
 
     def values(self) -> dict[str, Any]:
@@ -91,34 +89,33 @@ class Evaluation:
     def tensors(self) -> dict[str, Tensor]:
         return {} if self._start is None else {"evaluation.start": self._start}
 
-    def restore(self, values: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    def restore(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Takes up what `values` and `tensors` gave."""
         self.before, self.after = values["before"], values["after"]
         self.best, self.best_kimg = values["best"], values["best_kimg"]
-        self._start = tensors["evaluation.start"].to(self.job.device)
+        if distributed.rank() == 0:
+            self._start = tensors["evaluation.start"].to(self.method.device)
 
     def distance_from_start(self) -> dict[str, float]:
-        """Mean absolute difference of the EMA's grid from the one before training, in [-1,1] units."""
+        """Mean absolute difference of the average's grid from the one before training, in [-1,1] units."""
         assert self._start is not None
-        differences = (self.grid_images() - self._start).abs().mean(dim=(1, 2, 3))
+        differences = (self.grid_images() - self._start).abs().flatten(1).mean(dim=1)
         return {"num": len(differences), "mean": float(differences.mean()), "std": float(differences.std())}
 
     def measure(self, kimg: float | None) -> tuple[dict[str, float], bool]:
-        """Metrics and grid of the EMA, and whether it is the best snapshot yet (by the first metric)."""
-        if kimg is not None:
-            save_grid(to_uint8(self.grid_images()), self.folder.grid_path(kimg), columns=GRID_COLUMNS)
+        """Metrics and grid of the average, and whether it is the best snapshot yet (by the first metric).
+
+        All processes must call this; kimg is None before training.
+        """
+        if kimg is not None and distributed.rank() == 0:
+            self.journal.images(f"fakes{round(kimg):06d}", to_uint8(self.grid_images()), GRID_COLUMNS)
         if self.evaluator is None:
             return {}, False
         start = time.monotonic()
-        results = self.evaluator(self.generator, seed=self.job.config.seed)
-        seconds = time.monotonic() - start
-        name = "" if kimg is None else self.folder.snapshot_path(kimg).name
-        for metric in self.job.config.metrics:
-            self.folder.add_metric(metric, figures_of(metric, results), name, seconds)
-        moment = "before" if kimg is None else f"kimg {kimg:g}"
-        print(f"metrics {moment}: " + "  ".join(f"{k} {v:.4f}" for k, v in results.items()), flush=True)
+        results = self.evaluator(self.generator, seed=self.config.seed)
+        self._report(results, kimg, time.monotonic() - start)
         first = next(iter(results))
-        first_metric, best = self.job.config.metrics[0], self.best.get(first)
+        first_metric, best = self.config.metrics[0], self.best.get(first)
         is_best = kimg is not None and (best is None or is_better(first_metric, results[first], best))
         if kimg is not None:
             self.after = results
@@ -126,92 +123,70 @@ class Evaluation:
             self.best, self.best_kimg = results, kimg
         return results, is_best
 
+    def _report(self, results: Mapping[str, float], kimg: float | None, seconds: float) -> None:
+        """A row of each metric's table, with the fields of stylegan2-ada's, and a line."""
+        name = "" if kimg is None else self.folder.snapshot_path(kimg).name
+        row = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": distributed.world_size(),
+               "snapshot_pkl": name}  # fmt: skip
+        for metric in self.config.metrics:
+            self.journal.table(f"metric-{metric}", {"results": figures_of(metric, results), "metric": metric} | row)
+        moment = "before" if kimg is None else f"kimg {kimg:g}"
+        self.journal.say(f"metrics {moment}: " + "  ".join(f"{k} {v:.4f}" for k, v in results.items()))
+
     def finish(self, seconds: float) -> dict[str, Any]:
         """The before/after grid, the table and result.json."""
-        config, after = self.job.config, self.after
+        config, after = self.config, self.after
         result = {
             "before": self.before, "after": after, "best": self.best, "best_kimg": self.best_kimg,
             "seed": config.seed, "num_samples": config.metric_samples if self.evaluator else 0, "seconds": seconds,
-            "kimg": self.job.state.cur_nimg / 1000, "device": str(self.job.device),
+            "kimg": self.method.state.cur_nimg / 1000, "device": str(self.method.device),
         }  # fmt: skip
         if distributed.rank() != 0:
             return result
-        assert self._start is not None
         if config.kind == "di":
-            self._save_before_after(self._start, self.grid_images())
+            assert self._start is not None
+            self._draw_before_after(self._start, self.grid_images())
         self.folder.write_json("result.json", result)
         if after:
-            print(comparison_table(self.before, after))
-            print(f"best: {next(iter(self.best))} {next(iter(self.best.values())):.4f} at kimg {self.best_kimg:g}")
-        print(f"written: {self.folder.path}", flush=True)
+            self.journal.say(comparison_table(self.before, after))
+            best = next(iter(self.best.items()))
+            self.journal.say(f"best: {best[0]} {best[1]:.4f} at kimg {self.best_kimg:g}")
+        self.journal.say(f"written: {self.folder.path}")
         return result
 
-    def _save_before_after(self, before: Tensor, after: Tensor) -> None:
+    def _draw_before_after(self, before: Tensor, after: Tensor) -> None:
         """Four rows before, a white line's gap, the same latents after."""
         n = 4 * GRID_COLUMNS
-        gap = torch.ones_like(before[:GRID_COLUMNS])[:, :, : max(self.resolution // 8, 1)]
+        gap = torch.ones_like(before[:GRID_COLUMNS])[:, :, : max(self.generator.img_resolution // 8, 1)]
         images = [_rows(before[:n]), _rows(gap), _rows(after[:n])]
-        save_grid(to_uint8(torch.cat(images, dim=1))[None], self.folder.path / "before_after.png", columns=1)
-
-    def networks(self) -> dict[str, torch.nn.Module | None]:
-        """What a snapshot holds: stylegan2-ada's four, or EDM's one."""
-        state = self.job.state
-        ema, model = state.ema, state.model
-        if not isinstance(ema, Generator) or isinstance(ema, OneStepStudent):
-            return {"ema": _network(ema)}
-        pipe = state.augment_pipe
-        assert pipe is None or isinstance(pipe, torch.nn.Module)
-        return {
-            "G": _network(model), "D": state.discriminator, "G_ema": _network(ema), "augment_pipe": pipe,
-        }  # fmt: skip
-
-    def extras(self) -> dict[str, Any]:
-        """What else a snapshot holds: the data set as NVlabs describe it; sigma_init or augment_pipe where they are."""
-        config, ema = self.job.config, self.job.state.ema
-        dataset: dict[str, Any] = {
-            "class_name": "training.dataset.ImageFolderDataset", "path": config.data, "use_labels": config.cond,
-            "max_size": config.subset, "xflip": config.mirror, "resolution": self.resolution,
-        }  # fmt: skip
-        if isinstance(ema, OneStepStudent):
-            return {"dataset_kwargs": dataset, "sigma_init": ema.sigma_init}
-        if isinstance(ema, Generator):
-            return {"training_set_kwargs": dataset}
-        return {"dataset_kwargs": dataset, "augment_pipe": self.job.state.augment_pipe}
+        self.journal.images("before_after", to_uint8(torch.cat(images, dim=1))[None], 1)
 
 
-def make_evaluator(job: Job, reference: str | ImageDataset | None, stop: StopRequest) -> Evaluator | None:
-    """The metrics of --metrics on --metric-samples samples; None where there are none.
+def make_evaluator(
+    method: Method, reference: str | ImageDataset | None, stop: StopRequest
+) -> Evaluator | None:
+    """The metrics of --metrics on --metric-samples samples, made in every process; None where there are none.
 
-    Where a stop is requested while it measures, it raises Interrupted.
+    Where a stop is requested while it measures, it raises Interrupted, and distributed.Abandoned in other processes.
     """
-    config = job.config
-    if not config.metrics or distributed.rank() != 0:
+    config = method.config
+    if not config.metrics:
         return None
     progress = PassProgress()
 
     def report(label: str, done: int, total: int) -> None:
         stop.check()
-        progress(label, done, total)
+        if distributed.rank() == 0:
+            progress(label, done, total)
 
     return Evaluator(
         metrics=list(config.metrics),
         reference=reference,
         num_samples=config.metric_samples,
         detector_file=config.detector_file,
-        device=job.device,
+        device=method.device,
         report=report,
     )
-
-
-def _denoiser(module: torch.nn.Module) -> Denoiser:
-    assert isinstance(module, Denoiser)
-    return module
-
-
-def _network(module: torch.nn.Module) -> torch.nn.Module:
-    network = module.network
-    assert isinstance(network, torch.nn.Module)
-    return network
 
 
 def _rows(images: Tensor) -> Tensor:

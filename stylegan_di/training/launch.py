@@ -1,4 +1,4 @@
-"""From a configuration to a finished run: processes, folder, log, trainer."""
+"""From a configuration to a finished run: processes, checks, folder, journal, trainer."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stylegan_di import zoo
+from stylegan_di import preflight, zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import Logger, UserError
+from stylegan_di.journal.journal import Journal
+from stylegan_di.journal.sinks import Console, JSONLines, Pictures
 from stylegan_di.metrics.table import need_reals
-from stylegan_di.presets import RECIPES
 from stylegan_di.runs.endings import Interrupted, StopRequest, storage_errors
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.processes import follow_parent
@@ -23,8 +24,8 @@ from stylegan_di.runs.statefile import versions
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops import build as kernels
-from stylegan_di.training.build import Job, build, run_name
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
+from stylegan_di.training.methods import Method, build
 from stylegan_di.training.trainer import Trainer
 from stylegan_di.training.transfer import TRANSFER_SOURCES
 
@@ -34,7 +35,7 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
 
     Args:
         config: the run.
-        resumed: the run to go on with, whose `config` this is.
+        resumed: the run to continue, whose `config` this is.
 
     Raises:
         UserError: options or files that do not work together; nothing has been written then.
@@ -45,28 +46,26 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
     device = distributed.local_device(config.device)
     distributed.init(device)
     try:
-        _check_processes(config, resumed)
-        job = build(config, device)
+        _check_agreement(config, resumed)
+        preflight.check(config, processes=distributed.world_size(), fetch=True)
+        method = build(config, device)
         ops = load_kernels(device.type)
         stop = StopRequest()
-        evaluator = make_evaluator(job, _reference(job), stop)
+        evaluator = make_evaluator(method, _reference(method), stop)
         with _open_folder(config, resumed) as folder, stop, _noted(folder), storage_errors(folder.path), _log(folder):
-            if distributed.rank() == 0:
-                print(describe(job, ops, resumed), flush=True)
+            journal = Journal((Console(), JSONLines(folder.path), Pictures(folder.path)), device)
+            journal.say(describe(method, ops, resumed))
             saved = None if resumed is None else resumed.state
-            return Trainer(job, folder, Evaluation(job, folder, evaluator), stop, saved).run()
+            evaluation = Evaluation(method, folder, journal, evaluator)
+            return Trainer(method, folder, evaluation, journal, stop, saved).run()
     finally:
         distributed.finish()
 
 
-def _check_processes(config: TrainConfig, resumed: Resumed | None) -> None:
-    """Raises UserError, in every process, where they cannot work together."""
-    if config.batch % distributed.world_size():
-        raise UserError(f"--batch={config.batch} does not divide over {distributed.world_size()} processes")
+def _check_agreement(config: TrainConfig, resumed: Resumed | None) -> None:
+    """Raises UserError, in every process, where they were not started alike."""
     if config.gpus not in (None, distributed.world_size()):
         raise UserError(f"--gpus={config.gpus}, but {distributed.world_size()} processes were started: leave it out")
-    if config.fsdp and distributed.world_size() == 1:
-        raise UserError("--fsdp spreads weights over several processes, and there is one: give --gpus, or leave it out")
     state = "none" if resumed is None else resumed.state.path.name
     mine = {"state": state} | {k: str(v) for k, v in (asdict(config) | versions()).items() if k != "outdir"}
     texts = distributed.gather_strings(json.dumps(mine))
@@ -85,10 +84,7 @@ def _open_folder(config: TrainConfig, resumed: Resumed | None) -> RunFolder:
     """The run's folder, made or taken over by the first process; all get its errors."""
     if distributed.rank() == 0:
         try:
-            if resumed is None:
-                folder = RunFolder.create(config, run_name(config))
-            else:
-                folder = RunFolder.reopen(resumed.folder, config)
+            folder = RunFolder.create(config) if resumed is None else RunFolder.reopen(resumed.folder, config)
             message = json.dumps({"path": str(folder.path)})
         except UserError as error:
             distributed.broadcast_string(json.dumps({"error": str(error)}))
@@ -117,25 +113,15 @@ def _noted(folder: RunFolder) -> Iterator[None]:
         raise
 
 
-def _reference(job: Job) -> Any:
+def _reference(method: Method) -> str | ImageDataset | None:
     """What metrics compare with: --ref, else a known name's reference, else all of --data (whatever --subset)."""
-    config = job.config
+    config = method.config
     if not need_reals(config.metrics):
-        if config.metrics and config.ref is not None:
-            metrics = ",".join(config.metrics)
-            raise UserError(f"--ref={config.ref}: --metrics={metrics} compares with no real images; leave it out")
         return None
-    if config.ref is not None:
-        return str(zoo.resolve(config.ref))
-    known = zoo.entry(config.gan_pkl or "") or zoo.entry(config.teacher or "")
-    if known is not None and known.reference is not None:
-        return str(zoo.resolve(known.reference))
-    if job.dataset is not None:
-        return job.dataset if config.subset is None else ImageDataset(config.data or "", xflip=config.mirror)
-    raise UserError(
-        f"--metrics={','.join(config.metrics)} needs --ref=NPZ, reference statistics, because none are known for "
-        f"{config.gan_pkl or config.teacher}; or give --metrics=none"
-    )
+    source = preflight.reference_of(config)
+    if source is not None:
+        return str(zoo.resolve(source))
+    return method.dataset if config.subset is None else ImageDataset(config.data or "", xflip=config.mirror)
 
 
 def load_kernels(device: str) -> str:
@@ -146,31 +132,20 @@ def load_kernels(device: str) -> str:
     return kernels.load(device, may_build=may_build)
 
 
-def describe(job: Job, ops: str, resumed: Resumed | None = None) -> str:
-    """The header of a run: what trains on what, in how many parameters, and where it goes on from."""
-    config, state = job.config, job.state
-
-    def size(module: Any) -> str:
-        return f"{sum(p.numel() for p in module.parameters()):,} parameters"
-
-    lines = [f"kind            {config.kind}", f"model           {size(state.model)}"]
-    if job.teacher is not None:
-        lines.append(f"teacher         {config.teacher}, {size(job.teacher)}")
-        lines.append(f"divergence      {config.divergence}, adversarial weight {config.adv_weight:g}")
-        if config.cfg is not None:
-            lines.append(f"recipe          {config.cfg}: {RECIPES[config.cfg].note(config.gan_pkl is not None)}")
-    elif config.cfg is not None:
-        lines.append(f"preset          {config.cfg}")
+def describe(method: Method, ops: str, resumed: Resumed | None = None) -> str:
+    """The header of a run: what trains on what, in how many parameters, and what it resumes from."""
+    config = method.config
+    lines = method.header()
     if config.gan_pkl:
-        lines.append(f"GAN             {config.gan_pkl}")
-    if job.dataset is not None:
-        lines.append(f"data            {config.data}, {len(job.dataset)} images")
+        lines.append(("GAN", config.gan_pkl))
+    if method.dataset is not None:
+        lines.append(("data", f"{config.data}, {len(method.dataset)} images"))
     for name in (config.gan_pkl, config.resume, config.teacher):
         if name is not None:
             source = TRANSFER_SOURCES.get(name, name)
-            lines.append(f"opened          {source}: {inspect_file(source, try_networks=False).sentence()}")
-    lines.append(f"batch           {config.batch} over {distributed.world_size()} process(es) on {job.device}")
-    lines.append(f"ops             {ops}")
-    lines.append(f"length          {config.kimg:g} kimg, seed {config.seed}")
-    lines += [f"resumed         {note}" for note in (resumed.notes if resumed else ())]
-    return "\n".join(lines)
+            lines.append(("opened", f"{source}: {inspect_file(source, try_networks=False).sentence()}"))
+    lines.append(("batch", f"{config.batch} over {distributed.world_size()} process(es) on {method.device}"))
+    lines.append(("ops", ops))
+    lines.append(("length", f"{config.kimg:g} kimg, seed {config.seed}"))
+    lines += [("resumed", note) for note in (resumed.notes if resumed else ())]
+    return "\n".join(f"{title:<15} {text}" for title, text in lines)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
+from stylegan_di import interfaces
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.snapshots.checkpoint import load_snapshot
@@ -36,6 +38,20 @@ class GAN:
 def frozen(layers: int) -> dict[str, Any]:
     """Discriminator's block_kwargs that keep so many layers from training, from the highest resolution on."""
     return {"freeze_layers": layers} if layers else {}
+
+
+def freeze(model: interfaces.Generator, ema: interfaces.Generator, parts: Sequence[str]) -> None:
+    """Freezes parts of a generator as they are in its average, so that the average keeps them too.
+
+    Raises:
+        UserError: it has no such part, or nothing else.
+    """
+    if not parts:
+        return
+    model.freeze(parts)
+    ema.freeze(parts)
+    for module, average in zip(model.frozen_modules(), ema.frozen_modules(), strict=True):
+        module.load_state_dict(average.state_dict())
 
 
 def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int, freezed: int = 0) -> GAN:

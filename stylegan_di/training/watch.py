@@ -7,12 +7,6 @@ from statistics import median
 
 WINDOW = 10  # skipped updates count while they are within max_skips * WINDOW steps
 EARLIER = 3  # ticks before a loss is judged
-#: Statistics that are watched, and how many times their median over the ticks before they may be.
-WATCHED = {
-    "Loss/denoising": 100.0,
-    "Loss/fake_score": 100.0,
-    "Gradient/student": 1000.0,
-}
 
 
 def skipped_too_often(skipped: list[tuple[int, str]], step: int, limit: int) -> str:
@@ -33,14 +27,17 @@ def skipped_too_often(skipped: list[tuple[int, str]], step: int, limit: int) -> 
     )
 
 
-def out_of_range(history: dict[str, list[float]], values: Mapping[str, Mapping[str, float]]) -> str:
+def out_of_range(
+    history: dict[str, list[float]], values: Mapping[str, Mapping[str, float]], watched: Mapping[str, float]
+) -> str:
     """A diagnosis if a watched statistic of a tick is far above the ticks before, else ''.
 
     Args:
         history: means of the ticks before, by name; that of this tick is added.
-        values: the statistics of this tick, as `Statistics.drain` gives them.
+        values: the statistics of this tick, as `Journal.drain` gives them.
+        watched: how many times its median over the ticks before a statistic may be, by name.
     """
-    for name, factor in WATCHED.items():
+    for name, factor in watched.items():
         if name not in values:
             continue
         mean, before = values[name]["mean"], history.setdefault(name, [])

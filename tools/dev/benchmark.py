@@ -1,11 +1,11 @@
-"""Measures what is fast here against the plain way of computing the same numbers (tools/dev/plain.py), row by row.
+"""Compares the speed of this project's code with a plain way of computing the same numbers (tools/dev/plain.py).
 
     python tools/dev/benchmark.py --rows=small --json=out/benchmark.json
     python tools/dev/benchmark.py --device=cuda
 
-Both sides of a row run by turns in one process, so that a busy machine disturbs both alike. On the CPU time is that of
-the process, one thread. A ratio is plain over ours, of medians; the spread is its quartiles over rounds. Before it is
-timed, a row verifies that both sides give the same numbers. Both have the same settings of the allocator.
+The two sides of a row alternate in one process, so that a busy machine slows both alike. On the CPU, time is the
+process's CPU time with one thread. A ratio is the plain side's median over ours, followed by its quartiles over the
+rounds. Each row first verifies that both sides give the same numbers. Both use the same settings of the allocator.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from stylegan_di.torch_utils.ops import build
 from stylegan_di.training.trainer import AMP_TYPES
 from tools.dev.benchmark_rows import Row, Side, rows
 
-AUTOCAST_TOLERANCE = 0.1  # where each side rounds to 8 (bf16) or 11 (fp16) bits at places of its own
+AUTOCAST_TOLERANCE = 0.1  # the two sides round to 8 (bf16) or 11 (fp16) bits at different places
 
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured of a row; seconds are medians, of the process's time on the CPU."""
+    """The measurements of a row; seconds are medians, of CPU time on the CPU."""
 
     name: str
     target: float | None
@@ -49,7 +49,7 @@ class Result:
     seconds: float
     plain_seconds: float
     images_per_second: float
-    gflops: float  # billion operations a second in convolutions and products; 0 where there are none
+    gflops: float  # billion operations per second in convolutions and products; 0 if there are none
     plain_gflops: float
     peak_mib: float
     plain_peak_mib: float
@@ -72,7 +72,7 @@ HEADER = (
 
 
 def seconds(side: Callable[[], object], device: torch.device) -> float:
-    """The time of one call: the process's on the CPU, the GPU's until it is done."""
+    """Times one call: CPU time of the process on the CPU, elapsed time until the work is done on the GPU."""
     if device.type == "cpu":
         start = time.process_time()
         side()
@@ -85,7 +85,7 @@ def seconds(side: Callable[[], object], device: torch.device) -> float:
 
 
 def peak_mib(side: Callable[[], object], device: torch.device) -> float:
-    """Memory that one call takes at its most, beyond what was held before; on the CPU as Linux counts pages."""
+    """Measures the peak memory of one call beyond what was held before; on the CPU by Linux's count of pages."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -93,7 +93,7 @@ def peak_mib(side: Callable[[], object], device: torch.device) -> float:
         side()
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the largest size so far
+    Path("/proc/self/clear_refs").write_text("5")  # resets the largest size so far
     before = _status("VmRSS")
     side()
     return (_status("VmHWM") - before) / 2**10
@@ -105,7 +105,7 @@ def _status(name: str) -> int:
 
 
 def under_autocast(side: Side, device: torch.device, dtype: torch.dtype | None) -> Side:
-    """The side as it is, or with convolutions and products in dtype."""
+    """Returns the side unchanged, or with convolutions and products in dtype."""
     if dtype is None:
         return side
 
@@ -117,10 +117,10 @@ def under_autocast(side: Side, device: torch.device, dtype: torch.dtype | None) 
 
 
 def measure(row: Row, rounds: int, device: torch.device, dtype: torch.dtype | None = None) -> Result:
-    """Verifies, then times both sides by turns, under autocast if a dtype is given.
+    """Verifies both sides, then times them alternately, under autocast if a dtype is given.
 
     Raises:
-        UserError: the two sides do not give the same numbers.
+        UserError: if the two sides do not give the same numbers.
     """
     ours, plain = (under_autocast(side, device, dtype) for side in row.make())
     tolerance = row.tolerance if dtype is None else max(row.tolerance, AUTOCAST_TOLERANCE)
@@ -134,7 +134,7 @@ def measure(row: Row, rounds: int, device: torch.device, dtype: torch.dtype | No
     peaks = peak_mib(ours, device), peak_mib(plain, device)
     with FlopCounterMode(display=False) as counter:
         ours()
-    work = counter.get_total_flops() / 1e9  # of ours; the plain side's may be more
+    work = counter.get_total_flops() / 1e9  # our operations; the plain side may do more
     return Result(
         row.name, row.target, other / own, (low, high), own, other, row.images / own, work / own, work / other, *peaks,
         difference,
@@ -142,7 +142,7 @@ def measure(row: Row, rounds: int, device: torch.device, dtype: torch.dtype | No
 
 
 def shares(side: Side, device: torch.device, most: int = 6) -> str:
-    """The operators that take the most of a call's time, as PyTorch's profiler sees it."""
+    """Lists the operators that take most of a call's time, according to PyTorch's profiler."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -157,7 +157,7 @@ def shares(side: Side, device: torch.device, most: int = 6) -> str:
 
 
 def convolution_rate(device: torch.device) -> float:
-    """GFLOP/s of a 3x3 convolution of 512 channels, channels_last: what nothing made of convolutions can be above."""
+    """Measures the GFLOP/s of a 3x3 channels_last convolution of 512 channels, a bound for networks of convolutions."""
     batch = 128 if device.type == "cuda" else 8
     x, weight = torch.randn([batch, 512, 16, 16], device=device), torch.randn([512, 512, 3, 3], device=device)
     x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
@@ -166,7 +166,7 @@ def convolution_rate(device: torch.device) -> float:
 
 
 def selected(names: str | None, device: torch.device) -> Iterator[Row]:
-    """The rows whose names contain one of the comma-separated texts."""
+    """Yields the rows whose names contain one of the comma-separated texts."""
     for row in rows(device):
         if names is None or any(name in row.name for name in names.split(",")):
             yield row
@@ -174,14 +174,14 @@ def selected(names: str | None, device: torch.device) -> Iterator[Row]:
 
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
 @click.option("--rows", "names", help="Only rows whose names contain one of these, comma-separated.")
-@click.option("--rounds", type=click.IntRange(min=2), default=7, show_default=True, help="Timings a side.")
+@click.option("--rounds", type=click.IntRange(min=2), default=7, show_default=True, help="Timings of each side.")
 @click.option("--device", type=Device(), default="cpu", show_default=True)
 @click.option("--amp", type=click.Choice(["none", *AMP_TYPES]), default="none", help="Autocast of both sides.")
-@click.option("--profile", is_flag=True, help="Name the operators that take the most time of ours.")
+@click.option("--profile", is_flag=True, help="List the operators that take most of our side's time.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
 @user_errors
 def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, target: Path | None) -> None:
-    """Prints a line a row as it is done."""
+    """Prints a line for each row as it is done."""
     keep_freed_memory()
     torch.set_num_threads(1)
     where, dtype = torch.device(device), AMP_TYPES.get(amp)

@@ -1,4 +1,4 @@
-"""The rows of tools/dev/benchmark.py: networks, steps, operators and metrics, each in two ways to the same numbers."""
+"""The rows of tools/dev/benchmark.py: networks, steps, operators and metrics, each computed in two ways."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from stylegan_di.training.build import ARCHITECTURES
+from stylegan_di.training.ema import update_ema
+from stylegan_di.training.report import Statistics
 from torch import Tensor
 
 from stylegan_di.diffusion import LogNormalLaw
@@ -22,14 +25,11 @@ from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.ops.modconv_epilogue import modconv_epilogue
 from stylegan_di.torch_utils.ops.upfirdn2d import setup_filter
 from stylegan_di.training import updates
-from stylegan_di.training.build import ARCHITECTURES
-from stylegan_di.training.ema import update_ema
-from stylegan_di.training.report import Statistics
 from stylegan_di.training.state import Batch, TrainState
 from tools.dev.plain import fir_chain, plain_networks
 
-# Of gradients in float32. A StyleGAN2's differ from float64's by up to 1e-3, on either side, in any layout: probably
-# rounding moves activations across the jump in a leaky ReLU's slope; tests compare small ones in float64, to 1e-10.
+# Tolerances of gradients in float32. A StyleGAN2's differ from float64's by up to 1e-3, on both sides, in any layout,
+# probably because rounding moves activations across the kink of a leaky ReLU; tests compare small ones in float64.
 STYLEGAN2_TOLERANCE, UNET_TOLERANCE = 5e-3, 1e-4
 
 Side = Callable[[], Sequence[Tensor]]  # does the work once; returns numbers that both sides must share
@@ -37,16 +37,16 @@ Side = Callable[[], Sequence[Tensor]]  # does the work once; returns numbers tha
 
 @dataclass(frozen=True)
 class Row:
-    """Two ways to the same numbers."""
+    """Two ways to compute the same numbers."""
 
     name: str
     target: float | None
-    images: int  # a call
+    images: int  # per call
     make: Callable[[], tuple[Side, Side]]  # ours, plain
     tolerance: float = 2e-5  # largest difference, relative to the largest magnitude
 
 
-# Networks: the small ones are shaped as the shipped, the others as the published.
+# Networks. The small ones have the shapes of the shipped ones, the others those of the published ones.
 
 
 def stylegan2(size: str, device: torch.device) -> StyleGAN2:
@@ -69,14 +69,14 @@ def unet(size: str, device: torch.device) -> EDMPrecond:
     network = EDMPrecond(**song, attn_resolutions=[16], dropout=0)
     for parameter in network.parameters():
         if parameter.detach().abs().max() < 1e-3:
-            torch.nn.init.normal_(parameter, std=0.02)  # a new network's last layers are zero, and hide all the others
+            torch.nn.init.normal_(parameter, std=0.02)  # a new network's last layers are zero and hide all others
     return network.to(device).eval().requires_grad_(False)
 
 
 def inputs_of(
     network: StyleGAN2 | EDMPrecond, batch: int, device: torch.device
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments of a call."""
+    """Returns positional and keyword arguments for a call."""
     generator = torch.Generator().manual_seed(2)
     classes = network.c_dim if isinstance(network, StyleGAN2) else network.label_dim
     labels = torch.nn.functional.one_hot(torch.arange(batch) % classes, classes).float().to(device) if classes else None
@@ -87,7 +87,7 @@ def inputs_of(
 
 
 def nchw(network: torch.nn.Module) -> torch.nn.Module:
-    """A copy whose weights are stored as the original's."""
+    """Returns a copy whose weights have the memory layout of the original code."""
     network = copy.deepcopy(network)
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()
@@ -118,7 +118,7 @@ def network_sides(
 
 
 class Step:
-    """A Diff-Instruct step with Adam and EMA; the plain one makes the student's images twice."""
+    """A Diff-Instruct step with Adam and EMA; the plain one computes the student's images twice."""
 
     def __init__(self, kind: str, batch: int, device: torch.device, plain: bool, size: str = "small") -> None:
         arrange: Callable[[Any], Any] = nchw if plain else copy.deepcopy
@@ -129,7 +129,7 @@ class Step:
             student = StyleGAN2Student(arrange(stylegan2(size, device)))
         fake_score = EDMTeacher(arrange(network))
         for parameter in fake_score.parameters():
-            parameter.data.mul_(1.01)  # else the gradient is zero
+            parameter.data.mul_(1.01)  # otherwise the gradient is zero
         self.state = TrainState(student, copy.deepcopy(student), {}, fake_score)
         for name, module in (("model", student), ("fake_score", fake_score)):
             self.state.optimizers[name] = torch.optim.Adam(module.parameters(), lr=1e-7, betas=(0.0, 0.99), fused=True)
@@ -176,7 +176,7 @@ def fir_sides(batch: int, device: torch.device, backward: bool) -> tuple[Side, S
 
 
 def inception_sides(batch: int, device: torch.device) -> tuple[Side, Side]:
-    """Features, against those of the network as its file has it."""
+    """Compares the features of the optimized network with those of the network in its file."""
     torch.manual_seed(0)
     network = Inception().to(device).eval().requires_grad_(False)
     fast = copy.deepcopy(network).optimized()
@@ -186,7 +186,7 @@ def inception_sides(batch: int, device: torch.device) -> tuple[Side, Side]:
 
 
 def frechet_sides(dim: int = 2048) -> tuple[Side, Side]:
-    """Against scipy's root of the product of two covariances."""
+    """Compares with scipy's matrix square root of the product of two covariances."""
     from scipy.linalg import sqrtm
 
     generator = torch.Generator().manual_seed(0)
@@ -201,7 +201,7 @@ def frechet_sides(dim: int = 2048) -> tuple[Side, Side]:
 
 
 def rows(device: torch.device) -> list[Row]:
-    """The table; batches that suit the device."""
+    """Returns the table, with batches that suit the device."""
     large = device.type == "cuda"
     small, cifar, big = (512, 128, 128) if large else (64, 8, 2)
 
@@ -230,6 +230,6 @@ def rows(device: torch.device) -> list[Row]:
         Row("fused FIR chain fwd+bwd", 4, small, lambda: fir_sides(small, device, True)),
         Row("Inception features", 1.6, 2 * cifar, lambda: inception_sides(2 * cifar, device)),
     ]
-    if large:  # minutes a step on a CPU
+    if large:  # these take minutes per step on a CPU
         return [*table, step("EDM student", None, "cifar"), step("StyleGAN2", None, "cifar")]
     return [*table, Row("Frechet distance, 2048 features", 6, 1, frechet_sides, 1e-6)]

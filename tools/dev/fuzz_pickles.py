@@ -1,13 +1,13 @@
-"""Feeds altered network files to the reader and counts what happens; every mutant must be read or refused.
+"""Fuzzes the reader of network files with altered files and counts the outcomes; each must be read or refused.
 
     python tools/dev/fuzz_pickles.py --count=20000
     nice -n 10 python tools/dev/fuzz_pickles.py --count=1000000 --seed=1
 
-Mutants are made of tests/golden/pickles and of networks written here at protocols 2 to 5: opcodes swapped, lengths
-changed, parts cut, copied and spliced, hostile code put in. Each is opened as a file given to --network is, up to
-building its networks. Under an audit hook and a limit on memory, the run fails if one mutant imports, opens, runs or
-compiles anything, raises anything but a refusal, or takes more than a second of processor time. Mutant N of a seed is
-always the same: --first=N --count=1 repeats it.
+Mutants are made from tests/golden/pickles and from networks written here at protocols 2 to 5, by swapping opcodes,
+changing lengths, cutting, copying and splicing parts and inserting hostile code. Each is opened like a file given to
+--network, up to building its networks. Under an audit hook and a memory limit, the run fails if a mutant imports,
+opens, runs or compiles anything, raises anything but a refusal, or takes more than a second of processor time. Mutant N
+of a seed is always the same: --first=N --count=1 repeats it.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from stylegan_di.snapshots.stylegan3 import NETWORKS_SOURCE, for_stylegan3
 from stylegan_di.torch_utils.persistence import RefusedFileError, write_pickle
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "pickles"
-GOLDEN_SHARE = 0.02  # of the mutants: these files are a hundred times the size of ours
-MEMORY = 1 << 30  # bytes of address space, of which Python and PyTorch take about 0.75
-ROOM = 1 << 28  # bytes at least beyond what they take (a PyTorch with CUDA takes more)
+GOLDEN_SHARE = 0.02  # share of the mutants; golden files are a hundred times the size of ours
+MEMORY = 1 << 30  # bytes of address space, of which Python and PyTorch take about 75%
+ROOM = 1 << 28  # bytes to leave at least beyond what they take (a PyTorch with CUDA takes more)
 MAX_SECONDS = 1.0
 WATCHED = (
     "import", "exec", "compile", "open", "os.", "subprocess", "socket", "pickle", "ctypes", "marshal", "code.", "mmap",
@@ -58,7 +58,7 @@ HOSTILE = (
 
 @dataclass(frozen=True)
 class Base:
-    """A valid file, and where in it opcodes begin, those of nested torch streams included."""
+    """A valid file, and the positions where its opcodes begin, including those of nested torch streams."""
 
     name: str
     data: bytes
@@ -69,7 +69,7 @@ class Base:
 
 
 def base_files() -> list[Base]:
-    """Small files of every kind that can be read, then the golden ones."""
+    """Returns small files of every kind that can be read, then the golden ones."""
     torch.manual_seed(0)
     common: dict[str, Any] = dict(c_dim=2, img_resolution=4, img_channels=1)
     widths: dict[str, Any] = dict(channel_base=8, channel_max=2)
@@ -93,7 +93,7 @@ def base_files() -> list[Base]:
 
 
 def opcode_starts(data: bytes) -> tuple[int, ...]:
-    """Where opcodes begin in a file and in the torch streams nested in it."""
+    """Finds where opcodes begin in a file and in the torch streams nested in it."""
     starts = []
     for opcode, argument, position in pickletools.genops(data):
         assert position is not None
@@ -114,7 +114,7 @@ def opcode_starts(data: bytes) -> tuple[int, ...]:
 
 
 def mutant(bases: list[Base], small: int, seed: int, index: int) -> tuple[str, bytes]:
-    """The name of a base and an altered copy of it; `small` bases come first in the list."""
+    """Returns the name of a base and an altered copy of it; the first `small` bases of the list are the small ones."""
     rng = random.Random(f"{seed}/{index}")
     golden = small < len(bases) and rng.random() < GOLDEN_SHARE
     base = rng.choice(bases[small:] if golden else bases[:small])
@@ -127,7 +127,7 @@ def mutant(bases: list[Base], small: int, seed: int, index: int) -> tuple[str, b
 
 
 def _at_opcode(data: bytearray, base: Base, rng: random.Random) -> int:
-    """A position where the base has an opcode, mostly still one."""
+    """Draws a position where the base has an opcode, and usually the mutant still has one."""
     return min(rng.choice(base.starts), len(data) - 1)
 
 
@@ -144,7 +144,7 @@ def swap_opcode(data: bytearray, base: Base, other: Base, rng: random.Random) ->
 
 
 def change_argument(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    """Lengths, counts, memo indices and numbers stand right behind their opcode."""
+    """Changes a byte after an opcode, where lengths, counts, memo indices and numbers are."""
     at = min(_at_opcode(data, base, rng) + rng.randrange(1, 9), len(data) - 1)
     data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, (data[at] + 1) % 256, (data[at] - 1) % 256))
 
@@ -167,7 +167,7 @@ def repeat(data: bytearray, base: Base, other: Base, rng: random.Random) -> None
 
 
 def splice(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    """Opcodes of another file, whole."""
+    """Inserts whole opcodes of another file."""
     start = rng.randrange(len(other.starts) - 1)
     end = min(start + rng.randrange(1, 40), len(other.starts) - 1)
     at = _at_opcode(data, base, rng)
@@ -207,7 +207,7 @@ MUTATIONS = (
 
 
 def open_as_a_network_file(data: bytes) -> str:
-    """What becomes of a file: 'read' up to values, 'built' into networks, or 'refused'."""
+    """Opens a file; returns whether it was 'read' up to values, 'built' into networks, or 'refused'."""
     try:
         contents = read_contents(data, "mutant.pkl")
         blueprints = [(name, blueprint) for name, blueprint in contents.blueprints.items() if blueprint is not None]
@@ -227,10 +227,10 @@ def limit_memory() -> int:
 
 
 def fuzz(count: int, seed: int, first: int) -> dict[str, Any]:
-    """Opens `count` mutants; returns the counts, and of what must not happen the first few, as (index, base, what)."""
+    """Opens `count` mutants; returns the counts, and the first few failures of each kind as (index, base, what)."""
     bases = base_files()
     small = sum(not (GOLDEN / f"{base.name}.pkl").is_file() for base in bases)
-    for base in bases:  # what the libraries import on first use is imported now
+    for base in bases:  # makes the libraries import now what they import on first use
         open_as_a_network_file(base.data)
     for index in range(200):
         open_as_a_network_file(mutant(bases, small, -1, index)[1])
@@ -271,20 +271,20 @@ def fuzz(count: int, seed: int, first: int) -> dict[str, Any]:
 
 
 def peak_bytes() -> int:
-    """This process's largest resident memory; getrusage would count that of the one which started it, too."""
+    """Returns this process's largest resident memory; getrusage would include its parent's."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@click.option("--count", type=click.IntRange(min=1), default=20000, show_default=True, help="Mutants.")
+@click.option("--count", type=click.IntRange(min=1), default=20000, show_default=True, help="Number of mutants.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the mutants.")
 @click.option("--first", type=click.IntRange(min=0), default=0, show_default=True, help="Number of the first mutant.")
 def main(count: int, seed: int, first: int) -> None:
     results = fuzz(count, seed, first)
     click.echo(json.dumps(results, indent=2))
     if results["first_failures"]:
-        raise click.ClickException("the reader did what it must never do; --first and --count=1 repeat a mutant")
+        raise click.ClickException("the reader failed, see first_failures; --first=N --count=1 repeats mutant N")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Kills trainings with SIGKILL at random moments, goes on with them, and compares with trainings never killed.
+"""Kills trainings with SIGKILL at random moments, resumes them, and compares them with undisturbed trainings.
 
     python tools/dev/kill_test.py --kills=200 --fresh=20 --torn=1000 --seed=0
 
-Two tiny trainings, a refinement with everything in it (student, EMA, fake score, discriminator, ADA) and a GAN, are run
-undisturbed, then again and again with kills; half of the kills are aimed at a save. Of the --kills, --fresh start
-`python train.py` anew; the others run the same entry point in a child forked from a process that has imported it and
-what PyTorch imports at an optimizer's first step.
---torn: kills of a process that does nothing but save; after each, every state with a manifest must be whole.
-Exit status 0: all the same bits, nothing torn.
+Two tiny trainings, a refinement with all parts (student, EMA, fake score, discriminator, ADA) and a GAN, are run
+undisturbed, then repeatedly with kills, half of which are aimed at a save. Of the --kills, --fresh run a new
+`python train.py`. The others run the same entry point in a child forked from a process that has already imported it and
+what PyTorch imports at an optimizer's first step. --torn kills a process that only saves, that many times; after each
+kill, every state with a manifest must be complete.
+The exit status is 0 if all bits are equal and no state is torn.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from stylegan_di.snapshots.checkpoint import save_snapshot
 ROOT = Path(__file__).resolve().parents[2]
 RESOLUTION = 8
 STEPS = 24
-TORN_SECONDS = 0.1  # within which a process that only saves is killed
+TORN_SECONDS = 0.1  # a process that only saves is killed within this time
 SAVE_SECONDS = 3.0  # how long a kill that is aimed at a save waits for one
 
 
@@ -55,7 +55,7 @@ class Launch:
     started: float = field(default_factory=time.monotonic)
 
     def poll(self) -> int | None:
-        """The exit status, negative for a signal; None while it runs."""
+        """Returns the exit status, negative for a signal; None while the process runs."""
         done, status = os.waitpid(self.process_id, os.WNOHANG)
         return os.waitstatus_to_exitcode(status) if done else None
 
@@ -69,7 +69,7 @@ class Launch:
 
 @dataclass
 class Tally:
-    """What was done and found."""
+    """Counts of what was done and found."""
 
     kills: int = 0
     fresh: int = 0
@@ -80,7 +80,7 @@ class Tally:
 
 
 def make_files(folder: Path) -> dict[str, list[str]]:
-    """Networks and images small enough for steps of milliseconds; returns the options of the two trainings."""
+    """Writes networks and images that train at milliseconds per step; returns the options of the two trainings."""
     torch.manual_seed(0)
     common: dict[str, Any] = dict(img_resolution=RESOLUTION, img_channels=1)
     widths: dict[str, Any] = dict(channel_base=64, channel_max=8)
@@ -109,7 +109,7 @@ def make_files(folder: Path) -> dict[str, list[str]]:
 
 
 def import_all() -> None:
-    """Makes PyTorch import here, once, what every training would import at its first step."""
+    """Makes PyTorch import here once what every training would import at its first step."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     parameter.grad = torch.zeros(1)
     torch.optim.Adam([parameter], fused=True).step()
@@ -127,7 +127,7 @@ def launch(arguments: Sequence[str], fresh: bool) -> Launch:
 
 
 def fork(function: Callable[[], object]) -> Launch:
-    """Runs a function in a forked child without output; its exit status is the function's."""
+    """Runs a function in a forked child without output, which ends with the function's exit status."""
     child = os.fork()
     if child:
         return Launch(child)
@@ -145,24 +145,24 @@ def fork(function: Callable[[], object]) -> Launch:
 
 
 def saving(folder: Path) -> bool:
-    """Whether a state is being written: there is a temporary file, or a state whose manifest is not there yet."""
+    """Whether a state is being written, so that there is a temporary file or a state without its manifest."""
     names = set(os.listdir(folder)) if folder.is_dir() else set()
     states = {name[: -len(".safetensors")] for name in names if statefile.NAME.fullmatch(name)}
     return any(n.startswith(".training-state") for n in names) or any(f"{state}.json" not in names for state in states)
 
 
 def begun(outdir: Path) -> int:
-    """When a run last took its folder, in nanoseconds, by the file of options that it writes then; 0: never."""
+    """Returns when a run last took its folder and wrote its options file there, in nanoseconds; 0 if never."""
     return max((path.stat().st_mtime_ns for path in outdir.glob("0*/training_options.json")), default=0)
 
 
 def kill_at_random(
     child: Launch, outdir: Path, random: np.random.Generator, seconds: float, before: int | None = None
 ) -> bool:
-    """Kills at a random moment within `seconds`, half of the times in the next save after it; False: it has ended.
+    """Kills at a random moment within `seconds`, or half of the time in the next save after it; False if it has ended.
 
-    The seconds count from the start of the process, or from when `begun` is no longer `before`: a process killed while
-    it imports PyTorch has lost nothing.
+    The seconds count from the start of the process, or from when `begun` is no longer `before`, because killing a
+    process that is importing PyTorch tests nothing.
     """
     while before is not None and begun(outdir) == before:
         if child.poll() is not None:
@@ -187,7 +187,7 @@ def kill_at_random(
 def disturbed_run(
     arguments: list[str], outdir: Path, random: np.random.Generator, seconds: float, tally: Tally, quota: Quota
 ) -> Path:
-    """A run killed and gone on with until it is complete or the quota of kills is used up; returns its folder."""
+    """Kills and resumes a run until it is complete or the quota of kills is used up; returns its folder."""
     while True:
         folders = list(outdir.glob("0*"))
         if folders and not statefile.complete_states(folders[0]):
@@ -207,13 +207,13 @@ def disturbed_run(
         status = child.wait() if not quota.left else 0
         (folder,) = outdir.glob("0*")
         if status or not (folder / "result.json").is_file():
-            raise RuntimeError(f"{folder}: ended with status {status} and without a result")
+            raise RuntimeError(f"{folder}: the run ended with status {status} and without a result")
         return folder
 
 
 @dataclass
 class Quota:
-    """Kills that are still to be made, and how many of them of fresh processes."""
+    """The number of remaining kills, and how many of them are of fresh processes."""
 
     left: int
     fresh: int
@@ -227,7 +227,7 @@ class Quota:
 
 
 def groups(folder: Path) -> Iterator[tuple[str, str]]:
-    """What of a complete run is compared: (name, hash) of weights, EMA, moments, the rest, the counters, the lines."""
+    """Yields (name, hash) for what is compared: weights, EMA, moments, the other tensors, counters, statistics."""
     path = statefile.complete_states(folder)[-1]
     if wrong := statefile.damage(path):
         raise RuntimeError(f"{path}: {wrong}")
@@ -248,7 +248,7 @@ def groups(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def kill_runs(folder: Path, kills: int, fresh: int, random: np.random.Generator, seed: int) -> Tally:
-    """Kills trainings `kills` times in all and compares each that completes with the undisturbed one."""
+    """Kills trainings `kills` times in total, and compares each one that completes with the undisturbed one."""
     trainings = {kind: [*options, f"--seed={seed}"] for kind, options in make_files(folder).items()}
     undisturbed, seconds = {}, 0.0
     for kind, options in trainings.items():
@@ -277,7 +277,7 @@ def kill_runs(folder: Path, kills: int, fresh: int, random: np.random.Generator,
 
 
 def torn_saves(folder: Path, count: int, random: np.random.Generator) -> tuple[int, int, int]:
-    """Kills a process that saves without end, `count` times; returns kills inside a save, torn states, saves done."""
+    """Kills an endlessly saving process `count` times; returns the kills inside a save, torn states and saves."""
     folder.mkdir()
     generator = torch.Generator().manual_seed(0)
     base = {f"t{index}": torch.randn([20000], generator=generator) for index in range(10)}
@@ -316,12 +316,12 @@ def torn_saves(folder: Path, count: int, random: np.random.Generator) -> tuple[i
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--kills", type=click.IntRange(min=0), default=200, show_default=True, help="Kills of trainings.")
-@click.option("--fresh", type=click.IntRange(min=0), default=20, show_default=True, help="Of them, of new processes.")
+@click.option("--fresh", type=click.IntRange(min=0), default=20, show_default=True, help="Those of new processes.")
 @click.option("--torn", type=click.IntRange(min=0), default=1000, show_default=True, help="Kills of a saving loop.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the moments and the runs.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of kills and runs.")
 @click.option("--dest", type=click.Path(path_type=Path), help="Folder to work in.  [default: a temporary one]")
 def main(kills: int, fresh: int, torn: int, seed: int, dest: Path | None) -> None:
-    torch.set_num_threads(1)  # as the fresh processes: another number of threads rounds otherwise
+    torch.set_num_threads(1)  # like the fresh processes, because rounding depends on the number of threads
     import_all()
     random = np.random.default_rng(seed)
     folder = Path(tempfile.mkdtemp(prefix="kill-test-", dir=dest))

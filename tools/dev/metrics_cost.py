@@ -1,9 +1,9 @@
-"""What a measurement costs: images a second of generation by batch, and what FID of small images is made of.
+"""Measures the cost of metrics: images per second of generation by batch, and the parts of FID for small images.
 
     python tools/dev/metrics_cost.py --num=1000 --json=out/metrics-cost.json
 
-Time is that of the process on the CPU, one thread, medians of the rounds; memory is what a batch takes at its most.
-Generation is timed as metrics use it, with latents, labels and the conversion to bytes. Inception has random weights.
+Time is the process's CPU time with one thread, the median of the rounds; memory is a batch's peak. Generation is timed
+as metrics use it, with latents, labels and the conversion to bytes. Inception has random weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tools.dev.benchmark import peak_mib, seconds
 from tools.dev.benchmark_rows import stylegan2, unet
 
 CPU = torch.device("cpu")
-TOTAL = 10000  # images that the parts' seconds are scaled to
+TOTAL = 10000  # number of images to which the parts' seconds are scaled
 
 GENERATORS: dict[str, Callable[[], Generator]] = {
     "fashion-gan.pkl, 16x16": lambda: stylegan_di.load_generator("fashion-gan.pkl"),
@@ -50,7 +50,7 @@ GENERATORS: dict[str, Callable[[], Generator]] = {
 
 @dataclass(frozen=True)
 class Speed:
-    """Of a generator at one batch; memory in MiB."""
+    """Speed of a generator at one batch, and its memory in MiB."""
 
     generator: str
     batch: int
@@ -60,7 +60,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Part:
-    """Seconds of one part of FID; `scaled` those of TOTAL images, from `images` that were timed."""
+    """Seconds of one part of FID for `images` images; `scaled` are the seconds for TOTAL images."""
 
     name: str
     images: int
@@ -69,12 +69,12 @@ class Part:
 
 
 def generate(generator: Generator, num: int, batch: int) -> Tensor:
-    """The images as metrics get them."""
+    """Generates images as for metrics."""
     return torch.cat(list(generated_images(generator, num=num, batch=batch)))
 
 
 def generation_speeds(name: str, batches: Iterable[int], num: int, rounds: int) -> list[Speed]:
-    """Of each batch; the batches take turns, so that a busy machine disturbs all alike. At least `num` images each."""
+    """Measures each batch with at least `num` images; the batches alternate, so that a busy machine slows all alike."""
     generator = GENERATORS[name]()
     calls = {batch: partial(generate, generator, max(num, batch), batch) for batch in batches}
     times: dict[int, list[float]] = {batch: [] for batch in calls}
@@ -87,7 +87,7 @@ def generation_speeds(name: str, batches: Iterable[int], num: int, rounds: int) 
 
 
 def feature_parts(extractor: FeatureExtractor, label: str, images: Tensor, batch: int) -> list[Part]:
-    """Extraction, sums, and the distance between the two halves' statistics."""
+    """Times the extraction, the sums, and the distance between the two halves' statistics."""
     num = len(images)
     features: list[Tensor] = []
 
@@ -114,13 +114,13 @@ def feature_parts(extractor: FeatureExtractor, label: str, images: Tensor, batch
 
 
 def inception() -> FeatureExtractor:
-    """With random weights, made as fast as the published ones are."""
+    """Returns an optimized Inception with random weights."""
     torch.manual_seed(0)
     return Inception().eval().requires_grad_(False).optimized()
 
 
 def measure_parts(num: int, batch: int) -> list[Part]:
-    """Generation by each generator, then what is done with the images."""
+    """Times the generation by each generator, then the processing of the images."""
     parts = []
     for name, make in GENERATORS.items():
         generator = make()
@@ -134,13 +134,13 @@ def measure_parts(num: int, batch: int) -> list[Part]:
 
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
 @click.option("--batches", default="1,2,4,8,16,32,64,128,256", show_default=True, help="Comma-separated.")
-@click.option("--num", type=click.IntRange(min=2), default=1000, show_default=True, help="Images, of the parts.")
-@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Of the parts.")
+@click.option("--num", type=click.IntRange(min=2), default=1000, show_default=True, help="Images for the parts.")
+@click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Batch for the parts.")
 @click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Timings of each batch.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
 @user_errors
 def main(batches: str, num: int, batch: int, rounds: int, target: Path | None) -> None:
-    """Prints a row as it is done."""
+    """Prints each row as it is done."""
     keep_freed_memory()
     torch.set_num_threads(1)
     ops = build.load("cpu", may_build=True)

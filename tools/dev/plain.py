@@ -1,9 +1,9 @@
-"""The networks' operations in the plain way, as the original code does them: what benchmarks compare with.
+"""The networks' operations in the plain way of the original code, as a reference for benchmarks.
 
-Modulated convolutions form the weights of every sample and convolve in groups (in train mode: scale activations, but
-still form the weights to demodulate), FIR filters insert zeros and pad before they filter, biases, activations and
-normalisations are one step each, attention is two einsums around a softmax, and activations are NCHW. Written from the
-papers' equations (Karras et al. 2020, arXiv 1912.04958; Karras et al. 2022, arXiv 2206.00364).
+Modulated convolutions form the weights of every sample and convolve in groups (in train mode they scale activations
+but still form the weights to demodulate). FIR filters insert zeros and pad before they filter. Biases, activations and
+normalisations are one step each, attention is two einsums around a softmax, and activations are NCHW. The code follows
+the papers' equations (Karras et al. 2020, arXiv 1912.04958; Karras et al. 2022, arXiv 2206.00364).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def bias_act(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """Bias, activation, gain and clamp, a step each."""
+    """Applies bias, activation, gain and clamp, one step each."""
     if b is not None:
         x = x + b[None, :, None, None] if x.ndim == 4 else x + b
     x = {"linear": lambda x: x, "lrelu": lambda x: F.leaky_relu(x, 0.2)}[act](x)
@@ -49,7 +49,7 @@ def upfirdn2d(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """Zeros put in between, padding, a depthwise convolution, every down-th pixel; f is 2-D."""
+    """Inserts zeros, pads, convolves depthwise and keeps every down-th pixel; f is 2-D."""
     f = torch.ones([1, 1]) if f is None else f
     (upx, upy), (downx, downy), pads = parse_factors(up), parse_factors(down), parse_padding(padding)
     batch, channels, height, width = x.shape
@@ -63,12 +63,12 @@ def upfirdn2d(
 
 
 def upsample2d(x: Tensor, f: Tensor | None) -> Tensor:
-    """Twice the size."""
+    """Doubles the size."""
     return upfirdn2d(x, f, up=2, padding=upsample_padding(f, [2, 2]), gain=4)
 
 
 def modulated_conv2d(grouped: bool, x: Tensor, weight: Tensor, styles: Tensor, **options: Any) -> Tensor:
-    """Modulated convolution, noise, bias and activation; grouped: convolve each sample with weights of its own."""
+    """Modulated convolution, noise, bias and activation; grouped convolves each sample with its own weights."""
     up, padding, f = options.get("up", 1), options.get("padding", 0), options.get("resample_filter")
     flip, demodulate = options.get("flip_weight", True), options.get("demodulate", True)
     noise, after = options.get("noise"), {key: options.get(key) for key in ("b", "gain", "clamp")}
@@ -92,7 +92,7 @@ def modulated_conv2d(grouped: bool, x: Tensor, weight: Tensor, styles: Tensor, *
 
 
 def fully_connected(layer: stylegan2_layers.FullyConnectedLayer, x: Tensor) -> Tensor:
-    """Weights and biases scaled, then multiplied."""
+    """Scales weights and biases, then multiplies."""
     bias = None if layer.bias is None else layer.bias * layer.bias_gain
     if layer.activation == "linear":
         return F.linear(x, layer.weight * layer.weight_gain, bias)
@@ -108,7 +108,7 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 def group_norm(layer: edm_layers.GroupNorm, x: Tensor, silu: bool = False) -> Tensor:
-    """Normalisation, and activation, a step each."""
+    """Normalises, then activates, one step each."""
     x = F.group_norm(x, layer.num_groups, layer.weight, layer.bias, layer.eps)
     return F.silu(x) if silu else x
 
@@ -116,7 +116,7 @@ def group_norm(layer: edm_layers.GroupNorm, x: Tensor, silu: bool = False) -> Te
 def norm_silu(
     layer: edm_layers.GroupNorm, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None
 ) -> Tensor:
-    """Shift, normalisation and activation, a step each."""
+    """Shifts, normalises and activates, one step each."""
     if scale is not None:
         assert shift is not None
         return F.silu(torch.addcmul(shift[:, :, None, None], group_norm(layer, x), scale[:, :, None, None] + 1))
@@ -124,7 +124,7 @@ def norm_silu(
 
 
 def unet_block(block: edm_layers.UNetBlock, x: Tensor, emb: Tensor) -> Tensor:
-    """The residual block, its scale a step of its own."""
+    """Computes the residual block, with its scale as a separate step."""
     h = block.conv0(block.norm0.then_silu(x))
     params = block.affine(emb)
     if block.adaptive_scale:
@@ -140,27 +140,27 @@ def unet_block(block: edm_layers.UNetBlock, x: Tensor, emb: Tensor) -> Tensor:
 
 
 def upsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
-    """Twice the size, by a depthwise transposed convolution."""
+    """Doubles the size by a depthwise transposed convolution."""
     channels = x.shape[1]
     kernel = (resample_filter * 4).tile([channels, 1, 1, 1])
     return F.conv_transpose2d(x, kernel, stride=2, padding=padding, groups=channels)
 
 
 def downsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
-    """Half the size, by a depthwise convolution."""
+    """Halves the size by a depthwise convolution."""
     channels = x.shape[1]
     return F.conv2d(x, resample_filter.tile([channels, 1, 1, 1]), stride=2, padding=padding, groups=channels)
 
 
 def fir_chain(x: Tensor, f: Tensor, padding: Sequence[int], scale: Tensor, noise: Tensor, b: Tensor) -> Tensor:
-    """FIR filter, demodulation, noise, bias and leaky ReLU, a step each."""
+    """Applies FIR filter, demodulation, noise, bias and leaky ReLU, one step each."""
     y = upfirdn2d(x, f, padding=padding, gain=4)
     return bias_act(y * scale[:, :, None, None] + noise, b, act="lrelu")
 
 
 @contextlib.contextmanager
 def plain_networks(*, grouped: bool) -> Iterator[None]:
-    """Inside, StyleGAN2 and the U-Nets compute in the plain way; grouped: as in evaluation, else as in training."""
+    """Makes StyleGAN2 and the U-Nets compute in the plain way: as in evaluation if grouped, else as in training."""
     with contextlib.ExitStack() as stack:
         for owner, name, replacement in (
             (stylegan2_layers, "modulated_conv2d", lambda *args, **kwargs: modulated_conv2d(grouped, *args, **kwargs)),

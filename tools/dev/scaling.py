@@ -1,10 +1,10 @@
-"""How the cost of a Diff-Instruct step of small networks grows with batch and resolution, as a table in Markdown.
+"""Measures how the cost of a Diff-Instruct step of small networks grows with batch and resolution.
 
-    python tools/dev/scaling.py --json=docs/scaling.json --plot=docs/scaling.svg      (--plot needs stylegan-di[plot])
+    python tools/dev/scaling.py --json=docs/measurements/scaling.json --plot=docs/measurements/scaling.svg
 
 The student is a StyleGAN2, teacher and fake score are U-Nets, each with the same widths at every resolution. Time is
-the process's on the CPU, one thread, the median of the rounds; memory is what a step takes at its most, beyond weights
-and moments. Batches double from 1 up to --most-pixels a step.
+the process's CPU time with one thread, the median of the rounds; memory is a step's peak beyond weights and moments.
+Batches double from 1 up to --most-pixels per step. It prints a Markdown table; --plot needs stylegan-di[plot].
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
+from stylegan_di.training.build import ARCHITECTURES
+from stylegan_di.training.report import Statistics
+
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.util import UserError, atomic_file, atomic_write
@@ -34,14 +37,12 @@ from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build
 from stylegan_di.training import updates
-from stylegan_di.training.build import ARCHITECTURES
-from stylegan_di.training.report import Statistics
 from stylegan_di.training.state import Batch, TrainState
 from tools.dev.benchmark import peak_mib, seconds
 
 
 def networks(resolution: int) -> tuple[TrainState, EDMTeacher]:
-    """A student with its fake score, and a teacher."""
+    """Makes a student with its fake score, and a teacher."""
     torch.manual_seed(0)
     levels = resolution.bit_length() - 3  # down to 8x8
     song: dict[str, Any] = ARCHITECTURES["ddpmpp"] | dict(
@@ -63,7 +64,7 @@ def networks(resolution: int) -> tuple[TrainState, EDMTeacher]:
 
 
 def cost(resolution: int, batch_size: int, rounds: int) -> tuple[float, float]:
-    """Images a second, and MiB."""
+    """Measures images per second, and the memory in MiB."""
     state, teacher = networks(resolution)
     device, law = torch.device("cpu"), LogNormalLaw()
     batch = Batch.of_step(
@@ -83,7 +84,7 @@ def cost(resolution: int, batch_size: int, rounds: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Cell:
-    """What was measured at one resolution and batch."""
+    """The measurements at one resolution and batch."""
 
     resolution: int
     batch: int
@@ -92,7 +93,7 @@ class Cell:
 
 
 def grid(resolutions: Sequence[int], most_batch: int, most_pixels: int) -> Iterator[tuple[int, int]]:
-    """Resolutions with each batch 1, 2, 4, ... up to most_batch images and most_pixels pixels a step."""
+    """Yields each resolution with batches 1, 2, 4, ... up to most_batch images and most_pixels pixels per step."""
     for resolution in resolutions:
         batch = 1
         while batch <= most_batch and batch * resolution**2 <= most_pixels:
@@ -102,10 +103,10 @@ def grid(resolutions: Sequence[int], most_batch: int, most_pixels: int) -> Itera
 
 @contextlib.contextmanager
 def two_panels(path: Path) -> Iterator[Sequence[Any]]:
-    """Two axes to draw on, of a figure that is then written in the format of the path's suffix.
+    """Yields two axes of a figure, which is then written in the format of the path's suffix.
 
     Raises:
-        UserError: if matplotlib is not installed, or it cannot write such files.
+        UserError: if matplotlib is not installed, or the suffix is not .svg or .png.
     """
     try:
         import matplotlib
@@ -122,7 +123,7 @@ def two_panels(path: Path) -> Iterator[Sequence[Any]]:
 
 
 def plot(cells: Sequence[Cell], path: Path) -> None:
-    """Draws speed and memory against the batch, a line a resolution."""
+    """Draws speed and memory against the batch, with one line per resolution."""
     with two_panels(path) as panels:
         for axes, name, label in zip(
             panels, ("images_per_second", "peak_mib"), ("images / s", "memory of a step, MiB"), strict=True
@@ -140,8 +141,8 @@ def plot(cells: Sequence[Cell], path: Path) -> None:
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Timings of each cell.")
 @click.option("--resolution", "resolutions", type=click.Choice(["16", "32", "64", "128", "256"]), multiple=True,
               default=("32", "64", "128", "256"), show_default=True, help="May be given several times.")
-@click.option("--most-batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images a step.")
-@click.option("--most-pixels", type=click.IntRange(min=1), default=2**17, show_default=True, help="Pixels a step.")
+@click.option("--most-batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images per step.")
+@click.option("--most-pixels", type=click.IntRange(min=1), default=2**17, show_default=True, help="Pixels per step.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw them: .svg or .png.")
 @user_errors
@@ -153,7 +154,7 @@ def main(
     target: Path | None,
     picture: Path | None,
 ) -> None:
-    """Prints a row as it is done."""
+    """Prints each row as it is done."""
     keep_freed_memory()
     torch.set_num_threads(1)
     ops = build.load("cpu", may_build=True)

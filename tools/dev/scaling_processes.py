@@ -1,10 +1,10 @@
-"""How the speed and memory of training grow with processes, with weights whole and spread (FSDP2), as a table.
+"""Measures how the speed and memory of training grow with processes, with whole and with sharded weights (FSDP2).
 
-    python tools/dev/scaling_processes.py --model-channels=64 --batch=8 --json=docs/scaling-processes.json
+    python tools/dev/scaling_processes.py --model-channels=64 --batch=8 --json=docs/measurements/scaling-processes.json
 
-Each row is a run of train.py that distils an untrained U-Net of 32x32 colour images to one step, one thread a process:
-images a second by the wall clock, the median of the ticks after the first, and the memory of the largest process. A
-tick also draws 64 images in the first process, while the others wait: with many steps a tick that counts for little.
+Each row of the table is a run of train.py that distils an untrained U-Net of 32x32 colour images to one step, with one
+thread per process. It gives the median images per second (wall clock) of the ticks after the first, and the memory of
+the largest process. In each tick the first draws 80 images while the others wait, which many steps per tick make small.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
+from stylegan_di.training.build import ARCHITECTURES
+
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.networks.edm import EDMPrecond
 from stylegan_di.snapshots.checkpoint import save_snapshot
-from stylegan_di.training.build import ARCHITECTURES
 from tools.dev.scaling import two_panels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ POLL_SECONDS = 0.1
 
 @dataclass(frozen=True)
 class Run:
-    """What was measured of a run."""
+    """The measurements of a run."""
 
     processes: int
     fsdp: bool
@@ -53,7 +54,7 @@ class Run:
 
 
 def save_teacher(path: Path, model_channels: int) -> None:
-    """An untrained U-Net, shaped as EDM's of CIFAR-10, which has 128 channels."""
+    """Saves an untrained U-Net with the architecture of EDM's for CIFAR-10, which has 128 channels."""
     torch.manual_seed(0)
     song = ARCHITECTURES["ddpmpp"] | dict(channel_mult=[2, 2, 2], num_blocks=4, attn_resolutions=[16], dropout=0)
     network = EDMPrecond(img_resolution=32, img_channels=3, model_channels=model_channels, **song)
@@ -61,7 +62,7 @@ def save_teacher(path: Path, model_channels: int) -> None:
 
 
 def layouts(most: int) -> Iterator[tuple[int, bool]]:
-    """1, 2, 4, ... processes, and whether weights are spread, which one process cannot."""
+    """Yields 1, 2, 4, ... processes, and whether weights are sharded, which needs more than one process."""
     count = 1
     while count <= most:
         yield from [(count, False)] + ([(count, True)] if count > 1 else [])
@@ -69,10 +70,10 @@ def layouts(most: int) -> Iterator[tuple[int, bool]]:
 
 
 def measure(teacher: Path, batch: int, steps: int, processes: int, fsdp: bool) -> Run:
-    """A run of TICKS ticks of `steps` steps.
+    """Measures a run of TICKS ticks of `steps` steps.
 
     Raises:
-        UserError: it failed; the message is what it said last.
+        UserError: if the run fails; the message holds the end of its output.
     """
     outdir = teacher.parent / f"{processes}-{fsdp}"
     tick = batch * steps / 1000
@@ -95,15 +96,15 @@ def measure(teacher: Path, batch: int, steps: int, processes: int, fsdp: bool) -
 
 
 def family_mib(ancestor: int) -> list[float]:
-    """The most memory so far, in MiB, of a process and of each that descends from it."""
+    """Returns the peak memory so far, in MiB, of a process and of each of its descendants."""
     parents, most = {}, {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             status = (folder / "status").read_text()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # the process has ended in the meantime
             continue
         parent, memory = (re.search(rf"^{name}:\s+(\d+)", status, re.MULTILINE) for name in ("PPid", "VmHWM"))
-        if parent and memory:  # a kernel's thread, or one that is ending, has none
+        if parent and memory:  # kernel threads and ending processes have no memory
             parents[int(folder.name)], most[int(folder.name)] = int(parent[1]), int(memory[1]) / 1024
     family = {ancestor}
     while grown := {child for child, parent in parents.items() if parent in family} - family:
@@ -112,7 +113,7 @@ def family_mib(ancestor: int) -> list[float]:
 
 
 def plot(runs: Sequence[Run], path: Path) -> None:
-    """Draws speed and memory, a bar a run."""
+    """Draws speed and memory, with one bar per run."""
     names = [f"{run.processes}{', spread' if run.fsdp else ''}" for run in runs]
     with two_panels(path) as panels:
         for axes, name, label in zip(
@@ -124,8 +125,8 @@ def plot(runs: Sequence[Run], path: Path) -> None:
 
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
 @click.option("--model-channels", type=click.IntRange(min=8), default=32, show_default=True, help="EDM's has 128.")
-@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Of all processes.")
-@click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Steps a tick.")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Images over all processes.")
+@click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Steps per tick.")
 @click.option("--processes", type=click.IntRange(min=1), default=2, show_default=True, help="Most processes.")
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False), help="Draw them: .svg or .png.")
@@ -133,7 +134,7 @@ def plot(runs: Sequence[Run], path: Path) -> None:
 def main(
     model_channels: int, batch: int, steps: int, processes: int, target: Path | None, picture: Path | None
 ) -> None:
-    """Prints a row as it is done."""
+    """Prints each row as it is done."""
     runs = []
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher.pkl"

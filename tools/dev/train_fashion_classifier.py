@@ -1,6 +1,6 @@
-"""Train the shipped Fashion-MNIST classifier, whose features the metrics fd_fashion and pr_fashion use.
+"""Trains the shipped Fashion-MNIST classifier, whose features the metrics fd_fashion and pr_fashion use.
 
-Five minutes on one CPU core; equal seeds give equal weights on equal machines.
+This takes five minutes on one CPU core; equal seeds give equal weights on equal machines.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from stylegan_di.random import stream
 
 BATCH = 128
 PEAK_LR = 2e-3
-WARMUP = 0.1  # of the training
-MAX_SHIFT = 2  # pixels, the width of the black border: nothing is cut off
+WARMUP = 0.1  # fraction of the training
+MAX_SHIFT = 2  # pixels; the black border is as wide, so nothing is cut off
 
 
 @click.command()
 @click.option("--data", default="datasets/fashion-32.zip", show_default=True, help="Training images, with labels.")
 @click.option("--test", default="datasets/fashion-32-test.zip", show_default=True, help="Test images, with labels.")
-@click.option("--dest", default=str(zoo.ASSETS / WEIGHTS), help="Where the weights go.  [default: the shipped file]")
+@click.option("--dest", default=str(zoo.ASSETS / WEIGHTS), help="File for the weights.  [default: the shipped one]")
 @click.option("--epochs", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @user_errors
@@ -64,14 +64,14 @@ def main(data: str, test: str, dest: str, epochs: int, seed: int) -> None:
 
 
 def load(path: str) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N,3,H,W] and class indices int64 [N] of a data set."""
+    """Loads images uint8 [N,3,H,W] and class indices int64 [N] from a data set."""
     dataset = ImageDataset(path, use_labels=True, cache=False)
     images, labels = zip(*(dataset[index] for index in range(len(dataset))), strict=True)
     return to_rgb(torch.from_numpy(np.stack(images))), torch.from_numpy(np.stack(labels)).argmax(dim=1)
 
 
 def train(network: FashionClassifier, images: Tensor, labels: Tensor, epochs: int, seed: int) -> None:
-    """Cross-entropy with Adam; the rate rises linearly, then falls to nothing as half a cosine."""
+    """Trains by cross-entropy with Adam; the learning rate rises linearly, then falls to zero as half a cosine."""
     steps = epochs * (len(images) // BATCH)
     optimizer = torch.optim.Adam(network.parameters(), lr=PEAK_LR)
     progress = Progress("training the classifier", steps, sys.stdout)
@@ -96,13 +96,13 @@ def train(network: FashionClassifier, images: Tensor, labels: Tensor, epochs: in
 
 
 def halved(images: Tensor) -> Tensor:
-    """uint8 images at half the resolution: every other batch, so that the features suit 16x16 models too."""
+    """Halves the resolution of uint8 images, as in every other batch, so that the features suit 16x16 models too."""
     size = [images.shape[2] // 2, images.shape[3] // 2]
     return F.interpolate(images, size=size, mode="bilinear", antialias=True)
 
 
 def learning_rate(done: float) -> float:
-    """The factor of the learning rate when the fraction `done` of the training is over."""
+    """Returns the factor of the learning rate when the fraction `done` of the training is over."""
     if done < WARMUP:
         return done / WARMUP
     return 0.5 + 0.5 * float(np.cos(np.pi * (done - WARMUP) / (1 - WARMUP)))
@@ -110,7 +110,7 @@ def learning_rate(done: float) -> float:
 
 @torch.no_grad()
 def measure_accuracy(network: FashionClassifier, images: Tensor, labels: Tensor) -> float:
-    """The fraction of images whose likeliest class is their own."""
+    """Returns the fraction of images whose likeliest class is correct."""
     pairs = zip(images.split(1000), labels.split(1000), strict=True)
     return sum(int((network.logits(x).argmax(dim=1) == y).sum()) for x, y in pairs) / len(images)
 

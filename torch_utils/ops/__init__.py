@@ -1,1 +1,1 @@
-"""Image ops, each one schema registered with `torch.library`; see the module of each."""
+"""Image ops, each registered with `torch.library`; see their modules."""

@@ -1,6 +1,6 @@
 """Bias, activation, gain and clamp in one operator: y = clamp(act(x + b; alpha) * gain, -clamp, clamp).
 
-StyleGAN2's layers end in it (Karras et al. 2020, arXiv 1912.04958). The operators are `stylegan_di::bias_act` and its
+It ends StyleGAN2's layers (Karras et al. 2020, arXiv 1912.04958). The operators are `stylegan_di::bias_act` and its
 gradient `stylegan_di::bias_act_grad`, which computes
 
     dx = dy * gain * act'(x + b) * [|y| < clamp]
@@ -28,8 +28,8 @@ _SELU_ALPHA = 1.6732632423543772848170429916717
 class Activation:
     """An activation a = act(u; alpha) and its derivatives, as functions of r = a, or of r = u if `needs_input`.
 
-    `forward(u, alpha)` may overwrite u; `backward(dy, r, alpha)` is a new tensor dy * act'(u); `bend(r)` is the
-    derivative in r of act'(u), None where it is zero everywhere.
+    `forward(u, alpha)` may overwrite u; `backward(dy, r, alpha)` returns a new tensor dy * act'(u); `bend(r)` is the
+    derivative of act'(u) with respect to r, None if it is zero everywhere.
     """
 
     forward: Callable[[Tensor, float], Tensor]
@@ -96,15 +96,15 @@ def bias_act(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """clamp(act(x + b) * gain), of x's shape, type and layout.
+    """Returns clamp(act(x + b) * gain), with x's shape, dtype and layout.
 
     Args:
-        x: of any shape.
-        b: bias [x.shape[dim]], of x's type.
+        x: a tensor of any shape.
+        b: bias [x.shape[dim]], of x's dtype.
         act: a key of ACTIVATIONS.
         alpha: slope of lrelu below 0; default 0.2.
         gain: > 0; default sqrt(2) for relu, lrelu and swish, else 1.
-        clamp: largest absolute value of the result, >= 0; None for no limit.
+        clamp: limit on the absolute value of the result, >= 0; None for no limit.
 
     Raises:
         ValueError: for an unknown activation, a gain or clamp out of range, or a bias that does not fit.
@@ -124,7 +124,7 @@ def bias_act(
 
 
 def _along(b: Tensor, dim: int, ndim: int) -> Tensor:
-    """b [n] shaped to broadcast along dimension `dim` of `ndim`."""
+    """Reshapes b [n] to broadcast along dimension `dim` of `ndim`."""
     return b.reshape([-1 if axis == dim else 1 for axis in range(ndim)])
 
 
@@ -140,7 +140,7 @@ def _bias_act(
     x: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float | None
 ) -> Tensor:
     activation = ACTIVATIONS[act]
-    scale = gain if activation.homogeneous else 1.0  # the gain costs nothing when it goes with the bias
+    scale = gain if activation.homogeneous else 1.0  # adding the bias can apply this gain at no cost
     u = x * scale if b is None else torch.add(_along(b * scale, dim, x.ndim), x, alpha=scale)
     y = activation.forward(u, alpha)
     if scale != gain:
@@ -175,7 +175,7 @@ def _bias_act_grad_fake(
 
 
 def _argument(ref: Tensor, b: Tensor | None, dim: int, act: str, gain: float) -> Tensor:
-    """What `backward` and `bend` are functions of: x + b, or act(x + b), or anything of its sign where that is all."""
+    """Returns the argument of `backward` and `bend`: x + b, act(x + b), or any tensor of its sign if that is enough."""
     if ACTIVATIONS[act].homogeneous:
         return ref
     if not ACTIVATIONS[act].needs_input:
@@ -186,7 +186,7 @@ def _argument(ref: Tensor, b: Tensor | None, dim: int, act: str, gain: float) ->
 def _clamped(
     ref: Tensor, b: Tensor | None, dim: int, act: str, alpha: float, gain: float, clamp: float
 ) -> Tensor:
-    """Where the output has reached the limit, bool."""
+    """Returns a bool mask of where the output has reached the limit."""
     y = _bias_act(ref, b, dim, act, alpha, gain, None) if ACTIVATIONS[act].needs_input else ref
     return y.abs() >= clamp
 
@@ -224,7 +224,7 @@ def _setup_grad_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> No
 
 
 def _grad_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
-    """From dx = dy * gain * act'(r), r = ref + b or ref / gain: gradients in dy, ref and b."""
+    """The gradients of dx = dy * gain * act'(r), r = ref + b or ref / gain, with respect to dy, ref and b."""
     dy, ref, b = ctx.saved_tensors
     dim, act, alpha, gain, clamp = ctx.options
     ddy = torch.ops.stylegan_di.bias_act_grad(ddx, ref, b, *ctx.options) if ctx.needs_input_grad[0] else None

@@ -1,10 +1,10 @@
-"""Builds the ops' native kernels, once for each machine, and attaches them to the ops' schemas.
+"""Builds the ops' native kernels, once on each machine, and attaches them to the ops' schemas.
 
     python -m torch_utils.ops.build                 # for the CPU, and with --device=cuda for the GPU
 
-A build is one call of the compiler on one file, whose library registers kernels with PyTorch's dispatcher: no Python
-binding, so that one library serves every Python version. It is kept in the cache under a hash of sources, PyTorch,
-compiler and flags; of several processes one builds, the others wait. Nothing is built or loaded at import.
+A build is one call of the compiler on one file. Its library registers kernels with PyTorch's dispatcher and has no
+Python binding, so that it works with every Python version. It is cached under a hash of sources, PyTorch, compiler and
+flags. If several processes need it, one builds and the others wait. Nothing is built or loaded at import.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ INSTALL = {
 
 
 class BuildError(UserError):
-    """The kernels cannot be built; the message is what the compiler said, in full."""
+    """The kernels cannot be built; the message is the compiler's complete output."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the kernels of a device are made from what."""
+    """How to build the kernels of a device."""
 
     device: str  # cpu or cuda
     compiler: str
@@ -56,7 +56,7 @@ class Recipe:
 
     @cached_property
     def key(self) -> str:
-        """A hash of all that the library depends on."""
+        """A hash of everything that the library depends on."""
         version = subprocess.run([self.compiler, "--version"], capture_output=True, text=True, check=False)
         parts = [torch.__version__, self.compiler, version.stdout, *self.flags]
         for path in sorted([*SOURCES.glob("*.h"), *self.source.parent.iterdir()]):
@@ -69,7 +69,7 @@ class Recipe:
 
     @property
     def failure(self) -> Path:
-        """What the compiler said when it last failed; while it is there, `load` does not try again."""
+        """The file with the compiler's output when it last failed; while it exists, `load` does not try again."""
         return self.library.with_suffix(".error.txt")
 
     def command(self, output: Path) -> list[str]:
@@ -80,10 +80,10 @@ class Recipe:
 
 
 def recipe(device: str) -> Recipe:
-    """The recipe of this machine.
+    """Returns the recipe for this machine.
 
     Raises:
-        UserError: there is no compiler, or kernels are not built on this system.
+        UserError: if there is no compiler, or kernels cannot be built on this system.
     """
     if not sys.platform.startswith("linux"):
         raise UserError(f"native kernels are built on Linux only, not on {sys.platform}")
@@ -103,7 +103,7 @@ def _common_flags() -> list[str]:
 
 
 def cpu_flags() -> list[str]:
-    """The instruction set is the one PyTorch has found, which the headers of its vectors go by."""
+    """Uses the instruction set that PyTorch has detected, because the headers of its vector types depend on it."""
     capability = torch.backends.cpu.get_cpu_capability()
     flags = CAPABILITY_FLAGS.get(capability, [])
     name = capability if flags else "DEFAULT"
@@ -111,29 +111,29 @@ def cpu_flags() -> list[str]:
 
 
 def cuda_flags(architecture: str) -> list[str]:
-    """For an architecture such as sm_90."""
+    """Returns the flags for an architecture such as sm_90."""
     macros = ["-DC10_USING_CUSTOM_GENERATED_MACROS", "-diag-suppress=177"]
     return [*_common_flags(), "-Xcompiler", "-fPIC", f"-arch={architecture}", "--expt-relaxed-constexpr", *macros]
 
 
 def _gpu_architecture() -> str:
     if not torch.cuda.is_available():
-        raise UserError("kernels for CUDA are built for the GPU that is there, and PyTorch finds none")
+        raise UserError("kernels for CUDA are built for this machine's GPU, and PyTorch finds none")
     major, minor = torch.cuda.get_device_capability()
     return f"sm_{major}{minor}"
 
 
 def build(plan: Recipe, *, again: bool = False) -> Path:
-    """The library, built if it is not in the cache; `again` tries once more what has failed before.
+    """Returns the library, built if it is not in the cache; `again` repeats a build that has failed before.
 
     Raises:
-        BuildError: the compiler failed.
+        BuildError: if the compiler fails.
     """
     if plan.library.is_file():
         return plan.library
     plan.library.parent.mkdir(parents=True, exist_ok=True)
     with _locked(plan.library.with_suffix(".lock")):
-        if plan.library.is_file():  # another process has built it meanwhile
+        if plan.library.is_file():  # another process built it in the meantime
             return plan.library
         if plan.failure.is_file() and not again:
             raise BuildError(plan.failure.read_text(encoding="utf-8"))
@@ -146,7 +146,7 @@ def build(plan: Recipe, *, again: bool = False) -> Path:
 
 
 def is_built(device: str) -> bool:
-    """Whether `load` will find what it needs, or will not try: no build lies ahead."""
+    """Whether `load` will not build, because it finds the library or a failure, or there is no recipe."""
     try:
         plan = recipe(device)
     except UserError:
@@ -155,7 +155,7 @@ def is_built(device: str) -> bool:
 
 
 def _compile(plan: Recipe) -> str | None:
-    """Compiles to a temporary name, then renames; returns what went wrong."""
+    """Compiles to a temporary name, then renames; returns what went wrong, None if nothing did."""
     temporary = plan.library.with_name(f".{plan.library.name}.{os.getpid()}.tmp")
     command = plan.command(temporary)
     try:
@@ -172,7 +172,7 @@ def _compile(plan: Recipe) -> str | None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the system gives the lock back when its holder dies."""
+    """Lets one process in at a time; the system releases the lock if its holder dies."""
     import fcntl
 
     with open(path, "ab") as file:
@@ -181,13 +181,13 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def load(device: str = "cpu", *, may_build: bool) -> str:
-    """Attaches native kernels to the ops, for all that follows in this process; returns in words what ops now use.
+    """Attaches native kernels to the ops for the rest of this process; returns a text that says what the ops now use.
 
     Args:
         device: cpu; or cuda, whose kernels are used once they have been built with `python -m torch_utils.ops.build`.
-        may_build: whether to build what is not in the cache; else it is used only if it is there.
+        may_build: whether to build kernels that are not in the cache; otherwise they are used only if cached.
 
-    Without a compiler, or with a broken one, ops go on using their reference implementation, and the words say so.
+    Without a working compiler the ops keep their reference implementation, and the text says so.
     """
     try:
         plan = recipe(device)
@@ -197,7 +197,7 @@ def load(device: str = "cpu", *, may_build: bool) -> str:
         if not attached(device):
             torch.ops.load_library(str(library))
     except BuildError:
-        return "reference (the build of native kernels failed: python tools/doctor.py says why)"
+        return "reference (building native kernels failed: python tools/doctor.py says why)"
     except (UserError, OSError) as error:
         return f"reference ({str(error).splitlines()[0]})"
     return f"native ({torch.backends.cpu.get_cpu_capability() if device == 'cpu' else _gpu_architecture()})"
@@ -209,7 +209,7 @@ def attached(device: str) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Builds, and says where the library is."""
+    """Builds the kernels and prints the library's path."""
     parser = argparse.ArgumentParser(description="Builds the ops' native kernels.")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     device = parser.parse_args(arguments).device

@@ -1,7 +1,7 @@
 """Convolution with filtered up- or downsampling (Karras et al. 2020, arXiv 1912.04958, appendix B).
 
-Defined as: upsample with the filter, convolve, filter and downsample. Everything is linear and shift-equivariant, so
-the parts are done in the order that is cheapest, with the same result up to rounding.
+It is defined as: upsample with the filter, convolve, filter and downsample. All steps are linear and shift-equivariant,
+so they run in the cheapest order, which gives the same result up to rounding.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def conv2d_resample(
     flip_weight: bool = True,
     flip_filter: bool = False,
 ) -> Tensor:
-    """Convolve x [N,Cin,H,W] with w [Cout,Cin/groups,kh,kw], of x's type, at another resolution.
+    """Convolves x [N,Cin,H,W] with w [Cout,Cin/groups,kh,kw], of x's dtype, and resamples.
 
     Args:
-        f: filter of the resampling, see `setup_filter`; None for the identity.
+        f: resampling filter, see `setup_filter`; None for the identity.
         up, down: integer factors >= 1.
-        padding: of the upsampled image, one number, [x, y] or [x0, x1, y0, y1].
+        padding: padding of the upsampled image, one number, [x, y] or [x0, x1, y0, y1].
         flip_weight: True correlates, as torch's conv2d does; False convolves.
         flip_filter: as in `upfirdn2d`.
 
@@ -68,7 +68,7 @@ def conv2d_resample(
 def upsampling_conv(
     x: Tensor, w: Tensor, up: int, padding: Sequence[int], groups: int = 1, flip_weight: bool = True
 ) -> tuple[Tensor, list[int]]:
-    """x with zeros put in between and convolved, and the padding with which the filter comes after it.
+    """Inserts zeros into x and convolves; returns the result and the padding for the filter that must follow.
 
     A transposed convolution equals padding by [size-1, size-up] and then convolving.
     """

@@ -1,9 +1,9 @@
 """Shift, group normalisation and SiLU in one operator: y = silu(normalise(x + shift) * weight + bias).
 
-The blocks of EDM's U-Nets (Karras et al. 2022, arXiv 2206.00364, appendix F.2) begin with it twice. A shift, or weights
-and biases, that differ from sample to sample carry the conditioning on noise level and labels. The operators are
-`stylegan_di::group_norm_silu` and its gradient `stylegan_di::group_norm_silu_grad`, which keeps of the forward pass
-only x and each group's mean and rstd. Gradients of any order are available.
+It precedes both convolutions of a block in EDM's U-Nets (Karras et al. 2022, arXiv 2206.00364, appendix F.2). A shift,
+or weights and biases, per sample carry the conditioning on noise level and labels. The operators are
+`stylegan_di::group_norm_silu` and its gradient `stylegan_di::group_norm_silu_grad`, which needs only x and each group's
+mean and rstd from the forward pass. Gradients of any order are available.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ def group_norm_silu(
     shift: Tensor | None = None,
     silu: bool = True,
 ) -> Tensor:
-    """silu(groupnorm(x + shift) * weight + bias), of x's shape, type and layout.
+    """Returns silu(groupnorm(x + shift) * weight + bias), with x's shape, dtype and layout.
 
     Args:
         x: [N,C,H,W].
-        weight, bias: [C], or [N,C] for those of each sample; of x's type.
-        groups: of C / groups channels each.
-        eps: added to the variance.
-        shift: [N,C] or [1,C], of x's type; None for none.
+        weight, bias: [C], or [N,C] to differ between samples; of x's dtype.
+        groups: number of groups, of C / groups channels each.
+        eps: number added to the variance.
+        shift: [N,C] or [1,C], of x's dtype; None for none.
         silu: False leaves the activation out.
     """
     weight = weight[None] if weight.ndim == 1 else weight
@@ -53,7 +53,7 @@ def _shifted(x: Tensor, shift: Tensor | None) -> Tensor:
 def _normalised(
     u: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """normalise(u) * weight + bias, and each group's mean and rstd [N,groups]."""
+    """Returns normalise(u) * weight + bias, and each group's mean and rstd [N,groups]."""
     size = (u.shape[0], u.shape[1], u.shape[2] * u.shape[3], groups, eps)
     if weight.shape[0] == bias.shape[0] == 1:
         return torch.native_group_norm(u, weight[0], bias[0], *size)
@@ -100,12 +100,12 @@ def _group_norm_silu_grad(
     eps: float,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, and the gradients of shift [N,C], weight and bias (shaped as they are)."""
+    """Returns dx, and the gradients of shift [N,C], of weight and of bias (in their shapes)."""
     u = _shifted(x, shift)
     u = u.contiguous(memory_format=layout(u) if u.device.type == "cpu" else torch.contiguous_format)
     dv = torch.ops.aten.silu_backward(dy, _normalised(u, weight, bias, groups, eps)[0]) if silu else dy
     size = (u.shape[0], u.shape[1], u.shape[2] * u.shape[3], groups)
-    dv = dv.contiguous(memory_format=layout(u))  # PyTorch's kernel wants both alike
+    dv = dv.contiguous(memory_format=layout(u))  # PyTorch's kernel needs both in the same layout
     backward = torch.ops.aten.native_group_norm_backward
     if weight.shape[0] == bias.shape[0] == 1:
         dx, dweight, dbias = backward(dv, u, mean, rstd, weight[0], *size, [True, True, True])
@@ -149,7 +149,7 @@ def _setup_grad_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 
 def _grad_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-    """By differentiating the gradient as it is written down, with mean and rstd as functions of x."""
+    """Differentiates `_gradient`, in which mean and rstd are functions of x."""
     dy, x, shift, weight, bias = ctx.saved_tensors
     zero = x.new_zeros([1, x.shape[1]])
     pull = torch.func.vjp(
@@ -162,7 +162,7 @@ def _grad_backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
 def _gradient(
     dy: Tensor, x: Tensor, shift: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What `_group_norm_silu_grad` computes, of parts that PyTorch can differentiate."""
+    """Computes the same as `_group_norm_silu_grad`, from operations that PyTorch can differentiate."""
 
     def grouped(t: Tensor) -> Tensor:
         return t.reshape(t.shape[0], groups, -1)

@@ -1,4 +1,4 @@
-"""What follows a modulated convolution, in one operator: y = clamp(act(fir(x) * scale + noise + b; alpha) * gain).
+"""The steps after a modulated convolution in one operator: y = clamp(act(fir(x) * scale + noise + b; alpha) * gain).
 
 x is the convolution's result, fir the filter that ends an upsampling, scale the demodulation, b the bias (Karras et al.
 2020, arXiv 1912.04958, section 2.2 and appendix B). The operators are `stylegan_di::modconv_epilogue` and its gradient
@@ -6,7 +6,7 @@ x is the convolution's result, fir the filter that ends an upsampling, scale the
 
     dx = g * scale,   dscale = sum_hw x * g,   dnoise = sum_c t,   db = sum_nhw t,
 
-so that only x and y are kept. Activations are those whose slope follows from the sign of y: linear, relu and lrelu.
+so that only x and y are kept. It supports the activations whose slope follows from the sign of y: linear, relu, lrelu.
 Gradients of any order are available.
 """
 
@@ -37,14 +37,14 @@ def modconv_epilogue(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """clamp(act(fir(x) * scale + noise + b) * gain): [N,C,H',W'], of x's type and layout.
+    """Returns clamp(act(fir(x) * scale + noise + b) * gain), [N,C,H',W'], with x's dtype and layout.
 
     Args:
         x: [N,C,H,W].
         f: filter [fh,fw], convolved with x padded by `padding` [x0, x1, y0, y1], times filter_gain; None for none.
-        scale: [N,C], of x's type.
-        noise: [N,1,H',W'] or [1,1,H',W'], of x's type.
-        b: [C], of x's type.
+        scale: [N,C], of x's dtype.
+        noise: [N,1,H',W'] or [1,1,H',W'], of x's dtype.
+        b: [C], of x's dtype.
         act: one of FUSED_ACTIVATIONS; alpha, gain, clamp: as in `bias_act`.
     """
     if act not in FUSED_ACTIVATIONS:
@@ -59,7 +59,7 @@ def modconv_epilogue(
 
 
 def _output_size(x: Tensor, f: Tensor | None, padding: Sequence[int]) -> tuple[int, int]:
-    """Height and width of the result."""
+    """Returns the result's height and width."""
     (fw, fh), (px0, px1, py0, py1) = filter_size(f), padding
     return x.shape[2] + py0 + py1 - fh + 1, x.shape[3] + px0 + px1 - fw + 1
 
@@ -79,7 +79,7 @@ def _filter_transposed(t: Tensor, f: Tensor | None, padding: Sequence[int], gain
 
 
 def _over_pixels(values: Tensor) -> Tensor:
-    """[N,C] shaped to broadcast over pixels."""
+    """Reshapes [N,C] to broadcast over pixels."""
     return values[:, :, None, None]
 
 
@@ -142,7 +142,7 @@ def _modconv_epilogue_grad(
     gain: float,
     clamp: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx, and of every sample the gradients of scale [N,C], noise [N,1,H',W'] and b [N,C]."""
+    """Returns dx, and every sample's gradients of scale [N,C], noise [N,1,H',W'] and b [N,C]."""
     t = torch.ops.stylegan_di.bias_act_grad(dy, y, None, 1, act, alpha, gain, clamp)
     g = _filter_transposed(t, f, padding, filter_gain)
     dx = g.clone() if scale is None else g * _over_pixels(scale)
@@ -185,7 +185,7 @@ def _setup_grad_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor,
 
 
 def _grad_backward(ctx: Any, ddx: Tensor, ddscale: Tensor, ddnoise: Tensor, ddb: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient is bilinear in dy and (x, scale), and its slope in y is zero."""
+    """Uses that the gradient is bilinear in dy and (x, scale), and that its derivative with respect to y is zero."""
     dy, y, x, f, scale = ctx.saved_tensors
 
     def through(t: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Modulated convolution (Karras et al. 2020, arXiv 1912.04958, section 2.2, equations 1-3).
 
-With styles s and weights w, the sample n is convolved with
+With styles s and weights w, sample n is convolved with w', or with w' * d if it is demodulated:
 
-    w'[n,o,i,k] = s[n,i] * w[o,i,k],   or   w'[n,o,i,k] * d[n,o],   d[n,o] = rsqrt(sum_{i,k} w'[n,o,i,k]^2 + eps).
+    w'[n,o,i,k] = s[n,i] * w[o,i,k],   d[n,o] = rsqrt(sum_{i,k} w'[n,o,i,k]^2 + eps).
 
-By linearity the styles scale the input and d the output of one convolution that all samples share, and
-sum_{i,k} w'^2 = s^2 @ (sum_k w^2)^T: per-sample weights are never formed.
+Per-sample weights are never formed: by linearity the styles can scale the input and d the output of one convolution
+that all samples share, and sum_{i,k} w'^2 = s^2 @ (sum_k w^2)^T.
 Noise, bias, activation and clamp follow in the same operator as d, see `modconv_epilogue`.
 """
 
@@ -39,14 +39,14 @@ def modulated_conv2d(
     gain: float | None = None,
     clamp: float | None = None,
 ) -> Tensor:
-    """Convolve each sample of x [N,I,H,W] with weight [O,I,kh,kw] scaled by its styles [N,I]; see `conv2d_resample`.
+    """Convolves each sample of x [N,I,H,W] with weight [O,I,kh,kw] scaled by its styles [N,I]; see `conv2d_resample`.
 
     Args:
         noise: added to the result, broadcast to [N,O,H',W'].
-        demodulate: whether each output channel's weights are brought to unit length.
-        b, act, gain, clamp: what follows, as in `bias_act`.
+        demodulate: whether to normalise each output channel's weights to unit length.
+        b, act, gain, clamp: bias and activation of the result, as in `bias_act`.
 
-    Returns [N,O,H',W'], of x's type, or of autocast's.
+    Returns [N,O,H',W'], of x's or autocast's dtype.
     """
     scale, device = None, x.device.type
     if demodulate:
@@ -74,7 +74,7 @@ def _as(value: Tensor | None, y: Tensor) -> Tensor | None:
 
 
 def _per_sample_product(x: Tensor, weight: Tensor, styles: Tensor) -> Tensor:
-    """The 1x1 convolution of each sample with weight [O,I] scaled by its styles, as one batched product."""
+    """Computes the 1x1 convolution of each sample with weight [O,I] scaled by its styles, as one batched product."""
     y = torch.bmm((weight * styles[:, None, :]).to(x.dtype), x.flatten(2))
     return y.unflatten(2, x.shape[2:])
 
@@ -85,7 +85,7 @@ Fir = tuple[Tensor | None, Sequence[int], float]  # a filter, its padding, its g
 def _convolve(
     x: Tensor, weight: Tensor, up: int, padding: int | Sequence[int], f: Tensor | None, flip_weight: bool
 ) -> tuple[Tensor, Fir]:
-    """The convolution, and the filter that is yet to come."""
+    """Returns the convolution, and the filter that must still be applied to it."""
     if up == 1 or f is None or f.ndim == 1 or weight.shape[2:] == (1, 1):
         return conv2d_resample(x, weight, f, up, padding=padding, flip_weight=flip_weight), (None, [0, 0, 0, 0], 1)
     pads = add_padding(parse_padding(padding), upsample_padding(f, [up, up]))
@@ -94,7 +94,7 @@ def _convolve(
 
 
 def _within_half_range(weight: Tensor, styles: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and styles scaled so that sums stay within float16; demodulation takes the factors out again."""
+    """Scales weights and styles so that sums stay within float16's range; demodulation cancels the factors."""
     fan_in = weight[0].numel()
     weight = weight / (weight.abs().amax([1, 2, 3], keepdim=True) * fan_in**0.5)
     return weight, styles / styles.abs().amax(1, keepdim=True)

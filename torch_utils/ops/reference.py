@@ -1,4 +1,4 @@
-"""Ops with their reference implementation although native kernels are loaded, to compare the two."""
+"""Switches ops to their reference implementations while native kernels are loaded, to compare the two."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPERATORS = {
 
 @contextlib.contextmanager
 def reference_kernels(device: str = "cpu") -> Iterator[None]:
-    """Inside, the ops' kernels on `device` are their references; outside, what was loaded is back."""
+    """Inside this context the ops on `device` use their reference implementations; afterwards, the previous kernels."""
     library = torch.library.Library("stylegan_di", "IMPL")
     try:
         with warnings.catch_warnings():

@@ -1,12 +1,12 @@
 """Resampling of images with FIR filters (Karras et al. 2020, arXiv 1912.04958, appendix B).
 
-upfirdn2d = put up-1 zeros after every pixel, pad with zeros (negative: crop), filter each channel, keep every down-th
-pixel:
+upfirdn2d inserts up-1 zeros after every pixel, pads with zeros (crops if negative), filters each channel and keeps
+every down-th pixel:
 
     y[n,c,i] = sum_j  f[j] * xpad[n,c,i*down + size(f)-1 - j],   xpad = pad(insert_zeros(x, up))
 
-The operator `stylegan_di::upfirdn2d` is linear and its own gradient: upfirdn2d with up and down exchanged and the
-filter flipped. Filters are constants: no gradient flows to them.
+The operator `stylegan_di::upfirdn2d` is linear. Its gradient is upfirdn2d with up and down exchanged and the filter
+flipped. Filters are constants: no gradient flows to them.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def setup_filter(
     gain: float = 1,
     separable: bool | None = None,
 ) -> Tensor:
-    """The filter tensor [fh,fw], or [taps] for a separable filter, float32, from its taps.
+    """Makes the filter tensor float32 [fh,fw], or [taps] for a separable filter, from its taps.
 
     Args:
         f: taps, 1-D or 2-D; a number; None for the identity.
-        normalize: whether the taps are to sum to 1.
-        flip_filter: whether to turn them round.
-        gain: of the filter as a whole, on both axes together.
-        separable: whether 1-D taps stay 1-D; default: if there are 8 or more.
+        normalize: whether to make the taps sum to 1.
+        flip_filter: whether to reverse them.
+        gain: gain of the whole filter, over both axes.
+        separable: whether 1-D taps stay 1-D; by default they do if there are 8 or more.
 
     Raises:
         ValueError: for an empty filter, or one of more than two dimensions.
@@ -64,12 +64,12 @@ def upfirdn2d(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """Upsample, pad, filter and downsample each channel of x [N,C,H,W]; returns [N,C,H',W'] of x's type and layout.
+    """Upsamples, pads, filters and downsamples each channel of x [N,C,H,W] to [N,C,H',W'], in x's dtype and layout.
 
     Args:
         f: [fh,fw] or separable [taps], of any floating type; None for the identity. See `setup_filter`.
         up, down: integer factors >= 1, one or [x, y].
-        padding: pixels of the upsampled image, one, [x, y] or [x0, x1, y0, y1]; negative crops.
+        padding: pixels of the upsampled image, one number, [x, y] or [x0, x1, y0, y1]; negative numbers crop.
         flip_filter: False convolves, True correlates.
         gain: factor on the result.
 
@@ -88,7 +88,7 @@ def upfirdn2d(
 def filter2d(
     x: Tensor, f: Tensor | None, padding: int | Sequence[int] = 0, flip_filter: bool = False, gain: float = 1
 ) -> Tensor:
-    """Filter x [N,C,H,W], keeping its size but for the `padding` added; see `upfirdn2d`."""
+    """Filters x [N,C,H,W] and keeps its size, apart from the `padding` added; see `upfirdn2d`."""
     fw, fh = filter_size(f)
     px0, px1, py0, py1 = parse_padding(padding)
     pads = [px0 + fw // 2, px1 + (fw - 1) // 2, py0 + fh // 2, py1 + (fh - 1) // 2]
@@ -103,7 +103,7 @@ def upsample2d(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """Enlarge x [N,C,H,W] by integer factors, keeping its mean; `padding` is of the result; see `upfirdn2d`."""
+    """Enlarges x [N,C,H,W] by integer factors and keeps its mean; `padding` is of the result; see `upfirdn2d`."""
     upx, upy = parse_factors(up)
     pads = add_padding(parse_padding(padding), upsample_padding(f, [upx, upy]))
     return upfirdn2d(x, f, up=[upx, upy], padding=pads, flip_filter=flip_filter, gain=gain * upx * upy)
@@ -117,7 +117,7 @@ def downsample2d(
     flip_filter: bool = False,
     gain: float = 1,
 ) -> Tensor:
-    """Reduce x [N,C,H,W] by integer factors; `padding` is of x; see `upfirdn2d`."""
+    """Reduces x [N,C,H,W] by integer factors; `padding` is of x; see `upfirdn2d`."""
     factors = parse_factors(down)
     pads = add_padding(parse_padding(padding), downsample_padding(f, factors))
     return upfirdn2d(x, f, down=factors, padding=pads, flip_filter=flip_filter, gain=gain)
@@ -127,7 +127,7 @@ def downsample2d(
 
 
 def parse_factors(factors: int | Sequence[int]) -> list[int]:
-    """One factor or [x, y] as [x, y]."""
+    """Returns one factor or [x, y] as [x, y]."""
     x, y = (factors, factors) if isinstance(factors, int) else factors
     if x < 1 or y < 1:
         raise ValueError(f"a resampling factor of {[x, y]}; accepted: 1 or more")
@@ -135,7 +135,7 @@ def parse_factors(factors: int | Sequence[int]) -> list[int]:
 
 
 def parse_padding(padding: int | Sequence[int]) -> list[int]:
-    """One number, [x, y] or [x0, x1, y0, y1] as [x0, x1, y0, y1]."""
+    """Returns one number, [x, y] or [x0, x1, y0, y1] as [x0, x1, y0, y1]."""
     if isinstance(padding, int):
         return [padding] * 4
     if len(padding) == 2:
@@ -199,7 +199,7 @@ def _upfirdn2d(
 ) -> Tensor:
     f = f.to(x.dtype) * gain ** (f.ndim / 2)
     if not flip_filter:
-        f = f.flip(list(range(f.ndim)))  # from here on: correlation
+        f = f.flip(list(range(f.ndim)))  # the code below correlates
     memory_format = layout(x)
     (upx, upy), (downx, downy), (px0, px1, py0, py1) = up, down, padding
     if f.ndim == 1:
@@ -226,13 +226,13 @@ def _upfirdn2d_fake(
 
 
 def layout(x: Tensor) -> torch.memory_format:
-    """channels_last for an image stored so and not at the same time NCHW, else contiguous."""
+    """Returns channels_last for an image that is stored so and not also contiguous, else contiguous_format."""
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _correlate(x: Tensor, f: Tensor, up: Sequence[int], down: Sequence[int], padding: Sequence[int]) -> Tensor:
-    """upfirdn2d for a 2-D filter that is correlated, as depthwise convolutions that skip the zeros between pixels."""
+    """Does upfirdn2d by correlation with a 2-D filter, as depthwise convolutions that skip the zeros between pixels."""
     channels = x.shape[1]
     if list(up) == [1, 1]:
         weight = f.expand(channels, 1, -1, -1)

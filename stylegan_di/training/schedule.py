@@ -1,12 +1,30 @@
-"""Exponential moving average of weights, with a half-life in images and a ramp-up (as in StyleGAN2-ADA and EDM)."""
+"""What changes with the images seen: learning rates, and the average of the weights."""
 
 from __future__ import annotations
 
 import torch
 
 
+def lr_scale(nimg: int, *, kimg: float, rampup: float, decay: float | None) -> float:
+    """Factor on the learning rates: a linear rise, then a linear fall to 3 %.
+
+    Args:
+        nimg: images seen.
+        kimg: length of the run in thousands of images.
+        rampup: thousands of images over which they rise; 0: none.
+        decay: share of the run after which they fall; None: never.
+    """
+    scale = 1.0
+    if rampup:
+        scale = min(nimg / (rampup * 1000), 1.0)
+    if decay is not None:
+        done = (nimg / (kimg * 1000) - decay) / (1 - decay)
+        scale *= 1 - 0.97 * min(max(done, 0.0), 1.0)
+    return scale
+
+
 def ema_beta(batch: int, *, halflife_kimg: float, rampup: float | None, nimg: int) -> float:
-    """The factor that keeps the average: 0.5^(batch / half-life).
+    """The factor that keeps the average: 0.5^(batch / half-life) (as in StyleGAN2-ADA and EDM).
 
     Args:
         batch: images a step.

@@ -1,0 +1,1 @@
+"""Networks that tell the samples of p from the student's, one kind a file."""

@@ -1,0 +1,84 @@
+"""RealUID: inverse distillation whose fake score also sees real samples, with no discriminator.
+
+Kornilov et al., "Universal Inverse Distillation for Matching Models with Real-Data Supervision (No GANs)", ICLR 2026,
+arXiv 2509.22459. With x a student's sample, y a real one, and x_s, y_s both noised, a denoiser f has the loss
+
+    L(f) = alpha |f(x_s) - (beta / alpha) x|^2 + (1 - alpha) |f(y_s) - (1 - beta) / (1 - alpha) y|^2.
+
+The fake score minimises L, and the student minimises L(D_p) - L(D_q). The minimiser over all functions is, where q and
+p are the noised densities of the student and of real samples, and D^q and D^p their exact denoisers,
+
+    D_q = (beta q D^q + (1 - beta) p D^p) / (alpha q + (1 - alpha) p),
+
+so D_q = D^p for q = p whatever alpha and beta are. Then L(D_p) - L(D_q) is zero, and if D_p = D^p, nowhere is it less:
+at the minimiser its mean is the integral of (alpha q + (1 - alpha) p) |D_p - D_q|^2. By the envelope theorem, the
+gradient in the student is that of the loss with both networks as fixed functions. Only the student's samples count:
+
+    <D_p - D_q, alpha (D_p + D_q) - 2 beta x>.
+
+Up to what does not depend on f, L is the two denoising losses and a correlation, in a form that needs no division:
+
+    alpha |f(x_s) - x|^2 + (1 - alpha) |f(y_s) - y|^2 + 2 (alpha - beta) (<f(x_s), x> - <f(y_s), y>).
+
+The paper's text was not at hand: these formulas are derived from its idea, that q = p must stay the optimum. The
+authors' notes recommend alpha and beta from 0.85 to 1 with beta / alpha = 0.98 or 1.02. For alpha = beta the real
+samples only dampen the gradient where the student has little density; for alpha != beta they pull.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from stylegan_di.diffusion import add_noise, edm_weight
+from stylegan_di.loss_di import Divergence, Noised, denoising_loss
+from stylegan_di.specs import Range, number
+
+
+@dataclass(frozen=True)
+class RealUID(Divergence):
+    """k <D_p - D_q, alpha (D_p + D_q) / 2 - beta x>, k = 1 / mean|x - D_p| as in SiD, held constant.
+
+    alpha and beta are above 0 and at most 1: the shares of the student's samples in the fake score's loss. Both 1 is
+    `SiD(0.5)` with plain denoising, and needs no real samples.
+    """
+
+    alpha: float = number(0.94, Range(0, 1, open_low=True))
+    beta: float = number(0.96, Range(0, 1, open_low=True))
+    differentiable = True
+
+    @property
+    def needs_reals(self) -> bool:
+        return (self.alpha, self.beta) != (1, 1)
+
+    def student_loss(self, at: Noised) -> Tensor:
+        loss = (at.teacher_x0 - at.fake_x0) * (self.alpha / 2 * (at.teacher_x0 + at.fake_x0) - self.beta * at.x)
+        return (at.inverse_teacher_error * loss).flatten(1).sum(dim=1)
+
+    def score_loss(
+        self,
+        fake_score: Callable[..., Tensor],
+        x: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        labels: Tensor | None,
+        weight: Callable[[Tensor], Tensor] = edm_weight,
+        reals: tuple[Tensor, Tensor | None] | None = None,
+    ) -> Tensor:
+        if not self.needs_reals:
+            return denoising_loss(fake_score, x, noise, sigma, labels, weight)
+        if reals is None:
+            raise ValueError("this divergence's fake score learns from real samples, and there are none")
+
+        def terms(samples: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+            """|f - samples|^2 and <f, samples> of each sample [B]."""
+            denoised = fake_score(add_noise(samples, noise, sigma), sigma, labels)
+            error, product = (denoised - samples).square(), denoised * samples
+            return error.flatten(1).sum(dim=1), product.flatten(1).sum(dim=1)
+
+        fake_error, fake_product = terms(x, labels)
+        real_error, real_product = terms(*reals)
+        errors = self.alpha * fake_error + (1 - self.alpha) * real_error
+        return weight(sigma) * (errors + 2 * (self.alpha - self.beta) * (fake_product - real_product))

@@ -1,0 +1,63 @@
+"""Where a run's reports go: the console, files of lines, pictures. A sink ignores what it cannot show."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from stylegan_di.images import save_grid
+
+
+class Sink:
+    """Takes reports; each kind does nothing unless a sink has a use for it."""
+
+    def scalars(self, values: Mapping[str, Mapping[str, float]]) -> None:
+        """The statistics of a tick: {name: {num, mean, std}}."""
+
+    def images(self, name: str, images: Tensor, columns: int) -> None:
+        """A grid of images uint8 [n,C,H,W], `columns` in a row."""
+
+    def table(self, name: str, row: Mapping[str, Any]) -> None:
+        """A row of a table."""
+
+    def text(self, line: str) -> None:
+        """A line for the user."""
+
+
+class Console(Sink):
+    """Prints lines, which the run's log records."""
+
+    def text(self, line: str) -> None:
+        print(line, flush=True)
+
+
+class JSONLines(Sink):
+    """Appends statistics to stats.jsonl and rows to <table>.jsonl of a folder, as NVlabs' tools do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def scalars(self, values: Mapping[str, Mapping[str, float]]) -> None:
+        self._append("stats", values)
+
+    def table(self, name: str, row: Mapping[str, Any]) -> None:
+        self._append(name, row)
+
+    def _append(self, name: str, values: Mapping[str, Any]) -> None:
+        with open(self.folder / f"{name}.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(values) | {"timestamp": time.time()}) + "\n")
+
+
+class Pictures(Sink):
+    """Writes grids of images to <name>.png of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def images(self, name: str, images: Tensor, columns: int) -> None:
+        save_grid(images, self.folder / f"{name}.png", columns=columns)

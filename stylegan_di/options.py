@@ -1,0 +1,83 @@
+"""Options that are declared once: help, type, range, group and kinds stand beside the default, in the dataclass.
+
+    lr: float = option(1e-3, "Learning rate.", POSITIVE)
+
+From such a field come the command line's option, its place in --help, the check of its value and its row in
+docs/options.md. The type is the field's annotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from stylegan_di.dnnlib.util import UserError, option_name
+from stylegan_di.specs import FINITE, Range, did_you_mean
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option, as its field declares it.
+
+    `kinds` are the kinds of training that have it (none: all); `item` is the type of its values, or of its parts where
+    it is a list (`many`); `choices` are the accepted texts, empty where any is.
+    """
+
+    name: str
+    default: Any
+    help: str
+    group: str
+    kinds: tuple[str, ...]
+    accepted: Range
+    item: type
+    many: bool
+    choices: tuple[str, ...]
+
+    def check(self, value: Any) -> None:
+        """Raises UserError for a value that is not accepted; None is accepted where it is the default."""
+        if value is None or isinstance(value, bool):
+            return
+        for part in value if self.many else (value,):
+            if self.choices and part not in self.choices:
+                hint = did_you_mean(str(part), self.choices)
+                raise UserError(f"{option_name(self.name)}={part}: accepted are {', '.join(self.choices)}{hint}")
+            if self.item in (int, float) and part not in self.accepted:
+                raise UserError(f"{option_name(self.name)}={part}: accepted is {self.accepted}")
+
+
+def option(
+    default: Any,
+    help: str,
+    accepted: Range = FINITE,
+    *,
+    group: str,
+    kinds: tuple[str, ...] = (),
+    choices: tuple[str, ...] = (),
+) -> Any:
+    """A dataclass field that is an option; see `Option`."""
+    declared = {"help": help, "accepted": accepted, "group": group, "kinds": kinds, "choices": choices}
+    return field(default=default, metadata=declared)
+
+
+def options_of(cls: type) -> Iterator[Option]:
+    """The options among a dataclass's fields, in their order."""
+    types = get_type_hints(cls)
+    for found in fields(cls):
+        if "help" not in found.metadata:
+            continue
+        item, many, choices = _type(types[found.name])
+        declared = dict(found.metadata)
+        declared["choices"] = declared["choices"] or choices
+        yield Option(name=found.name, default=found.default, item=item, many=many, **declared)
+
+
+def _type(annotation: Any) -> tuple[type, bool, tuple[str, ...]]:
+    """(type of a value or of a part, whether there are many, choices) of an annotation such as int | None."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return str, False, get_args(annotation)
+    if origin is tuple:
+        return parts[0], True, ()
+    return (parts[0] if parts else annotation), False, ()

@@ -1,0 +1,208 @@
+"""What is checked before a run begins, by the headers of its files: all problems at once, before anything is written.
+
+Each check yields problems as sentences that name the options. A dry run makes them too, as far as the files are on
+this machine: nothing is downloaded for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from stylegan_di import zoo
+from stylegan_di.config import TrainConfig
+from stylegan_di.data.augment import augment_pipe
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.metrics.table import need_reals
+from stylegan_di.snapshots.blueprint import ImageShape, image_shape
+from stylegan_di.snapshots.checkpoint import MODELS
+from stylegan_di.snapshots.formats import Contents, read_contents
+from stylegan_di.torch_utils.ops import build as kernels
+
+
+def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
+    """Raises UserError with every problem found.
+
+    Args:
+        config: the run.
+        processes: that it will have.
+        fetch: whether files that are not on this machine are downloaded; else they are not looked at.
+    """
+    files = Files(config, fetch)
+    checks = (_processes(config, processes), _minibatch(config, processes), _compiler(config), _reference(config),
+              _teacher(config, files), _gan(config, files), _data(config, files))  # fmt: skip
+    problems = [problem for found in checks for problem in found] + files.problems
+    if len(problems) == 1:
+        raise UserError(problems[0])
+    if problems:
+        listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, start=1))
+        raise UserError(f"{len(problems)} problems: {listed}")
+
+
+@dataclass
+class Files:
+    """The headers of a run's files, opened when first asked for; None for those that it has not, or cannot be read."""
+
+    config: TrainConfig
+    fetch: bool
+
+    def __post_init__(self) -> None:
+        self.problems: list[str] = []  # what went wrong while opening
+
+    @cached_property
+    def gan(self) -> Contents | None:
+        return self._contents(self.config.gan_pkl)
+
+    @cached_property
+    def teacher(self) -> Contents | None:
+        return self._contents(self.config.teacher)
+
+    @cached_property
+    def data(self) -> ImageDataset | None:
+        """The data set with its first image."""
+        if self.config.data is None or not self.config.needs_data:
+            return None
+        try:
+            return ImageDataset(self.config.data, use_labels=self.config.cond)
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
+
+    def _contents(self, source: str | None) -> Contents | None:
+        if source is None or not (self.fetch or zoo.is_local(source)):
+            return None
+        try:
+            path = zoo.resolve(source)
+            return read_contents(path.read_bytes(), source, path.suffix)
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
+
+
+def shape_of(contents: Contents | None) -> ImageShape | None:
+    """What images the network that is meant makes: the first of MODELS that the file has."""
+    blueprints = {} if contents is None else contents.blueprints
+    found = next((blueprint for name in MODELS if (blueprint := blueprints.get(name)) is not None), None)
+    return None if found is None else image_shape(found)
+
+
+def reference_of(config: TrainConfig) -> str | None:
+    """The reference statistics of the metrics: --ref, else those of a known GAN or teacher; None: --data itself.
+
+    Raises:
+        UserError: there is nothing to compare with.
+    """
+    known = zoo.entry(config.gan_pkl or "") or zoo.entry(config.teacher or "")
+    source = config.ref or (known.reference if known is not None else None)
+    if source is None and not (config.needs_data and config.data):
+        raise UserError(
+            f"--metrics={','.join(config.metrics)} needs --ref=NPZ, reference statistics, because none are known for "
+            f"{config.gan_pkl or config.teacher}; or give --metrics=none"
+        )
+    return source
+
+
+# The checks.
+
+
+def _processes(config: TrainConfig, processes: int) -> Iterator[str]:
+    if config.batch % processes:
+        yield f"--batch={config.batch} does not divide over {processes} processes"
+    if config.fsdp and processes == 1:
+        yield "--fsdp spreads weights over several processes, and there is one: give --gpus, or leave it out"
+
+
+def _minibatch(config: TrainConfig, processes: int) -> Iterator[str]:
+    """The minibatch standard deviation takes whole groups of the images that are computed together."""
+    share = config.batch // processes
+    together = min(config.batch_gpu or share, share)
+    for size in {together, share % together if together else 0} - {0}:
+        group = min(config.mbstd_group, size)
+        if config.kind == "gan" and size % group:
+            yield (
+                f"--mbstd-group={config.mbstd_group}: {size} images at a time do not divide into groups of {group}; "
+                "choose --batch or --batch-gpu as its multiple, or another --mbstd-group"
+            )
+
+
+def _compiler(config: TrainConfig) -> Iterator[str]:
+    if config.compile:
+        try:
+            kernels.recipe("cpu")  # PyTorch wants a C++ compiler for the GPU too
+        except UserError as error:
+            yield f"--compile: {error}; or leave it out"
+
+
+def _reference(config: TrainConfig) -> Iterator[str]:
+    if config.metrics and not need_reals(config.metrics):
+        if config.ref is not None:
+            yield f"--ref={config.ref}: --metrics={','.join(config.metrics)} compares with no real images; leave it out"
+    elif config.metrics:
+        try:
+            reference_of(config)
+        except UserError as error:
+            yield str(error)
+
+
+def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
+    teacher, gan = shape_of(files.teacher), shape_of(files.gan)
+    if teacher is None:
+        return
+    if teacher.channels not in (1, 3):
+        yield (
+            f"--teacher={config.teacher}: its images have {teacher.channels} channels, so it works on an autoencoder's "
+            "latents; a teacher of pictures, of 1 or 3 channels, is needed"
+        )
+    for what in ("resolution", "channels", "classes") if gan is not None else ():
+        if getattr(teacher, what) != getattr(gan, what):
+            yield (
+                f"--teacher={config.teacher} and --gan-pkl={config.gan_pkl} do not match: {what} "
+                f"{getattr(teacher, what)} against {getattr(gan, what)}; choose a teacher trained on images like the "
+                "GAN's"
+            )
+
+
+def _gan(config: TrainConfig, files: Files) -> Iterator[str]:
+    if config.trains_critic and files.gan is not None and files.gan.blueprints.get("D") is None:
+        yield (
+            f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which --adv-weight needs; "
+            "use the training's own .pkl, or leave --adv-weight out"
+        )
+
+
+def _data(config: TrainConfig, files: Files) -> Iterator[str]:
+    data = files.data
+    if data is None:
+        return
+    side = data.resolution
+    unfit = f"--data={config.data} has images of side {side}"
+    if config.kind == "edm" and side % 2 ** (len(config.channel_mult) - 1):
+        levels = len(config.channel_mult)
+        multiple = 2 ** (levels - 1)
+        yield (
+            f"{unfit}; --channel-mult of {levels} resolutions needs one divisible by {multiple}: resize with "
+            "tools/dataset_tool.py"
+        )
+    if config.kind == "gan" and (side < 4 or side & (side - 1)):
+        yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with tools/dataset_tool.py"
+    gan = shape_of(files.gan)
+    found = ImageShape(side, data.num_channels, data.label_dim)
+    if gan is not None and found != gan:
+        yield (
+            f"--data={config.data}: resolution, channels, classes are {_numbers(found)}, the GAN's {_numbers(gan)}; "
+            "--cond=true reads the labels of the data set, tools/dataset_tool.py resizes it"
+        )
+    if config.trains_critic and config.aug != "noaug":
+        pipe = augment_pipe(config.augpipe)
+        reach = pipe.Hz_fbank.shape[1] // 2
+        if pipe.imgfilter and side <= reach:
+            yield (
+                f"--augpipe={config.augpipe} filters frequency bands, which needs images larger than {reach} pixels, "
+                f"and those of --data={config.data} have {side}; choose one without, such as bgc"
+            )
+
+
+def _numbers(shape: ImageShape) -> tuple[int, int, int]:
+    return shape.resolution, shape.channels, shape.classes

@@ -1,0 +1,1 @@
+"""Generators that a teacher instructs, one kind a file."""

@@ -1,0 +1,171 @@
+"""StyleGAN2's generator as a student (Karras et al. 2020, arXiv 1912.04958): a GAN to be refined, shown or measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.interfaces import Generator
+from stylegan_di.labels import one_hot
+from stylegan_di.networks import stylegan2
+from stylegan_di.random import SampleRandom
+from stylegan_di.sampling.seeded import call_size, chosen_labels, uint8_images
+
+
+class StyleGAN2Student(Generator):
+    """images = synthesis(mapping(z, labels)).
+
+    Args:
+        network: NVlabs' Generator, kept as `.network`.
+        trunc: truncation psi; 1 for none, 0 for the mean image; below 1, samples are less diverse.
+        noise_mode: of the noise inputs where no rng is given: 'const', 'none', or 'random' in `draw`, keyed by seed.
+    """
+
+    kind = "GAN"
+    options = ("trunc", "noise_mode")
+    network: stylegan2.Generator
+
+    def __init__(self, network: stylegan2.Generator, *, trunc: float = 1, noise_mode: str = "const") -> None:
+        super().__init__()
+        if not math.isfinite(trunc):
+            raise UserError(f"--trunc={trunc}: accepted are finite numbers")
+        self.network = network
+        self.trunc = trunc
+        self.noise_mode = noise_mode
+        self.img_resolution = network.img_resolution
+        self.img_channels = network.img_channels
+        self.label_dim = network.c_dim
+        self.parts = ["mapping", *(f"b{resolution}" for resolution in network.synthesis.block_resolutions)]
+        self.frozen: tuple[str, ...] = ()
+
+    def with_options(self, **options: Any) -> StyleGAN2Student:
+        super().with_options(**options)
+        return StyleGAN2Student(self.network, **options)
+
+    def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
+        """Standard normal latents [n, z_dim]."""
+        if len(rng) != n:
+            raise ValueError(f"{n} latents from {len(rng)} random streams; one stream a sample is needed")
+        return rng.normal(self.network.z_dim)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
+        """z [B,z_dim]; labels [B,label_dim] one-hot; rng: of the per-pixel noise, None for the fixed noise_const.
+
+        Raises:
+            UserError: if labels are missing or given against the network's nature.
+        """
+        labels = _checked_labels(labels, self.label_dim, len(z))
+        if rng is None:
+            noise: dict[str, Any] = {"noise_mode": "none" if self.noise_mode == "none" else "const"}
+        else:
+            noise = {"noise_mode": "random", "noise_source": lambda *shape: rng.normal(*shape)}
+        images = self.network(z, labels, truncation_psi=self.trunc, **noise)
+        return images if images.dtype == torch.float64 else images.float()
+
+    # In a training.
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        """A frozen mapping network keeps its w_avg too."""
+        super().freeze(parts)
+        self.frozen = tuple(parts)
+        self.train(self.training)
+        self.requires_grad_(any(parameter.requires_grad for parameter in self.parameters()))
+
+    def frozen_modules(self) -> list[torch.nn.Module]:
+        """The networks behind the names of the frozen parts."""
+        synthesis = self.network.synthesis
+        return [self.network.mapping if part == "mapping" else synthesis.get_submodule(part) for part in self.frozen]
+
+    def train(self, mode: bool = True) -> StyleGAN2Student:
+        """Frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for module in self.frozen_modules():
+            module.eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> StyleGAN2Student:
+        """Frozen parts take no gradients."""
+        super().requires_grad_(requires_grad)
+        for module in self.frozen_modules():
+            module.requires_grad_(False)
+        return self
+
+    def running_means(self) -> list[Tensor]:
+        return [buffer for name, buffer in self.named_buffers() if name.endswith("w_avg")]
+
+    @torch.no_grad()
+    def settle(self, rng: SampleRandom) -> None:
+        """Sets w_avg, the w that truncation draws towards, to the mean over the streams of rng, labels drawn evenly.
+
+        A frozen mapping network and one that keeps no mean are left alone.
+        """
+        mapping = self.network.mapping
+        if "mapping" in self.frozen or mapping.w_avg_beta is None:
+            return
+        labels = one_hot(rng.integers(self.label_dim), self.label_dim) if self.label_dim else None
+        ws = mapping(self.sample_latents(len(rng), rng=rng), labels, skip_w_avg_update=True)
+        mapping.w_avg.copy_(ws[:, 0].mean(0))
+
+    # On disk.
+
+    def entries(self, trained: Generator | None = None) -> dict[str, torch.nn.Module | None]:
+        """stylegan2-ada's four entries; a training fills in its D and its augment_pipe."""
+        network = trained.network if isinstance(trained, StyleGAN2Student) else self.network
+        return {"G": network, "D": None, "G_ema": self.network, "augment_pipe": None}
+
+    def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {"training_set_kwargs": dict(data)}
+
+    # By seed.
+
+    def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+        return self.synthesize(self.mapped(seeds, class_index=class_index), seeds)
+
+    @torch.no_grad()
+    def mapped(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+        """The mapped latents ws [n,num_ws,w_dim] of n seeds, 0 to 2^32 - 1, truncated by `trunc`.
+
+        class_index: 0 to label_dim - 1; None draws a label after the latent where the network is conditional.
+        """
+        streams = [np.random.RandomState(seed) for seed in seeds]
+        device = next(self.parameters()).device
+        z = torch.from_numpy(np.concatenate([stream.randn(1, self.network.z_dim) for stream in streams]))
+        labels = None
+        if self.label_dim:
+            drawn = torch.tensor([int(stream.randint(self.label_dim)) for stream in streams])
+            labels = chosen_labels(drawn, class_index, self.label_dim).to(device)
+        return self.network.mapping(z.to(device), labels, truncation_psi=self.trunc)
+
+    @torch.no_grad()
+    def synthesize(self, ws: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Images [n,C,H,W] of ws [n,num_ws,w_dim]; n seeds key the noise of noise_mode 'random'."""
+        noise = [SampleRandom(seed, "noise", 0, [0], ws.device) for seed in seeds]
+        return self.network.synthesis(
+            ws,
+            noise_mode=self.noise_mode,
+            noise_source=lambda *shape: torch.cat([random.normal(*shape) for random in noise]),
+        )
+
+    def uint8_of_ws(self, ws: Tensor, seeds: Sequence[int]) -> Tensor:
+        """What `synthesize` gives, uint8 [n,C,H,W] on the CPU, in calls of `call_size`."""
+
+        def draw(chosen: Sequence[int]) -> Tensor:
+            return self.synthesize(ws[list(chosen)], [seeds[index] for index in chosen])
+
+        return uint8_images(draw, range(len(ws)), call_size(ws.device, self.img_resolution))
+
+
+def _checked_labels(labels: Tensor | None, label_dim: int, count: int) -> Tensor | None:
+    if label_dim == 0:
+        return None
+    if labels is None:
+        raise UserError(f"this generator is conditional on {label_dim} classes: labels (--class) are needed")
+    if tuple(labels.shape) != (count, label_dim):
+        raise UserError(f"labels of shape {list(labels.shape)}; this generator wants [{count}, {label_dim}], one-hot")
+    return labels

@@ -1,0 +1,122 @@
+"""The training of a discriminator beside a generator: logistic loss, lazily R1, and ADA's control of p."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stylegan_di import loss_gan
+from stylegan_di.config import TrainConfig
+from stylegan_di.critics.discriminator import Discriminator
+from stylegan_di.data.augment import augment_pipe
+from stylegan_di.diffusion import NOISE_LAWS
+from stylegan_di.journal.journal import Journal
+from stylegan_di.specs import parse
+from stylegan_di.torch_utils import distributed
+from stylegan_di.training.batch import Batch, Reals, Samples
+from stylegan_di.training.optimize import adam, apply_gradients, trainable
+from stylegan_di.training.state import TrainState
+
+ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
+ROLE, PIPE, SIGNS = "discriminator", "augment_pipe", "real_signs"  # in the training's state
+
+
+class Adversary:
+    """A discriminator in training.
+
+    Args:
+        config: the run.
+        network: the discriminator.
+        resolution: of the images, for R1's default weight.
+    """
+
+    def __init__(self, config: TrainConfig, network: torch.nn.Module, resolution: int) -> None:
+        self.config = config
+        pipe = None
+        if config.aug != "noaug":
+            pipe = augment_pipe(config.augpipe)
+            pipe.p.copy_(torch.as_tensor(config.p))
+        law = config.critic_noise_law
+        noise_law = None if law == "none" else parse(law, NOISE_LAWS, "--critic-noise-law")
+        self.critic = Discriminator(network, pipe, noise_law)
+        default = 0.0002 * resolution**2 / config.batch  # StyleGAN2-ADA's heuristic
+        self.gamma = default if config.gamma is None else config.gamma
+
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """What belongs to a training's state, by role."""
+        pipe = self.critic.augment_pipe
+        return {ROLE: self.critic.network} | ({} if pipe is None else {PIPE: pipe})
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        config = self.config
+        return adam(
+            self.critic.network, config.dlr or config.lr, beta1=config.beta1, beta2=0.99, interval=config.r1_interval
+        )
+
+    def totals(self, device: torch.device) -> dict[str, Tensor]:
+        """Sum and count of sign D(real) since p was last moved, for the training's state."""
+        return {SIGNS: torch.zeros(2, device=device)}
+
+    def logits(self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str) -> Tensor:
+        """D of images as it sees them in training, [n,1]: augmented, and noised by its noise law."""
+        law = self.critic.noise_law
+        if law is None:
+            noise, sigma = torch.zeros_like(images), torch.zeros(len(images), device=images.device)
+        else:
+            noise, sigma = batch.noise(law, f"{purpose}/noise", chunk, images)
+        return self.critic.logits(images, noise, sigma, labels, rng=batch.random(purpose, chunk))
+
+    def step(
+        self,
+        state: TrainState,
+        batch: Batch,
+        reals: Reals,
+        fakes: Callable[[range], Samples],
+        journal: Journal,
+    ) -> None:
+        """One update of the discriminator on real images and on fakes(chunk), R1 and p where they are due."""
+        config = self.config
+        with trainable(self.critic.network, train_mode=True):
+            for chunk in batch.chunks:
+                with torch.no_grad():
+                    images, labels = fakes(chunk)
+                real_images, real_labels = reals(chunk)
+                fake_logits = self.logits(images, labels, batch, chunk, "augment/fakes")
+                real_logits = self.logits(real_images, real_labels, batch, chunk, "augment/reals")
+                loss = loss_gan.discriminator_logistic(fake_logits, real_logits)
+                (loss.sum() / batch.local_size).backward()
+                signs = real_logits.detach().sign()
+                finite = signs.isfinite()
+                state.totals[SIGNS] += torch.stack([signs.nan_to_num().sum(), finite.sum()])
+                journal.scalars({"Loss/discriminator": loss.detach(), "Signs/real": signs})
+            journal.shared({"Gradient/discriminator": apply_gradients(state, ROLE)})
+        if self.gamma and state.cur_step % config.r1_interval == 0:
+            self._r1_update(state, batch, reals, journal)
+        if (state.cur_step + 1) % ADA_INTERVAL == 0:
+            self._adjust_augmentation(state, batch.size * ADA_INTERVAL, journal)
+
+    def _r1_update(self, state: TrainState, batch: Batch, reals: Reals, journal: Journal) -> None:
+        """Moves the discriminator by the R1 penalty, scaled for being done once in r1_interval steps."""
+        with trainable(self.critic.network, train_mode=True):
+            for chunk in batch.chunks:
+                images, labels = reals(chunk)
+                images = images.detach().requires_grad_()
+                logits = self.logits(images, labels, batch, chunk, "augment/r1")
+                penalty = loss_gan.r1_penalty(logits, images, self.gamma)
+                (penalty.sum() * self.config.r1_interval / batch.local_size).backward()
+                journal.scalars({"Loss/r1": penalty.detach()})
+            apply_gradients(state, ROLE)
+
+    def _adjust_augmentation(self, state: TrainState, images: int, journal: Journal) -> None:
+        """Moves p by ADA's rule, from the signs of all processes since the last time."""
+        config, pipe, signs = self.config, self.critic.augment_pipe, state.totals[SIGNS]
+        if config.aug == "ada" and pipe is not None:
+            distributed.average([signs])
+            mean = (signs[0] / signs[1]).nan_to_num(nan=config.target)
+            p = loss_gan.ada_adjust(pipe.p, mean, target=config.target, images=images, ada_kimg=config.ada_kimg)
+            pipe.p.copy_(p)
+            journal.shared({"Progress/augment": p.clone()})
+        signs.zero_()

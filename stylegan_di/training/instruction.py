@@ -1,0 +1,59 @@
+"""An instruction: what one teacher tells a student, by a fake score that learns the student's own distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stylegan_di.diffusion import NoiseLaw
+from stylegan_di.interfaces import Critic, Denoiser, Space
+from stylegan_di.loss_di import Divergence, Noised
+from stylegan_di.training.batch import Batch, Samples
+
+
+@dataclass
+class Instruction:
+    """A teacher, its space, its fake score, its divergence and weight. A training has one or several.
+
+    `role` names the fake score in the training's state, and keys the random numbers.
+    """
+
+    teacher: Denoiser
+    space: Space
+    fake_score: Denoiser
+    divergence: Divergence
+    student_law: NoiseLaw  # noise levels of the student's update
+    fake_law: NoiseLaw  # those of the fake score's
+    weight: float = 1.0
+    role: str = "fake_score"
+
+    def noise(self, law: NoiseLaw, batch: Batch, purpose: str, chunk: range, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise as x and noise levels [n] of a law, as far as the teacher knows them."""
+        noise, sigma = batch.noise(law, purpose, chunk, x)
+        return noise, sigma.clamp(self.teacher.sigma_min, self.teacher.sigma_max)
+
+    def score_loss(
+        self, samples: Samples, batch: Batch, chunk: range, purpose: str, reals: Samples | None
+    ) -> tuple[Tensor, Tensor]:
+        """The fake score's loss [n] on a chunk's samples, without their graph, and the noise levels [n]."""
+        images, labels = samples
+        with torch.no_grad():
+            x = self.space.encode(images)
+            seen = None if reals is None else (self.space.encode(reals[0]), reals[1])
+        noise, sigma = self.noise(self.fake_law, batch, purpose, chunk, x)
+        weight: Callable[[Tensor], Tensor] = self.fake_law.weight
+        return self.divergence.score_loss(self.fake_score, x, noise, sigma, labels, weight, seen), sigma
+
+    def gradient(
+        self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str, critic: Critic | None
+    ) -> tuple[Tensor, Tensor]:
+        """The divergence's gradient in a chunk's images, which require grad, and the noise levels [n]."""
+        x = self.space.encode(images)
+        noise, sigma = self.noise(self.student_law, batch, purpose, chunk, x)
+        differentiable = self.divergence.differentiable
+        at = Noised(x, noise, sigma, labels, self.teacher, self.fake_score, critic, differentiable)
+        (gradient,) = torch.autograd.grad(self.divergence.student_loss(at).sum(), images)
+        return gradient, sigma

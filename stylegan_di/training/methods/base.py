@@ -1,0 +1,119 @@
+"""What a method of training is: networks with their optimizers, a step, and what is shown and kept of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from stylegan_di.config import TrainConfig
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.journal.journal import Journal
+from stylegan_di.torch_utils import distributed
+from stylegan_di.training.batch import Batch, RealImages
+from stylegan_di.training.optimize import adam
+from stylegan_di.training.state import TrainState
+
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Method(ABC):
+    """One kind of training. A subclass is made of its networks, which it hands to `prepare`.
+
+    Args:
+        config: the run.
+        device: where it trains.
+        dataset: the real images, None where it needs none.
+    """
+
+    #: Statistics that are watched, and how many times their median over the ticks before they may be.
+    watched: ClassVar[Mapping[str, float]] = {}
+    state: TrainState
+
+    def __init__(self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> None:
+        self.config = config
+        self.device = device
+        self.dataset = dataset
+        self.reals = None if dataset is None else RealImages(dataset, config.workers)
+        self.inputs: dict[str, str] = {}  # what tells whether a run resumes with the same files
+        if dataset is not None:
+            shape = [len(dataset), dataset.num_channels, dataset.resolution, dataset.label_dim]
+            self.inputs["data"] = "{} images of {} channels, resolution {}, {} classes".format(*shape)
+
+    def prepare(
+        self,
+        networks: dict[str, torch.nn.Module],
+        *,
+        helpers: Sequence[torch.nn.Module] = (),
+        sharded: Sequence[torch.nn.Module] = (),
+        compiled: Sequence[Denoiser | Generator] = (),
+        interval: int | None = None,
+    ) -> None:
+        """Puts the networks where they train, and makes the state with the optimizer of 'model'.
+
+        Args:
+            networks: by role; 'model' and 'ema' among them.
+            helpers: networks that never move.
+            sharded: those of both whose weights are spread over the processes with --fsdp.
+            compiled: those of both that are compiled with --compile.
+            interval: steps between lazy regularisations of the model.
+        """
+        config = self.config
+        for module in (*networks.values(), *helpers):
+            module.to(self.device).eval().requires_grad_(False)
+        for module in sharded if config.fsdp else ():
+            distributed.shard(module)
+        for network in compiled if config.compile else ():
+            network.compile_network()
+        optimizer = adam(networks["model"], config.lr, beta1=config.beta1, beta2=config.beta2, interval=interval)
+        self.state = TrainState(networks, {"model": optimizer})
+
+    def autocast(self) -> torch.autocast:
+        """Products and convolutions in --amp's type; weights move between passes, so no casts of them are kept."""
+        dtype = AMP_TYPES.get(self.config.amp)
+        return torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=False)
+
+    @classmethod
+    @abstractmethod
+    def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> Method:
+        """Opens or makes the networks that the configuration names.
+
+        Raises:
+            UserError: a file that cannot be used.
+        """
+
+    @abstractmethod
+    def step(self, batch: Batch, journal: Journal) -> None:
+        """Moves the networks by one batch."""
+
+    @abstractmethod
+    def shown(self) -> Generator:
+        """The averaged generator, or the averaged denoiser with a sampler: what is measured, drawn and settled."""
+
+    @abstractmethod
+    def entries(self) -> dict[str, torch.nn.Module | None]:
+        """The networks of a snapshot, by entry."""
+
+    @abstractmethod
+    def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """What else a snapshot holds; `data` describes the data set as NVlabs' files do."""
+
+    def running_means(self) -> list[Tensor]:
+        """Buffers of the model that follow the samples of a process, to be averaged over the processes."""
+        return []
+
+    def header(self) -> list[tuple[str, str]]:
+        """Lines of the run's header: a title and a text each."""
+        lines = [("kind", self.config.kind), ("model", count_parameters(self.state.networks["model"]))]
+        if self.config.cfg is not None and self.config.kind != "di":
+            lines.append(("preset", self.config.cfg))
+        return lines
+
+
+def count_parameters(module: torch.nn.Module) -> str:
+    """'1,234 parameters'."""
+    return f"{sum(parameter.numel() for parameter in module.parameters()):,} parameters"

@@ -1,0 +1,163 @@
+"""--kind=gan: StyleGAN2-ADA (Karras et al. 2020, arXiv 1912.04958 and 2006.06676)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylegan_di import loss_gan
+from stylegan_di.config import TrainConfig
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.interfaces import Generator
+from stylegan_di.journal.journal import Journal
+from stylegan_di.networks import stylegan2
+from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.torch_utils import distributed
+from stylegan_di.training import transfer
+from stylegan_di.training.adversary import PIPE, ROLE, Adversary
+from stylegan_di.training.batch import Batch
+from stylegan_di.training.methods.base import Method
+from stylegan_di.training.optimize import apply_gradients, trainable
+
+PL_MEAN, PL_DECAY = "pl_mean", 0.01  # path length's mean in the state, and how fast it follows
+
+
+class GAN(Method):
+    """Generator and discriminator, each with its lazy regularisation."""
+
+    def __init__(
+        self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None, gan: transfer.GAN
+    ) -> None:
+        """As a Method, of the networks to be trained."""
+        super().__init__(config, device, dataset)
+        self.model, self.ema = StyleGAN2Student(gan.generator), StyleGAN2Student(gan.ema)
+        transfer.freeze(self.model, self.ema, config.freeze)
+        self.adversary = Adversary(config, gan.discriminator, self.model.img_resolution)
+        networks = {"model": self.model, "ema": self.ema, **self.adversary.networks}
+        self.prepare(networks, interval=config.pl_interval if config.pl_weight else None)
+        self.state.optimizers[ROLE] = self.adversary.optimizer()
+        self.state.scalars[PL_MEAN] = torch.zeros((), device=device)
+        self.state.totals |= self.adversary.totals(device)
+
+    @classmethod
+    def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> GAN:
+        assert dataset is not None
+        gan = _new_gan(config, dataset) if config.resume is None else _gan_to_resume(config, dataset)
+        return cls(config, device, dataset, gan)
+
+    def step(self, batch: Batch, journal: Journal) -> None:
+        """Moves the generator, by path lengths too where that is due, then the discriminator."""
+        self.generator_update(batch, journal)
+        if self.config.pl_weight and self.state.cur_step % self.config.pl_interval == 0:
+            self.path_length_update(batch, journal)
+        assert self.reals is not None
+        reals = self.reals.take(batch)
+        self.adversary.step(
+            self.state, batch, reals, lambda chunk: self.sample(batch, chunk, "discriminator")[::2], journal
+        )
+
+    def sample(self, batch: Batch, chunk: range, purpose: str) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images, their ws and labels, with style mixing in a share `mixing` of the samples.
+
+        Style mixing (arXiv 1812.04948, section 3.1): from a random layer on, the ws come from a second latent.
+        """
+        network = self.model.network
+        labels = batch.labels(purpose, chunk, self.model.label_dim)
+        rng = batch.random(f"{purpose}/z", chunk)
+        ws = network.mapping(self.model.sample_latents(len(chunk), rng=rng), labels)
+        if self.config.mixing:
+            z = self.model.sample_latents(len(chunk), rng=rng)
+            second = network.mapping(z, labels, skip_w_avg_update=True)
+            mixed = rng.uniform() < self.config.mixing
+            cutoff = torch.where(mixed, 1 + rng.integers(ws.shape[1] - 1), ws.shape[1])
+            layer = torch.arange(ws.shape[1], device=ws.device)
+            ws = torch.where((layer[None, :] < cutoff[:, None])[:, :, None], ws, second)
+        if torch.is_grad_enabled() and not ws.requires_grad:
+            ws.requires_grad_()  # path lengths are gradients in ws, which a frozen mapping network does not ask for
+        noise = batch.random(f"{purpose}/noise", chunk)
+        return network.synthesis(ws, noise_mode="random", noise_source=noise.normal), ws, labels
+
+    def generator_update(self, batch: Batch, journal: Journal) -> None:
+        """Moves the generator by the non-saturating logistic loss."""
+        with trainable(self.model, train_mode=True):
+            for chunk in batch.chunks:
+                fakes, _, labels = self.sample(batch, chunk, "generator")
+                logits = self.adversary.logits(fakes, labels, batch, chunk, "augment/generator")
+                loss = loss_gan.generator_logistic(logits)
+                (loss.sum() / batch.local_size).backward()
+                journal.scalars({"Loss/generator": loss.detach(), "Signs/fake": logits.detach().sign()})
+            journal.shared({"Gradient/model": apply_gradients(self.state, "model")})
+
+    def path_length_update(self, batch: Batch, journal: Journal) -> None:
+        """Moves the generator by path length regularisation, scaled for being done once in pl_interval steps."""
+        config, pl_mean = self.config, self.state.scalars[PL_MEAN]
+        with trainable(self.model, train_mode=True):
+            means = []
+            for chunk in batch.chunks:
+                fakes, ws, _ = self.sample(batch, chunk, "path_length")
+                noise = batch.random("path_length/probe", chunk).normal(*fakes.shape[1:])
+                lengths = loss_gan.path_lengths(fakes, ws, noise)
+                penalty, mean = loss_gan.path_length_penalty(lengths, pl_mean, PL_DECAY)
+                (penalty.sum() * config.pl_weight * config.pl_interval / batch.local_size).backward()
+                means.append(mean)
+                journal.scalars({"Loss/path_length": penalty.detach()})
+            new_mean = torch.stack(means).mean()
+            distributed.average([new_mean])
+            skipped = apply_gradients(self.state, "model")[0].isnan()
+            self.state.scalars[PL_MEAN] = torch.where(skipped, pl_mean, new_mean)
+
+    def running_means(self) -> list[Tensor]:
+        return self.model.running_means()
+
+    def shown(self) -> Generator:
+        return self.ema
+
+    def entries(self) -> dict[str, torch.nn.Module | None]:
+        networks = self.state.networks
+        return self.ema.entries(self.model) | {"D": networks[ROLE], "augment_pipe": networks.get(PIPE)}
+
+    def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return self.ema.extras(data)
+
+
+def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
+    """New networks for a data set."""
+    common: dict[str, Any] = dict(
+        c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
+    )
+    widths: dict[str, Any] = dict(channel_base=config.cbase, channel_max=config.cmax)
+    if config.fp16_res:
+        widths |= dict(num_fp16_res=config.fp16_res, conv_clamp=256)
+    synthesis = widths if config.noise_inputs else widths | dict(use_noise=False)
+    generator = stylegan2.Generator(
+        z_dim=config.w_dim,
+        w_dim=config.w_dim,
+        mapping_kwargs=dict(num_layers=config.map_depth),
+        synthesis_kwargs=synthesis,
+        **common,
+    )
+    discriminator = stylegan2.Discriminator(
+        **common,
+        **widths,
+        architecture=config.d_arch,
+        block_kwargs=transfer.frozen(config.freezed),
+        mapping_kwargs={},
+        epilogue_kwargs=dict(mbstd_group_size=config.mbstd_group),
+    )
+    return transfer.GAN(generator, discriminator, copy.deepcopy(generator))
+
+
+def _gan_to_resume(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
+    """The networks of --resume's file."""
+    assert config.resume is not None
+    return transfer.gan_to_resume(
+        config.resume,
+        label_dim=dataset.label_dim,
+        resolution=dataset.resolution,
+        channels=dataset.num_channels,
+        freezed=config.freezed,
+    )
