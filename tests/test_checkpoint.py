@@ -30,7 +30,8 @@ from stylegan_di.snapshots.checkpoint import (
     load_snapshot,
     save_snapshot,
 )
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.persistence import PersistentObject, RefusedFileError, read_pickle, write_pickle
 from tests.golden_edm import NETWORKS, load_network

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.snapshots.inspection import SHIPPED, inspect_file, origin_of
-from stylegan_di.students import OneStepStudent
+from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.torch_utils.persistence import write_pickle
 from tests import hostile
 from tests.test_checkpoint import GOLDEN, assert_same_weights

@@ -24,7 +24,7 @@ from stylegan_di.snapshots.checkpoint import (
     save_snapshot,
 )
 from stylegan_di.snapshots.formats import read_contents
-from stylegan_di.students import OneStepStudent
+from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.persistence import (
     Persistent,

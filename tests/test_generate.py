@@ -19,7 +19,8 @@ from stylegan_di.sampling.ablation import ablation_sampler
 from stylegan_di.sampling.heun import heun_sampler
 from stylegan_di.sampling.seeded import call_size, gan_images, one_step_images, teacher_images, uint8_images
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from tests.golden_edm import load_network
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"

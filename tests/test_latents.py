@@ -16,7 +16,7 @@ import generate
 from stylegan_di.explore.latents import coarse_styles, loop, mix_styles
 from stylegan_di.sampling.seeded import gan_synthesis, gan_ws
 from stylegan_di.snapshots.checkpoint import load_generator
-from stylegan_di.students import StyleGAN2Student
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from tools import interpolate, style_mixing
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"

@@ -19,7 +19,8 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.dnnlib.download import cached_path
 from stylegan_di.networks.edm import PRECONDITIONERS, EDMPrecond, VEPrecond, VPPrecond
 from stylegan_di.snapshots.checkpoint import load_snapshot
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.persistence import read_pickle
 from stylegan_di.training import launch

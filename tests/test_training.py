@@ -10,7 +10,8 @@ from torch import Tensor
 
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.loss_di import IKL, SiD
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training import updates
 from stylegan_di.training.ema import ema_beta, update_ema

@@ -9,23 +9,28 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from stylegan_di.training.build import ARCHITECTURES
-from stylegan_di.training.ema import update_ema
-from stylegan_di.training.report import Statistics
 from torch import Tensor
 
+from stylegan_di.config import TrainConfig
 from stylegan_di.diffusion import LogNormalLaw
+from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.journal.journal import Journal
 from stylegan_di.loss_di import IKL
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception import Inception
 from stylegan_di.networks.edm import EDMPrecond
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.presets import ARCHITECTURES
+from stylegan_di.spaces.pixels import Pixels
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.ops.modconv_epilogue import modconv_epilogue
 from stylegan_di.torch_utils.ops.upfirdn2d import setup_filter
-from stylegan_di.training import updates
-from stylegan_di.training.state import Batch, TrainState
+from stylegan_di.training.batch import Batch
+from stylegan_di.training.instruction import Instruction
+from stylegan_di.training.methods.diff_instruct import DiffInstruct
+from stylegan_di.training.schedule import update_ema
 from tools.dev.plain import fir_chain, plain_networks
 
 # Tolerances of gradients in float32. A StyleGAN2's differ from float64's by up to 1e-3, on both sides, in any layout,
@@ -117,39 +122,47 @@ def network_sides(
     return lambda: run(network), plain
 
 
+def step_of(student: Generator, teacher: Denoiser, fake_score: Denoiser, device: torch.device) -> DiffInstruct:
+    """Returns Diff-Instruct's method for networks that are made here, at a rate that hardly moves them."""
+    config = TrainConfig("di", teacher="made here", lr=1e-7)
+    law = LogNormalLaw()
+    space = Pixels(teacher.img_resolution, teacher.img_channels)
+    return DiffInstruct(config, device, None, student, [Instruction(teacher, space, fake_score, IKL(), law, law)])
+
+
 class Step:
     """A Diff-Instruct step with Adam and EMA; the plain one computes the student's images twice."""
 
     def __init__(self, kind: str, batch: int, device: torch.device, plain: bool, size: str = "small") -> None:
         arrange: Callable[[Any], Any] = nchw if plain else copy.deepcopy
         network = unet(size, device)
-        self.teacher = EDMTeacher(arrange(network))
+        teacher = EDMTeacher(arrange(network))
         student: StyleGAN2Student | OneStepStudent = OneStepStudent(arrange(network), 2.5)
         if kind == "StyleGAN2":
             student = StyleGAN2Student(arrange(stylegan2(size, device)))
         fake_score = EDMTeacher(arrange(network))
         for parameter in fake_score.parameters():
             parameter.data.mul_(1.01)  # otherwise the gradient is zero
-        self.state = TrainState(student, copy.deepcopy(student), {}, fake_score)
-        for name, module in (("model", student), ("fake_score", fake_score)):
-            self.state.optimizers[name] = torch.optim.Adam(module.parameters(), lr=1e-7, betas=(0.0, 0.99), fused=True)
+        self.method = step_of(student, teacher, fake_score, device)
         self.batch = Batch.of_step(seed=0, nimg=0, size=batch, batch_gpu=batch, rank=0, world_size=1, device=device)
         self.plain = plain
 
     def __call__(self) -> list[Tensor]:
         """Returns the gradients of both updates, which Adam with beta1 = 0 holds as its mean."""
-        state, law, report = self.state, LogNormalLaw(), Statistics()
+        method, journal = self.method, Journal()
+        (instruction,) = method.instructions
         with plain_networks(grouped=False) if self.plain else contextlib.nullcontext():
-            samples = None if self.plain else updates.student_samples(state, self.batch)
-            updates.fake_score_update(state, self.batch, law, report, samples)
-            updates.student_update(state, self.batch, self.teacher, IKL(), law, 0.0, report, samples)
+            samples = None if self.plain else method.samples(self.batch)
+            method.fake_score_update(instruction, self.batch, journal, samples=samples)
+            method.student_update(self.batch, journal, samples)
             if self.plain:
                 with torch.no_grad():
-                    for average, parameter in zip(state.ema.parameters(), state.model.parameters(), strict=True):
+                    for average, parameter in zip(method.ema.parameters(), method.model.parameters(), strict=True):
                         average.copy_(parameter.lerp(average, 0.99))
             else:
-                update_ema(state.ema, state.model, 0.99)
-        return [entry["exp_avg"] for optimizer in state.optimizers.values() for entry in optimizer.state.values()]
+                update_ema(method.ema, method.model, 0.99)
+        optimizers = method.state.optimizers.values()
+        return [entry["exp_avg"] for optimizer in optimizers for entry in optimizer.state.values()]
 
 
 def fir_sides(batch: int, device: torch.device, backward: bool) -> tuple[Side, Side]:

@@ -31,7 +31,8 @@ from stylegan_di.metrics.features import generated_images
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception import Inception
 from stylegan_di.metrics.statistics import FeatureSums
-from stylegan_di.students import OneStepStudent, StyleGAN2Student
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build
 from tools.dev.benchmark import peak_mib, seconds

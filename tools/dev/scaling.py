@@ -23,26 +23,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.training.build import ARCHITECTURES
-from stylegan_di.training.report import Statistics
-
-from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.util import UserError, atomic_file, atomic_write
-from stylegan_di.loss_di import IKL
+from stylegan_di.journal.journal import Journal
 from stylegan_di.networks.edm import EDMPrecond
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
-from stylegan_di.students import StyleGAN2Student
+from stylegan_di.presets import ARCHITECTURES
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build
-from stylegan_di.training import updates
-from stylegan_di.training.state import Batch, TrainState
+from stylegan_di.training.batch import Batch
+from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from tools.dev.benchmark import peak_mib, seconds
+from tools.dev.benchmark_rows import step_of
 
 
-def networks(resolution: int) -> tuple[TrainState, EDMTeacher]:
-    """Makes a student with its fake score, and a teacher."""
+def method_of(resolution: int) -> DiffInstruct:
+    """Makes a student with its fake score and a teacher."""
     torch.manual_seed(0)
     levels = resolution.bit_length() - 3  # down to 8x8
     song: dict[str, Any] = ARCHITECTURES["ddpmpp"] | dict(
@@ -53,29 +51,19 @@ def networks(resolution: int) -> tuple[TrainState, EDMTeacher]:
     student = StyleGAN2Student(
         StyleGAN2(64, 0, 64, resolution, 3, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=widths)
     )
-    state = TrainState(student, student, {}, EDMTeacher(EDMPrecond(**song)))
-    teacher = EDMTeacher(EDMPrecond(**song))
-    for name, module in (("model", student), ("fake_score", state.fake_score), ("", teacher)):
-        assert module is not None
-        module.eval().requires_grad_(False)
-        if name:
-            state.optimizers[name] = torch.optim.Adam(module.parameters(), lr=1e-5, betas=(0.0, 0.99), fused=True)
-    return state, teacher
+    fake_score, teacher = EDMTeacher(EDMPrecond(**song)), EDMTeacher(EDMPrecond(**song))
+    return step_of(student, teacher, fake_score, torch.device("cpu"))
 
 
 def cost(resolution: int, batch_size: int, rounds: int) -> tuple[float, float]:
     """Measures images per second, and the memory in MiB."""
-    state, teacher = networks(resolution)
-    device, law = torch.device("cpu"), LogNormalLaw()
+    method, device = method_of(resolution), torch.device("cpu")
     batch = Batch.of_step(
         seed=0, nimg=0, size=batch_size, batch_gpu=batch_size, rank=0, world_size=1, device=device
     )
 
     def step() -> None:
-        report = Statistics()
-        samples = updates.student_samples(state, batch)
-        updates.fake_score_update(state, batch, law, report, samples)
-        updates.student_update(state, batch, teacher, IKL(), law, 0.0, report, samples)
+        method.step(batch, Journal())
 
     step()
     memory = peak_mib(step, device)

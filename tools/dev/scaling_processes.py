@@ -26,11 +26,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.training.build import ARCHITECTURES
-
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.presets import ARCHITECTURES
 from stylegan_di.snapshots.checkpoint import save_snapshot
 from tools.dev.scaling import two_panels
 
