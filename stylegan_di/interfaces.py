@@ -51,6 +51,11 @@ class Denoiser(torch.nn.Module, ABC):
         """What a fake score starts from: a copy that can be trained. A wrapper copies the network that it wraps."""
         return copy.deepcopy(self)
 
+    @classmethod
+    def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> Denoiser | None:
+        """The denoiser of a snapshot's network, with what is beside it; None if the network is not of its kind."""
+        return None
+
     def entries(self) -> dict[str, torch.nn.Module]:
         """How a snapshot holds the network, by entry ('ema').
 
@@ -115,6 +120,15 @@ class Generator(torch.nn.Module, ABC):
         """Makes PyTorch compile the network when it is first called, where that gains anything."""
 
     # On disk.
+
+    @classmethod
+    def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> Generator | None:
+        """The generator of a snapshot's network, with what is beside it; None if the network is not of its kind.
+
+        Raises:
+            UserError: what is beside it is wrong.
+        """
+        return None
 
     def entries(self, trained: Generator | None = None) -> dict[str, torch.nn.Module | None]:
         """How a snapshot holds this generator, by entry; `trained` is the one that it is the average of.

@@ -8,16 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 
+from stylegan_di.config import TrainConfig
 from stylegan_di.diffusion import LogNormalLaw
-from stylegan_di.loss_di import IKL, SiD
+from stylegan_di.divergences import parse_divergence
+from stylegan_di.journal.clock import comparison_table
+from stylegan_di.journal.journal import Journal
+from stylegan_di.journal.statistics import Statistics
+from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
-from stylegan_di.training import updates
-from stylegan_di.training.ema import ema_beta, update_ema
-from stylegan_di.training.report import Statistics, comparison_table
-from stylegan_di.training.state import Batch, TrainState
+from stylegan_di.training import transfer
+from stylegan_di.training.batch import Batch, generated
+from stylegan_di.training.instruction import Instruction
+from stylegan_di.training.methods.base import Method
+from stylegan_di.training.methods.diff_instruct import DiffInstruct
+from stylegan_di.training.methods.gan import GAN
+from stylegan_di.training.optimize import apply_gradients
+from stylegan_di.training.schedule import ema_beta, update_ema
 from tests.tiny import edm_network, gan_networks
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(autouse=True)
@@ -29,21 +40,28 @@ def _one_thread() -> Iterator[None]:
 
 
 def make_batch(size: int = 4, batch_gpu: int = 4, nimg: int = 0, rank: int = 0, world_size: int = 1) -> Batch:
-    device = torch.device("cpu")
     return Batch.of_step(
-        seed=1, nimg=nimg, size=size, batch_gpu=batch_gpu, rank=rank, world_size=world_size, device=device
+        seed=1, nimg=nimg, size=size, batch_gpu=batch_gpu, rank=rank, world_size=world_size, device=CPU
     )
 
 
-def make_state(kind: str = "gan") -> TrainState:
-    """A student, its fake score and discriminator; `kind`: gan or onestep."""
+def make_di(kind: str = "gan", divergence: str = "ikl", adv_weight: float = 0.0) -> DiffInstruct:
+    """A student, its fake score, teacher and discriminator, each other than the others; `kind`: gan or onestep."""
     networks = gan_networks()
-    model = StyleGAN2Student(networks["G"]) if kind == "gan" else OneStepStudent(edm_network(seed=1), 2.5)  # type: ignore[arg-type]
-    state = TrainState(model, copy.deepcopy(model), {}, EDMTeacher(edm_network(seed=2)), networks["D"])
-    for name, module in (("model", model), ("fake_score", state.fake_score), ("discriminator", state.discriminator)):
-        assert module is not None
-        state.optimizers[name] = torch.optim.Adam(module.parameters(), lr=1e-3, betas=(0.0, 0.99), fused=True)
-    return state
+    model: Any = StyleGAN2Student(networks["G"]) if kind == "gan" else OneStepStudent(edm_network(seed=1), 2.5)  # type: ignore[arg-type]
+    teacher, fake_score = EDMTeacher(edm_network(seed=3)), EDMTeacher(edm_network(seed=2))
+    law, parsed = LogNormalLaw(), parse_divergence(divergence)
+    assert parsed is not None
+    given: dict[str, Any] = dict(teacher="made here", gan_pkl="made here", data="made here", aug="noaug")
+    config = TrainConfig("di", divergence=divergence, adv_weight=adv_weight, **given)
+    instruction = Instruction(teacher, Pixels(8, 1), fake_score, parsed, law, law)
+    return DiffInstruct(config, CPU, None, model, [instruction], networks["D"])
+
+
+def make_gan(**given: Any) -> GAN:
+    networks: Any = gan_networks()
+    config = TrainConfig("gan", data="made here", **(dict(aug="noaug", gamma=0.0) | given))
+    return GAN(config, CPU, None, transfer.GAN(networks["G"], networks["D"], networks["G_ema"]))
 
 
 def reals(chunk: range) -> tuple[Tensor, Tensor]:
@@ -51,61 +69,72 @@ def reals(chunk: range) -> tuple[Tensor, Tensor]:
     return images, torch.eye(3)[[i % 3 for i in chunk]]
 
 
-def run(name: str, state: TrainState, batch: Batch, teacher: EDMTeacher, report: Statistics) -> None:
-    law = LogNormalLaw()
+#: Of each update: the method it belongs to, and the network it moves.
+UPDATES: dict[str, tuple[Any, str]] = {
+    "fake_score": (make_di, "fake_score"),
+    "student": (make_di, "model"),
+    "student sid": (lambda: make_di(divergence="sid"), "model"),
+    "student hybrid": (lambda: make_di(adv_weight=1.0), "model"),
+    "student's discriminator": (lambda: make_di(adv_weight=1.0), "discriminator"),
+    "generator": (make_gan, "model"),
+    "path length": (make_gan, "model"),
+    "discriminator": (make_gan, "discriminator"),
+    "r1": (lambda: make_gan(gamma=1.0), "discriminator"),
+}
+
+
+def run(name: str, method: Any, batch: Batch) -> None:
+    journal = Journal()
 
     def fakes(chunk: range) -> tuple[Tensor, Tensor | None]:
-        return updates.student_images(state.model, batch, chunk, "discriminator")  # type: ignore[arg-type]
+        return generated(method.model, batch, chunk, "discriminator")
 
     calls: dict[str, Any] = {
-        "fake_score": lambda: updates.fake_score_update(state, batch, law, report),
-        "student": lambda: updates.student_update(state, batch, teacher, IKL(), law, 0.0, report),
-        "student sid": lambda: updates.student_update(state, batch, teacher, SiD(), law, 0.0, report),
-        "student hybrid": lambda: updates.student_update(state, batch, teacher, IKL(), law, 1.0, report),
-        "generator": lambda: updates.generator_update(state, batch, 0.9, report),
-        "path length": lambda: updates.path_length_update(state, batch, 0.9, 2.0, 0.01, 4, report),
-        "discriminator": lambda: updates.discriminator_update(state, batch, reals, fakes, report, Statistics()),
-        "r1": lambda: updates.r1_update(state, batch, reals, 1.0, 16, report),
+        "fake_score": lambda: method.fake_score_update(method.instructions[0], batch, journal),
+        "generator": lambda: method.generator_update(batch, journal),
+        "path length": lambda: method.path_length_update(batch, journal),
+        "r1": lambda: method.adversary._r1_update(method.state, batch, reals, journal),
     }
-    calls[name]()
+    if name.endswith("discriminator"):
+        method.adversary.step(method.state, batch, reals, fakes, journal)
+    elif name.startswith("student"):
+        method.student_update(batch, journal)
+    else:
+        calls[name]()
 
 
-MOVES = {
-    "fake_score": "fake_score", "student": "model", "student sid": "model", "student hybrid": "model",
-    "generator": "model", "path length": "model", "discriminator": "discriminator", "r1": "discriminator",
-}  # fmt: skip
+def modules_of(method: Method) -> dict[str, torch.nn.Module]:
+    """Networks by role, those that do not move too."""
+    return method.state.networks | ({"teacher": method.instructions[0].teacher} if hasattr(method, "instructions") else {})
 
 
-def snapshot(state: TrainState, teacher: EDMTeacher) -> dict[str, dict[str, Tensor]]:
-    modules = {
-        "model": state.model, "ema": state.ema, "fake_score": state.fake_score, "discriminator": state.discriminator,
-        "teacher": teacher,
-    }  # fmt: skip
-    return {name: copy.deepcopy(dict(m.named_parameters())) for name, m in modules.items() if m is not None}
+def snapshot(method: Method) -> dict[str, dict[str, Tensor]]:
+    return {name: copy.deepcopy(dict(module.named_parameters())) for name, module in modules_of(method).items()}
 
 
-@pytest.mark.parametrize("name", MOVES)
+@pytest.mark.parametrize("name", UPDATES)
 def test_each_update_moves_its_own_network_and_no_other(name: str) -> None:
-    state, teacher = make_state(), EDMTeacher(edm_network(seed=3))
-    before = snapshot(state, teacher)
-    run(name, state, make_batch(), teacher, Statistics())
-    after = snapshot(state, teacher)
+    make, moves = UPDATES[name]
+    method = make()
+    before = snapshot(method)
+    assert before.keys() >= ({"model", "ema", "discriminator"} | ({"fake_score"} if method.config.kind == "di" else set()))
+    run(name, method, make_batch())
+    after = snapshot(method)
     for role, old in before.items():
         moved = any(not torch.equal(old[key], after[role][key]) for key in old)
-        assert moved == (role == MOVES[name]), role
-    modules = [state.model, state.fake_score, state.discriminator]
-    assert not any(p.requires_grad or p.grad is not None for m in modules if m is not None for p in m.parameters())
+        assert moved == (role == moves), role
+    assert not any(p.requires_grad or p.grad is not None for m in modules_of(method).values() for p in m.parameters())
 
 
 @pytest.mark.parametrize("kind", ["gan", "onestep"])
 def test_the_student_starts_still_when_fake_score_is_the_teacher(kind: str) -> None:
     """D_q = D_p: the IKL gradient is exactly zero, and Adam with zero gradients does not move."""
-    state = make_state(kind)
-    teacher = EDMTeacher(edm_network(seed=3))
-    state.fake_score = copy.deepcopy(teacher)
-    before = copy.deepcopy(state.model.state_dict())
-    updates.student_update(state, make_batch(), teacher, IKL(), LogNormalLaw(), 0.0, Statistics())
-    parameters = dict(state.model.named_parameters())
+    method = make_di(kind)
+    (instruction,) = method.instructions
+    instruction.fake_score = instruction.teacher.trainable_copy()
+    before = copy.deepcopy(method.model.state_dict())
+    method.student_update(make_batch(), Journal())
+    parameters = dict(method.model.named_parameters())
     assert all(torch.equal(before[key], parameters[key]) for key in parameters)
 
 
@@ -116,54 +145,52 @@ def test_a_one_step_student_has_no_dropout_even_when_it_is_trained() -> None:
             module.dropout = 0.9
     student = OneStepStudent(network, 2.5).train()
     batch = make_batch()
-    first, second = (updates.student_images(student, batch, batch.chunks[0], "student")[0] for _ in range(2))
+    first, second = (generated(student, batch, batch.chunks[0], "student")[0] for _ in range(2))
     assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("name", ["fake_score", "student", "student sid", "generator"])
 def test_gradient_accumulation_equals_the_whole_batch(name: str) -> None:
     """float64, chunks of 2 against one of 4: the same samples, noise and sigmas, hence the same step."""
+    make, moves = UPDATES[name]
     results = []
     for batch_gpu in (4, 2):
-        state, teacher = make_state(), EDMTeacher(edm_network(seed=3))
-        for module in (state.model, state.fake_score, teacher, state.discriminator):
-            assert module is not None
+        method = make()
+        for module in modules_of(method).values():
             module.double()
         if name == "generator":
-            state.discriminator.b4.mbstd = None  # type: ignore[union-attr, assignment]
-            state.discriminator.b4.conv.weight = torch.nn.Parameter(  # type: ignore[union-attr]
-                state.discriminator.b4.conv.weight[:, :-1].detach()  # type: ignore[union-attr, index]
-            )
-        run(name, state, make_batch(batch_gpu=batch_gpu), teacher, Statistics())
-        role = MOVES[name]
-        results.append(getattr(state, role).state_dict())
+            discriminator = method.state.networks["discriminator"]
+            discriminator.b4.mbstd = None
+            discriminator.b4.conv.weight = torch.nn.Parameter(discriminator.b4.conv.weight[:, :-1].detach())
+        run(name, method, make_batch(batch_gpu=batch_gpu))
+        results.append(method.state.networks[moves].state_dict())
     for key, value in results[0].items():
         if "w_avg" not in key:  # follows the chunks one after the other
             torch.testing.assert_close(results[1][key], value, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", ["gan", "onestep"])
-@pytest.mark.parametrize("divergence", [IKL(), SiD()])
-def test_samples_made_once_for_both_updates_change_no_bit(kind: str, divergence: IKL | SiD) -> None:
+@pytest.mark.parametrize("divergence", ["ikl", "sid"])
+def test_samples_made_once_for_both_updates_change_no_bit(kind: str, divergence: str) -> None:
     """Two steps, the second from networks that have moved; w_avg follows once a step in either way."""
     results = []
     for shared in (False, True):
-        state, teacher, law = make_state(kind), EDMTeacher(edm_network(seed=3)), LogNormalLaw()
+        method, journal = make_di(kind, divergence, adv_weight=1.0), Journal()
         for nimg in (0, 4):
             batch = make_batch(nimg=nimg)
-            samples = updates.student_samples(state, batch) if shared else None
-            updates.fake_score_update(state, batch, law, Statistics(), samples)
-            updates.student_update(state, batch, teacher, divergence, law, 1.0, Statistics(), samples)
-        assert not any(p.grad is not None or p.requires_grad for p in state.model.parameters())
-        assert state.fake_score is not None
-        results.append(state.model.state_dict() | {f"q.{k}": v for k, v in state.fake_score.state_dict().items()})
-    start = make_state(kind).model.state_dict()
+            samples = method.samples(batch) if shared else None
+            method.fake_score_update(method.instructions[0], batch, journal, samples=samples)
+            method.student_update(batch, journal, samples)
+        assert not any(p.grad is not None or p.requires_grad for p in method.model.parameters())
+        fake_score = method.instructions[0].fake_score
+        results.append(method.model.state_dict() | {f"q.{k}": v for k, v in fake_score.state_dict().items()})
+    start = make_di(kind).model.state_dict()
     assert any(not torch.equal(value, results[0][key]) for key, value in start.items())
     assert all(torch.equal(value, results[1][key]) for key, value in results[0].items())
 
 
 def test_samples_of_several_chunks_are_not_kept() -> None:
-    assert updates.student_samples(make_state(), make_batch(batch_gpu=2)) is None
+    assert make_di().samples(make_batch(batch_gpu=2)) is None
 
 
 def test_processes_share_out_the_samples_of_one_process() -> None:
@@ -177,19 +204,20 @@ def test_processes_share_out_the_samples_of_one_process() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e9])
 def test_an_update_whose_gradients_are_no_numbers_or_exploded_is_left_out_and_noted(value: float) -> None:
-    state = make_state()
+    method = make_gan()
+    state = method.state
     state.cur_step = 7
-    run("generator", state, make_batch(), EDMTeacher(edm_network(seed=3)), Statistics())
+    run("generator", method, make_batch())
     before = copy.deepcopy(state.tensors())
-    for parameter in state.model.parameters():
+    for parameter in method.model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    next(state.model.parameters()).grad[0] = value  # type: ignore[index]
-    assert updates.apply_gradients(state, "model").isnan().all()
+    next(method.model.parameters()).grad[0] = value  # type: ignore[index]
+    assert apply_gradients(state, "model").isnan().all()
     assert state.skipped == []  # not yet read
     assert state.values()["skipped"] == [[7, "model"]]
     assert state.skipped == [(7, "model")]
     torch.testing.assert_close(state.tensors(), before, rtol=0, atol=0)
-    assert all(parameter.grad is None for parameter in state.model.parameters())
+    assert all(parameter.grad is None for parameter in method.model.parameters())
 
 
 def test_ema_has_the_half_life_it_is_given() -> None:

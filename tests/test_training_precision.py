@@ -10,16 +10,14 @@ from click.testing import CliRunner
 from torch import Tensor
 
 import train
-from stylegan_di.diffusion import LogNormalLaw
-from stylegan_di.loss_di import IKL
+from stylegan_di.journal.journal import Journal
 from stylegan_di.snapshots.checkpoint import load_snapshot
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
-from stylegan_di.training import updates
-from stylegan_di.training.report import Statistics
-from stylegan_di.training.state import Batch, TrainState
+from stylegan_di.training.batch import Batch
 from tests.tiny import edm_network, gan_networks, save_files
+from tools.dev.benchmark_rows import step_of
 
 DEVICES = [
     pytest.param("cpu", id="cpu"),
@@ -41,19 +39,16 @@ def gradients(kind: str, device: str, amp: torch.dtype | None, compiled: bool = 
     if compiled:
         for denoiser in (teacher, fake_score):
             denoiser.network.compile(backend="aot_eager")  # all of it but the C++ compiler, which takes a minute
-    state = TrainState(student, student, {}, fake_score)
-    for name, module in (("model", student), ("fake_score", fake_score)):
-        state.optimizers[name] = torch.optim.Adam(module.parameters(), lr=0.0, betas=(0.0, 0.99), fused=True)
     where = torch.device(device)
+    method = step_of(student, teacher, fake_score, where)
     batch = Batch.of_step(seed=0, nimg=0, size=16, batch_gpu=16, rank=0, world_size=1, device=where)
-    law, report = LogNormalLaw(), Statistics()
     with torch.autocast(device, amp, cache_enabled=False) if amp else contextlib.nullcontext():
-        samples = updates.student_samples(state, batch)
-        updates.fake_score_update(state, batch, law, report, samples)
-        updates.student_update(state, batch, teacher, IKL(), law, 0.0, report, samples)
+        samples = method.samples(batch)
+        method.fake_score_update(method.instructions[0], batch, Journal((), where), samples=samples)
+        method.student_update(batch, Journal((), where), samples)
     return {
         role: torch.cat([entry["exp_avg"].flatten() for entry in optimizer.state.values()])
-        for role, optimizer in state.optimizers.items()
+        for role, optimizer in method.state.optimizers.items()
     }
 
 

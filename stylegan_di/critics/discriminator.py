@@ -11,7 +11,7 @@ from stylegan_di.interfaces import Critic
 from stylegan_di.random import SampleRandom
 
 
-class Discriminator(Critic):
+class DiscriminatorCritic(Critic):
     """D(x) of a GAN.
 
     Args:

@@ -14,7 +14,14 @@ from stylegan_di.images import save_grid
 
 
 class Sink:
-    """Takes reports; each kind does nothing unless a sink has a use for it."""
+    """Takes reports; each kind does nothing unless a sink has a use for it.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def scalars(self, values: Mapping[str, Mapping[str, float]]) -> None:
         """The statistics of a tick: {name: {num, mean, std}}."""
@@ -37,10 +44,7 @@ class Console(Sink):
 
 
 class JSONLines(Sink):
-    """Appends statistics to stats.jsonl and rows to <table>.jsonl of a folder, as NVlabs' tools do."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    """Appends statistics to stats.jsonl and rows to <table>.jsonl, as NVlabs' tools do."""
 
     def scalars(self, values: Mapping[str, Mapping[str, float]]) -> None:
         self._append("stats", values)
@@ -54,10 +58,11 @@ class JSONLines(Sink):
 
 
 class Pictures(Sink):
-    """Writes grids of images to <name>.png of a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    """Writes grids of images to <name>.png."""
 
     def images(self, name: str, images: Tensor, columns: int) -> None:
         save_grid(images, self.folder / f"{name}.png", columns=columns)
+
+
+#: The sinks of every run, by name.
+SINKS: dict[str, type[Sink]] = {"console": Console, "jsonl": JSONLines, "pictures": Pictures}

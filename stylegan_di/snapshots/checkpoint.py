@@ -9,7 +9,7 @@ import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -20,10 +20,13 @@ from stylegan_di.networks.stylegan2 import Generator
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import CLASSES, build
 from stylegan_di.snapshots.formats import TARGETS, Contents, read_contents, to_pickle, to_safetensors
+from stylegan_di.students import STUDENTS
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
-from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.teachers import TEACHERS
 from stylegan_di.torch_utils.persistence import RefusedFileError
+
+Model = TypeVar("Model", bound="interfaces.Generator | interfaces.Denoiser")
 
 MODELS = ("G_ema", "G", "ema")  # the entries that are meant where none is chosen, best first
 
@@ -78,22 +81,17 @@ def as_generator(snapshot: Snapshot) -> interfaces.Generator:
     Raises:
         RefusedFileError: if it holds none, or several and no telling which.
     """
-    name, network = _only(snapshot, (Generator, Precond))
-    if isinstance(network, Generator):
-        return StyleGAN2Student(network).eval()
-    if isinstance(network, Precond):
-        sigma_init = _sigma_init(snapshot, name)
-        if sigma_init is None:
-            raise RefusedFileError(
-                snapshot.source,
-                f"a diffusion teacher ({name!r} without sigma_init), not a generator",
-                "Pass it as --teacher (load_denoiser), or distil it to one step first (train.py --kind=di --teacher). "
-                "For a one-step student of another project, give its noise level: "
-                "tools/convert.py IN OUT --sigma-init=2.5.",
-            )
-        if not isinstance(sigma_init, int | float) or not 0 < sigma_init < 1e9:
-            raise RefusedFileError(snapshot.source, f"sigma_init={str(sigma_init)[:40]}, which is no noise level")
-        return OneStepStudent(network, sigma_init).eval()
+    found = _first(snapshot, STUDENTS)
+    if found is not None:
+        return found
+    if (teacher := _first(snapshot, TEACHERS)) is not None:
+        raise RefusedFileError(
+            snapshot.source,
+            f"a diffusion teacher ({', '.join(teacher.entries())!r} without sigma_init), not a generator",
+            "Pass it as --teacher (load_denoiser), or distil it to one step first (train.py --kind=di --teacher). "
+            "For a one-step student of another project, give its noise level: "
+            "tools/convert.py IN OUT --sigma-init=2.5.",
+        )
     raise RefusedFileError(snapshot.source, f"no generator: {_listing(snapshot)}", "Pass a file with G_ema or ema.")
 
 
@@ -103,13 +101,13 @@ def as_denoiser(snapshot: Snapshot) -> interfaces.Denoiser:
     Raises:
         RefusedFileError: if it holds none, or several and no telling which.
     """
-    name, network = _only(snapshot, (Precond,))
-    if isinstance(network, Precond) and _sigma_init(snapshot, name) is None:
-        return EDMTeacher(network).eval()
-    kind = "a one-step student" if isinstance(network, Precond) else f"no diffusion model: {_listing(snapshot)}"
+    found = _first(snapshot, TEACHERS)
+    if found is not None:
+        return found
+    student = _first(snapshot, {"one-step": OneStepStudent})
     raise RefusedFileError(
         snapshot.source,
-        kind,
+        f"no diffusion model: {_listing(snapshot)}" if student is None else f"a {student.kind}",
         "Pass a generator as --gan-pkl or --network (load_generator), and an EDM network as the teacher.",
     )
 
@@ -120,23 +118,18 @@ def as_gan(snapshot: Snapshot) -> StyleGAN2Student:
     Raises:
         UserError: if it holds something else.
     """
-    name, network = _only(snapshot, (Generator, Precond))
-    if isinstance(network, Precond):
-        kind = "diffusion teacher" if _sigma_init(snapshot, name) is None else "one-step student"
+    found = _first(snapshot, {"stylegan2": StyleGAN2Student})
+    if found is None:
         raise UserError(
-            f"--network={snapshot.source} is a {kind}, no GAN: it has no w. Pass a StyleGAN2 network, or use "
-            "generate.py with --seeds"
+            f"--network={snapshot.source} is a {as_shown(snapshot).kind}, no GAN: it has no w. Pass a StyleGAN2 "
+            "network, or use generate.py with --seeds"
         )
-    generator = as_generator(snapshot)
-    assert isinstance(generator, StyleGAN2Student)
-    return generator
+    return found
 
 
 def as_model(snapshot: Snapshot) -> interfaces.Generator | interfaces.Denoiser:
     """What a snapshot is for: a teacher if it holds a denoiser that is no one-step student, else a generator."""
-    name, network = _only(snapshot, (Generator, Precond))
-    is_teacher = isinstance(network, Precond) and _sigma_init(snapshot, name) is None
-    return as_denoiser(snapshot) if is_teacher else as_generator(snapshot)
+    return _first(snapshot, TEACHERS) or as_generator(snapshot)
 
 
 def as_shown(snapshot: Snapshot) -> interfaces.Generator:
@@ -145,9 +138,23 @@ def as_shown(snapshot: Snapshot) -> interfaces.Generator:
     return DiffusionSampler(model) if isinstance(model, interfaces.Denoiser) else model
 
 
-def _only(snapshot: Snapshot, kinds: tuple[type[torch.nn.Module], ...]) -> tuple[str, torch.nn.Module | None]:
-    """The network of these kinds that is meant: the first of MODELS, else the only one; None if there is none."""
-    found = {name: network for name, network in snapshot.networks.items() if isinstance(network, kinds)}
+def _first(snapshot: Snapshot, table: Mapping[str, type[Model]]) -> Model | None:
+    """The first of a table's roles that the network which is meant can take, in evaluation mode."""
+    name, network = _only(snapshot)
+    extras = snapshot.extras if name == "ema" else {}  # which describe that entry
+    for role in table.values():
+        try:
+            found = role.of_network(network, extras)
+        except UserError as error:
+            raise RefusedFileError(snapshot.source, str(error)) from None
+        if found is not None:
+            return cast("Model", found.eval())
+    return None
+
+
+def _only(snapshot: Snapshot) -> tuple[str, torch.nn.Module | None]:
+    """The network that is meant: the first of MODELS, else the only generator or denoiser; None if there is none."""
+    found = {name: net for name, net in snapshot.networks.items() if isinstance(net, Generator | Precond)}
     for name in MODELS:
         if name in found:
             return name, found[name]
@@ -155,11 +162,6 @@ def _only(snapshot: Snapshot, kinds: tuple[type[torch.nn.Module], ...]) -> tuple
         remedy = "Choose one with --which, or take it out with tools/convert.py IN OUT --which=NAME."
         raise RefusedFileError(snapshot.source, f"several networks: {', '.join(found)[:200]}", remedy)
     return next(iter(found.items()), ("", None))
-
-
-def _sigma_init(snapshot: Snapshot, name: str) -> Any:
-    """The noise level of a one-step student, which its 'ema' is; None for other networks."""
-    return snapshot.extras.get("sigma_init") if name == "ema" else None
 
 
 def _listing(snapshot: Snapshot) -> str:

@@ -70,6 +70,16 @@ class OneStepStudent(Generator):
     def compile_network(self) -> None:
         self.network.compile()
 
+    @classmethod
+    def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> OneStepStudent | None:
+        """A network of EDM's form is a student where `sigma_init` is beside it, else a teacher."""
+        sigma_init = extras.get("sigma_init")
+        if not isinstance(network, Precond) or sigma_init is None:
+            return None
+        if not isinstance(sigma_init, int | float) or not 0 < sigma_init < 1e9:
+            raise UserError(f"sigma_init={str(sigma_init)[:40]}, which is no noise level")
+        return cls(network, sigma_init)
+
     def entries(self, trained: Generator | None = None) -> dict[str, torch.nn.Module | None]:
         """EDM's entry; `extras` tells it from a teacher's."""
         return {"ema": self.network}

@@ -114,6 +114,10 @@ class StyleGAN2Student(Generator):
 
     # On disk.
 
+    @classmethod
+    def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> StyleGAN2Student | None:
+        return cls(network) if isinstance(network, stylegan2.Generator) else None
+
     def entries(self, trained: Generator | None = None) -> dict[str, torch.nn.Module | None]:
         """stylegan2-ada's four entries; a training fills in its D and its augment_pipe."""
         network = trained.network if isinstance(trained, StyleGAN2Student) else self.network

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -40,6 +43,11 @@ class EDMTeacher(Denoiser):
 
     def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         return self.network.features(x, sigma, labels)
+
+    @classmethod
+    def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> EDMTeacher | None:
+        """A network with `sigma_init` beside it is a one-step student."""
+        return cls(network) if isinstance(network, Precond) and extras.get("sigma_init") is None else None
 
     def entries(self) -> dict[str, torch.nn.Module]:
         return {"ema": self.network}

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
-from stylegan_di.critics.discriminator import Discriminator
+from stylegan_di.critics.discriminator import DiscriminatorCritic
 from stylegan_di.data.augment import augment_pipe
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.journal.journal import Journal
@@ -40,7 +40,7 @@ class Adversary:
             pipe.p.copy_(torch.as_tensor(config.p))
         law = config.critic_noise_law
         noise_law = None if law == "none" else parse(law, NOISE_LAWS, "--critic-noise-law")
-        self.critic = Discriminator(network, pipe, noise_law)
+        self.critic = DiscriminatorCritic(network, pipe, noise_law)
         default = 0.0002 * resolution**2 / config.batch  # StyleGAN2-ADA's heuristic
         self.gamma = default if config.gamma is None else config.gamma
 

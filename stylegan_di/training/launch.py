@@ -14,7 +14,7 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import Logger, UserError
 from stylegan_di.journal.journal import Journal
-from stylegan_di.journal.sinks import Console, JSONLines, Pictures
+from stylegan_di.journal.sinks import SINKS
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.runs.endings import Interrupted, StopRequest, storage_errors
 from stylegan_di.runs.folder import RunFolder
@@ -53,7 +53,7 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
         stop = StopRequest()
         evaluator = make_evaluator(method, _reference(method), stop)
         with _open_folder(config, resumed) as folder, stop, _noted(folder), storage_errors(folder.path), _log(folder):
-            journal = Journal((Console(), JSONLines(folder.path), Pictures(folder.path)), device)
+            journal = Journal([sink(folder.path) for sink in SINKS.values()], device)
             journal.say(describe(method, ops, resumed))
             saved = None if resumed is None else resumed.state
             evaluation = Evaluation(method, folder, journal, evaluator)
