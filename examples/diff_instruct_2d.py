@@ -1,10 +1,11 @@
 """Diff-Instruct on points of the plane: a generator learns eight spots from a denoiser alone, without seeing a sample.
 
     python examples/diff_instruct_2d.py
-    python examples/diff_instruct_2d.py --divergence=sid:alpha=1.2 --out=out/sid.png
+    python examples/diff_instruct_2d.py --divergence=sim --out=out/sim.png
 
-The loop is algorithm 1 of Luo et al. 2023 (arXiv 2305.18455), with two steps of the fake score to one of the student.
-The picture shows the student's samples before and after beside the teacher's.
+The loop is algorithm 1 of Luo et al. 2023 (arXiv 2305.18455), with two steps of the fake score to one of the student,
+and more at first, since this fake score does not start as a copy of the teacher. The picture shows
+the student's samples before and after, beside the teacher's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from stylegan_di.loss_di import Divergence, Noised
 
 ANGLES = torch.arange(8) * (math.pi / 4)
 CENTRES, STD = torch.stack([ANGLES.cos(), ANGLES.sin()], dim=1), 0.08
-BATCH, RATE = 256, 2e-3
+BATCH, RATE, WARMUP = 256, 2e-3, 500
 
 
 def spots(n: int) -> Tensor:
@@ -73,7 +74,7 @@ def train(student: Sequential, divergence: Divergence, steps: int) -> None:
     decay = LinearLR(of_student, start_factor=1.0, end_factor=0.01, total_iters=steps)
     for step in range(1, steps + 1):
         # The fake score learns to denoise the student's samples. Only RealUID also wants it to see real ones.
-        for _ in range(2):
+        for _ in range(2 if step > 1 else WARMUP):
             x, noise, sigma = student(randn(BATCH, 2)).detach(), randn(BATCH, 2), law.sigma(randn(BATCH))
             reals = (spots(BATCH), None) if divergence.needs_reals else None
             of_fake_score.zero_grad()
@@ -125,7 +126,9 @@ def main() -> None:
     except UserError as error:
         parser.error(str(error))
     if divergence is None or divergence.needs_critic:
-        parser.error(f"--divergence={options.divergence}: this example has no critic; choose another, such as ikl")
+        parser.error(
+            f"--divergence={options.divergence}: this example has no critic and wants a divergence, such as ikl"
+        )
 
     torch.manual_seed(options.seed)
     student, z = mlp(2), randn(2000, 2)

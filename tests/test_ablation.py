@@ -21,7 +21,7 @@ from stylegan_di.sampling.ablation import (
 from stylegan_di.sampling.heun import heun_sampler
 from stylegan_di.teachers.edm import EDMTeacher
 from tests.golden_edm import assert_near, load_arrays, load_network
-from tests.test_sampling import STD, GaussianDenoiser
+from tests.test_sampling import STD, GaussianDenoiser, WholeLevels
 
 SAMPLED = ["edm_ddpmpp_uncond", "vp_ddpmpp_cond4_aug9", "ve_ncsnpp_uncond", "iddpm_adm_cond6"]
 RUNS = [(name, run) for name in SAMPLED for run in load_arrays(name)[1]["samplers"]]
@@ -32,13 +32,12 @@ SAMPLERS = {"edm_sampler": heun_sampler, "ablation_sampler": ablation_sampler}
 @pytest.mark.parametrize(("name", "run"), RUNS)
 def test_runs_of_the_original_code(name: str, run: str, dtype: torch.dtype, tolerance: float) -> None:
     network, arrays, info = load_network(name, dtype)
-    teacher, recorded = EDMTeacher(network), iter(arrays["churn_noise"])
+    recorded = iter(arrays["churn_noise"])
     images = SAMPLERS[info["samplers"][run]["fn"]](
-        teacher,
+        EDMTeacher(network),
         arrays["latents"],
         arrays.get("labels"),
         noise_source=lambda *shape: next(recorded),
-        round_sigma=teacher.round_sigma,
         **info["samplers"][run]["kwargs"],
     )
     assert images.dtype == torch.float64
@@ -113,8 +112,8 @@ def test_the_denoisers_range_and_rounding_are_respected() -> None:
     denoiser = GaussianDenoiser(sigma_min=0.5, sigma_max=20.0)
     ablation_sampler(denoiser, torch.ones(1, 1, 1, 1), num_steps=5, discretization="ve", solver="euler")
     assert (denoiser.calls[0], denoiser.calls[-1]) == pytest.approx((20.0, 0.5))
-    denoiser = GaussianDenoiser()
-    ablation_sampler(denoiser, torch.ones(1, 1, 1, 1), num_steps=4, sigma_min=1.0, round_sigma=torch.round)
+    denoiser = WholeLevels()
+    ablation_sampler(denoiser, torch.ones(1, 1, 1, 1), num_steps=4, sigma_min=1.0)
     assert all(call == round(call) for call in denoiser.calls)
 
 

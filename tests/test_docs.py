@@ -10,6 +10,8 @@ from pathlib import Path
 import click
 import pytest
 
+from tools.dev import options_page
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^    python (\S+) (.*)$", PAGE, flags=re.MULTILINE)
@@ -21,6 +23,11 @@ def test_every_tool_is_on_the_page() -> None:
     assert tools == set(re.findall(r"`(?:dev/)?(\w+\.(?:py|sh))`", PAGE.partition("    python")[0])) - {
         "train.py", "generate.py", "calc_metrics.py",
     }  # fmt: skip
+
+
+def test_the_page_of_options_is_the_declarations() -> None:
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert page == options_page.page(), "write it anew: python tools/dev/options_page.py"
 
 
 def test_every_tool_finds_the_project_from_wherever_it_is_run() -> None:

@@ -14,10 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 import generate
+from stylegan_di.dnnlib.util import option_name
+from stylegan_di.explore.opening import open_generator
 from stylegan_di.images import to_uint8
+from stylegan_di.interfaces import Generator
 from stylegan_di.sampling.ablation import ablation_sampler
+from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.sampling.heun import heun_sampler
-from stylegan_di.sampling.seeded import call_size, gan_images, one_step_images, teacher_images, uint8_images
+from stylegan_di.sampling.seeded import call_size, uint8_images
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
@@ -64,8 +68,7 @@ def one_hot(index: int, classes: int = 10) -> Tensor:
 def test_which_of_several_networks(tmp_path: Path) -> None:
     (chosen,) = make(tmp_path, SG2_COND, "--which=G", "--seeds=5", "--class=2").values()
     student = load_generator(SG2_COND, which="G")
-    assert isinstance(student, StyleGAN2Student)
-    expected = uint8_images(partial(gan_images, student, class_index=2), [5], 1)
+    expected = uint8_images(partial(student.draw, class_index=2), [5], 1)
     np.testing.assert_array_equal(chosen, expected[0].permute(1, 2, 0).numpy())
     (default,) = make(tmp_path, SG2_COND, "--seeds=5", "--class=2").values()
     assert (default != chosen).any()
@@ -92,21 +95,22 @@ def test_a_gans_image_is_the_one_of_nvlabs_tool(network: str, options: list[str]
 def test_a_gans_class_is_drawn_from_the_seed_after_the_latent() -> None:
     student, stream = gan(SG2_COND), np.random.RandomState(3)
     stream.randn(1, 32)
-    torch.testing.assert_close(gan_images(student, [3]), gan_images(student, [3], class_index=stream.randint(10)))
+    torch.testing.assert_close(student.draw([3]), student.draw([3], class_index=stream.randint(10)))
 
 
 def test_noise_modes_of_a_gan() -> None:
     student = gan(SG2_UNCOND)
-    const, none, random = (gan_images(student, [1], noise_mode=mode) for mode in ("const", "none", "random"))
+    const, none, random = (student.with_options(noise_mode=mode).draw([1]) for mode in ("const", "none", "random"))
     z = torch.from_numpy(np.random.RandomState(1).randn(1, 32))
     torch.testing.assert_close(none, student.network(z, None, noise_mode="none"))
     assert not torch.equal(const, none)
     assert not torch.equal(const, random)
-    torch.testing.assert_close(random, gan_images(student, [1], noise_mode="random"), rtol=0, atol=0)
+    torch.testing.assert_close(random, student.with_options(noise_mode="random").draw([1]), rtol=0, atol=0)
+    torch.testing.assert_close(const, student.draw([1]), rtol=0, atol=0)
 
 
 def test_truncation_to_zero_leaves_one_image() -> None:
-    first, second = gan_images(gan(SG2_UNCOND), [1, 2], truncation_psi=0.0)
+    first, second = gan(SG2_UNCOND).with_options(trunc=0.0).draw([1, 2])
     torch.testing.assert_close(first, second)
 
 
@@ -118,9 +122,9 @@ def test_a_one_step_students_image_comes_from_edms_noise(one_step: str) -> None:
     z = torch.randn([1, 3, 16, 16], generator=generator)
     label = one_hot(int(torch.randint(10, [], generator=generator)))
     expected = student.network(SIGMA_INIT * z, torch.tensor([SIGMA_INIT]), label)
-    torch.testing.assert_close(one_step_images(student, [7]), expected)
+    torch.testing.assert_close(student.draw([7]), expected)
     fixed = student.network(SIGMA_INIT * z, torch.tensor([SIGMA_INIT]), one_hot(4))
-    torch.testing.assert_close(one_step_images(student, [7], class_index=4), fixed)
+    torch.testing.assert_close(student.draw([7], class_index=4), fixed)
 
 
 def test_a_teachers_image_comes_from_edms_noise_and_sampler() -> None:
@@ -132,11 +136,8 @@ def test_a_teachers_image_comes_from_edms_noise_and_sampler() -> None:
     def churn_noise(*shape: int) -> Tensor:  # continues the seed's stream
         return torch.randn([1, *shape], dtype=torch.float64, generator=generator)
 
-    def sampler(*args: object, **kwargs: object) -> Tensor:
-        return heun_sampler(*args, num_steps=3, S_churn=1.0, **kwargs)  # type: ignore[arg-type]
-
     expected = heun_sampler(denoiser, z, label, num_steps=3, S_churn=1.0, noise_source=churn_noise)
-    torch.testing.assert_close(teacher_images(denoiser, [7], sampler=sampler), expected)
+    torch.testing.assert_close(DiffusionSampler(denoiser, steps=3, S_churn=1.0).draw([7]), expected)
 
 
 # Company does not matter.
@@ -214,11 +215,10 @@ def test_calls_are_single_on_a_cpu_and_fill_a_gpu_within_its_memory() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("network", [SG2_COND, EDM_COND])
 def test_images_do_not_depend_on_the_batch_on_a_gpu(network: str) -> None:
-    model = generate.load(network).to("cuda")
-    draw = generate.drawing(model, None, {})
+    model = open_generator(network).to("cuda")
     size = call_size(torch.device("cuda"), model.img_resolution)
-    together = uint8_images(draw, list(range(20)), size)
-    torch.testing.assert_close(uint8_images(draw, [18], size), together[18:19], rtol=0, atol=0)
+    together = uint8_images(model.draw, list(range(20)), size)
+    torch.testing.assert_close(uint8_images(model.draw, [18], size), together[18:19], rtol=0, atol=0)
 
 
 # Files.
@@ -240,16 +240,16 @@ def test_files_are_named_by_seed_and_the_grid_holds_them_in_order(tmp_path: Path
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
-        (SG2_COND, ["--steps=9"], "--steps=9 is for a diffusion teacher; this network is a GAN: leave it out"),
-        (SG2_COND, ["--S_churn=0"], "--S_churn=0.0 is for a diffusion teacher"),
-        (EDM_COND, ["--trunc=1"], "--trunc=1.0 is for a GAN; this network is a diffusion teacher"),
-        (EDM_COND, ["--noise-mode=const"], "--noise-mode=const is for a GAN"),
+        (SG2_COND, ["--steps=9"], "--steps=9 is not for a GAN, which this network is: leave it out"),
+        (SG2_COND, ["--S_churn=0"], "--S_churn=0.0 is not for a GAN"),
+        (EDM_COND, ["--trunc=1"], "--trunc=1.0 is not for a diffusion teacher, which this network is"),
+        (EDM_COND, ["--noise-mode=const"], "--noise-mode=const is not for a diffusion teacher"),
         (EDM_COND, ["--sigma-min=3", "--sigma-max=2"], "--sigma-min=3 is not below --sigma-max=2"),
         (EDM_COND, ["--sigma-min=90"], "--sigma-min=90 is not below --sigma-max=80"),
         (EDM_COND, ["--disc=ve", "--sigma-min=100"], "--sigma-min=100 is not below --sigma-max=100"),
         (EDM_COND, ["--disc=ve", "--rho=5"], "--rho=5 is for --disc=edm, not ve: leave it out"),
         (EDM_COND, ["--solver=rk4"], "--solver"),
-        (SG2_COND, ["--solver=euler"], "--solver=euler is for a diffusion teacher"),
+        (SG2_COND, ["--solver=euler"], "--solver=euler is not for a GAN"),
         (EDM_COND, ["--S_noise=1.01"], "--S_noise=1.01 needs --S_churn above 0"),
         (EDM_COND, ["--rho=nan"], "--rho=nan: accepted are finite numbers"),
         (EDM_COND, ["--sigma-max=inf"], "--sigma-max=inf: accepted are finite numbers"),
@@ -286,17 +286,22 @@ def test_folders_that_cannot_be_written_are_refused_before_images_are_made(optio
 
 
 def test_options_of_other_kinds_are_refused_for_a_one_step_student(one_step: str, tmp_path: Path) -> None:
-    for option in ("--trunc=1", "--steps=18"):
+    for option in ("--trunc=1.0", "--steps=18"):
         result = run(f"--network={one_step}", "--seeds=0", f"--outdir={tmp_path / 'out'}", option)
         assert result.exit_code == 2
-        assert "this network is a one-step student" in result.stderr
+        assert f"{option} is not for a one-step student, which this network is: leave it out" in result.stderr
+        assert not (tmp_path / "out").exists()
 
 
-def test_every_option_of_a_kind_is_named_in_its_table() -> None:
+def test_every_option_of_a_kind_is_on_the_command_line_under_its_name() -> None:
     general = {"network", "seeds", "projected_w", "class_index", "outdir", "grid", "device", "batch", "which"}
     options = {parameter.name: parameter.opts for parameter in generate.main.params}
-    of_kinds = {name: [option] for kind in generate.OPTIONS.values() for name, option in kind.items()}
+    kinds: list[type[Generator]] = [StyleGAN2Student, OneStepStudent, DiffusionSampler]
+    of_kinds = {name: [option_name(name)] for kind in kinds for name in kind.options}
     assert {name: opts for name, opts in options.items() if name not in general} == of_kinds
+    help_texts = {parameter.name: parameter.help for parameter in generate.main.params if hasattr(parameter, "help")}
+    for kind, label in ((StyleGAN2Student, "[GAN] "), (DiffusionSampler, "[teacher] ")):
+        assert all(help_texts[name].startswith(label) for name in kind.options)
 
 
 def test_help_tells_what_happens_without_a_class() -> None:

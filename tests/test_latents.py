@@ -14,7 +14,6 @@ from PIL import Image
 
 import generate
 from stylegan_di.explore.latents import coarse_styles, loop, mix_styles
-from stylegan_di.sampling.seeded import gan_synthesis, gan_ws
 from stylegan_di.snapshots.checkpoint import load_generator
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from tools import interpolate, style_mixing
@@ -85,10 +84,10 @@ def test_grid_of_mixed_styles(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert {path.name for path in tmp_path.iterdir()} == {"3-1.png", "3-3.png", "5-1.png", "5-3.png", "grid.png"}
     student = gan(SG2_COND)
-    ws = {seed: gan_ws(student, [seed]) for seed in (1, 5)}
+    ws = {seed: student.mapped([seed]) for seed in (1, 5)}
     mixed = ws[5].clone()
     mixed[:, [0, 1, 4]] = ws[1][:, [0, 1, 4]]
-    expected = (gan_synthesis(student, mixed, [5])[0] * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
+    expected = (student.synthesize(mixed, [5])[0] * 127.5 + 128).clamp(0, 255).to(torch.uint8).permute(1, 2, 0)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "5-1.png")), expected.numpy())
 
     CliRunner().invoke(generate.main, [f"--network={SG2_COND}", "--seeds=1,3,5", f"--outdir={tmp_path / 'own'}"])
@@ -107,7 +106,7 @@ def test_grid_of_mixed_styles(tmp_path: Path) -> None:
         ([f"--network={SG2_COND}", "--styles=0-6"], "--styles: 6 is none of this network's styles, 0 to 5"),
         ([f"--network={SG2_COND}", "--class=10"], "--class=10: this network has the classes 0 to 9"),
         ([f"--network={SG2_COND}", "--rows=2-1"], "write 1-2"),
-        ([f"--network={EDM_COND}"], f"--network={EDM_COND} is no GAN: it has no w."),
+        ([f"--network={EDM_COND}"], f"--network={EDM_COND} is a diffusion teacher, no GAN: it has no w."),
     ],
 )
 def test_what_style_mixing_refuses(options: list[str], message: str, tmp_path: Path) -> None:
@@ -129,9 +128,9 @@ def test_a_loop_of_a_grid(tmp_path: Path) -> None:
     with Image.open(path) as image:
         assert (image.n_frames, image.size, image.info["duration"], image.info["loop"]) == (6, (32, 16), 50, 0)
         first = np.asarray(image.convert("RGB")).astype(int)
-    student = gan(SG2_COND)
-    ws = gan_ws(student, [0, 2], class_index=2, truncation_psi=0.7)
-    cells = [gan_synthesis(student, ws[index : index + 1], [0])[0] for index in range(2)]
+    student = gan(SG2_COND).with_options(trunc=0.7)
+    ws = student.mapped([0, 2], class_index=2)
+    cells = [student.synthesize(ws[index : index + 1], [0])[0] for index in range(2)]
     expected = (torch.cat(cells, dim=2) * 127.5 + 128).clamp(0, 255).floor().permute(1, 2, 0).numpy()
     assert np.abs(first - expected).mean() < 6  # a .gif has 256 colours
 

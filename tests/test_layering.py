@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From top to bottom; a module imports from its own layer and from those below. A name stands for the modules in it too.
 LAYERS: list[tuple[str, ...]] = [
-    ("train", "generate", "calc_metrics", "tools", "examples"),
+    ("train", "generate", "calc_metrics", "tools", "examples", "stylegan_di.commands", "stylegan_di.__main__"),
     ("stylegan_di.training",),
     ("stylegan_di.runs", "stylegan_di.preflight"),
     ("stylegan_di.config", "stylegan_di.explore"),
@@ -59,7 +59,8 @@ MAY_PICKLE = (
 MAY_LOAD_TORCHSCRIPT = ("stylegan_di.metrics.inception_script",)  # of bytes whose hash `inception` has checked
 LOADERS = ("torch", "torch.jit", "torch.serialization", "numpy")
 UNPICKLING = {"load", "loads", "Unpickler", "_Unpickler"}
-MAY_USE_CLICK = ("stylegan_di.dnnlib.cli",)
+MAY_USE_CLICK = ("stylegan_di.dnnlib.cli", "stylegan_di.commands")
+MAY_IMPORT_BY_STRING = (FACADE, "stylegan_di.commands")  # exactly these: names and commands, found on first use
 MAY_PRINT = ("stylegan_di.journal.sinks", "stylegan_di.training.launch", "stylegan_di.dnnlib.download")  # terms
 MAY_USE_DISTRIBUTED = ("stylegan_di.torch_utils.distributed",)
 
@@ -85,7 +86,7 @@ def source_files() -> dict[str, Path]:
     """All modules of the project by name, tests excepted: top-level scripts, and every package beside them."""
     folders = [p for p in ROOT.iterdir() if p.is_dir() and p.name not in NOT_OURS and not p.name.startswith(".")]
     paths = [*ROOT.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))]
-    return {module_name(path.relative_to(ROOT)): path for path in sorted(paths)}
+    return {module_name(path.relative_to(ROOT)): path for path in sorted(paths) if not path.is_symlink()}
 
 
 def module_name(path: Path) -> str:
@@ -178,7 +179,7 @@ def call_complaints(module: str, call: ast.Call) -> Iterator[str]:
             yield "prints"
         if function in ("sys.exit", "os._exit", "exit", "quit"):
             yield "exits"
-        if function in ("importlib.import_module", "import_module", "__import__") and module != FACADE:
+        if function in ("importlib.import_module", "import_module", "__import__") and module not in MAY_IMPORT_BY_STRING:
             yield "imports by a string"
 
 

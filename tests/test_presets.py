@@ -11,8 +11,10 @@ import torch
 
 from stylegan_di import presets, zoo
 from stylegan_di.config import TrainConfig, resolve
+from stylegan_di.diffusion import NOISE_LAWS, LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.training import build
+from stylegan_di.specs import parse
+from stylegan_di.training.methods import edm, gan
 
 SHAPES = Path(__file__).parent / "golden" / "format"
 PUBLISHED_GAN = json.loads(gzip.decompress((SHAPES / "published_shapes_sg2.json.gz").read_bytes()))
@@ -44,12 +46,11 @@ def test_networks_of_the_gan_presets(name: str) -> None:
     resolution, label_dim = (published["G"]["init_kwargs"][key] for key in ("img_resolution", "c_dim"))
     resolved = config("gan", resolution=resolution, cfg=cfg, device="cuda")
     with torch.device("meta"):
-        state, _ = build._build_gan(resolved, images(resolution, label_dim))
-    generator, discriminator = state.model.network, state.discriminator
-    assert generator.init_kwargs == published["G"]["init_kwargs"]  # type: ignore[union-attr]
+        networks = gan._new_gan(resolved, images(resolution, label_dim))
     standard = {"architecture": "resnet"}
-    assert discriminator.init_kwargs == standard | published["D"]["init_kwargs"]  # type: ignore[union-attr]
-    assert parameters(discriminator) == published["D"]["n_params"]  # type: ignore[arg-type]
+    assert networks.generator.init_kwargs == networks.ema.init_kwargs == published["G"]["init_kwargs"]
+    assert networks.discriminator.init_kwargs == standard | published["D"]["init_kwargs"]
+    assert parameters(networks.discriminator) == published["D"]["n_params"]
 
 
 @pytest.mark.parametrize(
@@ -106,11 +107,10 @@ def test_networks_of_the_edm_presets(name: str) -> None:
     given: dict[str, Any] = dict(dropout=kwargs["dropout"], channel_mult=tuple(kwargs["channel_mult"]))
     c = config("edm", arch=arch, augment=0.12 if "augment_dim" in kwargs else 0.0, **given)
     with torch.device("meta"):
-        state, _ = build._build_edm(c, images(kwargs["img_resolution"], kwargs["label_dim"]))
-    network = state.model.network
-    built = network.init_kwargs  # type: ignore[union-attr]
+        network = edm._new_network(c, images(kwargs["img_resolution"], kwargs["label_dim"]))
+    built = network.init_kwargs
     assert {key: built.get(key, False) for key in kwargs} == kwargs | {"use_fp16": False}
-    assert parameters(network) == published["n_params"]  # type: ignore[arg-type]
+    assert parameters(network) == published["n_params"]
 
 
 def test_numbers_of_edm() -> None:
@@ -145,7 +145,9 @@ def test_recipes_know_their_files(name: str) -> None:
 def test_the_published_settings_of_distillation() -> None:
     c = config("di", cfg="cifar10-uncond")
     assert (c.lr, c.fake_lr, c.batch, c.beta1, c.beta2, c.ema, c.ema_rampup) == (1e-5, None, 128, 0.0, 0.999, 500, 0.05)
-    assert (c.divergence, c.sigma_init, c.P_mean, c.P_std) == ("ikl", 1.0, -1.2, 1.2)
+    assert (c.divergence, c.sigma_init, c.noise_law, c.fake_noise_law) == ("ikl", 1.0, "lognormal", "lognormal")
+    law = parse(c.noise_law, NOISE_LAWS, "--noise-law")
+    assert law == LogNormalLaw(P_mean=-1.2, P_std=1.2)
 
 
 def test_recipes_say_whether_they_were_measured() -> None:
@@ -175,12 +177,13 @@ def test_an_unknown_gan_has_no_recipe() -> None:
         ("gan", dict(aug="noaug", augpipe="bg"), "--augpipe=bg has no effect with --aug=noaug"),
         ("gan", dict(aug="fixed", p=0.2, target=0.5), "--target=0.5 has no effect with --aug=fixed"),
         ("gan", dict(subset=0), "--subset=0: accepted is a number above 0"),
-        ("gan", dict(freezed=-1), "--freezed=-1: accepted is 0 or a number above"),
+        ("gan", dict(freezed=-1), "--freezed=-1: accepted is a number from 0 on"),
         ("gan", dict(augment=0.1), "--augment=0.1 belongs to --kind=edm"),
-        ("edm", dict(precond="vp", P_mean=0.0), "--P-mean=0.0 is for --precond=edm; vp has"),
+        ("edm", dict(fake_noise_law="vp"), "--fake-noise-law=vp belongs to --kind=di"),
+        ("gan", dict(noise_law="vp"), "--noise-law=vp belongs to --kind=edm or di"),
         ("edm", dict(augment=1.5), "--augment=1.5: accepted is a number from 0 to 1"),
         ("edm", dict(freezed=1), "--freezed=1 belongs to --kind=gan"),
-        ("di", dict(cfg="ffhq64", subset=10), "--subset has no effect without --adv-weight"),
+        ("di", dict(cfg="ffhq64", subset=10), "--subset=10 has no effect without --adv-weight"),
     ],
 )
 def test_what_has_no_effect_or_is_unknown_is_refused(kind: str, given: dict[str, Any], message: str) -> None:

@@ -18,10 +18,11 @@ STD = 0.5  # of the images of the Gaussian below
 
 
 class GaussianDenoiser(Denoiser):
-    """Of images ~ N(0, STD^2), exact; remembers the noise levels it was called with."""
+    """The exact denoiser of images ~ N(0, STD^2); it remembers the noise levels it was called with."""
 
     def __init__(self, sigma_min: float = 0.0, sigma_max: float = math.inf) -> None:
         super().__init__()
+        self.img_resolution, self.img_channels, self.label_dim = 2, 1, 0
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
         self.calls: list[float] = []
@@ -29,6 +30,13 @@ class GaussianDenoiser(Denoiser):
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         self.calls.append(float(sigma))
         return x * STD**2 / (STD**2 + per_sample(sigma, x).square())
+
+
+class WholeLevels(GaussianDenoiser):
+    """Knows whole noise levels only."""
+
+    def round_sigma(self, sigma: Tensor) -> Tensor:
+        return sigma.round()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-7), (torch.float32, 2e-5)])
@@ -83,9 +91,21 @@ def test_one_step_is_one_evaluation() -> None:
 
 
 def test_round_sigma_is_applied() -> None:
-    denoiser = GaussianDenoiser()
-    heun_sampler(denoiser, torch.ones(1, 1, 1, 1), num_steps=5, sigma_min=1.0, round_sigma=torch.round)
+    denoiser = WholeLevels()
+    heun_sampler(denoiser, torch.ones(1, 1, 1, 1), num_steps=5, sigma_min=1.0)
     assert all(call == round(call) for call in denoiser.calls)
+    unrounded = GaussianDenoiser()
+    heun_sampler(unrounded, torch.ones(1, 1, 1, 1), num_steps=5, sigma_min=1.0)
+    assert len(unrounded.calls) == len(denoiser.calls)
+    assert any(call != round(call) for call in unrounded.calls)
+
+
+def test_round_sigma_is_applied_to_the_level_that_churn_raises() -> None:
+    denoiser = WholeLevels()
+    noise = SampleRandom(0, "churn", 0, [0]).normal
+    heun_sampler(denoiser, torch.ones(1, 1, 1, 1), num_steps=5, sigma_min=1.0, S_churn=1.0, noise_source=noise)
+    assert all(call == round(call) for call in denoiser.calls)
+    assert denoiser.calls[0] > 80
 
 
 def test_churn_noise_is_drawn_each_step_and_acts_within_bounds() -> None:

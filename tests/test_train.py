@@ -24,12 +24,13 @@ from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.persistence import read_pickle
 from stylegan_di.training import launch
-from stylegan_di.training.build import build
+from stylegan_di.training.methods import build
 from stylegan_di.training.transfer import gan_to_resume
 from tests.tiny import save_files, save_gan, save_teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["--metrics=fd_fashion,pr_fashion", "--metric-samples=32"]
+NO_METRICS = ["--metrics=none"]
 SHORT = ["--device=cpu", "--batch=4", "--kimg=0.016", "--tick=0.008", "--snap=1", "--workers=0"]
 
 
@@ -51,9 +52,10 @@ def run(outdir: Path, *arguments: str) -> Path:
     return folder
 
 
-def di(files: dict[str, str], *extra: str) -> list[str]:
+def di(files: dict[str, str], *extra: str, measured: bool = True) -> list[str]:
     shared = [option for option in SHORT if not option.startswith("--workers")]
-    return ["--kind=di", f"--teacher={files['teacher']}", f"--ref={files['ref']}", *METRICS, *shared, *extra]
+    metrics = [f"--ref={files['ref']}", *METRICS] if measured else NO_METRICS
+    return ["--kind=di", f"--teacher={files['teacher']}", *metrics, *shared, *extra]
 
 
 def weights_hash(path: Path) -> str:
@@ -116,7 +118,7 @@ def test_di_without_a_gan_distils_the_teacher_to_one_step(files: dict[str, str],
 def test_every_kind_of_teacher_refines_and_distils(files: dict[str, str], tmp_path: Path, precond: str) -> None:
     teacher = str(save_teacher(tmp_path / "teacher.pkl", precond=precond))
     for extra in ([f"--gan-pkl={files['gan']}"], ["--sigma-init=1"]):
-        folder = run(tmp_path / "runs", *di({**files, "teacher": teacher}, *extra, "--metrics=none"))
+        folder = run(tmp_path / "runs", *di({**files, "teacher": teacher}, *extra, measured=False))
         load_generator(folder / "network-snapshot-000000.pkl")
         lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
         for name in ("Gradient/student", "Gradient/fake_score"):
@@ -152,13 +154,14 @@ def test_the_adversarial_loss_alone_needs_no_teacher(files: dict[str, str], tmp_
     assert not any("fake_score" in name or "divergence" in name for name in lines[-1])
 
 
-GAN = ["--kind=gan", "--cond=true", "--cbase=64", "--cmax=8", "--w-dim=8", *SHORT, *METRICS]
+GAN = ["--kind=gan", "--cond=true", "--cbase=64", "--cmax=8", "--w-dim=8", *SHORT]
 EDM = ["--kind=edm", "--cond=true", "--model-channels=8", "--channel-mult=1", "--num-blocks=1",
-       "--attn-resolutions=4", "--label-dropout=0.2", *SHORT, *METRICS]  # fmt: skip
+       "--attn-resolutions=4", "--label-dropout=0.2", *SHORT]  # fmt: skip
 
 
 def test_gan_training_writes_what_nvlabs_tools_expect(files: dict[str, str], tmp_path: Path) -> None:
-    folder = run(tmp_path, *GAN, f"--data={files['data']}", "--augpipe=blit", "--pl-interval=1", "--r1-interval=2")
+    options = ["--augpipe=blit", "--pl-interval=1", "--r1-interval=2"]
+    folder = run(tmp_path, *GAN, *METRICS, f"--data={files['data']}", *options)
     networks = load_snapshot(folder / "network-best.pkl").networks
     assert list(networks) == ["G", "D", "G_ema", "augment_pipe"]
     assert (folder / "reals.png").is_file()
@@ -173,9 +176,9 @@ def test_metrics_compare_with_the_whole_data_set_whatever_subset_is_trained_on(
     compared: list[tuple[int, int]] = []
     original = launch.make_evaluator
 
-    def make(job: Any, reference: Any, stop: Any) -> Any:
-        compared.append((len(job.dataset), len(reference)))
-        return original(job, reference, stop)
+    def make(method: Any, reference: Any, stop: Any) -> Any:
+        compared.append((len(method.dataset), len(reference)))
+        return original(method, reference, stop)
 
     monkeypatch.setattr(launch, "make_evaluator", make)
     metrics = ["--metrics=fd_fashion", "--metric-samples=4"]
@@ -207,8 +210,7 @@ def test_fixed_augmentation_frozen_layers_and_a_subset(files: dict[str, str], tm
     assert float(pipe.p) == pytest.approx(0.3)  # type: ignore[arg-type]
     frozen = {name for name, _ in discriminator.named_buffers() if name.endswith("weight")}
     assert frozen == {"b8.fromrgb.weight", "b8.conv0.weight"}
-    start = build(config_of(folder), torch.device("cpu")).state.discriminator
-    assert start is not None
+    start = build(config_of(folder), torch.device("cpu")).state.networks["discriminator"]
     before, after = start.state_dict(), discriminator.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
@@ -287,7 +289,7 @@ def test_augmentations_that_are_none_are_refused_in_a_dry_run(
 
 
 def test_an_augmentation_that_needs_larger_images_is_refused(files: dict[str, str], tmp_path: Path) -> None:
-    arguments = [*GAN, f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", "--augpipe=bgcf"]
+    arguments = [*GAN, f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}", *METRICS, "--augpipe=bgcf"]
     assert "needs images larger than 21 pixels, and those of --data" in refused(*arguments)
     assert not (tmp_path / "runs").exists()
 
@@ -345,7 +347,7 @@ def test_what_cannot_be_resumed_is_refused(files: dict[str, str], tmp_path: Path
 
 
 def test_edm_training_gives_a_teacher_that_di_accepts(files: dict[str, str], tmp_path: Path) -> None:
-    folder = run(tmp_path, *EDM, f"--data={files['data']}")
+    folder = run(tmp_path, *EDM, *METRICS, f"--data={files['data']}")
     assert load_denoiser(folder / "network-best.pkl").label_dim == 3
     taught = {**files, "teacher": str(folder / "network-best.pkl")}
     run(tmp_path, *di(taught, f"--gan-pkl={files['gan']}"))
@@ -354,20 +356,20 @@ def test_edm_training_gives_a_teacher_that_di_accepts(files: dict[str, str], tmp
 @pytest.mark.parametrize("kind", ["di", "gan", "edm"])
 def test_same_seed_same_weights_and_another_seed_others(files: dict[str, str], tmp_path: Path, kind: str) -> None:
     arguments = {
-        "di": di(files, f"--gan-pkl={files['gan']}"),
-        "gan": [*GAN, f"--data={files['data']}"],
-        "edm": [*EDM, f"--data={files['data']}"],
+        "di": di(files, f"--gan-pkl={files['gan']}", measured=False),
+        "gan": [*GAN, *NO_METRICS, f"--data={files['data']}"],
+        "edm": [*EDM, *NO_METRICS, f"--data={files['data']}"],
     }[kind]
     hashes = []
     for seed in (1, 1, 2):
-        folder = run(tmp_path, *arguments, f"--seed={seed}", "--metrics=none")
+        folder = run(tmp_path, *arguments, f"--seed={seed}")
         hashes.append(weights_hash(folder / "network-snapshot-000000.pkl"))
     assert hashes[0] == hashes[1] != hashes[2]
 
 
 def test_two_processes_train_as_one_does(files: dict[str, str], tmp_path: Path) -> None:
     """Same samples, noises and sigmas: after four steps the parameters agree to float32 rounding through Adam."""
-    arguments = [*di(files, f"--gan-pkl={files['gan']}"), "--metrics=none", "--lr=1e-4"]
+    arguments = di(files, f"--gan-pkl={files['gan']}", "--lr=1e-4", measured=False)
     single = run(tmp_path / "one", *arguments, "--batch-gpu=2")
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(ROOT / "train.py"),
@@ -419,16 +421,28 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
         (["--kind=edm", "--data=x", "--gamma=1"], "belongs to --kind=gan or di"),
         (["--kind=di", "--teacher=x", "--gamma=1"], "no effect without --adv-weight"),
         (["--kind=di", "--teacher=x", "--gan-pkl=y", "--sigma-init=1"], "leave it out"),
-        (["--kind=di", "--teacher=x", "--adv-weight=1"], "needs --gan-pkl"),
+        (["--kind=di", "--teacher=x", "--adv-weight=1"], "--adv-weight=1 needs --data"),
+        (["--kind=di", "--teacher=x", "--adv-weight=1", "--data=z"], "needs --gan-pkl"),
+        (["--kind=di", "--teacher=x", "--divergence=ikl:f=js"], "--divergence=ikl:f=js needs --data"),
+        (["--kind=di", "--teacher=x", "--divergence=ikl:f=js", "--data=z"], "needs --gan-pkl"),
+        (["--kind=di", "--teacher=x", "--divergence=realuid"], "--divergence=realuid needs --data"),
         (["--kind=di", "--gan-pkl=x", "--divergence=none"], "leaves nothing to train by"),
-        (["--kind=di", "--gan-pkl=x", "--divergence=none", "--adv-weight=1", "--teacher=y"], "no effect with"),
+        (["--kind=di", "--gan-pkl=x", "--divergence=none", "--adv-weight=1", "--data=z", "--teacher=y"],
+         "--teacher=y has no effect with --divergence=none"),
+        (["--kind=di", "--gan-pkl=x", "--divergence=none", "--adv-weight=1", "--data=z", "--fsdp=true"],
+         "--fsdp=True has no effect with --divergence=none"),
+        (["--kind=di", "--teacher=x", "--metrics=none", "--ref=y"], "--ref=y has no effect with --metrics=none"),
+        (["--kind=di", "--teacher=x", "--metrics=none", "--metric-samples=9"], "--metric-samples=9 has no effect"),
+        (["--kind=di", "--teacher=x", "--metrics=none", "--detector-file=y"], "--detector-file=y has no effect"),
+        (["--kind=gan", "--data=x", "--pl-weight=0", "--pl-interval=2"],
+         "--pl-interval=2 has no effect with --pl-weight=0"),
         (["--kind=di", "--teacher=x", "--resume=y"], "belongs to --kind=gan"),
         (["--kind=di", "--teacher=x", "--batch=0"], "--batch=0: accepted is"),
         (["--kind=di", "--teacher=x", "--lr-decay=1"], "--lr-decay=1.0: accepted is"),
         (["--kind=di", "--teacher=no-such.pkl", "--metrics=none"], "no-such.pkl"),
         (["--kind=edm", "--data=x", "--channel-mult=a,b"], "comma-separated list of int"),
     ],
-)
+)  # fmt: skip
 def test_wrong_options_are_refused_with_the_remedy(arguments: list[str], message: str, tmp_path: Path) -> None:
     assert message in refused(*arguments, f"--outdir={tmp_path}")
 

@@ -41,7 +41,7 @@ def test_reads_are_counted() -> None:
 def test_no_step_reads_from_its_device(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = save_files(tmp_path)
     arguments = {
-        "di": di(files, f"--gan-pkl={files['gan']}"),
+        "di": di(files, f"--gan-pkl={files['gan']}", measured=False),
         "gan": [*GAN, f"--data={files['data']}", "--metrics=none", "--aug=ada", "--gamma=1", "--pl-weight=2"],
         "edm": [*EDM, f"--data={files['data']}", "--metrics=none"],
     }[kind]

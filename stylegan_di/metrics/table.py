@@ -15,6 +15,7 @@ from stylegan_di.metrics.kernel_distance import kernel_distance
 from stylegan_di.metrics.path_length import Path
 from stylegan_di.metrics.precision_recall import precision_recall
 from stylegan_di.metrics.statistics import FeatureStats
+from stylegan_di.specs import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def metric(name: str) -> Metric | PathMetric:
         UserError: if there is none.
     """
     if name not in METRICS:
-        raise UserError(f"--metrics: there is no metric {name!r}; known are {', '.join(METRICS)}")
+        hint = did_you_mean(name, METRICS)
+        raise UserError(f"--metrics: there is no metric {name!r}; known are {', '.join(METRICS)}{hint}")
     return METRICS[name]
 
 

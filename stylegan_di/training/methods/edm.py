@@ -17,7 +17,7 @@ from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.interfaces import Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.loss_di import denoising_loss
-from stylegan_di.networks.edm import PRECONDITIONERS
+from stylegan_di.networks.edm import PRECONDITIONERS, Precond
 from stylegan_di.presets import ARCHITECTURES
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.specs import parse
@@ -49,20 +49,7 @@ class EDM(Method):
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> EDM:
         assert dataset is not None
-        kwargs: dict[str, Any] = dict(
-            img_resolution=dataset.resolution,
-            img_channels=dataset.num_channels,
-            label_dim=dataset.label_dim,
-            **ARCHITECTURES[config.arch],
-            model_channels=config.model_channels,
-            channel_mult=list(config.channel_mult),
-            num_blocks=config.num_blocks,
-            attn_resolutions=list(config.attn_resolutions),
-            dropout=config.dropout,
-        )
-        if config.augment:
-            kwargs["augment_dim"] = augment_edm.TRAINING_LABELS
-        return cls(config, device, dataset, EDMTeacher(PRECONDITIONERS[config.precond](**kwargs)))
+        return cls(config, device, dataset, EDMTeacher(_new_network(config, dataset)))
 
     def step(self, batch: Batch, journal: Journal) -> None:
         """Moves the model by the denoising loss; it is told how its images were augmented."""
@@ -93,3 +80,21 @@ class EDM(Method):
 
     def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
         return {"dataset_kwargs": dict(data), "augment_pipe": self.augment}
+
+
+def _new_network(config: TrainConfig, dataset: ImageDataset) -> Precond:
+    """A new network for a data set."""
+    kwargs: dict[str, Any] = dict(
+        img_resolution=dataset.resolution,
+        img_channels=dataset.num_channels,
+        label_dim=dataset.label_dim,
+        **ARCHITECTURES[config.arch],
+        model_channels=config.model_channels,
+        channel_mult=list(config.channel_mult),
+        num_blocks=config.num_blocks,
+        attn_resolutions=list(config.attn_resolutions),
+        dropout=config.dropout,
+    )
+    if config.augment:
+        kwargs["augment_dim"] = augment_edm.TRAINING_LABELS
+    return PRECONDITIONERS[config.precond](**kwargs)

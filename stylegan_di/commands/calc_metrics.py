@@ -1,0 +1,1 @@
+../../calc_metrics.py

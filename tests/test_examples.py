@@ -1,0 +1,49 @@
+"""The examples run as a reader runs them, cut short, and do what they say."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "error", str(ROOT / "examples" / script), *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+
+
+@pytest.mark.parametrize("divergence", ["ikl", "0.5*fisher+realuid"])
+def test_points_of_the_plane_reach_the_teachers_spots(divergence: str, tmp_path: Path) -> None:
+    picture = tmp_path / "new" / "points.png"
+    result = run("diff_instruct_2d.py", "--steps=200", f"--divergence={divergence}", f"--out={picture}")
+    assert result.returncode == 0, result.stderr
+    distances = [float(number) for number in re.findall(r"^step +\d+: distance ([0-9.]+)$", result.stdout, re.M)]
+    assert len(distances) == 6
+    assert distances[-1] < 0.1 * distances[0]
+    with Image.open(picture) as image:
+        assert image.size == (1200, 420)
+        assert len(set(image.convert("L").tobytes())) > 50  # points over each other, not an empty sheet
+
+
+@pytest.mark.parametrize(
+    ("divergence", "message"),
+    [
+        ("ikl:f=js", "--divergence=ikl:f=js: this example has no critic and wants a divergence, such as ikl"),
+        ("none", "--divergence=none: this example has no critic and wants a divergence, such as ikl"),
+        ("simm", "there is no 'simm'; accepted: ikl, sid, sim, fisher, realuid; did you mean sim?"),
+    ],
+)
+def test_what_the_example_cannot_do_is_refused(divergence: str, message: str, tmp_path: Path) -> None:
+    result = run("diff_instruct_2d.py", f"--divergence={divergence}", f"--out={tmp_path / 'points.png'}")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert not list(tmp_path.iterdir())
