@@ -26,6 +26,7 @@ from stylegan_di.runs.endings import StorageError
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.snapshots import checkpoint
 from stylegan_di.training import watch
+from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.trainer import Trainer
 from tests.test_resume import SHORT, TINY_EDM, assert_same_run, files, invoke, last_state, small, whole_run  # noqa: F401
 
@@ -77,7 +78,7 @@ def test_a_signal_finishes_the_step_saves_and_exits_with_75(
     assert process.returncode == 75, err
     nimg = last_state(folder).values["state"]["cur_nimg"]
     assert 8 <= nimg < 60
-    message = f"stopped by {number.name} at kimg {nimg / 1000:g}: the state is saved; go on with --resume={folder}"
+    message = f"stopped by {number.name} at kimg {nimg / 1000:g}: the state is saved; continue with --resume={folder}"
     assert message in out
     assert message in (folder / "log.txt").read_text()
     assert err == ""
@@ -172,12 +173,12 @@ def test_no_loader_is_left_behind(files: dict[str, str], tmp_path: Path) -> None
 
 def test_runs_that_start_at_once_get_different_folders(tmp_path: Path) -> None:
     def create(_: int) -> Path:
-        with RunFolder.create(TrainConfig("di", outdir=str(tmp_path), teacher="x"), "run") as folder:
+        with RunFolder.create(TrainConfig("di", outdir=str(tmp_path), teacher="x", desc="run")) as folder:
             return folder.path
 
     with ThreadPoolExecutor(8) as pool:
         paths = list(pool.map(create, range(16)))
-    assert sorted(path.name for path in paths) == [f"{number:05d}-run" for number in range(16)]
+    assert sorted(path.name for path in paths) == [f"{number:05d}-x-di-ikl-batch64-run" for number in range(16)]
 
 
 # A full disk.
@@ -330,7 +331,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: range) -> None:
 
     def poisoned(self: Trainer) -> None:
         if self.state.cur_step in steps:
-            next(self.state.model.parameters()).fill_(torch.nan)
+            next(self.state.networks["model"].parameters()).fill_(torch.nan)
         original(self)
 
     monkeypatch.setattr(Trainer, "step", poisoned)
@@ -393,7 +394,8 @@ def test_losses_are_watched_from_the_fourth_tick_on() -> None:
     history: dict[str, list[float]] = {}
 
     def told(value: float) -> str:
-        return watch.out_of_range(history, {"Loss/fake_score": {"mean": value}, "Loss/unknown": {"mean": 1e9}})
+        values = {"Loss/fake_score": {"mean": value}, "Loss/unknown": {"mean": 1e9}}
+        return watch.out_of_range(history, values, DiffInstruct.watched)
 
     assert [told(value) for value in (500.0, 0.5, 0.4, 49.0)] == [""] * 4
     assert told(0.6) == ""

@@ -28,7 +28,7 @@ def test_points_of_the_plane_reach_the_teachers_spots(divergence: str, tmp_path:
     assert result.returncode == 0, result.stderr
     distances = [float(number) for number in re.findall(r"^step +\d+: distance ([0-9.]+)$", result.stdout, re.M)]
     assert len(distances) == 6
-    assert distances[-1] < 0.1 * distances[0]
+    assert distances[-1] < 0.05 * distances[0]
     with Image.open(picture) as image:
         assert image.size == (1200, 420)
         assert len(set(image.convert("L").tobytes())) > 50  # points over each other, not an empty sheet

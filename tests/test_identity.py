@@ -115,7 +115,7 @@ def test_frozen_parts_take_no_gradients_in_any_mode() -> None:
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("--freeze=b16", "--freeze=b16: this generator has the parts mapping, b4, b8"),
+        ("--freeze=b16", "--freeze=b16: there is no such part; it has mapping, b4, b8"),
         ("--freeze=mapping,b8,b4", "--freeze=mapping,b8,b4 leaves nothing to train"),
     ],
 )

@@ -114,7 +114,7 @@ def test_a_signal_stops_all_processes_at_the_same_step(files: dict[str, str], tm
     process.terminate()
     status, out, err = finish(process)
     assert (status, err) == (75, "")
-    assert out.count("the state is saved; go on with") == 1
+    assert out.count("the state is saved; continue with") == 1
     assert all(session_is_empty(rank) for rank in ranks)
     assert last_state(folder).values["state"]["cur_nimg"] < 3000
 

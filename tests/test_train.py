@@ -278,7 +278,8 @@ def test_transfer_to_other_classes_keeps_every_weight_that_fits(files: dict[str,
 
 
 @pytest.mark.parametrize(("option", "message"), [
-    ("--augpipe=bgx", "accepted are blit, geom, color, filter, noise, cutout, bg, bgc, bgcf, bgcfn, bgcfnc"),
+    ("--augpipe=bgx", "'bgx' is not one of 'blit', 'geom', 'color', 'filter', 'noise', 'cutout', 'bg', 'bgc', 'bgcf', "
+     "'bgcfn', 'bgcfnc'"),
     ("--p=1.5", "--p=1.5: accepted is a number from 0 to 1"),
     ("--target=-0.1", "--target=-0.1: accepted is a number from 0 to 1"),
 ])  # fmt: skip
@@ -434,7 +435,7 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
         (["--kind=di", "--teacher=x", "--metrics=none", "--ref=y"], "--ref=y has no effect with --metrics=none"),
         (["--kind=di", "--teacher=x", "--metrics=none", "--metric-samples=9"], "--metric-samples=9 has no effect"),
         (["--kind=di", "--teacher=x", "--metrics=none", "--detector-file=y"], "--detector-file=y has no effect"),
-        (["--kind=gan", "--data=x", "--pl-weight=0", "--pl-interval=2"],
+        (["--kind=gan", "--data=x", "--cfg=paper256", "--pl-weight=0", "--pl-interval=2"],
          "--pl-interval=2 has no effect with --pl-weight=0"),
         (["--kind=di", "--teacher=x", "--resume=y"], "belongs to --kind=gan"),
         (["--kind=di", "--teacher=x", "--batch=0"], "--batch=0: accepted is"),

@@ -8,8 +8,8 @@ derivative of 2 <D_p - D_q, D_q - x>, again with fixed functions. The sum of bot
     w / sigma^4 <D_p - D_q, D_p + D_q - 2 x>.
 
 If the fake score is exact, the mean of this loss is the divergence, and the mean of its gradient the divergence's.
-Inverse distillation arrives at the same loss (Kornilov et al. 2025, arXiv 2509.22459), SiD at half of it times another
-weight for alpha = 0.5.
+Inverse distillation arrives at the same loss (Kornilov et al. 2025, arXiv 2509.22459). SiD with alpha = 0.5 is half of
+it under another weight.
 """
 
 from __future__ import annotations

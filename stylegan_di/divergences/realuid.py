@@ -10,9 +10,9 @@ p are the noised densities of the student and of real samples, and D^q and D^p t
 
     D_q = (beta q D^q + (1 - beta) p D^p) / (alpha q + (1 - alpha) p),
 
-so D_q = D^p for q = p whatever alpha and beta are. Then L(D_p) - L(D_q) is zero, and if D_p = D^p, nowhere is it less:
-at the minimiser its mean is the integral of (alpha q + (1 - alpha) p) |D_p - D_q|^2. By the envelope theorem, the
-gradient in the student is that of the loss with both networks as fixed functions. Only the student's samples count:
+so D_q = D^p for q = p whatever alpha and beta are. At the minimiser, the mean of L(D_p) - L(D_q) is the integral of
+(alpha q + (1 - alpha) p) |D_p - D_q|^2: never negative, and zero for q = p if the teacher is right, D_p = D^p. By the
+envelope theorem, its gradient in the student is that with both networks as fixed functions. Only x depends on it:
 
     <D_p - D_q, alpha (D_p + D_q) - 2 beta x>.
 
@@ -21,8 +21,8 @@ Up to what does not depend on f, L is the two denoising losses and a correlation
     alpha |f(x_s) - x|^2 + (1 - alpha) |f(y_s) - y|^2 + 2 (alpha - beta) (<f(x_s), x> - <f(y_s), y>).
 
 The paper's text was not at hand: these formulas are derived from its idea, that q = p must stay the optimum. The
-authors' notes recommend alpha and beta from 0.85 to 1 with beta / alpha = 0.98 or 1.02. For alpha = beta the real
-samples only dampen the gradient where the student has little density; for alpha != beta they pull.
+notes to the authors' code recommend alpha and beta from 0.85 to 1 with beta / alpha = 0.98 or 1.02. For alpha = beta,
+D_p - D_q has the direction that it has without real samples, and is smaller where p exceeds q.
 """
 
 from __future__ import annotations
