@@ -32,7 +32,7 @@ def r1_penalty(real_logits: Tensor, reals: Tensor, gamma: float) -> Tensor:
         gamma: weight of the penalty.
     """
     (gradient,) = torch.autograd.grad(real_logits.sum(), reals, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)) * (gamma / 2)
+    return gradient.square().flatten(1).sum(dim=1) * (gamma / 2)
 
 
 def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:

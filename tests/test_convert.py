@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.snapshots.inspection import SHIPPED, inspect_file, origin_of
+from stylegan_di.snapshots.onnx import exported
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.torch_utils.persistence import write_pickle
 from tests import hostile
@@ -161,7 +162,6 @@ def test_a_denoiser_as_onnx(tmp_path: Path) -> None:
     (images,) = runtime.run(None, {"x": x.numpy(), "sigma": sigma.numpy()})
     expected = load_denoiser(source)(x, sigma)
     torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
-    assert "--trunc=0.5 is for a GAN" in refused(convert, source, tmp_path / "x.onnx", "--trunc=0.5")
 
 
 @needs_onnx
@@ -177,6 +177,44 @@ def test_a_one_step_student_as_onnx(precond: str, tmp_path: Path) -> None:
     (images,) = runtime.run(None, {"z": z.numpy(), "labels": torch.eye(3).numpy()})
     expected = load_generator(source)(z, torch.eye(3))
     torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
+
+
+def test_what_becomes_a_graph_gives_the_models_images_for_any_batch_size() -> None:
+    """Without the packages for ONNX: the graph that they are given, in float32 and without the project's operators."""
+    generator = torch.Generator().manual_seed(0)
+    gan = load_generator(GOLDEN / "sg2-cond.pkl").with_options(trunc=0.5)
+    half = load_generator(GOLDEN / "sg2-uncond.pkl")
+    teacher, unconditional = load_denoiser(GOLDEN / "edm-cond.pkl"), load_denoiser(GOLDEN / "edm-uncond.pkl")
+    one_step = OneStepStudent(edm_network(precond="edm2"), 2.5)
+    assert any(getattr(block, "use_fp16", False) for block in half.modules())
+    plain: dict[Any, Any] = {half: lambda z: half.network(z, None, noise_mode="const", force_fp32=True)}
+    for model in (gan, half, teacher, unconditional, one_step):
+        graph = exported(model)
+        assert not [node for node in graph.graph.nodes if "stylegan_di" in str(node.target)]
+        assert not [node for node in graph.graph.nodes if "float16" in str(node.args) + str(node.kwargs)]
+        for count in (1, 5):
+            image = [count, model.img_channels, model.img_resolution, model.img_resolution]
+            shape = image if model is not gan and model is not half else [count, 32]
+            inputs = [torch.randn(shape, generator=generator)]
+            if model in (teacher, unconditional):
+                inputs.append(torch.rand([count], generator=generator) + 0.1)
+            if model.label_dim:
+                inputs.append(torch.eye(model.label_dim)[torch.arange(count) % model.label_dim])
+            with torch.no_grad():
+                found, expected = graph.module()(*inputs), plain.get(model, model)(*inputs)
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+            assert list(found.shape) == image
+    assert any(getattr(block, "use_fp16", False) for block in half.modules())  # as it was
+
+
+@pytest.mark.parametrize(("sigma_init", "kind"), [(None, "diffusion teacher"), (2.5, "one-step student")])
+def test_truncation_is_of_gans(sigma_init: float | None, kind: str, tmp_path: Path) -> None:
+    source = tmp_path / "n.pkl"
+    extras = {} if sigma_init is None else {"sigma_init": sigma_init}
+    save_snapshot(source, {"ema": edm_network()}, extras=extras, metadata={})
+    message = refused(convert, source, tmp_path / "x.onnx", "--trunc=0.5")
+    assert f"--trunc=0.5 is not for a {kind}, which this network is: leave it out" in message
+    assert not (tmp_path / "x.onnx").exists()
 
 
 def test_without_the_packages_onnx_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ Up to what does not depend on f, L is the two denoising losses and a correlation
 
 The paper's text was not at hand: these formulas are derived from its idea, that q = p must stay the optimum. The
 notes to the authors' code recommend alpha and beta from 0.85 to 1 with beta / alpha = 0.98 or 1.02. For alpha = beta,
-D_p - D_q has the direction that it has without real samples, and is smaller where p exceeds q.
+a right teacher has D_p - D_q in the direction that it has without real samples, and smaller where p exceeds q.
 """
 
 from __future__ import annotations

@@ -39,13 +39,10 @@ def to_onnx(model: Generator | Denoiser, metadata: Mapping[str, str | float]) ->
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"ONNX needs the package {missing[0]}, which is not installed: pip install 'stylegan-di[onnx]'")
-    graph, inputs = _Graph(model), _inputs(model)
-    batch = torch.export.Dim("batch", min=1)
     with torch.no_grad(), _quiet():
-        with _plain_operators():
-            shapes = {name: {0: batch} for name in inputs}
-            exported = torch.export.export(graph.eval(), (), kwargs=inputs, dynamic_shapes={"inputs": shapes})
-        program = torch.onnx.export(exported, output_names=["images"], opset_version=OPSET, dynamo=True, verbose=False)
+        program = torch.onnx.export(
+            exported(model), output_names=["images"], opset_version=OPSET, dynamo=True, verbose=False
+        )
     assert program is not None
     proto = program.model_proto
     for name, value in metadata.items():
@@ -54,19 +51,17 @@ def to_onnx(model: Generator | Denoiser, metadata: Mapping[str, str | float]) ->
     return proto.SerializeToString(deterministic=True)
 
 
-class _Graph(torch.nn.Module):
-    """What is exported: the model, called by the names of its inputs."""
-
-    def __init__(self, model: Generator | Denoiser) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        return self.model(**inputs)
+def exported(model: Generator | Denoiser) -> torch.export.ExportedProgram:
+    """The graph that is written, as PyTorch's own; it takes the inputs in their order."""
+    inputs = _inputs(model)
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad(), _plain_operators(), _float32(model):
+        shapes = {name: {0: batch} for name in inputs}
+        return torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
 
 
 def _inputs(model: Generator | Denoiser) -> dict[str, Tensor]:
-    """Examples of the inputs by name."""
+    """Examples of the inputs, by the names that the roles' forward passes give them and in that order."""
     labels = {"labels": torch.eye(_EXAMPLES, model.label_dim)} if model.label_dim else {}
     if isinstance(model, Denoiser):
         image = [_EXAMPLES, model.img_channels, model.img_resolution, model.img_resolution]
@@ -91,6 +86,19 @@ def _plain_operators() -> Iterator[None]:
     finally:
         for name, operator in operators.items():
             setattr(namespace, name, operator)
+
+
+@contextlib.contextmanager
+def _float32(model: torch.nn.Module) -> Iterator[None]:
+    """Makes float16 blocks compute in float32 while inside."""
+    halves = [module for module in model.modules() if getattr(module, "use_fp16", False)]
+    try:
+        for module in halves:
+            module.use_fp16 = False
+        yield
+    finally:
+        for module in halves:
+            module.use_fp16 = True
 
 
 @contextlib.contextmanager

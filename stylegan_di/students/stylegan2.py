@@ -60,7 +60,7 @@ class StyleGAN2Student(Generator):
         Raises:
             UserError: if labels are missing or given against the network's nature.
         """
-        labels = _checked_labels(labels, self.label_dim, len(z))
+        labels = _checked_labels(labels, self.label_dim, z.shape[0])  # len(z) would fix an ONNX batch
         if rng is None:
             noise: dict[str, Any] = {"noise_mode": "none" if self.noise_mode == "none" else "const"}
         else:
