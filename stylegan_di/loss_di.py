@@ -69,14 +69,14 @@ def denoising_loss(
 
 @dataclass(frozen=True)
 class Noised:
-    """The student's samples at one noise level each, and what the networks say of them, asked once.
+    """Samples at one noise level each, and what the networks say of them, asked once.
 
     Args:
-        x: samples [B,...], the leaf that a divergence's gradient is taken at.
+        x: samples [B,...]; of the student's update the leaf that the gradient is taken at.
         noise: standard normal, as x.
         sigma: noise levels [B], > 0.
         labels: [B,label_dim] or None.
-        teacher, fake_score: D_p and D_q; their parameters need no gradient.
+        teacher, fake_score: D_p and D_q, in the student's update; their parameters need no gradient.
         critic: where the density ratio comes from, for divergences that need it.
         differentiable: whether gradients flow through the two networks to x.
     """
@@ -85,8 +85,8 @@ class Noised:
     noise: Tensor
     sigma: Tensor
     labels: Tensor | None
-    teacher: Denoiser
-    fake_score: Denoiser
+    teacher: Denoiser | None = None
+    fake_score: Denoiser | None = None
     critic: Critic | None = None
     differentiable: bool = False
 
@@ -99,12 +99,14 @@ class Noised:
     @cached_property
     def teacher_x0(self) -> Tensor:
         """D_p at the noisy samples, as x."""
+        assert self.teacher is not None
         with torch.set_grad_enabled(self.differentiable):
             return self.teacher(self.noisy, self.sigma, self.labels)
 
     @cached_property
     def fake_x0(self) -> Tensor:
         """D_q at the noisy samples, as x."""
+        assert self.fake_score is not None
         with torch.set_grad_enabled(self.differentiable):
             return self.fake_score(self.noisy, self.sigma, self.labels)
 
@@ -151,18 +153,19 @@ class Divergence(ABC):
     def score_loss(
         self,
         fake_score: Callable[..., Tensor],
-        x: Tensor,
-        noise: Tensor,
-        sigma: Tensor,
-        labels: Tensor | None,
+        at: Noised,
         weight: Callable[[Tensor], Tensor] = edm_weight,
-        reals: tuple[Tensor, Tensor | None] | None = None,
+        reals: Noised | None = None,
     ) -> Tensor:
-        """The fake score's loss per sample [B] on detached samples; see `denoising_loss` for the arguments.
+        """The fake score's loss per sample [B]; gradients flow into it.
 
-        reals: as many real samples and their labels where `needs_reals`, to be noised by the same noise and sigma.
+        Args:
+            fake_score: D_q, to be trained.
+            at: the student's samples, detached.
+            weight: of the loss by noise level, see `denoising_loss`.
+            reals: as many real samples at the same noise levels, where `needs_reals`.
         """
-        return denoising_loss(fake_score, x, noise, sigma, labels, weight)
+        return denoising_loss(fake_score, at.x, at.noise, at.sigma, at.labels, weight)
 
 
 def f_weight(log_ratio: Tensor, f: FDivergence, clip: float) -> Tensor:

@@ -7,6 +7,7 @@ exact. GRADIENTS has what each divergence is the gradient of, from quadrature an
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, get_args
@@ -276,7 +277,8 @@ def test_the_fake_scores_loss_is_least_at_what_the_student_needs(divergence: Div
             return exact(x, sigma) + away[0] + away[1] * x + away[2] * x.square() + away[3] * x.sin()
 
         x, reals = q.std * z + q.mean, REALS.std * z + REALS.mean
-        return (probability * divergence.score_loss(denoiser, x, noise, level, None, reals=(reals, None))).sum()
+        seen = Noised(reals, noise, level, None)
+        return (probability * divergence.score_loss(denoiser, Noised(x, noise, level, None), reals=seen)).sum()
 
     away = torch.zeros(4, dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(loss(away), away)
@@ -338,9 +340,20 @@ def value_and_gradient(divergence: Divergence, at: Noised) -> tuple[Tensor, Tens
     return loss.detach(), torch.autograd.grad(loss.sum(), at.x)[0]
 
 
+def detached(at: Noised) -> Noised:
+    """The same samples as the fake score's loss takes them."""
+    return dataclasses.replace(at, x=at.x.detach())
+
+
+def reals_beside(at: Noised) -> Noised:
+    """Real samples and labels at the same noise."""
+    labels = None if at.labels is None else at.labels.flip(0)
+    return Noised(at.x.detach().flip(0) + 0.1, at.noise, at.sigma, labels)
+
+
 def score_loss(divergence: Divergence, at: Noised) -> Tensor:
-    reals = (at.x.detach().flip(0) + 0.1, None if at.labels is None else at.labels.flip(0))
-    return divergence.score_loss(at.fake_score, at.x.detach(), at.noise, at.sigma, at.labels, reals=reals)
+    assert at.fake_score is not None
+    return divergence.score_loss(at.fake_score, detached(at), reals=reals_beside(at))
 
 
 @every
@@ -471,10 +484,10 @@ def test_the_fake_score_is_told_the_labels_of_what_it_sees(divergence: Divergenc
 @every
 def test_the_fake_scores_loss_takes_a_weight(divergence: Divergence) -> None:
     at = case(divergence, POINTS)
-    reals = (at.x.detach().flip(0), at.labels)
+    reals = Noised(at.x.detach().flip(0), at.noise, at.sigma, at.labels)
 
     def loss(weight: Callable[[Tensor], Tensor]) -> Tensor:
-        return divergence.score_loss(at.fake_score, at.x.detach(), at.noise, at.sigma, at.labels, weight, reals)
+        return divergence.score_loss(at.fake_score, detached(at), weight, reals)
 
     torch.testing.assert_close(loss(lambda sigma: sigma.square()), at.sigma.square() * loss(torch.ones_like))
 
@@ -511,7 +524,7 @@ def test_realuid_without_real_samples_is_sid_and_denoising() -> None:
     assert not plain.needs_reals
     torch.testing.assert_close(plain.student_loss(at), SiD(0.5).student_loss(at))
     x = at.x.detach()
-    loss = plain.score_loss(at.fake_score, x, at.noise, at.sigma, at.labels)
+    loss = plain.score_loss(at.fake_score, detached(at))
     assert torch.equal(loss, denoising_loss(at.fake_score, x, at.noise, at.sigma, at.labels))
 
 
@@ -525,7 +538,8 @@ def test_realuids_fake_score_has_the_loss_of_scaled_targets() -> None:
         return loss(at.fake_score) - loss(at.teacher)  # without what does not depend on the network
 
     def ours(f: Denoiser) -> Tensor:
-        return RealUID(alpha, beta).score_loss(f, x, at.noise, at.sigma, at.labels, torch.ones_like, (y, at.labels))
+        seen = Noised(y, at.noise, at.sigma, at.labels)
+        return RealUID(alpha, beta).score_loss(f, detached(at), torch.ones_like, seen)
 
     def scaled(f: Denoiser) -> Tensor:
         fakes = f(add_noise(x, at.noise, at.sigma), at.sigma, at.labels) - beta / alpha * x
@@ -538,7 +552,7 @@ def test_realuids_fake_score_has_the_loss_of_scaled_targets() -> None:
 def test_realuid_cannot_do_without_the_samples_that_it_needs() -> None:
     at = case(RealUID(), POINTS)
     with pytest.raises(ValueError, match="real samples, and there are none"):
-        RealUID().score_loss(at.fake_score, at.x.detach(), at.noise, at.sigma, at.labels)
+        RealUID().score_loss(at.fake_score, detached(at))
 
 
 # Sums.

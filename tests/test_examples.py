@@ -21,7 +21,7 @@ def run(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("divergence", ["ikl", "0.5*fisher+realuid"])
+@pytest.mark.parametrize("divergence", ["ikl", "0.5*fisher+sim"])
 def test_points_of_the_plane_reach_the_teachers_spots(divergence: str, tmp_path: Path) -> None:
     picture = tmp_path / "new" / "points.png"
     result = run("diff_instruct_2d.py", "--steps=200", f"--divergence={divergence}", f"--out={picture}")
@@ -37,8 +37,9 @@ def test_points_of_the_plane_reach_the_teachers_spots(divergence: str, tmp_path:
 @pytest.mark.parametrize(
     ("divergence", "message"),
     [
-        ("ikl:f=js", "--divergence=ikl:f=js: this example has no critic and wants a divergence, such as ikl"),
-        ("none", "--divergence=none: this example has no critic and wants a divergence, such as ikl"),
+        ("ikl:f=js", "--divergence=ikl:f=js: this example has neither critic nor real samples; take ikl"),
+        ("realuid", "--divergence=realuid: this example has neither critic nor real samples; take ikl"),
+        ("none", "--divergence=none: this example has neither critic nor real samples; take ikl"),
         ("simm", "there is no 'simm'; accepted: ikl, sid, sim, fisher, realuid; did you mean sim?"),
     ],
 )

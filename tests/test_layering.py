@@ -179,7 +179,8 @@ def call_complaints(module: str, call: ast.Call) -> Iterator[str]:
             yield "prints"
         if function in ("sys.exit", "os._exit", "exit", "quit"):
             yield "exits"
-        if function in ("importlib.import_module", "import_module", "__import__") and module not in MAY_IMPORT_BY_STRING:
+        by_string = function in ("importlib.import_module", "import_module", "__import__")
+        if by_string and module not in MAY_IMPORT_BY_STRING:
             yield "imports by a string"
 
 

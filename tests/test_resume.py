@@ -132,7 +132,8 @@ def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(
     names = {name.split(".")[0] for name in last_state(folder).tensors}
     assert names >= {"model", "ema", "optimizer", "evaluation"}
     assert ("pl_mean" in names) == (kind in ("gan", "transfer"))
-    assert ("real_signs" in names) == ("discriminator" in names) == (kind in ("gan", "transfer", "hybrid"))
+    assert ("real_signs" in names) == (kind in ("gan", "transfer", "hybrid"))
+    assert ("discriminator" in names) == (kind not in ("edm", "one-step"))
     assert ("fake_score" in names) == (kind in ("di", "one-step", "hybrid"))
     assert ("augment_pipe" in names) == (kind in ("gan", "hybrid"))
 
@@ -288,10 +289,11 @@ def test_options_that_may_change_do_change(finished: Path) -> None:
     changed = {"device": "cpu", "kimg": 0.5, "snap": 7, "state": 3, "snap_format": "safetensors", "batch_gpu": 2,
                "max_skips": 4, "workers": 3}  # fmt: skip
     options = [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
-    result = invoke(f"--resume={finished}", *options, "--metrics=fd_fashion", "--on-divergence=best", "--dry-run")
+    result = invoke(f"--resume={finished}", *options, "--metrics=is50k", "--on-divergence=best", "--dry-run")
     assert result.exit_code == 0, result.output
     config = json.loads(result.output)
     assert {name: config[name] for name in changed} == changed
+    assert (config["metrics"], config["on_divergence"]) == (["is50k"], "best")
     assert changed.keys() | {"outdir", "gpus", "metrics", "detector_file", "on_divergence", "fsdp"} == set(MAY_CHANGE)
 
 
@@ -361,6 +363,9 @@ def test_states_of_half_precision_and_of_any_shape_come_back(tmp_path: Path) -> 
     generator = torch.Generator().manual_seed(0)
     tensors = {str(dtype): torch.randint(0, 2, [3, 5], generator=generator).to(dtype) for dtype in statefile.DTYPES}
     tensors |= {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 3), "turned": torch.arange(6.0).view(2, 3).T}
+    # Strides as of what processes have gathered.
+    tensors |= {"empty vector": torch.zeros(0).as_strided([0], [0]), "one number": torch.tensor(3.5).expand(1)}
+    tensors |= {"inner": torch.arange(9.0).view(3, 3)[1]}
     statefile.save_state(path, tensors, {"a": [1, None]}, {"kind": "di"}, "0" * 64)
     assert statefile.damage(path) is None
     state = statefile.load_state(path)

@@ -20,8 +20,8 @@ Up to what does not depend on f, L is the two denoising losses and a correlation
 
     alpha |f(x_s) - x|^2 + (1 - alpha) |f(y_s) - y|^2 + 2 (alpha - beta) (<f(x_s), x> - <f(y_s), y>).
 
-The paper's text was not at hand: these formulas are derived from its idea, that q = p must stay the optimum. The
-notes to the authors' code recommend alpha and beta from 0.85 to 1 with beta / alpha = 0.98 or 1.02. For alpha = beta,
+These formulas are derived from the paper's idea that q = p must stay the optimum, not copied from its text. The notes
+to the authors' code recommend alpha and beta from 0.85 to 1 with beta / alpha = 0.98 or 1.02. For alpha = beta,
 a right teacher has D_p - D_q in the direction that it has without real samples, and smaller where p exceeds q.
 """
 
@@ -32,8 +32,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from stylegan_di.diffusion import add_noise, edm_weight
-from stylegan_di.loss_di import Divergence, Noised, denoising_loss
+from stylegan_di.diffusion import edm_weight
+from stylegan_di.loss_di import Divergence, Noised
 from stylegan_di.specs import Range, number
 
 
@@ -60,25 +60,22 @@ class RealUID(Divergence):
     def score_loss(
         self,
         fake_score: Callable[..., Tensor],
-        x: Tensor,
-        noise: Tensor,
-        sigma: Tensor,
-        labels: Tensor | None,
+        at: Noised,
         weight: Callable[[Tensor], Tensor] = edm_weight,
-        reals: tuple[Tensor, Tensor | None] | None = None,
+        reals: Noised | None = None,
     ) -> Tensor:
         if not self.needs_reals:
-            return denoising_loss(fake_score, x, noise, sigma, labels, weight)
+            return super().score_loss(fake_score, at, weight)
         if reals is None:
             raise ValueError("this divergence's fake score learns from real samples, and there are none")
 
-        def terms(samples: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-            """|f - samples|^2 and <f, samples> of each sample [B]."""
-            denoised = fake_score(add_noise(samples, noise, sigma), sigma, labels)
-            error, product = (denoised - samples).square(), denoised * samples
+        def terms(samples: Noised) -> tuple[Tensor, Tensor]:
+            """|f - x|^2 and <f, x> of each sample [B]."""
+            denoised = fake_score(samples.noisy, samples.sigma, samples.labels)
+            error, product = (denoised - samples.x).square(), denoised * samples.x
             return error.flatten(1).sum(dim=1), product.flatten(1).sum(dim=1)
 
-        fake_error, fake_product = terms(x, labels)
-        real_error, real_product = terms(*reals)
+        fake_error, fake_product = terms(at)
+        real_error, real_product = terms(reals)
         errors = self.alpha * fake_error + (1 - self.alpha) * real_error
-        return weight(sigma) * (errors + 2 * (self.alpha - self.beta) * (fake_product - real_product))
+        return weight(at.sigma) * (errors + 2 * (self.alpha - self.beta) * (fake_product - real_product))

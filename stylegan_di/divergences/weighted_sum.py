@@ -50,14 +50,11 @@ class Sum(Divergence):
     def score_loss(
         self,
         fake_score: Callable[..., Tensor],
-        x: Tensor,
-        noise: Tensor,
-        sigma: Tensor,
-        labels: Tensor | None,
+        at: Noised,
         weight: Callable[[Tensor], Tensor] = edm_weight,
-        reals: tuple[Tensor, Tensor | None] | None = None,
+        reals: Noised | None = None,
     ) -> Tensor:
         """The loss of the one term that has its own, else denoising."""
         own = [term for _, term in self.terms if type(term).score_loss is not Divergence.score_loss]
         term = own[0] if own else self.terms[0][1]
-        return term.score_loss(fake_score, x, noise, sigma, labels, weight, reals)
+        return term.score_loss(fake_score, at, weight, reals)

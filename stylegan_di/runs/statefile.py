@@ -118,8 +118,8 @@ def _write_safetensors(writer: _HashedWriter, tensors: Mapping[str, Tensor], met
     text += b" " * (-len(text) % 8)
     writer.write(len(text).to_bytes(8, "little") + text)
     for _, tensor in ordered:
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-        writer.write(flat.numpy().data)
+        flat = tensor.detach().to("cpu").contiguous().as_strided([tensor.numel()], [1])  # an empty one's stride may be 0
+        writer.write(flat.view(torch.uint8).numpy().data)
 
 
 def prune(folder: Path, newest: Path) -> None:

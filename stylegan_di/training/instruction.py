@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -42,10 +41,10 @@ class Instruction:
         images, labels = samples
         with torch.no_grad():
             x = self.space.encode(images)
-            seen = None if reals is None else (self.space.encode(reals[0]), reals[1])
-        noise, sigma = self.noise(self.fake_law, batch, purpose, chunk, x)
-        weight: Callable[[Tensor], Tensor] = self.fake_law.weight
-        return self.divergence.score_loss(self.fake_score, x, noise, sigma, labels, weight, seen), sigma
+            noise, sigma = self.noise(self.fake_law, batch, purpose, chunk, x)
+            seen = None if reals is None else Noised(self.space.encode(reals[0]), noise, sigma, reals[1])
+        at = Noised(x, noise, sigma, labels)
+        return self.divergence.score_loss(self.fake_score, at, self.fake_law.weight, seen), sigma
 
     def gradient(
         self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str, critic: Critic | None

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import click
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # so that it runs from a clone that is not installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.dnnlib.util import atomic_write, option_name
@@ -19,7 +18,8 @@ from stylegan_di.options import Option, options_of
 from stylegan_di.presets import KIND_DEFAULTS
 from stylegan_di.specs import FINITE
 
-PAGE = ROOT / "docs" / "options.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "options.md"
+COLUMNS = "| option | kinds | accepts | default | what it does |\n|---|---|---|---|---|\n"
 HEAD = """# Options of train.py
 
 This page is written by `python tools/dev/options_page.py` from the declarations in `stylegan_di/config.py`, as `--help`
@@ -37,7 +37,7 @@ def page() -> str:
     parts = [HEAD]
     for title, options in groups.items():
         rows = "\n".join(row(declared) for declared in options)
-        parts.append(f"\n## {title}\n\n| option | kinds | accepts | default | what it does |\n|---|---|---|---|---|\n{rows}\n")
+        parts.append(f"\n## {title}\n\n{COLUMNS}{rows}\n")
     return "".join(parts)
 
 
@@ -55,8 +55,8 @@ def row(declared: Option) -> str:
     default = next(iter(found.values()))
     if len(set(found.values())) > 1:
         default = ", ".join(f"{value or 'none'} [{kind}]" for kind, value in found.items())
-    help_text = declared.help.replace("|", "\\|")
-    return f"| `{option_name(declared.name)}` | {', '.join(declared.kinds) or 'all'} | {accepts} | {default} | {help_text} |"
+    cells = [f"`{option_name(declared.name)}`", ", ".join(declared.kinds) or "all", accepts, default, declared.help]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def text(value: object) -> str:
