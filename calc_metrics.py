@@ -27,6 +27,8 @@ from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_reals
+from stylegan_di.sampling.ablation import SOLVERS
+from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.snapshots.checkpoint import as_shown, load_snapshot
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
@@ -100,7 +102,8 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
               help="Weights that cannot be downloaded, where several by network: inception, vgg16, lpips, dinov2.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
-@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps of the sampler.  [default: 18]")
+@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps of the sampler.  [default: 18, dpmpp: 8]")
+@click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]), help="[teacher] Solver.  [default: heun]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Folder for metric-<name>.jsonl.")
 @user_errors
 def main(
@@ -119,13 +122,14 @@ def main(
     detector_file: str | None,
     trunc: float | None,
     steps: int | None,
+    solver: str | None,
     outdir: Path | None,
 ) -> None:
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images: what is to be measured")
-    if images is not None and ((trunc, steps) != (None, None) or repeat > 1):
-        raise UserError("--trunc, --steps and --repeat are for --network; leave them out with --images")
+    if images is not None and ((trunc, steps, solver) != (None, None, None) or repeat > 1):
+        raise UserError("--trunc, --steps, --solver and --repeat are for --network; leave them out with --images")
     if images is not None and which is not None:
         raise UserError(f"--which={which} is for --network; leave it out with --images")
     start = time.monotonic()
@@ -136,7 +140,8 @@ def main(
     reference = reference_of(names, network, data, ref, mirror)
     generator = None
     if network is not None:
-        options = {name: value for name, value in (("trunc", trunc), ("steps", steps)) if value is not None}
+        given = {"trunc": trunc, "steps": steps, "solver": solver}
+        options = {name: value for name, value in given.items() if value is not None}
         generator = as_shown(load_snapshot(network, which)).with_options(**options).to(device)
     evaluator = Evaluator(
         names, reference, num, batch=batch, detector_file=detector_file, device=device, report=PassProgress()

@@ -26,6 +26,7 @@ from stylegan_di.explore.projection import draw as draw_ws
 from stylegan_di.explore.projection import load_projection
 from stylegan_di.images import save_grid, save_image
 from stylegan_di.sampling.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS
+from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.sampling.seeded import call_size, uint8_images
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
@@ -65,15 +66,16 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[GAN] Noise inputs; random: drawn from the seed.  [default: const]")
-@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps.  [default: 18]")
-@click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002, or --disc's]")
-@click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80, or --disc's]")
+@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps.  [default: 18, dpmpp: 8]")
+@click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002 with heun, edm]")
+@click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80 with heun, edm]")
 @click.option("--rho", type=POSITIVE, help="[teacher] How levels crowd at the lower end.  [default: 7]")
 @click.option("--S_churn", "S_churn", type=NOT_NEGATIVE, help="[teacher] Stochasticity.  [default: 0]")
 @click.option("--S_min", "S_min", type=NOT_NEGATIVE, help="[teacher] Lowest level with it.  [default: 0]")
 @click.option("--S_max", "S_max", type=NOT_NEGATIVE, help="[teacher] Highest level with it.  [default: inf]")
 @click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Its noise's deviation.  [default: 1]")
-@click.option("--solver", type=click.Choice(SOLVERS), help="[teacher] Solver.  [default: heun]")
+@click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]),
+              help="[teacher] Solver; dpmpp: DPM-Solver++(2M), good at 8 steps.  [default: heun]")
 @click.option("--disc", type=click.Choice(list(DISCRETIZATIONS)),
               help="[teacher] Noise levels.  [default: edm]")
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="[teacher] sigma(t).  [default: linear]")

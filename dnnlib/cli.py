@@ -137,7 +137,8 @@ class GroupedCommand(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         kinds = [value for flag, value in pairwise([*args, ""]) if flag == "--kind"]
         kinds += [arg.partition("=")[2] for arg in args if arg.startswith("--kind=")]
-        ctx.meta["kind"] = next(iter(kinds), None)
+        known = next((p.type.choices for p in self.params if isinstance(p.type, click.Choice) and p.name == "kind"), ())
+        ctx.meta["kind"] = next((kind for kind in kinds if kind in known), None)
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

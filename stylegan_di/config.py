@@ -224,6 +224,11 @@ class TrainConfig:
         divergence = parse_divergence(self.divergence)
         return self.kind != "di" or self.trains_critic or (divergence is not None and divergence.needs_reals)
 
+    @property
+    def wants_reals(self) -> str:
+        """The option of --kind=di for which real images or a discriminator are there, for messages."""
+        return f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"
+
     def _check_specs(self) -> None:
         """Raises UserError for a spec that names nothing, before any file is opened."""
         parse_divergence(self.divergence)
@@ -252,11 +257,9 @@ class TrainConfig:
             parts = ",".join(self.freeze)
             raise UserError(f"--freeze={parts} is for the layers of a GAN: give --gan-pkl, or leave it out")
         if self.kind == "di" and self.needs_data and self.data is None:
-            who = f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"
-            raise UserError(f"{who} needs --data, real images, and without them there is --divergence=ikl")
+            raise UserError(f"{self.wants_reals} needs --data, real images, and without them there is --divergence=ikl")
         if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
-            who = f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"
-            raise UserError(f"{who} needs --gan-pkl, whose discriminator it uses")
+            raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses")
 
 
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none

@@ -31,14 +31,17 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
         fetch: whether files that are not on this machine are downloaded; else they are not looked at.
     """
     files = Files(config, fetch)
-    checks = (_processes(config, processes), _minibatch(config, processes), _compiler(config), _reference(config),
-              _teacher(config, files), _gan(config, files), _data(config, files))  # fmt: skip
+    checks = (_processes(config, processes), _minibatch(config, processes, files), _compiler(config),
+              _reference(config), _teacher(config, files), _gan(config, files), _data(config, files))  # fmt: skip
     problems = [problem for found in checks for problem in found] + files.problems
     if len(problems) == 1:
         raise UserError(problems[0])
     if problems:
         listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, start=1))
         raise UserError(f"{len(problems)} problems: {listed}")
+
+
+MBSTD_GROUP = 4  # of discriminators whose files do not say
 
 
 @dataclass
@@ -114,16 +117,24 @@ def _processes(config: TrainConfig, processes: int) -> Iterator[str]:
         yield "--fsdp spreads weights over several processes, and there is one: give --gpus, or leave it out"
 
 
-def _minibatch(config: TrainConfig, processes: int) -> Iterator[str]:
+def _minibatch(config: TrainConfig, processes: int, files: Files) -> Iterator[str]:
     """The minibatch standard deviation takes whole groups of the images that are computed together."""
+    if not config.trains_critic:
+        return
+    wanted, name, other = config.mbstd_group, f"--mbstd-group={config.mbstd_group}", ", or another --mbstd-group"
+    if config.kind == "di":
+        network = None if files.gan is None else files.gan.blueprints.get("D")
+        epilogue = {} if network is None else network.init_kwargs.get("epilogue_kwargs") or {}
+        wanted = epilogue.get("mbstd_group_size", MBSTD_GROUP)
+        name, other = f"--gan-pkl={config.gan_pkl}: the minibatch standard deviation of its discriminator", ""
     share = config.batch // processes
     together = min(config.batch_gpu or share, share)
     for size in {together, share % together if together else 0} - {0}:
-        group = min(config.mbstd_group, size)
-        if config.kind == "gan" and size % group:
+        group = size if wanted is None else min(wanted, size)
+        if size % group:
             yield (
-                f"--mbstd-group={config.mbstd_group}: {size} images at a time do not divide into groups of {group}; "
-                "choose --batch or --batch-gpu as its multiple, or another --mbstd-group"
+                f"{name}: {size} images at a time do not divide into groups of {group}; choose --batch or --batch-gpu "
+                f"as its multiple{other}"
             )
 
 
@@ -167,8 +178,8 @@ def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
 def _gan(config: TrainConfig, files: Files) -> Iterator[str]:
     if config.trains_critic and files.gan is not None and files.gan.blueprints.get("D") is None:
         yield (
-            f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which --adv-weight needs; "
-            "use the training's own .pkl, or leave --adv-weight out"
+            f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which {config.wants_reals} needs; "
+            "use the training's own .pkl, or leave that option out"
         )
 
 
@@ -187,12 +198,12 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
         )
     if config.kind == "gan" and (side < 4 or side & (side - 1)):
         yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with tools/dataset_tool.py"
-    gan = shape_of(files.gan)
+    network, whose = shape_of(files.gan or files.teacher), "GAN" if files.gan else "teacher"
     found = ImageShape(side, data.num_channels, data.label_dim)
-    if gan is not None and found != gan:
+    if network is not None and found != network:
         yield (
-            f"--data={config.data}: resolution, channels, classes are {_numbers(found)}, the GAN's {_numbers(gan)}; "
-            "--cond=true reads the labels of the data set, tools/dataset_tool.py resizes it"
+            f"--data={config.data}: resolution, channels, classes are {_numbers(found)}, the {whose}'s "
+            f"{_numbers(network)}; --cond=true reads the labels of the data set, tools/dataset_tool.py resizes it"
         )
     if config.trains_critic and config.aug != "noaug":
         pipe = augment_pipe(config.augpipe)

@@ -299,7 +299,7 @@ def test_every_option_of_a_kind_is_on_the_command_line_under_its_name() -> None:
     kinds: list[type[Generator]] = [StyleGAN2Student, OneStepStudent, DiffusionSampler]
     of_kinds = {name: [option_name(name)] for kind in kinds for name in kind.options}
     assert {name: opts for name, opts in options.items() if name not in general} == of_kinds
-    help_texts = {parameter.name: parameter.help for parameter in generate.main.params if hasattr(parameter, "help")}
+    help_texts = {parameter.name: getattr(parameter, "help", "") for parameter in generate.main.params}
     for kind, label in ((StyleGAN2Student, "[GAN] "), (DiffusionSampler, "[teacher] ")):
         assert all(help_texts[name].startswith(label) for name in kind.options)
 

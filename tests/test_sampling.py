@@ -1,4 +1,4 @@
-"""Heun's sampler against runs of the original code and an exactly solvable flow."""
+"""Heun's sampler against the original code and an exactly solvable flow; a denoiser with it as a generator."""
 
 import itertools
 import math
@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from stylegan_di.diffusion import per_sample
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.random import SampleRandom
+from stylegan_di.sampling.ablation import ablation_sampler
+from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.sampling.heun import heun_sampler, sigma_steps
 from stylegan_di.teachers.edm import EDMTeacher
 from tests.golden_edm import assert_near, load_network
+from tests.tiny import edm_network
 
 STD = 0.5  # of the images of the Gaussian below
 
@@ -142,3 +146,104 @@ def test_churn_keeps_the_distribution() -> None:
 def test_churn_without_noise_is_refused() -> None:
     with pytest.raises(ValueError, match="noise_source"):
         heun_sampler(GaussianDenoiser(), torch.ones(1, 1, 1, 1), S_churn=1)
+
+
+# A denoiser with a sampler as a generator.
+
+
+def tiny_teacher(label_dim: int = 3, precond: str = "edm") -> EDMTeacher:
+    """Its weights are not those of a new network, which would do without labels."""
+    network, generator = edm_network(label_dim, precond=precond), torch.Generator().manual_seed(0)
+    for weights in network.parameters():
+        weights.add_(0.05 * torch.randn(weights.shape, generator=generator))
+    return EDMTeacher(network).eval()
+
+
+def test_a_sampler_is_a_generator_of_its_denoisers_images() -> None:
+    teacher = tiny_teacher()
+    generator = DiffusionSampler(teacher, steps=3)
+    assert generator.network is teacher
+    assert (generator.img_resolution, generator.img_channels, generator.label_dim) == (8, 1, 3)
+    z = generator.sample_latents(2, rng=SampleRandom(5, "z", 0, range(2)))
+    torch.testing.assert_close(z, SampleRandom(5, "z", 0, range(2)).normal(1, 8, 8), rtol=0, atol=0)
+    with pytest.raises(ValueError, match="2 latents from 3 random streams"):
+        generator.sample_latents(2, rng=SampleRandom(5, "z", 0, range(3)))
+    for labels in (None, torch.eye(3)[[2, 0]]):
+        images = generator(z, labels)
+        assert images.dtype == torch.float32
+        torch.testing.assert_close(images, heun_sampler(teacher, z, labels, num_steps=3).float(), rtol=0, atol=0)
+    assert not torch.allclose(generator(z), generator(z, torch.eye(3)[[2, 0]]))
+
+
+def test_a_sampler_takes_18_steps_unless_told_otherwise() -> None:
+    teacher, calls = tiny_teacher(), []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    for options, evaluations in (({}, 2 * 18 - 1), ({"steps": 4}, 7), ({"steps": 4, "solver": "euler"}, 4)):
+        calls.clear()
+        DiffusionSampler(teacher, **options)(torch.ones(1, 1, 8, 8))
+        assert len(calls) == evaluations
+
+
+def test_churn_of_a_sampler_comes_from_the_random_numbers_given() -> None:
+    teacher = tiny_teacher()
+    generator = DiffusionSampler(teacher, steps=3, S_churn=2, S_noise=1.01)
+    z = SampleRandom(0, "z", 0, range(2)).normal(1, 8, 8)
+
+    def rng(seed: int = 1) -> SampleRandom:
+        return SampleRandom(seed, "noise", 0, range(2))
+
+    expected = heun_sampler(teacher, z, num_steps=3, S_churn=2, S_noise=1.01, noise_source=rng().normal).float()
+    torch.testing.assert_close(generator(z, rng=rng()), expected, rtol=0, atol=0)
+    assert not torch.allclose(generator(z, rng=rng(2)), expected)
+    with pytest.raises(ValueError, match="S_churn=2 adds noise"):
+        generator(z)
+
+
+def test_the_samplers_options_go_by_their_names_on_the_command_line() -> None:
+    teacher, z = tiny_teacher(), SampleRandom(0, "z", 0, [0]).normal(1, 8, 8)
+    options = dict(steps=4, sigma_min=0.01, sigma_max=50.0, solver="heun", disc="vp", schedule="vp", scaling="vp")
+    expected = ablation_sampler(
+        teacher, z, num_steps=4, sigma_min=0.01, sigma_max=50.0, solver="heun", discretization="vp", schedule="vp",
+        scaling="vp",
+    )  # fmt: skip
+    images = DiffusionSampler(teacher).with_options(**options)(z)
+    torch.testing.assert_close(images, expected.float(), rtol=0, atol=0)
+    with pytest.raises(UserError, match=r"--trunc=0\.5 is not for a diffusion teacher"):
+        DiffusionSampler(teacher).with_options(trunc=0.5)
+    for refused in (dict(rho=5, disc="ve"), dict(S_noise=1.01), dict(sigma_min=3, sigma_max=2), dict(sigma_min=90)):
+        with pytest.raises(UserError):
+            DiffusionSampler(teacher, **refused)
+
+
+@pytest.mark.parametrize("options", [{}, {"S_churn": 2}, {"solver": "euler", "disc": "ve"}])
+@pytest.mark.parametrize("label_dim", [0, 3])
+def test_draws_by_seed_do_not_depend_on_company(label_dim: int, options: dict[str, object]) -> None:
+    generator = DiffusionSampler(tiny_teacher(label_dim), steps=2, **options)
+    together = generator.draw([4, 9, 4])
+    assert_near(together[0], together[2], 1e-4)
+    for index, seed in enumerate((4, 9)):
+        assert_near(together[index], generator.draw([seed])[0], 1e-4)  # kernels round by the size of a batch
+    assert not torch.allclose(together[0], together[1])
+
+
+def test_a_draw_begins_at_the_seeds_noise_and_takes_the_class_asked_for() -> None:
+    teacher = tiny_teacher()
+    generator = DiffusionSampler(teacher, steps=2)
+    streams = [torch.Generator().manual_seed(seed) for seed in (6, 7)]
+    z = torch.stack([torch.randn([1, 8, 8], generator=stream) for stream in streams])
+    drawn = torch.eye(3)[torch.stack([torch.randint(3, [], generator=stream) for stream in streams])]
+    for class_index, labels in ((None, drawn), (1, torch.eye(3)[[1, 1]])):
+        expected = heun_sampler(teacher, z, labels, num_steps=2)
+        torch.testing.assert_close(generator.draw([6, 7], class_index=class_index), expected, rtol=0, atol=0)
+    assert not torch.allclose(generator.draw([6]), generator.draw([6], class_index=(int(drawn[0].argmax()) + 1) % 3))
+
+
+def test_a_sampler_asks_its_denoiser_for_the_levels_it_knows() -> None:
+    """iDDPM's network knows 1000 levels: the sampler steps on these alone."""
+    teacher, levels = tiny_teacher(0, "iddpm"), []
+    teacher.register_forward_pre_hook(lambda _, inputs: levels.append(inputs[1].double().reshape(())))
+    DiffusionSampler(teacher, steps=5).draw([0])
+    assert len(levels) == 9
+    found = torch.stack(levels)
+    torch.testing.assert_close(teacher.round_sigma(found), found)
+    assert not torch.allclose(found[0], torch.tensor(80.0, dtype=torch.float64), rtol=1e-6, atol=0)

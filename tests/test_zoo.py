@@ -61,6 +61,25 @@ def test_local_then_shipped_then_published(monkeypatch: pytest.MonkeyPatch, tmp_
     assert zoo.resolve(url) == cached
 
 
+def test_what_needs_no_download_is_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    name = "cifar10.pkl"
+    url = zoo.ENTRIES[name].url
+    assert url is not None
+    for local in ("fashion-gan.pkl", "no-such-name.pkl", tmp_path / name):  # shipped; refused at once; a path
+        assert zoo.is_local(local)
+    for published in (name, url, "paper-fig11b-cifar10/cifar10u.pkl", "https://example.org/x.pkl"):
+        assert not zoo.is_local(published)
+    cached = cached_path(url)
+    cached.parent.mkdir(parents=True)
+    for path in (cached, Path(name)):
+        path.write_bytes(b"x")
+        assert zoo.is_local(name)
+        assert zoo.is_local(url) == (path == cached)
+        path.unlink()
+
+
 def test_offline_the_message_says_which_file_to_put_where(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(zoo, "ASSETS", tmp_path / "assets")

@@ -118,7 +118,7 @@ def _write_safetensors(writer: _HashedWriter, tensors: Mapping[str, Tensor], met
     text += b" " * (-len(text) % 8)
     writer.write(len(text).to_bytes(8, "little") + text)
     for _, tensor in ordered:
-        flat = tensor.detach().to("cpu").contiguous().as_strided([tensor.numel()], [1])  # an empty one's stride may be 0
+        flat = tensor.detach().to("cpu").contiguous().as_strided([tensor.numel()], [1])  # an empty one has any
         writer.write(flat.view(torch.uint8).numpy().data)
 
 

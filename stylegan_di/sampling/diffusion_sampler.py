@@ -9,47 +9,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.ablation import DISCRETIZATIONS, ablation_sampler
+from stylegan_di.sampling.dpm_solver import dpm_solver
 from stylegan_di.sampling.heun import heun_sampler
 from stylegan_di.sampling.seeded import SeedNoise, image_latents
 
-STEPS = 18
+DPM_SOLVER = "dpmpp"  # of the solvers, DPM-Solver++(2M)
 _ABLATION = ("solver", "disc", "schedule", "scaling")  # options that only the ablation sampler has
+_CHURN = ("S_churn", "S_min", "S_max", "S_noise")
+_DPM_LEVELS = (0.02, 40.0)  # DPM-Solver's lowest and highest noise level where none are given
 _ARGUMENTS = {"steps": "num_steps", "disc": "discretization"}  # what the samplers call some options
 
 
 class DiffusionSampler(Generator):
-    """Images by Heun's sampler, or with some options by EDM's ablation sampler; latents are the initial noise.
+    """Images by a sampler; latents are the initial noise.
+
+    It is Heun's method in 18 steps, with solver='dpmpp' DPM-Solver++(2M) in 8, and with another solver, disc, schedule
+    or scaling EDM's ablation sampler.
 
     Args:
         denoiser: kept as `.network`.
-        options: those named in `options`, for `heun_sampler` and `ablation_sampler`.
+        options: those named in `options`, for `heun_sampler`, `dpm_solver` and `ablation_sampler`.
 
     Raises:
         UserError: for noise levels that cannot be stepped through, and for options that have no effect.
     """
 
     kind = "diffusion teacher"
-    options = ("steps", "sigma_min", "sigma_max", "rho", "S_churn", "S_min", "S_max", "S_noise", *_ABLATION)
+    options = ("steps", "sigma_min", "sigma_max", "rho", *_CHURN, *_ABLATION)
     network: Denoiser
 
     def __init__(self, denoiser: Denoiser, **options: Any) -> None:
         super().__init__()
         self.network = denoiser
+        self.given = dict(options)
         self.img_resolution = denoiser.img_resolution
         self.img_channels = denoiser.img_channels
         self.label_dim = denoiser.label_dim
         check_sampler(denoiser, options)
+        self.stochastic = options.get("S_churn", 0) > 0
         sampler: Callable[..., Tensor] = ablation_sampler if options.keys() & set(_ABLATION) else heun_sampler
-        arguments = {_ARGUMENTS.get(name) or name: value for name, value in ({"steps": STEPS} | options).items()}
+        if options.get("solver") == DPM_SOLVER:
+            sampler = dpm_solver
+            del options["solver"]
+        arguments = {_ARGUMENTS.get(name) or name: value for name, value in options.items()}
         self.sampler = partial(sampler, denoiser, **arguments)
 
     def with_options(self, **options: Any) -> DiffusionSampler:
         super().with_options(**options)
-        return DiffusionSampler(self.network, **options)
+        return DiffusionSampler(self.network, **(self.given | options)).train(self.training)
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Standard normal latents [n,C,H,W]; rng holds n streams."""
@@ -59,19 +70,25 @@ class DiffusionSampler(Generator):
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """z [B,C,H,W]; labels [B,label_dim] one-hot, None the null label; rng: of S_churn's noise. No gradient."""
-        return self.sampler(z, labels, noise_source=None if rng is None else rng.normal).float()
+        noise = {"noise_source": rng.normal} if rng is not None and self.stochastic else {}
+        return self.sampler(z, labels, **noise).float()
 
     @torch.no_grad()
     def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
         noise = SeedNoise(seeds, next(self.parameters()).device)
         z, labels = image_latents(self, noise, class_index)
-        return self.sampler(z, labels, noise_source=partial(noise.normal, dtype=torch.float64))
+        added = {"noise_source": partial(noise.normal, dtype=torch.float64)} if self.stochastic else {}
+        return self.sampler(z, labels, **added)
 
 
 def check_sampler(denoiser: Denoiser, given: dict[str, Any]) -> None:
     """Raises UserError for noise levels that cannot be stepped through, and for options that have no effect."""
     disc = given.get("disc", "edm")
     low, high = DISCRETIZATIONS[disc]
+    if given.get("solver") == DPM_SOLVER:
+        low, high = _DPM_LEVELS
+        for name in given.keys() & {"disc", "schedule", "scaling", *_CHURN}:
+            raise UserError(f"{option_name(name)}={given[name]} is not for --solver={DPM_SOLVER}: leave it out")
     low, high = given.get("sigma_min", low), given.get("sigma_max", high)
     if not low < high:
         raise UserError(f"--sigma-min={low:g} is not below --sigma-max={high:g}")

@@ -91,7 +91,7 @@ def _plain_operators() -> Iterator[None]:
 @contextlib.contextmanager
 def _float32(model: torch.nn.Module) -> Iterator[None]:
     """Makes float16 blocks compute in float32 while inside."""
-    halves = [module for module in model.modules() if getattr(module, "use_fp16", False)]
+    halves: list[Any] = [module for module in model.modules() if getattr(module, "use_fp16", False)]
     try:
         for module in halves:
             module.use_fp16 = False

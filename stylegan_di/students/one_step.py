@@ -41,7 +41,10 @@ class OneStepStudent(Generator):
         Raises:
             UserError: the teacher is not one network of EDM's form.
         """
-        network = teacher.trainable_copy().entries().get("ema")
+        try:
+            network = teacher.trainable_copy().entries().get("ema")
+        except UserError:  # it has no form in a snapshot, so a student of its kind would have none either
+            network = None
         if not isinstance(network, Precond):
             kind = type(teacher).__name__
             raise UserError(f"a {kind} cannot be distilled to one step; give --gan-pkl, a GAN to refine")

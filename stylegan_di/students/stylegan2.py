@@ -46,7 +46,8 @@ class StyleGAN2Student(Generator):
 
     def with_options(self, **options: Any) -> StyleGAN2Student:
         super().with_options(**options)
-        return StyleGAN2Student(self.network, **options)
+        own: dict[str, Any] = {"trunc": self.trunc, "noise_mode": self.noise_mode}
+        return StyleGAN2Student(self.network, **(own | options)).train(self.training)
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Standard normal latents [n, z_dim]."""

@@ -201,8 +201,8 @@ def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, 
     discriminator = snapshot.networks.get("D")
     if discriminator is None and config.trains_critic:
         raise UserError(
-            f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which --adv-weight needs; "
-            "use the training's own .pkl, or leave --adv-weight out"
+            f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which {config.wants_reals} needs; "
+            "use the training's own .pkl, or leave that option out"
         )
     return as_generator(snapshot), discriminator
 
