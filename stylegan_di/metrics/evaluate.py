@@ -28,7 +28,7 @@ from stylegan_di.metrics.features import (
 from stylegan_di.metrics.path_length import path_distances, trimmed_mean
 from stylegan_di.metrics.references import SUFFIXES, load_references
 from stylegan_di.metrics.statistics import FeatureStats
-from stylegan_di.metrics.table import Metric, PathMetric, metric, need_reals
+from stylegan_di.metrics.table import Metric, PathMetric, metric, need_labels, need_reals
 from stylegan_di.metrics.vgg16 import VGG16, load_lpips
 from stylegan_di.torch_utils import distributed
 
@@ -123,6 +123,8 @@ class Evaluator:
 
     def _measure(self, images: Batches) -> dict[str, float]:
         """The figures of the image metrics, in the first process; {} in the others."""
+        if need_labels(self.metrics) and images.classes is None:
+            raise UserError(f"{self._labelled()}: the images to measure have no classes; leave it out")
         extractors, report = list(self.extractors.values()), self._report("Images", images.num)
         fakes = extract(images, extractors, keep=self.keep, device=self.device, report=report)
         results: dict[str, float] = {}
@@ -130,6 +132,8 @@ class Evaluator:
             return results
         for name, entry in self.of_images.items():
             stats = fakes[entry.extractor]
+            if entry.needs_labels:
+                stats = dataclasses.replace(stats, labels=images.labels())
             if entry.of_classes:
                 stats = self._class_probabilities(entry.extractor, stats)
             figures = entry.compute(self.references.get(name, stats), stats, self.device)
@@ -181,21 +185,33 @@ class Evaluator:
             found = load_references(zoo.resolve(reference))
             source = os.fspath(reference)
             return {name: _pick(found, self.extractors[e.extractor], e, source) for name, e in entries.items()}
-        dataset = reference if isinstance(reference, ImageDataset) else ImageDataset(reference)
+        labels = need_labels(self.metrics)
+        dataset = reference if isinstance(reference, ImageDataset) else ImageDataset(reference, use_labels=labels)
+        if labels and not dataset.has_labels:
+            raise UserError(f"{self._labelled()}: {dataset.name} was opened without its labels (--cond); leave it out")
         stats = {name: self._dataset_features(dataset, entry) for name, entry in entries.items()}
         return {name: found for name, found in stats.items() if found is not None}
 
     def _dataset_features(self, dataset: ImageDataset, entry: Metric) -> FeatureStats | None:
         num = len(dataset) if entry.mirrored else dataset.num_plain
-        return dataset_features(
+        num = num if entry.max_reals is None else min(num, entry.max_reals)
+        batch = self.batch or batch_size(dataset.resolution)
+        stats = dataset_features(
             dataset,
             self.extractors[entry.extractor],
-            num=num if entry.max_reals is None else min(num, entry.max_reals),
+            num=num,
             keep_features=entry.extractor in self.keep_reals,
-            batch=self.batch or batch_size(dataset.resolution),
+            batch=batch,
             device=self.device,
             report=self.report,
         )
+        if stats is None or not entry.needs_labels:
+            return stats
+        return dataclasses.replace(stats, labels=dataset_images(dataset, num=num, batch=batch).labels())
+
+    def _labelled(self) -> str:
+        """The metrics that need labels, for a message."""
+        return ", ".join(name for name, entry in self.of_images.items() if entry.needs_labels)
 
 
 def _of_the_first(results: Mapping[str, float]) -> dict[str, float]:
@@ -224,5 +240,10 @@ def _pick(found: Mapping[str, FeatureStats], extractor: FeatureExtractor, entry:
         raise UserError(
             f"--ref={source} holds no features, only their mean and covariance; precision, recall and kernel distances "
             "need the features: give images to compare with (a ZIP as --ref)"
+        )
+    if entry.needs_labels and stats.labels is None:
+        raise UserError(
+            f"--ref={source} holds no labels, and recall by class needs those of the real images: give a data set that "
+            "has labels (as --ref, or as --data of calc_metrics.py), or statistics that make_reference.py made of one"
         )
     return stats

@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor
 from stylegan_di.metrics.dinov2 import load_dinov2
+from stylegan_di.metrics.efficientnet import load_efficientnet
 from stylegan_di.metrics.fashion import load_fashion_classifier
 from stylegan_di.metrics.inception import load_inception
+from stylegan_di.metrics.spectrum import Spectrum
+from stylegan_di.metrics.texture import Texture
 from stylegan_di.metrics.vgg16 import load_vgg16
 
 # name -> function that opens it with the weights in a file, or for None with the published or shipped ones
@@ -18,8 +21,11 @@ EXTRACTORS: dict[str, Callable[[str | os.PathLike[str] | None], FeatureExtractor
     "vgg16": load_vgg16,
     "dinov2": load_dinov2,
     "fashion": load_fashion_classifier,
+    "efficientnet_lite0": load_efficientnet,
+    "spectrum": lambda file: _without_weights(Spectrum(), file),
+    "texture": lambda file: _without_weights(Texture(), file),
 }
-SHIPPED = ("fashion",)  # extractors whose weights are part of the project
+SHIPPED = ("fashion", "efficientnet_lite0", "spectrum", "texture")  # weights come with a package, or there are none
 
 
 def open_extractor(name: str, detector_file: str | os.PathLike[str] | None = None) -> FeatureExtractor:
@@ -61,3 +67,9 @@ def detector_files(option: str | os.PathLike[str] | None, uses: Sequence[str]) -
             raise UserError(f"--detector-file={part}: the metrics asked for do not use {name}, only {', '.join(uses)}")
         found[name] = file
     return found
+
+
+def _without_weights(extractor: FeatureExtractor, file: str | os.PathLike[str] | None) -> FeatureExtractor:
+    if file is not None:
+        raise UserError(f"--detector-file={os.fspath(file)}: {extractor.name} has no weights; leave it out")
+    return extractor.eval()

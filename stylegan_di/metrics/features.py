@@ -35,22 +35,31 @@ class Batches:
     """A sequence of the batches of `num` images, each of which is made when it is asked for.
 
     `batch` is the number of images in a batch; the last one may have fewer. `make` turns the images' indices into a
-    batch uint8 [<=batch,3,H,W].
+    batch uint8 [<=batch,3,H,W], and `classes` into their classes, int64 [<=batch]; None where they have none.
     """
 
     num: int
     batch: int
     make: Callable[[range], Tensor]
+    classes: Callable[[range], Tensor] | None = None
 
     def __len__(self) -> int:
         return -(-self.num // self.batch)
 
     def __getitem__(self, index: int) -> Tensor:
-        start = index * self.batch
-        return self.make(range(start, min(start + self.batch, self.num)))
+        return self.make(self._indices(index))
 
     def __iter__(self) -> Iterator[Tensor]:
         return map(self.__getitem__, range(len(self)))
+
+    def labels(self) -> np.ndarray:
+        """The class of every image, int64 [num]; no image is made for it."""
+        assert self.classes is not None
+        return torch.cat([self.classes(self._indices(index)) for index in range(len(self))]).cpu().numpy()
+
+    def _indices(self, index: int) -> range:
+        start = index * self.batch
+        return range(start, min(start + self.batch, self.num))
 
 
 def generated_images(
@@ -65,6 +74,9 @@ def generated_images(
         UserError: when a batch is made, if an image is not finite.
     """
 
+    def classes(indices: range) -> Tensor:
+        return SampleRandom(seed, "metrics", 0, indices).integers(generator.label_dim)  # as `make` begins
+
     def make(indices: range) -> Tensor:
         rng = SampleRandom(seed, "metrics", 0, indices, device)
         labels = one_hot(rng.integers(generator.label_dim), generator.label_dim) if generator.label_dim else None
@@ -74,7 +86,7 @@ def generated_images(
             raise UserError("the generator's images are not finite numbers: its weights are damaged, or have diverged.")
         return to_rgb(to_uint8(images))
 
-    return Batches(num, batch, make)
+    return Batches(num, batch, make, classes if generator.label_dim else None)
 
 
 @contextmanager
@@ -95,8 +107,22 @@ def batch_size(resolution: int) -> int:
 
 
 def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Batches:
-    """The first `num` images of a data set, on the CPU."""
-    return Batches(num, batch, lambda indices: to_rgb(load_batch(dataset, np.asarray(indices))[0]))
+    """The first `num` images of a data set, on the CPU; with their classes if it was opened with its labels.
+
+    Raises:
+        UserError: when classes are asked for, if the labels are other vectors than those of classes.
+    """
+
+    def make(indices: range) -> Tensor:
+        return to_rgb(load_batch(dataset, np.asarray(indices))[0])
+
+    def classes(indices: range) -> Tensor:
+        labels = load_batch(dataset, np.asarray(indices))[1]
+        if not (labels.amax(dim=1) == 1).all() or not (labels.abs().sum(dim=1) == 1).all():
+            raise UserError(f"the labels of {dataset.name} are vectors, not classes")
+        return labels.argmax(dim=1)
+
+    return Batches(num, batch, make, classes if dataset.has_labels else None)
 
 
 def extract(

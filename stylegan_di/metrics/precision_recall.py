@@ -30,7 +30,7 @@ def precision_recall(reals: Tensor, fakes: Tensor, *, k: int = 3) -> tuple[float
         )
     center = reals.mean(dim=0)  # this changes no distance, and makes rounding errors smaller
     reals, fakes = reals - center, fakes - center
-    real_radii, fake_radii = _radii(reals, k), _radii(fakes, k)
+    real_radii, fake_radii = neighbour_radii(reals, k), neighbour_radii(fakes, k)
     precise = []
     recalled = torch.zeros(len(reals), dtype=torch.bool, device=reals.device)
     for rows, radii in zip(fakes.split(CHUNK), fake_radii.split(CHUNK), strict=True):
@@ -40,7 +40,7 @@ def precision_recall(reals: Tensor, fakes: Tensor, *, k: int = 3) -> tuple[float
     return float(torch.cat(precise).double().mean()), float(recalled.double().mean())
 
 
-def _radii(features: Tensor, k: int) -> Tensor:
+def neighbour_radii(features: Tensor, k: int) -> Tensor:
     """The distance [N] from each feature to its k-th nearest other one; the nearest of all is the feature itself."""
     chunks = features.split(CHUNK)
     return torch.cat([torch.cdist(rows, features).topk(k + 1, largest=False).values[:, -1] for rows in chunks])

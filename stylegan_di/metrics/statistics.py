@@ -22,6 +22,8 @@ from stylegan_di.dnnlib.util import UserError, atomic_file
 
 MAX_DIM = 1 << 14  # largest dimension of features that is read from a file
 
+_ARRAYS = ("mu", "sigma", "num", "extractor", "features", "labels")  # what a file of statistics may hold
+
 # What numpy and zipfile raise for damaged files; our own checks raise ValueError.
 _DAMAGED = (ValueError, TypeError, OSError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -32,6 +34,7 @@ class FeatureStats:
 
     `mean` is float64 [dim], `cov` float64 [dim,dim], divided by N - 1. `num` is the number of images and `extractor` a
     name; either is None if a file does not tell. `features` is floating-point [num,dim], None if they were not kept.
+    `labels` is the class of each image, int64 [num] from 0 on, None if it is not known.
     """
 
     mean: np.ndarray
@@ -39,6 +42,7 @@ class FeatureStats:
     num: int | None = None
     extractor: str | None = None
     features: np.ndarray | None = None
+    labels: np.ndarray | None = None
 
     def covariance(self, ddof: int) -> np.ndarray:
         """The covariance divided by N - ddof; ddof is 1 in EDM and 0 in stylegan2-ada-pytorch.
@@ -93,13 +97,13 @@ class FeatureSums:
 def save_stats(
     path: str | os.PathLike[str], stats: FeatureStats, extra: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """Writes statistics to an .npz file, atomically: mu and sigma as in EDM's fid-refs, and num, extractor, features.
+    """Writes statistics to an .npz file, atomically: mu and sigma as in EDM's fid-refs, and num, extractor, features, labels.
 
     Args:
         extra: further arrays to put into the file; `load_stats` ignores them.
     """
     values = {"mu": stats.mean, "sigma": stats.cov, "num": stats.num, "extractor": stats.extractor}
-    values |= {"features": stats.features} | dict(extra or {})
+    values |= {"features": stats.features, "labels": stats.labels} | dict(extra or {})
     arrays: dict[str, Any] = {name: np.asarray(value) for name, value in values.items() if value is not None}
     with atomic_file(path) as file:
         np.savez_compressed(file, **arrays)
@@ -118,7 +122,7 @@ def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise ValueError("it holds a single array")
-            arrays = {name: file[name] for name in ("mu", "sigma", "num", "extractor", "features") if name in file}
+            arrays = {name: file[name] for name in _ARRAYS if name in file}
         return checked_stats(arrays)
     except _DAMAGED as error:
         raise UserError(f"{path} holds no reference statistics ({str(error)[:160]}); make them with --data.") from None
@@ -141,7 +145,11 @@ def checked_stats(arrays: Mapping[str, np.ndarray]) -> FeatureStats:
     features = arrays.get("features")
     if features is not None and (features.shape != (num, dim) or features.dtype.kind != "f"):
         raise ValueError(f"features are {features.dtype} {list(features.shape)}, not floats [{num}, {dim}]")
+    labels = arrays.get("labels")
+    if labels is not None and (labels.shape != (num,) or labels.dtype.kind not in "iu" or labels.min() < 0):
+        raise ValueError(f"labels are {labels.dtype} {list(labels.shape)}, not class indices [{num}]")
     for name, values in (("mu", mean), ("sigma", cov), ("features", features)):
         if values is not None and not np.isfinite(values).all():
             raise ValueError(f"{name} holds numbers that are not finite")
-    return FeatureStats(mean, cov, num, str(arrays["extractor"]) if "extractor" in arrays else None, features)
+    extractor = str(arrays["extractor"]) if "extractor" in arrays else None
+    return FeatureStats(mean, cov, num, extractor, features, None if labels is None else labels.astype(np.int64))

@@ -9,11 +9,14 @@ import numpy as np
 import torch
 
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.metrics.class_recall import class_recall
+from stylegan_di.metrics.density_coverage import density_coverage
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception_score import inception_score
 from stylegan_di.metrics.kernel_distance import kernel_distance
 from stylegan_di.metrics.path_length import Path
 from stylegan_di.metrics.precision_recall import precision_recall
+from stylegan_di.metrics.spectrum import BANDS, band_ratios
 from stylegan_di.metrics.statistics import FeatureStats
 from stylegan_di.specs import did_you_mean
 
@@ -25,8 +28,9 @@ class Metric:
     `extractor` names the features; `estimator` says what is estimated and how. `compute(reals, fakes, device)` gives
     one figure, or several, whose names are the metric's with the `suffixes`; it does slow computations on the device.
     The metric compares with the first `max_reals` real images (None: all), and with their mirrored copies too if they
-    are `mirrored`, or with none unless it `uses_reals`. If it `needs_features`, mean and covariance are not enough. If
-    it is `of_classes`, its features are the class probabilities that a classifier gives.
+    are `mirrored`, or with none unless it `uses_reals`. If it `needs_features`, mean and covariance are not enough; if
+    it `needs_labels`, it wants the images' classes too. If it is `of_classes`, its features are the class probabilities
+    that a classifier gives. `higher_is_better` is about the first figure; None: the metric describes and judges not.
     """
 
     extractor: str
@@ -37,8 +41,9 @@ class Metric:
     mirrored: bool = False
     uses_reals: bool = True
     needs_features: bool = False
+    needs_labels: bool = False
     of_classes: bool = False
-    higher_is_better: bool = False
+    higher_is_better: bool | None = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,25 @@ def _kernel(reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> 
 
 
 def _precision_recall(reals: FeatureStats, fakes: FeatureStats, device: torch.device) -> tuple[float, float]:
-    return precision_recall(*(torch.from_numpy(_features(stats)).to(device) for stats in (reals, fakes)), k=3)
+    return precision_recall(_on(device, reals), _on(device, fakes), k=3)
+
+
+def _density_coverage(reals: FeatureStats, fakes: FeatureStats, device: torch.device) -> tuple[float, float]:
+    return density_coverage(_on(device, reals), _on(device, fakes), k=5)
+
+
+def _class_recall(reals: FeatureStats, fakes: FeatureStats, device: torch.device) -> tuple[float, float]:
+    assert reals.labels is not None
+    assert fakes.labels is not None
+    return class_recall(_on(device, reals), reals.labels, _on(device, fakes), fakes.labels, k=3)
+
+
+def _spectrum(reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float, ...]:
+    return band_ratios(reals.mean, fakes.mean)
+
+
+def _texture(_reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float, ...]:
+    return tuple(float(value) for value in fakes.mean)
 
 
 def _inception_score(_reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float, float]:
@@ -74,10 +97,16 @@ def _features(stats: FeatureStats) -> np.ndarray:
     return stats.features.astype(np.float32)
 
 
+def _on(device: torch.device, stats: FeatureStats) -> torch.Tensor:
+    return torch.from_numpy(_features(stats)).to(device)
+
+
 _N1 = "Frechet distance, covariances over N - 1"
 _KID = "unbiased squared MMD, cubic kernel, 100 subsets of 1000"
 _PR = "balls to the third neighbour, float32"
 _PR_NAMES = ("_precision", "_recall")
+_DC = "balls of the real images out to the fifth neighbour, float32"
+_DC_NAMES = ("_density", "_coverage")
 # fmt: off
 METRICS: dict[str, Metric | PathMetric] = {
     "fid50k_full":   Metric("inception", _N1, _frechet),
@@ -99,6 +128,20 @@ METRICS: dict[str, Metric | PathMetric] = {
     "fd_dinov2":     Metric("dinov2", _N1, _frechet),
     "fd_fashion":    Metric("fashion", _N1, _frechet),
     "pr_fashion":    Metric("fashion", _PR, _precision_recall, _PR_NAMES, needs_features=True, higher_is_better=True),
+    "kid_fashion":   Metric("fashion", _KID, _kernel, needs_features=True),
+    "dc_fashion":    Metric("fashion", _DC, _density_coverage, _DC_NAMES, needs_features=True, higher_is_better=True),
+    "cr_fashion":    Metric("fashion", "recall in each class, balls to the third neighbour, float32", _class_recall,
+                            ("_mean", "_min"), needs_features=True, needs_labels=True, higher_is_better=True),
+    "fd_effnet":     Metric("efficientnet_lite0", _N1, _frechet),
+    "pr_effnet":     Metric("efficientnet_lite0", _PR, _precision_recall, _PR_NAMES, needs_features=True,
+                            higher_is_better=True),
+    "kid_effnet":    Metric("efficientnet_lite0", _KID, _kernel, needs_features=True),
+    "dc_effnet":     Metric("efficientnet_lite0", _DC, _density_coverage, _DC_NAMES, needs_features=True,
+                            higher_is_better=True),
+    "spectrum":      Metric("spectrum", "ratio of the mean powers in each octave, and the largest |log2| of them",
+                            _spectrum, ("_worst", *(f"_{band + 1}" for band in range(len(BANDS))))),
+    "texture":       Metric("texture", "mean over pixels and images", _texture, ("_detail", "_black"),
+                            uses_reals=False, higher_is_better=None),
 }
 # fmt: on
 
@@ -125,6 +168,12 @@ def need_reals(names: Iterable[str]) -> bool:
     return any(metric(name).uses_reals for name in names)
 
 
+def need_labels(names: Iterable[str]) -> bool:
+    """Whether any of these metrics needs the classes of the images."""
+    return any(isinstance(entry, Metric) and entry.needs_labels for entry in map(metric, names))
+
+
 def is_better(name: str, new: float, old: float) -> bool:
-    """Whether a figure of a metric is better than another."""
-    return new > old if metric(name).higher_is_better else new < old
+    """Whether the first figure of a metric is better than an older one; the newer one is where the metric judges not."""
+    higher = metric(name).higher_is_better
+    return higher is None or (new > old if higher else new < old)

@@ -45,6 +45,7 @@ class DiffusionSampler(Generator):
     def __init__(self, denoiser: Denoiser, **options: Any) -> None:
         super().__init__()
         self.network = denoiser
+        self.training = denoiser.training
         self.given = dict(options)
         self.img_resolution = denoiser.img_resolution
         self.img_channels = denoiser.img_channels
@@ -60,7 +61,7 @@ class DiffusionSampler(Generator):
 
     def with_options(self, **options: Any) -> DiffusionSampler:
         super().with_options(**options)
-        return DiffusionSampler(self.network, **(self.given | options)).train(self.training)
+        return DiffusionSampler(self.network, **(self.given | options))
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Standard normal latents [n,C,H,W]; rng holds n streams."""

@@ -29,6 +29,7 @@ class OneStepStudent(Generator):
     def __init__(self, network: Precond, sigma_init: float) -> None:
         super().__init__()
         self.network = network
+        self.training = False
         self.sigma_init = float(sigma_init)
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels

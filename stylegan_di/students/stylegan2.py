@@ -36,6 +36,7 @@ class StyleGAN2Student(Generator):
         if not math.isfinite(trunc):
             raise UserError(f"--trunc={trunc}: accepted are finite numbers")
         self.network = network
+        self.training = network.training
         self.trunc = trunc
         self.noise_mode = noise_mode
         self.img_resolution = network.img_resolution
@@ -47,7 +48,7 @@ class StyleGAN2Student(Generator):
     def with_options(self, **options: Any) -> StyleGAN2Student:
         super().with_options(**options)
         own: dict[str, Any] = {"trunc": self.trunc, "noise_mode": self.noise_mode}
-        return StyleGAN2Student(self.network, **(own | options)).train(self.training)
+        return StyleGAN2Student(self.network, **(own | options))
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Standard normal latents [n, z_dim]."""

@@ -24,6 +24,7 @@ class EDMTeacher(Denoiser):
     def __init__(self, network: Precond) -> None:
         super().__init__()
         self.network = network
+        self.training = network.training
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
         self.label_dim = network.label_dim
