@@ -5,9 +5,9 @@
     python calc_metrics.py --images=out/ --data=datasets/fashion-32-test.zip --metrics=fd_fashion
     python calc_metrics.py --network=my-gan.pkl --data=my.zip --metrics=fid50k_full,kid50k_full --repeat=3
 
-With --repeat the network is measured on that many independent sets of samples, and mean and spread are given. Results
-are printed as a table and as lines of JSON like those of stylegan2-ada-pytorch, which are also appended to
-metric-<name>.jsonl in --outdir or in the run folder that the network lies in. docs/metrics.md explains each metric.
+With --repeat the network is measured on that many independent sets of samples, and mean and spread are reported.
+Results are printed as a table and as lines of JSON like those of stylegan2-ada-pytorch; the lines are also appended to
+metric-<name>.jsonl in --outdir or in the network's run folder. docs/metrics.md explains each metric.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from stylegan_di.torch_utils.ops import build as kernels
 def reference_of(
     metrics: Sequence[str], network: str | None, data: str | None, ref: str | None, mirror: bool
 ) -> str | ImageDataset | None:
-    """What to compare with: --data, --ref, or what belongs to a known network; None where no metric compares."""
+    """Returns what to compare with: --data, --ref or a known network's reference; None if no metric compares."""
     if data is not None and ref is not None:
-        raise UserError("--data and --ref are both given; give the one to compare with")
+        raise UserError("--data and --ref are both given; give only the one to compare with")
     if mirror and (data is None or not any(isinstance(m, Metric) and m.mirrored for m in map(metric, metrics))):
         raise UserError("--mirror is for --data and for metrics of mirrored images, such as fid50k; leave it out")
     if not need_reals(metrics):
@@ -56,7 +56,7 @@ def reference_of(
 
 
 def results_folder(outdir: Path | None, network: str | None) -> Path | None:
-    """Where metric-<name>.jsonl goes: --outdir, else the run folder of the network; None: nowhere."""
+    """Returns the folder of metric-<name>.jsonl: --outdir, else the network's run folder, else None."""
     if outdir is not None:
         return writable_folder("--outdir", outdir)
     folder = Path(network or "").parent
@@ -72,7 +72,7 @@ def table(mean: Mapping[str, float], spread: Mapping[str, float], repeat: int, t
 
 
 def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], common: Mapping[str, Any]) -> list[str]:
-    """By metric, a line of metric-<name>.jsonl: means in 'results', and of several blocks spread and single results."""
+    """Returns a line of metric-<name>.jsonl per metric: means, and for several blocks spread and single results."""
     mean, spread = mean_and_spread(blocks)
     lines = []
     for name in metrics:
@@ -85,7 +85,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", metavar="NAME|PATH|URL", help="Network file, or a known name.")
-@click.option("--which", metavar="ENTRY", help="The network in a file of several, such as G.  [default: G_ema or ema]")
+@click.option("--which", metavar="ENTRY", help="The network to take from a file of several, such as G.  [default: G_ema or ema]")
 @click.option("--images", metavar="DIR|ZIP", help="Images to measure, instead of a network's.")
 @click.option("--data", metavar="DIR|ZIP", help="Data set to compare with; its statistics are cached.")
 @click.option("--ref", metavar="NAME|NPZ|PKL", help="Statistics to compare with.  [default: a known network's]")
@@ -96,11 +96,11 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--num", type=click.IntRange(min=2), default=50000, show_default=True, help="Images to measure.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of latents and labels.")
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True,
-              help="Measure this many sets of samples, of the seeds from --seed on: mean and spread.")
+              help="Number of sets of samples, seeded from --seed on; reports mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda if available]")
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
-              help="Weights that cannot be downloaded, where several by network: inception, vgg16, lpips, dinov2.")
+              help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
 @click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps of the sampler.  [default: 18, dpmpp: 8]")
 @click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]), help="[teacher] Solver.  [default: heun]")
@@ -127,7 +127,7 @@ def main(
 ) -> None:
     keep_freed_memory()
     if (network is None) == (images is None):
-        raise UserError("give either --network or --images: what is to be measured")
+        raise UserError("give either --network or --images, to say what to measure")
     if images is not None and ((trunc, steps, solver) != (None, None, None) or repeat > 1):
         raise UserError("--trunc, --steps, --solver and --repeat are for --network; leave them out with --images")
     if images is not None and which is not None:

@@ -1,11 +1,11 @@
-"""Makes images: of a GAN, of a one-step student, or of a diffusion teacher with EDM's sampler.
+"""Makes images with a GAN, a one-step student, or a diffusion teacher.
 
     python generate.py --network=runs/00000-.../network-best.pkl --seeds=0-63 --grid=grid.png
     python generate.py --network=cifar10.pkl --seeds=0,3,10-20 --class=2 --trunc=0.7
     python generate.py --network=edm-cifar10-32x32-cond-vp.pkl --seeds=0-15 --steps=18
     python generate.py --network=baseline-cifar10-32x32-uncond-ve.pkl --seeds=0-15 --steps=256 --solver=euler --disc=ve
 
-A seed gives the same image whatever other seeds are asked for, and however many at a time.
+A seed gives the same image whatever other seeds are requested, and however many at a time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ NOT_NEGATIVE = click.FloatRange(min=0)
 
 
 def draw_projection(network: str, path: Path, outdir: Path, device: str, others: dict[str, Any]) -> None:
-    """Draws what tools/projector.py found; `others` are the options that have no say in it."""
+    """Draws the result of tools/projector.py; `others` are options that do not apply to it."""
     for option, value in others.items():
         if value is not None:
             raise UserError(f"{option} is for images of seeds; leave it out with --projected-w")
@@ -51,29 +51,29 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
-@click.option("--which", metavar="ENTRY", help="The network in a file of several, such as G.  [default: G_ema or ema]")
+@click.option("--which", metavar="ENTRY", help="The network to take from a file of several, such as G.  [default: G_ema or ema]")
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.")
 @click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
-              help="[GAN] Instead of seeds, what tools/projector.py found: proj00.png, ...")
+              help="[GAN] Draw a result of tools/projector.py (proj00.png, ...) instead of seeds.")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
               help="Class of a conditional network.  [default: drawn from the seed]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
               help="Folder for seed0000.png, ...")
-@click.option("--grid", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write all in one.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--grid", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write all images as one grid.")
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda if available]")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True,
-              help="Images made before they are written; changes none of them.")
+              help="Images to make before they are written; does not change the images.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
-              help="[GAN] Noise inputs; random: drawn from the seed.  [default: const]")
-@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps.  [default: 18, dpmpp: 8]")
+              help="[GAN] Noise inputs; random draws them from the seed.  [default: const]")
+@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Sampler steps.  [default: 18, dpmpp: 8]")
 @click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002 with heun, edm]")
 @click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80 with heun, edm]")
-@click.option("--rho", type=POSITIVE, help="[teacher] How levels crowd at the lower end.  [default: 7]")
-@click.option("--S_churn", "S_churn", type=NOT_NEGATIVE, help="[teacher] Stochasticity.  [default: 0]")
-@click.option("--S_min", "S_min", type=NOT_NEGATIVE, help="[teacher] Lowest level with it.  [default: 0]")
-@click.option("--S_max", "S_max", type=NOT_NEGATIVE, help="[teacher] Highest level with it.  [default: inf]")
-@click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Its noise's deviation.  [default: 1]")
+@click.option("--rho", type=POSITIVE, help="[teacher] Higher puts more levels at the low end.  [default: 7]")
+@click.option("--S_churn", "S_churn", type=NOT_NEGATIVE, help="[teacher] Stochasticity (churn).  [default: 0]")
+@click.option("--S_min", "S_min", type=NOT_NEGATIVE, help="[teacher] Lowest noise level with churn.  [default: 0]")
+@click.option("--S_max", "S_max", type=NOT_NEGATIVE, help="[teacher] Highest noise level with churn.  [default: inf]")
+@click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Standard deviation of churn's noise.  [default: 1]")
 @click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]),
               help="[teacher] Solver; dpmpp: DPM-Solver++(2M), good at 8 steps.  [default: heun]")
 @click.option("--disc", type=click.Choice(list(DISCRETIZATIONS)),
@@ -100,7 +100,7 @@ def main(
         others |= {option_name(name): value for name, value in given.items()}
         return draw_projection(network, projected_w, outdir, device or default_device(), others)
     if seeds is None:
-        raise UserError("give --seeds, or --projected-w of a GAN: what is to be drawn")
+        raise UserError("give --seeds, or --projected-w for a GAN, to say what to draw")
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("S_max", math.inf):
             raise UserError(f"{option_name(name)}={value}: accepted are finite numbers")

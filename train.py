@@ -7,8 +7,8 @@
     python train.py --resume=latest
     python train.py --gpus=8 ...
 
-Exit status: 0 complete, 2 wrong options or files, 3 diverged, 4 disk full, 5 a process lost, 75 stopped by a signal,
-state saved (docs/reliability.md).
+Exit status: 0 complete, 2 wrong options or files, 3 diverged, 4 disk full, 5 a process lost, 75 stopped by a signal
+with the state saved (docs/reliability.md).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from stylegan_di.training.launch import launch
 
 
 def default_of(declared: Option, kind: str | None) -> str:
-    """What --help says of an option's default: that of the kind, where one is asked about."""
+    """Returns an option's default as --help shows it, for one kind if --kind is given."""
     own = [KIND_DEFAULTS[each].get(declared.name, declared.default) for each in declared.kinds or KIND_DEFAULTS]
     value = KIND_DEFAULTS[kind].get(declared.name, declared.default) if kind else own[0]
     if "[default" in declared.help or value in (None, "", ()):
@@ -47,9 +47,9 @@ def default_of(declared: Option, kind: str | None) -> str:
 
 
 def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
-    """The configuration of a run that begins."""
+    """Returns the configuration of a new run."""
     if kind is None:
-        raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to go on with a run")
+        raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to continue a run")
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
     wants_teacher = kind == "di" and given["divergence"] != "none"
     if wants_teacher and known is not None and given["teacher"] is None and given["cfg"] is None:
@@ -89,7 +89,7 @@ def main(dry_run: bool, **given: Any) -> None:
         click.echo(str(ending))
         status = ending.status
     except ProcessLost as ending:
-        if processes.has_parent():  # which tells more
+        if processes.has_parent():  # its message says more
             raise click.exceptions.Exit(ending.status) from None
         raise
     if processes.started():
@@ -98,9 +98,9 @@ def main(dry_run: bool, **given: Any) -> None:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends one process of several at once when its work is done, without taking the interpreter down.
+    """Exits one of several processes immediately when its work is done, without shutting the interpreter down.
 
-    Taking it down after a sharded run (FSDP2, gloo, PyTorch 2.13) has aborted the process in two of some eighty runs.
+    The shutdown after a sharded run (FSDP2, gloo, PyTorch 2.13) aborted the process in two of some eighty runs.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,8 +1,8 @@
 """Diffusion with variance-exploding noise: noising, scores, noise laws and preconditioning, as pure functions.
 
 Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022, arXiv 2206.00364;
-its table 1 also has the choices of VP and VE (Song et al. 2021, arXiv 2011.13456) and of iDDPM (Nichol & Dhariwal
-2021, arXiv 2102.09672) in these terms.
+its table 1 also expresses VP and VE (Song et al. 2021, arXiv 2011.13456) and iDDPM (Nichol & Dhariwal 2021,
+arXiv 2102.09672) in the same terms.
 
 A clean image x is noised to x + sigma * n, n ~ N(0, I). A denoiser D(x; sigma) estimates the clean image, and the
 score of the noised distribution is (D(x; sigma) - x) / sigma^2 (eq. 3). Images have a standard deviation of about
@@ -22,31 +22,31 @@ from torch import Tensor
 
 from stylegan_di.specs import POSITIVE, Range, number
 
-VP_BETA_D, VP_BETA_MIN = 19.9, 0.1  # of VP's published networks
+VP_BETA_D, VP_BETA_MIN = 19.9, 0.1  # the values of VP's published networks
 
 
 def per_sample(sigma: Tensor, x: Tensor) -> Tensor:
-    """sigma ([B], [1] or scalar) shaped to broadcast over the samples of x: [-1,1,1,1] for x [B,C,H,W]."""
+    """Reshapes sigma ([B], [1] or scalar) to broadcast over the samples of x: [-1,1,1,1] for x [B,C,H,W]."""
     return sigma.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def sigma_from_normal(n: Tensor, P_mean: float, P_std: float) -> Tensor:
-    """Noise levels with ln sigma ~ N(P_mean, P_std^2) from standard normal n of any shape (table 1)."""
+    """Maps standard normal n of any shape to noise levels with ln sigma ~ N(P_mean, P_std^2) (table 1)."""
     return (n * P_std + P_mean).exp()
 
 
 def vp_sigma(t: Tensor, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> Tensor:
-    """VP's noise level at times t in [0,1]: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)."""
+    """Returns VP's noise level at times t in [0,1]: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)."""
     return ((0.5 * beta_d * t.square() + beta_min * t).exp() - 1).sqrt()
 
 
 def vp_time(sigma: Tensor, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> Tensor:
-    """The inverse of `vp_sigma`."""
+    """Inverts `vp_sigma`."""
     return ((beta_min**2 + 2 * beta_d * (1 + sigma.square()).log()).sqrt() - beta_min) / beta_d
 
 
 def iddpm_levels(M: int, C_1: float, C_2: float, dtype: torch.dtype = torch.float32) -> Tensor:
-    """iDDPM's M noise levels u_0 > u_1 > ... and u_M = 0, [M+1] on the CPU, computed in float32 or float64.
+    """Returns iDDPM's noise levels u_0 > u_1 > ... > u_M = 0, [M+1] on the CPU, computed in float32 or float64.
 
     u_{j-1} = sqrt((u_j^2 + 1) / max(a_{j-1} / a_j, C_1) - 1), a_j = sin^2(pi/2 j / M / (C_2 + 1)).
     """
@@ -60,31 +60,31 @@ def iddpm_levels(M: int, C_1: float, C_2: float, dtype: torch.dtype = torch.floa
 
 
 def add_noise(x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
-    """x + sigma * noise; x and noise [B,C,H,W], sigma [B] or scalar."""
+    """Returns x + sigma * noise; x and noise [B,C,H,W], sigma [B] or scalar."""
     return x + per_sample(sigma, x) * noise
 
 
 def score(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """Gradient of the log density of noised images at x, [B,C,H,W]: (denoised - x) / sigma^2 (eq. 3)."""
+    """Returns the gradient of the noised images' log density at x, [B,C,H,W]: (denoised - x) / sigma^2 (eq. 3)."""
     return (denoised - x) / per_sample(sigma, x).square()
 
 
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
-    """Loss weight (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2 = 1 / c_out^2 (table 1), shaped as sigma."""
+    """Returns the weight (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2 = 1 / c_out^2 (table 1), shaped as sigma."""
     return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
 
 class NoiseLaw(ABC):
-    """What noise levels a network is trained at, and the weight of a denoising loss there (table 1)."""
+    """The distribution of the noise levels in training, and the weight of a denoising loss at each (table 1)."""
 
-    normal: ClassVar[bool] = False  # whether `sigma` wants standard normal numbers, else uniform ones in [0,1)
+    normal: ClassVar[bool] = False  # whether `sigma` takes standard normal numbers; else uniform ones in [0,1)
 
     @abstractmethod
     def sigma(self, draw: Tensor) -> Tensor:
-        """Noise levels from independent random numbers of any shape."""
+        """Maps independent random numbers of any shape to noise levels."""
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """The weight of a denoising loss, shaped as sigma; EDM's unless a law has its own."""
+        """Returns the weight of a denoising loss, shaped as sigma: EDM's unless a law overrides it."""
         return edm_weight(sigma)
 
 
@@ -104,7 +104,7 @@ class LogNormalLaw(NoiseLaw):
 class KarrasLaw(NoiseLaw):
     """Uniform on the sampler's grid: sigma^(1/rho) is uniform between the bounds (eq. 5).
 
-    `t_max` cuts off its upper end: SiD draws from the share 0.8 of the grid, counted from the lowest level.
+    `t_max` cuts off the upper end of the grid: SiD draws from its lowest 80 % (t_max = 0.8).
     """
 
     rho: float = number(7.0, POSITIVE)
@@ -130,7 +130,7 @@ class LogUniformLaw(NoiseLaw):
 
 @dataclass(frozen=True)
 class VELaw(LogUniformLaw):
-    """VE's law: as `LogUniformLaw`, with VE's weight."""
+    """VE's law: `LogUniformLaw` with VE's weight."""
 
     def weight(self, sigma: Tensor) -> Tensor:
         return 1 / sigma.square()
@@ -138,7 +138,7 @@ class VELaw(LogUniformLaw):
 
 @dataclass(frozen=True)
 class VPLaw(NoiseLaw):
-    """VP's law: sigma(t), t uniform between epsilon_t and 1."""
+    """VP's law: sigma(t) for t uniform between epsilon_t and 1."""
 
     epsilon_t: float = number(1e-5, Range(0, 1, open_low=True))
 
@@ -149,7 +149,7 @@ class VPLaw(NoiseLaw):
         return 1 / sigma.square()
 
 
-#: By the names of the command line.
+#: The laws by their names on the command line.
 NOISE_LAWS: dict[str, type[NoiseLaw]] = {
     "lognormal": LogNormalLaw,
     "karras": KarrasLaw,
@@ -169,7 +169,7 @@ class Preconditioning(NamedTuple):
 
 
 def edm_preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> Preconditioning:
-    """EDM's coefficients: input and target of F have unit variance, and c_out is as small as can be (app. B.6)."""
+    """Returns EDM's coefficients: input and target of F have unit variance and c_out is minimal (app. B.6)."""
     total = sigma.square() + sigma_data**2
     return Preconditioning(
         c_skip=sigma_data**2 / total,
@@ -180,17 +180,17 @@ def edm_preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> Preconditioni
 
 
 def vp_preconditioning(sigma: Tensor, beta_d: float, beta_min: float, M: int) -> Preconditioning:
-    """VP's coefficients: F estimates the noise, and knows its level as a time from 0 to M - 1."""
+    """Returns VP's coefficients: F estimates the noise and is told its level as a time from 0 to M - 1."""
     return _noise_prediction(sigma, c_noise=(M - 1) * vp_time(sigma, beta_d, beta_min))
 
 
 def iddpm_preconditioning(sigma: Tensor, index: Tensor, M: int) -> Preconditioning:
-    """iDDPM's coefficients, `index` that of the noise level in `iddpm_levels`; both of the same shape."""
+    """Returns iDDPM's coefficients; `index`, shaped as sigma, is the noise level's index in `iddpm_levels`."""
     return _noise_prediction(sigma, c_noise=(M - 1 - index).to(sigma.dtype))
 
 
 def ve_preconditioning(sigma: Tensor) -> Preconditioning:
-    """VE's coefficients: F estimates the negative noise from the noisy image as it is."""
+    """Returns VE's coefficients: F estimates the negative noise from the unscaled noisy image."""
     one = torch.ones_like(sigma)
     return Preconditioning(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
 

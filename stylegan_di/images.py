@@ -1,4 +1,4 @@
-"""Images between networks and files: float [-1,1] <-> uint8 (NVlabs' convention), single images and grids.
+"""Converts images between float [-1,1] and uint8 (NVlabs' convention), and writes single images and grids.
 
 uint8 = clamp(127.5 x + 128, 0, 255) truncated; x = uint8 / 127.5 - 1.
 """
@@ -16,24 +16,24 @@ from stylegan_di.dnnlib.util import UserError, atomic_file
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float images, nominally in [-1,1], any shape -> uint8 in 0..255."""
+    """Converts float images of any shape, nominally in [-1,1], to uint8 in 0..255."""
     return (images * 127.5 + 128).clamp(0, 255).to(torch.uint8)
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """uint8 images in 0..255, any shape -> float32 in [-1,1]."""
+    """Converts uint8 images of any shape, in 0..255, to float32 in [-1,1]."""
     return images.to(torch.float32) / 127.5 - 1
 
 
 def to_rgb(images: Tensor) -> Tensor:
-    """Images [N,1,H,W] or [N,3,H,W], any dtype -> [N,3,H,W]; gray is repeated."""
+    """Returns images [N,1,H,W] or [N,3,H,W] of any dtype as [N,3,H,W]; the gray channel is repeated."""
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images of {images.shape[1]} channels; expected 1 or 3")
     return images.expand(-1, 3, -1, -1)
 
 
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
-    """Write image uint8 [C,H,W], C = 1 or 3, in the format of the path's suffix (.png, .jpg, ...), atomically."""
+    """Writes an image uint8 [C,H,W], C = 1 or 3, atomically, in the format of the path's suffix (.png, .jpg, ...)."""
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise ValueError(f"image is {image.dtype} {list(image.shape)}; expected uint8 [1,H,W] or [3,H,W]")
     path = Path(path)
@@ -46,12 +46,12 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
 
 
 def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int, pad: int = 0) -> None:
-    """Write images uint8 [N,C,H,W] as one image; see `tile` and `save_image`."""
+    """Writes images uint8 [N,C,H,W] as one image; see `tile` and `save_image`."""
     save_image(tile(images, columns, pad), path)
 
 
 def tile(images: Tensor, columns: int, pad: int = 0) -> Tensor:
-    """Images [N,C,H,W] as one image [C,...], row by row.
+    """Arranges images [N,C,H,W] row by row into one image [C,...].
 
     Args:
         columns: images in a row; an incomplete last row is filled with black.

@@ -1,7 +1,7 @@
-"""The roles that everything is written against: Denoiser, Generator, Space, Critic, FeatureExtractor.
+"""The interfaces that the other modules use: Denoiser, Generator, Space, Critic, FeatureExtractor.
 
-Teacher and fake score are two roles of one Denoiser type. Losses, methods, metrics and tools know a generator only as
-something with latents, labels and images. A new teacher or student is one file that implements one of these.
+Teacher and fake score are two roles of one Denoiser type. Losses, methods, metrics and tools rely only on a generator
+having latents, labels and images. A new teacher or student is one file that implements one of these interfaces.
 """
 
 from __future__ import annotations
@@ -30,37 +30,37 @@ class Denoiser(torch.nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        """x [B,C,H,W] noisy image; sigma [B] or scalar, > 0; labels [B,label_dim] one-hot, None for the null label.
+        """Returns the denoised image [B,C,H,W], float32 (float64 for a network made `.double()`).
 
-        Returns the denoised image [B,C,H,W], float32 (float64 for a network made `.double()`).
+        x [B,C,H,W] noisy image; sigma [B] or scalar, > 0; labels [B,label_dim] one-hot, None for the null label.
         """
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
-        """The nearest noise levels that the network knows; by default it knows all."""
+        """Returns the nearest noise levels that the network supports; by default it supports all."""
         return sigma
 
     def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
-        """The encoder's feature maps [B,channels,h,w] for a forward pass's arguments, from fine to coarse.
+        """Returns the encoder's feature maps [B,channels,h,w] from fine to coarse; arguments as for `forward`.
 
         Raises:
-            UserError: the network has no encoder that could be asked.
+            UserError: if the network has no encoder.
         """
         raise UserError(f"a {type(self).__name__} has no features for a critic; choose a teacher that is a U-Net")
 
     def trainable_copy(self) -> Denoiser:
-        """What a fake score starts from: a copy that can be trained. A wrapper copies the network that it wraps."""
+        """Returns a trainable copy, from which a fake score starts. A wrapper copies the network that it wraps."""
         return copy.deepcopy(self)
 
     @classmethod
     def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> Denoiser | None:
-        """The denoiser of a snapshot's network, with what is beside it; None if the network is not of its kind."""
+        """Makes a denoiser from a snapshot's network and extra entries; None if the network is not of this kind."""
         return None
 
     def entries(self) -> dict[str, torch.nn.Module]:
-        """How a snapshot holds the network, by entry ('ema').
+        """Returns the networks to write to a snapshot, by entry ('ema').
 
         Raises:
-            UserError: it has no form of its own in a snapshot.
+            UserError: if this class cannot be written to a snapshot.
         """
         raise UserError(f"a {type(self).__name__} cannot be written to a snapshot")
 
@@ -72,32 +72,32 @@ class Denoiser(torch.nn.Module, ABC):
 class Generator(torch.nn.Module, ABC):
     """A map from latents to images whose samples are differentiable in its parameters."""
 
-    kind: ClassVar[str] = "generator"  # what messages call it
-    options: ClassVar[Sequence[str]] = ()  # of its use, such as 'trunc' or 'steps', named as on the command line
-    parts: Sequence[str] = ()  # what can be frozen, by name
-    network: torch.nn.Module  # the bare network, for what is particular to it
+    kind: ClassVar[str] = "generator"  # its name in messages
+    options: ClassVar[Sequence[str]] = ()  # what `with_options` takes, such as 'trunc', named as on the command line
+    parts: Sequence[str] = ()  # names of the parts that can be frozen
+    network: torch.nn.Module  # the bare network, for code that needs its particular type
     img_resolution: int
     img_channels: int
     label_dim: int  # 0: unconditional
 
     @abstractmethod
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
-        """Latents of n samples, [n, ...] float32; rng holds n streams."""
+        """Draws latents of n samples, [n, ...] float32; rng holds n streams."""
 
     @abstractmethod
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
-        """z latents; labels [B,label_dim] one-hot or None; rng: source of any noise inside, None for fixed noise.
+        """Returns images [B,C,H,W], float32, nominally in [-1,1].
 
-        Returns images [B,C,H,W], float32, nominally in [-1,1].
+        z latents; labels [B,label_dim] one-hot or None; rng: source of any noise inside, None for fixed noise.
         """
 
     # In a training.
 
     def freeze(self, parts: Sequence[str]) -> None:
-        """Keeps the named `parts` as they are in every training from now on.
+        """Excludes the named `parts` from all further training.
 
         Raises:
-            UserError: it has no such part, or nothing else.
+            UserError: if there is no such part, or no part would be left to train.
         """
         if unknown := [part for part in parts if part not in self.parts]:
             known = f"it has {', '.join(self.parts)}" if self.parts else f"a {self.kind} has none"
@@ -106,15 +106,15 @@ class Generator(torch.nn.Module, ABC):
             raise UserError(f"--freeze={','.join(parts)} leaves nothing to train; leave parts out of it")
 
     def frozen_modules(self) -> list[torch.nn.Module]:
-        """The networks behind the names of the frozen parts."""
+        """Returns the modules of the frozen parts."""
         return []
 
     def running_means(self) -> list[Tensor]:
-        """Buffers that follow the samples of a process, for a training to average over the processes."""
+        """Returns the buffers that track one process's samples; training averages them over the processes."""
         return []
 
     def settle(self, rng: SampleRandom) -> None:
-        """Computes what a snapshot needs beside the weights, such as w_avg; rng holds the streams of the samples."""
+        """Computes what a snapshot needs besides the weights, such as w_avg; rng holds one stream per sample to use."""
 
     def compile_network(self) -> None:
         """Makes PyTorch compile the network when it is first called, where that gains anything."""
@@ -123,32 +123,32 @@ class Generator(torch.nn.Module, ABC):
 
     @classmethod
     def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> Generator | None:
-        """The generator of a snapshot's network, with what is beside it; None if the network is not of its kind.
+        """Makes a generator from a snapshot's network and extra entries; None if the network is not of this kind.
 
         Raises:
-            UserError: what is beside it is wrong.
+            UserError: if the extra entries are invalid.
         """
         return None
 
     def entries(self, trained: Generator | None = None) -> dict[str, torch.nn.Module | None]:
-        """How a snapshot holds this generator, by entry; `trained` is the one that it is the average of.
+        """Returns the networks to write to a snapshot, by entry; `trained` is the one of which this is the average.
 
         Raises:
-            UserError: it has no form of its own in a snapshot.
+            UserError: if this class cannot be written to a snapshot.
         """
         raise UserError(f"a {type(self).__name__} cannot be written to a snapshot")
 
     def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What a snapshot holds beside the networks; `data` describes the data set as NVlabs' files do."""
+        """Returns a snapshot's entries besides the networks; `data` describes the data set as NVlabs' files do."""
         return {}
 
     # In use.
 
     def with_options(self, **options: Any) -> Generator:
-        """The same network with other `options` of its use.
+        """Returns a generator that uses the same network with the given `options`.
 
         Raises:
-            UserError: it has no such option, or the value is not accepted.
+            UserError: if there is no such option, or the value is not accepted.
         """
         for name, value in options.items():
             if name not in self.options:
@@ -158,7 +158,7 @@ class Generator(torch.nn.Module, ABC):
 
     @torch.no_grad()
     def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
-        """Images [n,C,H,W] of n seeds; a seed gives the same image whatever other seeds there are.
+        """Draws images [n,C,H,W] for n seeds; a seed's image does not depend on the other seeds.
 
         class_index: 0 to label_dim - 1; None draws each label from its seed.
         """
@@ -175,38 +175,38 @@ class Generator(torch.nn.Module, ABC):
 
 
 class Space(ABC):
-    """What a teacher sees of a student's image: a differentiable map from images to the teacher's input."""
+    """A differentiable map from the student's images to the teacher's input."""
 
     resolution: int
     channels: int
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B,C,H,W], nominally in [-1,1] -> x [B,channels,resolution,resolution] of about sigma_data."""
+        """Maps images [B,C,H,W], nominally in [-1,1], to x [B,channels,resolution,resolution], std about sigma_data."""
 
 
 class Critic(ABC):
-    """Tells the samples of p (real images or the teacher's) from the student's, q: its logit estimates log(p / q)."""
+    """Discriminates samples of p (real or the teacher's) from the student's, q: its logit estimates log(p / q)."""
 
     @abstractmethod
     def logits(self, x: Tensor, noise: Tensor, sigma: Tensor, labels: Tensor | None) -> Tensor:
-        """Logits [B,1] of clean samples x [B,...]; noise as x and sigma [B] noise them, where the critic wants that."""
+        """Returns logits [B,1] of clean samples x [B,...], which a critic may noise by noise [B,...] at sigma [B]."""
 
 
 class FeatureExtractor(torch.nn.Module, ABC):
-    """Images to feature vectors; resizing to what the network wants is part of it."""
+    """Maps images to feature vectors, including the resizing that the network needs."""
 
     name: str
     dim: int
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """images uint8 [B,3,H,W] in 0..255 -> features float32 [B,dim]."""
+        """Maps images uint8 [B,3,H,W] in 0..255 to features float32 [B,dim]."""
 
 
 class Classifier(FeatureExtractor):
-    """An extractor whose features a last layer turns into class probabilities."""
+    """A feature extractor with a last layer that gives class probabilities."""
 
     @abstractmethod
     def probabilities(self, features: Tensor) -> Tensor:
-        """features [B,dim] -> probabilities [B,classes], as the Inception score takes them: without the bias."""
+        """Maps features [B,dim] to probabilities [B,classes] without the bias, as the Inception score uses them."""

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor:
-    """Class indices int64 [n] -> labels float32 [n,label_dim], on the indices' device.
+    """Converts class indices int64 [n] to labels float32 [n,label_dim] on the same device.
 
-    Unlike torch.nn.functional.one_hot it does not read the indices, so a GPU is not waited for.
+    Unlike torch.nn.functional.one_hot it does not read the indices, so it does not wait for the GPU.
     """
     return (classes[:, None] == torch.arange(label_dim, device=classes.device)).float()

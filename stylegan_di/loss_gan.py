@@ -1,6 +1,6 @@
 """StyleGAN2-ADA's losses: non-saturating logistic, R1, path length, and the control of ADA's p.
 
-Goodfellow et al. 2014; R1: Mescheder et al. 2018 (arXiv 1801.04406, eq. 9); path length: Karras et al. 2020
+Logistic: Goodfellow et al. 2014; R1: Mescheder et al. 2018 (arXiv 1801.04406, eq. 9); path length: Karras et al. 2020
 (arXiv 1912.04958, eq. 4); ADA: Karras et al. 2020 (arXiv 2006.06676, section 3).
 """
 
@@ -14,17 +14,17 @@ from torch import Tensor
 
 
 def generator_logistic(fake_logits: Tensor) -> Tensor:
-    """-log sigmoid(D(G(z))), per sample, as fake_logits [B,1]."""
+    """Returns -log sigmoid(D(G(z))) per sample, shaped as fake_logits [B,1]."""
     return F.softplus(-fake_logits)
 
 
 def discriminator_logistic(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
-    """-log(1 - sigmoid(D(fake))) - log sigmoid(D(real)), per sample [B,1]."""
+    """Returns -log(1 - sigmoid(D(fake))) - log sigmoid(D(real)) per sample [B,1]."""
     return F.softplus(fake_logits) + F.softplus(-real_logits)
 
 
 def r1_penalty(real_logits: Tensor, reals: Tensor, gamma: float) -> Tensor:
-    """gamma / 2 * |grad_x D(x)|^2 at real images, per sample [B]; differentiable in D's parameters.
+    """Returns gamma / 2 * |grad_x D(x)|^2 at real images, per sample [B]; differentiable in D's parameters.
 
     Args:
         real_logits: D(reals) [B,1], with the graph.
@@ -36,12 +36,12 @@ def r1_penalty(real_logits: Tensor, reals: Tensor, gamma: float) -> Tensor:
 
 
 def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
-    """|J_w^T y| per sample [B], y = noise / sqrt(H W): the root of the mean over layers of squared norms.
+    """Returns |J_w^T y| per sample [B], y = noise / sqrt(H W): the root of the mean over layers of squared norms.
 
     Args:
         images: [B,C,H,W], with the graph.
         ws: [B,num_ws,w_dim], requires grad.
-        noise: standard normal, as images.
+        noise: standard normal, shaped as images.
     """
     probe = noise / math.sqrt(images.shape[2] * images.shape[3])
     (gradient,) = torch.autograd.grad((images * probe).sum(), ws, create_graph=True)
@@ -49,12 +49,12 @@ def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
 
 
 def path_length_penalty(lengths: Tensor, pl_mean: Tensor, decay: float) -> tuple[Tensor, Tensor]:
-    """(lengths - a)^2 per sample [B] and the new a = lerp(pl_mean, mean length, decay), detached."""
+    """Returns (lengths - a)^2 per sample [B] and the new a = lerp(pl_mean, mean length, decay), detached."""
     new_mean = pl_mean.lerp(lengths.detach().mean(), decay)
     return (lengths - new_mean).square(), new_mean
 
 
 def ada_adjust(p: Tensor, real_signs_mean: Tensor, *, target: float, images: int, ada_kimg: float) -> Tensor:
-    """ADA's next p [], >= 0: it moves by images / (ada_kimg * 1000) so that E[sign D(real)], [], nears the target."""
+    """Returns ADA's next p [], >= 0: moved by images / (ada_kimg * 1000) to bring E[sign D(real)] [] to the target."""
     step = images / (ada_kimg * 1000)
     return (p + (real_signs_mean - target).sign() * step).clamp(min=0)

@@ -1,6 +1,6 @@
-"""The options that a name stands for: of each kind of training, of --cfg, and of known GANs and teachers.
+"""Presets: the options of each --kind, of each --cfg, and of known GANs and teachers.
 
-StyleGAN2-ADA's presets are those of arXiv 2006.06676 and its code, EDM's those of arXiv 2206.00364, appendix F.
+StyleGAN2-ADA's presets are from arXiv 2006.06676 and its code, EDM's from arXiv 2206.00364, appendix F.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from stylegan_di.dnnlib.util import UserError
 
-#: Defaults of each kind, over those of TrainConfig.
+#: Defaults of each kind that differ from TrainConfig's.
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
     "edm": dict(batch=512, kimg=200000.0, lr_rampup=10000.0, beta1=0.9, beta2=0.999, ema=500.0),
     "gan": {},
@@ -28,7 +28,7 @@ _EDM_TABLE: dict[str, tuple[Any, ...]] = {
 }
 EDM_PRESETS = {arch: dict(zip(_EDM_COLUMNS, row, strict=True)) for arch, row in _EDM_TABLE.items()}
 
-#: What each architecture is, as constructor arguments of its network.
+#: The network's constructor arguments for each architecture.
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp":    dict(model_type="SongUNet", embedding_type="positional", encoder_type="standard",
                       decoder_type="standard", channel_mult_noise=1, resample_filter=[1, 1]),
@@ -37,7 +37,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "adm":       dict(model_type="DhariwalUNet"),
 }
 
-# --kind=gan: --cfg. `gpus` is how many GPUs a preset was made for; each computes batch / gpus images at a time.
+# --kind=gan: --cfg. `gpus` is the number of GPUs a preset was made for; each computes batch / gpus images at a time.
 
 _GAN_COLUMNS =   ("gpus", "kimg",   "batch", "mbstd_group", "cbase", "lr",   "gamma", "ema", "ema_rampup", "map_depth")
 _GAN_TABLE: dict[str, tuple[Any, ...]] = {
@@ -50,18 +50,18 @@ _GAN_TABLE: dict[str, tuple[Any, ...]] = {
 # fmt: on
 _CIFAR = dict(pl_weight=0.0, mixing=0.0, d_arch="orig")
 GAN_PRESETS = ("auto", *_GAN_TABLE)
-FP16_RES = 4  # highest resolutions in float16, on CUDA
+FP16_RES = 4  # how many of the highest resolutions are computed in float16 on CUDA
 
 
 def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda: bool) -> dict[str, Any]:
-    """The options of StyleGAN2-ADA's preset `cfg`.
+    """Returns the options of StyleGAN2-ADA's preset `cfg`.
 
     Args:
         cfg: one of GAN_PRESETS.
-        resolution: of the images; 'auto' depends on it.
-        gpus: processes; 'auto' depends on it.
-        batch: images a step where given, from which 'auto' derives gamma, ema and mbstd_group; None: the preset's.
-        cuda: whether the highest resolutions are to be computed in float16.
+        resolution: the images' resolution, used by 'auto'.
+        gpus: number of processes, used by 'auto'.
+        batch: images per step, from which 'auto' derives gamma, ema and mbstd_group; None for the preset's.
+        cuda: whether to compute the highest resolutions in float16.
     """
     fp16 = dict(fp16_res=FP16_RES if cuda else 0)
     if cfg == "auto":
@@ -82,10 +82,10 @@ def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a known teacher is used: `refine` are the options for a GAN with it, `distil` those without a GAN.
+    """Options for a known teacher: `refine` to refine a GAN with it, `distil` to distil it without a GAN.
 
-    `gan` is the known GAN of the same images, if there is one; `measured` says of which of the two uses there are
-    figures measured with this code, and `source` where the options come from.
+    `gan` is the known GAN of the same images, if there is one. `measured` names the uses whose results were measured
+    with this code, and `source` says where the options come from.
     """
 
     teacher: str
@@ -96,7 +96,7 @@ class Recipe:
     source: str
 
     def note(self, refines: bool) -> str:
-        """'refinement, measured here: ...' or 'distillation, not measured here: ...', for the header of a run."""
+        """Returns 'refinement, measured here: ...' or the like, for the header of a run."""
         use = "refinement" if refines else "distillation"
         return f"{use}, {'measured here' if use in self.measured else 'not measured here'}: {self.source}"
 
@@ -108,8 +108,8 @@ _FASHION: dict[str, Any] = dict(
 _FASHION_REFINE = _FASHION | dict(kimg=44.0, lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05)
 _FASHION_DISTIL = _FASHION | dict(kimg=24.0, lr=5e-4)
 
-# Diff-Instruct's published settings are for distillation (arXiv 2305.18455 and its code): these, and KIND_DEFAULTS'
-# Adam(0, 0.999), lr 1e-5, batch 128, EMA half-life 500 kimg. Of its refinement of GANs no setting is published.
+# Diff-Instruct's published settings for distillation (arXiv 2305.18455 and its code) are these together with
+# KIND_DEFAULTS' Adam(0, 0.999), lr 1e-5, batch 128, EMA half-life 500 kimg. None are published for refining GANs.
 _DISTIL: dict[str, Any] = dict(sigma_init=1.0)
 _PAPER = "the settings of Diff-Instruct's code for distillation; for refinement none are published"
 _ALIKE = "as CIFAR-10's; Diff-Instruct published no result here"
@@ -129,12 +129,12 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe_name(known_name: str) -> str | None:
-    """The recipe of a known GAN or teacher, by its file name."""
+    """Returns the recipe's name for the file name of a known GAN or teacher, None for others."""
     return next((name for name, recipe in RECIPES.items() if known_name in (recipe.gan, recipe.teacher)), None)
 
 
 def check_cfg(kind: str, cfg: str) -> None:
-    """Raises UserError for a --cfg that the kind does not have."""
+    """Raises UserError if the kind has no such --cfg."""
     accepted: dict[str, tuple[str, ...]] = {"gan": GAN_PRESETS, "edm": tuple(EDM_PRESETS), "di": tuple(RECIPES)}
     if cfg not in accepted[kind]:
         others = [other for other, names in accepted.items() if cfg in names]

@@ -1,8 +1,8 @@
 """Stateless random numbers, keyed by (seed, purpose, nimg, sample index).
 
-Each sample has a stream of its own, so a number depends on neither the batch size nor the layout of processes,
-and drawing again gives the same number: resuming and repeating a step are exact by construction. Numbers are
-drawn on the CPU, hence equal on every device.
+Each sample has its own stream, so a number depends neither on the batch size nor on the number of processes, and
+drawing again gives the same number: resuming and repeating a step are exact by construction. Numbers are drawn on
+the CPU, so they are equal on every device.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from torch import Tensor
 
 
 def stream(seed: int, purpose: str, nimg: int = 0, index: int = 0) -> np.random.Generator:
-    """The random stream of one key (counter-based Philox, keyed by a hash)."""
+    """Returns the random stream of one key (counter-based Philox, keyed by a hash)."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{nimg}/{index}".encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
 
 
 class SampleRandom:
-    """Random tensors for a batch, one stream a sample; successive draws continue the streams.
+    """Draws random tensors for a batch, from one stream per sample; successive draws continue the streams.
 
     Args:
-        seed: of the run.
+        seed: the run's seed.
         purpose: what the numbers are for, such as 'z'; different purposes are independent.
         nimg: images seen when the step began.
-        indices: the samples' indices within the step (globally, not within a process).
-        device: where drawn tensors are put.
+        indices: the samples' indices within the step, counted over all processes.
+        device: where the drawn tensors are put.
     """
 
     def __init__(
@@ -42,15 +42,15 @@ class SampleRandom:
         return len(self.streams)
 
     def normal(self, *shape: int) -> Tensor:
-        """Standard normal numbers [n, *shape], float32."""
+        """Draws standard normal numbers [n, *shape], float32."""
         return self._stack([s.standard_normal(shape, dtype=np.float32) for s in self.streams])
 
     def uniform(self, *shape: int) -> Tensor:
-        """Uniform numbers in [0, 1), [n, *shape], float32."""
+        """Draws uniform numbers in [0, 1), [n, *shape], float32."""
         return self._stack([s.random(shape, dtype=np.float32) for s in self.streams])
 
     def integers(self, high: int, *shape: int) -> Tensor:
-        """Uniform integers in [0, high), [n, *shape], int64."""
+        """Draws uniform integers in [0, high), [n, *shape], int64."""
         return self._stack([s.integers(high, size=shape) for s in self.streams])
 
     def _stack(self, rows: Sequence[np.ndarray | np.generic | float | int]) -> Tensor:

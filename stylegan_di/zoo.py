@@ -1,9 +1,9 @@
-"""Known names of networks, references and detectors: where each comes from, and what goes with it.
+"""The table of known names of networks, references and detectors, with their URLs and what belongs to them.
 
-A name is looked up as a local file first, then among the files shipped with the package, then among the published
-URLs (downloaded once into the cache, see `dnnlib.download`). Files in a published folder that are not in the table
-are named with it, as in paper-fig11b-cifar10/cifar10u-cifar-ada-best-fid.pkl. Published files have their publishers'
-licences, most of them for non-commercial use: the terms are shown when one is first asked for.
+A name is looked up first as a local file, then among the files shipped with the package, then among the published
+URLs (downloaded once into the cache, see `dnnlib.download`). A file of a published folder that is not in the table is
+named with its folder, as in paper-fig11b-cifar10/cifar10u-cifar-ada-best-fid.pkl. Published files have their
+publishers' licences, mostly for non-commercial use only; the terms are shown when a file is first requested.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PYTORCH_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_wei
 TORCHVISION = "https://download.pytorch.org/models/"
 LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/"
 
-#: Published folders whose files may be named with them, and where they lie.
+#: Published folders whose files may be named as FOLDER/FILE, and the URL that each is under.
 FOLDERS = {
     "paper-fig7c-training-set-sweeps/": SG2,
     "paper-fig11a-small-datasets/": SG2,
@@ -44,7 +44,7 @@ FOLDERS = {
     "raw-snapshots/": NVIDIA + "edm2/",
 }
 
-#: What may be done with files, by how their URLs begin.
+#: Terms of use of files, by the beginning of their URLs.
 TERMS = {
     NVIDIA + "stylegan2/": "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan2)",
     NVIDIA + "stylegan2-ada-pytorch/": "NVIDIA Source Code License, non-commercial use only (stylegan2-ada-pytorch)",
@@ -61,10 +61,10 @@ TERMS = {
 class Entry:
     """One known file.
 
-    `folder` is the URL it is published under, None for files shipped with the package; `label_dim` the number of
-    classes (None: no network); `teacher` the diffusion model of the same images and classes; `reference` the feature
-    statistics to measure against; `sha256` of the contents, None where it is not known; `file` its name there, where
-    that is another.
+    `folder` is the URL it is published under, None for files shipped with the package; `label_dim` is the number of
+    classes (None if the file is no network); `teacher` is the diffusion model of the same images and classes;
+    `reference` names the feature statistics to measure against; `sha256` is None where it is not known; `file` is the
+    published file name where it differs from `name`.
     """
 
     name: str
@@ -122,7 +122,7 @@ _TABLE: list[tuple[str, str | None, int | None, str | None, str | None]] = [
     ("img512.pkl",                               EDM2_REFS, None, None,                           None),
 ]
 
-# EDM2's networks of ImageNet, edm2-<run>-<kimg, EMA width>.pkl; those of 512 pixels make latents of an encoder.
+# EDM2's ImageNet networks, edm2-<run>-<kimg, EMA width>.pkl; those for 512 pixels generate an encoder's latents.
 _EDM2_RUNS = {
     "img64-xs":         "0134217-0.110 0134217-0.175",
     "img64-s":          "1073741-0.045 1073741-0.075 1073741-0.105",
@@ -166,17 +166,17 @@ ENTRIES = _entries()
 
 
 def entry(name_path_or_url: str | os.PathLike[str]) -> Entry | None:
-    """What is known of a network by its file name, wherever the file itself lies; None for other names."""
+    """Returns the entry of a file name, wherever the file itself is; None for unknown names."""
     return ENTRIES.get(os.fspath(name_path_or_url).replace("\\", "/").rsplit("/", 1)[-1])
 
 
 def resolve(name_path_or_url: str | os.PathLike[str]) -> Path:
-    """The local file of a path, a URL or a known name; the latter two are downloaded where needed.
+    """Returns the local file of a path, a URL or a known name, and downloads the latter two if necessary.
 
     The first use of a published name or URL shows its terms on stderr.
 
     Raises:
-        UserError: if there is no such file and no such name, or it cannot be fetched.
+        UserError: if there is no such file or name, or it cannot be fetched.
     """
     text = os.fspath(name_path_or_url)
     known = entry(text) if is_url(text) else _known(text)
@@ -197,13 +197,13 @@ def resolve(name_path_or_url: str | os.PathLike[str]) -> Path:
 
 
 def published(name: str, copy: str | os.PathLike[str] | None = None) -> Path:
-    """The file of a detector in the table, its hash checked: a copy of it, or downloaded.
+    """Returns the file of a detector in the table, after checking its hash.
 
     Args:
-        copy: the path, URL or known name of a copy; None: the published one.
+        copy: the path, URL or known name of a copy; None downloads the published file.
 
     Raises:
-        UserError: if it cannot be had, or the copy is another file.
+        UserError: if the file cannot be fetched, or the copy is a different file.
     """
     known = ENTRIES[name]
     if copy is not None:
@@ -215,7 +215,7 @@ def published(name: str, copy: str | os.PathLike[str] | None = None) -> Path:
 
 
 def is_local(name_path_or_url: str | os.PathLike[str]) -> bool:
-    """Whether `resolve` needs no download; also true for what does not exist at all."""
+    """Returns whether `resolve` needs no download; also true for a file that does not exist at all."""
     text = os.fspath(name_path_or_url)
     known = None if is_url(text) else _known(text)
     url = text if is_url(text) else None if known is None else known.url
@@ -223,7 +223,7 @@ def is_local(name_path_or_url: str | os.PathLike[str]) -> bool:
 
 
 def _known(text: str) -> Entry | None:
-    """The entry of a name, or of a file named with its published folder."""
+    """Returns the entry of a name, or of a file named with its published folder."""
     if text in ENTRIES:
         return ENTRIES[text]
     for folder, root in FOLDERS.items():

@@ -47,8 +47,9 @@ def save_images(folder: Path, side: int) -> Path:
 
 def config(kind: Any, files: dict[str, str], **given: Any) -> TrainConfig:
     """A run on these files; a value that names one of them stands for its path."""
-    named = {name: files.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
-    return TrainConfig(kind, **(dict(metrics=(), batch=4) | named))
+    options: dict[str, Any] = dict(metrics=(), batch=4)
+    options |= {name: files.get(value, value) if isinstance(value, str) else value for name, value in given.items()}
+    return TrainConfig(kind, **options)
 
 
 def refine(files: dict[str, str], **given: Any) -> TrainConfig:
@@ -148,7 +149,7 @@ def test_the_side_of_images_of_a_denoiser(files: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("kind", ["gan", "di"])
 def test_augmentations_that_reach_further_than_the_images(files: dict[str, str], kind: str) -> None:
-    given = dict(aug="ada", augpipe="bgcf")
+    given: dict[str, Any] = dict(aug="ada", augpipe="bgcf")
     run = hybrid(files, **given) if kind == "di" else config("gan", files, data="data", **given)
     assert problem(run) == (
         "--augpipe=bgcf filters frequency bands, which needs images larger than 21 pixels, and those of "

@@ -12,7 +12,7 @@ import pytest
 
 from stylegan_di.runs import statefile
 from tests.test_endings import session_is_empty, start, wait_for_tick
-from tests.test_resume import commands, files, invoke, last_state, small, whole_run  # noqa: F401
+from tests.test_resume import commands, files, invoke, last_state, lines, small, whole_run  # noqa: F401
 
 PATIENCE = 300  # seconds for a run on a busy machine
 ENDING_SECONDS = 60  # a run of several processes must have ended by then, whatever happens to one of them
@@ -56,17 +56,45 @@ def test_two_processes_make_the_same_bits_as_one_with_the_same_micro_batches(
 ) -> None:
     single = whole_run(tmp_path, *small(files), "--batch-gpu=2")
     assert {name: value for name, value in differences(single, double).items() if value} == {}
+    assert_same_statistics(single, double)
     assert (double / "log.txt").read_text().count("over 2 process(es)") == 1
     assert len((double / "stats.jsonl").read_text().splitlines()) == 4  # the first process alone writes
 
 
-@pytest.mark.parametrize("kind", ["gan", "edm"])
+@pytest.mark.parametrize("kind", ["gan", "edm", "di", "hybrid"])
 def test_two_processes_train_every_kind_as_one_does(files: dict[str, str], tmp_path: Path, kind: str) -> None:  # noqa: F811
-    """With path lengths, R1, mixing and ADA's p, and with dropout and dropped labels."""
+    """With path lengths, R1, mixing and ADA's p, with dropout and dropped labels, and with metrics."""
     arguments = commands(files)[kind]
     double = completed(tmp_path / "double", *arguments, "--gpus=2")
     single = whole_run(tmp_path / "single", *arguments, "--batch-gpu=2")
     assert {name: value for name, value in differences(single, double).items() if value} == {}
+    assert_same_statistics(single, double)
+    assert_same_metrics(single, double)
+    assert bool(list(double.glob("metric-*.jsonl"))) == (kind == "di")
+
+
+def assert_same_statistics(single: Path, double: Path) -> None:
+    """Of all samples, whichever process had them: as many, and the same means and deviations to rounding."""
+    expected, found = lines(single / "stats.jsonl"), lines(double / "stats.jsonl")
+    assert len(expected) == len(found) > 1
+    for one, two in zip(expected, found, strict=True):
+        assert one.keys() == two.keys()
+        assert one["Progress/kimg"] == two["Progress/kimg"]
+        for name, figures in one.items():
+            assert figures["num"] == two[name]["num"], name
+            assert two[name]["mean"] == pytest.approx(figures["mean"], rel=1e-5), name
+            assert two[name]["std"] == pytest.approx(figures["std"], rel=1e-5, abs=1e-6 * abs(figures["mean"])), name
+
+
+def assert_same_metrics(single: Path, double: Path) -> None:
+    results = [json.loads((folder / "result.json").read_text()) for folder in (single, double)]
+    for name in ("before", "after", "best", "best_kimg", "num_samples", "kimg"):
+        assert results[0][name] == results[1][name]
+    for path in single.glob("metric-*.jsonl"):
+        one, two = lines(path), lines(double / path.name)
+        assert [line["results"] for line in one] == [line["results"] for line in two]
+        assert {line["num_gpus"] for line in one} == {1}
+        assert {line["num_gpus"] for line in two} == {2}
 
 
 def test_other_micro_batches_differ_by_rounding_alone(files: dict[str, str], tmp_path: Path, double: Path) -> None:  # noqa: F811

@@ -222,7 +222,7 @@ def test_without_a_video(photo: Path, tmp_path: Path) -> None:
     [
         ([f"--network={SG2_COND}"], "this network is conditional: give --class, from 0 to 9"),
         ([f"--network={SG2_UNCOND}", "--class=1"], "--class=1: this network is unconditional; leave it out"),
-        ([f"--network={EDM_COND}"], f"--network={EDM_COND} is a diffusion teacher, no GAN: it has no w."),
+        ([f"--network={EDM_COND}"], f"--network={EDM_COND} is a diffusion teacher, not a GAN: it has no w."),
         ([f"--network={SG2_UNCOND}", "--target=absent.png"], "absent.png cannot be read: No such file or directory."),
         ([f"--network={SG2_UNCOND}", f"--target={__file__}"], "is not an image of PNG, JPEG"),
         ([f"--network={SG2_UNCOND}", "--num-steps=0"], "--num-steps"),
@@ -272,9 +272,9 @@ def test_w_alone_is_drawn_with_the_networks_own_noise(tmp_path: Path) -> None:
     [
         ({"w": np.zeros([1, 6, 32])}, ["--seeds=0"], "--seeds is for images of seeds; leave it out with --projected-w"),
         ({"w": np.zeros([1, 6, 32])}, ["--trunc=1"], "--trunc is for images of seeds; leave it out with --projected-w"),
-        ({"w": np.zeros([1, 6, 64])}, [], "w.npz has w of shape [1, 6, 64]; this network's are [N, 6, 32]."),
-        ({"z": np.zeros([1, 6, 32])}, [], "w.npz has no w; this network's are [N, 6, 32]."),
-        ({"w": np.zeros([1, 6, 32]), "b4.conv1.noise_const": np.zeros([8, 8])}, [], "which this network has not."),
+        ({"w": np.zeros([1, 6, 64])}, [], "w.npz has w of shape [1, 6, 64]; this network needs w of shape [N, 6, 32]."),
+        ({"z": np.zeros([1, 6, 32])}, [], "w.npz has no w; this network needs w of shape [N, 6, 32]."),
+        ({"w": np.zeros([1, 6, 32]), "b4.conv1.noise_const": np.zeros([8, 8])}, [], "this network does not have."),
         ({"w": np.array([None])}, [], "w.npz cannot be read as .npz"),
         (None, [], "w.npz cannot be read as .npz"),
     ],
@@ -293,6 +293,6 @@ def test_projections_that_are_refused(
 def test_projections_are_of_gans_and_seeds_are_needed_without_one(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", w=np.zeros([1, 6, 32]))
     result = again(f"--network={EDM_COND}", f"--projected-w={tmp_path / 'w.npz'}")
-    assert f"--network={EDM_COND} is a diffusion teacher, no GAN: it has no w" in result.stderr
+    assert f"--network={EDM_COND} is a diffusion teacher, not a GAN: it has no w" in result.stderr
     assert result.exit_code == 2
     assert "give --seeds, or --projected-w of a GAN" in again(f"--network={EDM_COND}").stderr

@@ -60,7 +60,8 @@ def make_di(kind: str = "gan", divergence: str = "ikl", adv_weight: float = 0.0)
 
 def make_gan(**given: Any) -> GAN:
     networks: Any = gan_networks()
-    config = TrainConfig("gan", data="made here", **(dict(aug="noaug", gamma=0.0) | given))
+    made: dict[str, Any] = dict(data="made here", aug="noaug", gamma=0.0)
+    config = TrainConfig("gan", **(made | given))
     return GAN(config, CPU, None, transfer.GAN(networks["G"], networks["D"], networks["G_ema"]))
 
 

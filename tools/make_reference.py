@@ -2,7 +2,8 @@
 
     python tools/make_reference.py --data=datasets/fashion-32-test.zip --dest=stylegan_di/assets/fashion-reference.npz
 
-This command made the shipped file, which holds EDM's mu and sigma (over N - 1), num, extractor, and the features.
+A file holds EDM's mu and sigma (over N - 1), num, extractor, the features and, if the data set has classes, labels,
+which cr_fashion needs. This command made the shipped file, before labels were kept.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from stylegan_di.metrics.features import dataset_images, extract
 from stylegan_di.metrics.statistics import save_stats
 
 
-def label_counts(data: str) -> dict[str, np.ndarray]:
-    """Returns {'label_counts': images of each class, int64 [label_dim]}, or {} for a data set without labels."""
+def classes_of(data: str) -> np.ndarray | None:
+    """Returns the class of each image, int64 [N]; None for a data set without classes."""
     try:
         dataset = ImageDataset(data, use_labels=True)
+        return dataset_images(dataset, num=len(dataset), batch=64).labels()
     except UserError:
-        return {}
-    return {"label_counts": np.sum([dataset[index][1] for index in range(len(dataset))], axis=0).astype(np.int64)}
+        return None
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
@@ -57,9 +58,10 @@ def main(
     keep = [] if features == "none" else [extractor]
     stats = extract(images, [network], keep=keep, device=device, report=progress.update)[extractor]
     progress.close()
+    classes = classes_of(data)
     if stats.features is not None:
-        stats = dataclasses.replace(stats, features=stats.features.astype(features))
-    save_stats(dest, stats, label_counts(data))
+        stats = dataclasses.replace(stats, features=stats.features.astype(features), labels=classes)
+    save_stats(dest, stats, {} if classes is None else {"label_counts": np.bincount(classes)})
     click.echo(f"{dest}: {extractor} features of {len(dataset)} images, {Path(dest).stat().st_size / 1e6:.2f} MB")
 
 

@@ -1,1 +1,1 @@
-"""What is done with a trained generator: latents, projections, comparisons, videos."""
+"""Uses of a trained generator: latents, projections, comparisons, videos."""

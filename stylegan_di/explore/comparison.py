@@ -1,4 +1,4 @@
-"""How far a generator has moved from another one at the same latents: in pixels, in features, and under truncation."""
+"""Measures how far two generators differ at the same latents: in pixels, in features, and under truncation."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ BATCH = 32  # images at a time
 class TruncationPoint:
     """Two generators at one truncation psi.
 
-    `pixel_distance` is the mean absolute difference of their images, `feature_distance` the mean Euclidean distance of
-    the images' features; `spread_old` and `spread_new` the standard deviation of a pixel over the latents, averaged
-    over pixels. Pixels are in [-1,1].
+    `pixel_distance` is the mean absolute difference of their images, `feature_distance` is the mean Euclidean distance
+    of the images' features, and `spread_old` and `spread_new` are the standard deviation of a pixel over the latents,
+    averaged over pixels. Pixels are in [-1,1].
     """
 
     psi: float
@@ -35,7 +35,7 @@ class TruncationPoint:
 
 @dataclass(frozen=True)
 class Comparison:
-    """`old` and `new` are the images [num,C,H,W] in [-1,1] without truncation, whose figures are `plain`."""
+    """`old` and `new` are the images [num,C,H,W] in [-1,1] without truncation; `plain` compares these."""
 
     old: Tensor
     new: Tensor
@@ -44,7 +44,7 @@ class Comparison:
 
 
 def check_comparable(old: Generator, new: Generator) -> None:
-    """Raises UserError unless two generators take the same latents and labels to images of one size."""
+    """Raises UserError unless two generators have the same latents, labels and image size."""
     for what, first, second in (
         ("kind", old.kind, new.kind),
         ("resolution", old.img_resolution, new.img_resolution),
@@ -60,14 +60,14 @@ def check_comparable(old: Generator, new: Generator) -> None:
 def compare(
     old: Generator, new: Generator, extractor: FeatureExtractor, *, num: int, seed: int, psis: Sequence[float] = ()
 ) -> Comparison:
-    """Compares two generators at `num` latents, classes in turn; noise inside the networks is their fixed one.
+    """Compares two generators at `num` latents, with classes in turn and the networks' fixed noise.
 
     Args:
-        old, new: on one device, see `check_comparable`; left as they are.
+        old, new: two generators on one device, see `check_comparable`; they are not changed.
         extractor: on the same device.
-        num: latents.
-        seed: of the latents.
-        psis: truncations to compare at too, of StyleGAN2 generators.
+        num: number of latents.
+        seed: the seed of the latents.
+        psis: further truncations to compare at, for StyleGAN2 generators.
     """
     check_comparable(old, new)
     device = next(old.parameters()).device

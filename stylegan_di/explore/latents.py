@@ -1,4 +1,4 @@
-"""What is done with a StyleGAN2's mapped latents: styles mixed between images, loops through them."""
+"""Mixes styles between images and makes loops, on a StyleGAN2's mapped latents."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
-_STYLES = (7, 18)  # by default the first 7 of 18 styles are mixed, at other resolutions as many in proportion
+_STYLES = (7, 18)  # the first 7 of 18 styles, and the same proportion at other resolutions
 
 
 def coarse_styles(num_ws: int) -> list[int]:
-    """The styles that give an image its pose and shape: 0-6 of 18."""
+    """Returns the styles that determine pose and shape: 0-6 of 18, or in proportion."""
     return list(range(max(1, num_ws * _STYLES[0] // _STYLES[1])))
 
 
 def mix_styles(row_ws: Tensor, col_ws: Tensor, styles: Sequence[int]) -> Tensor:
-    """Every row with every column's styles (Karras et al. 2019, arXiv 1812.04948, section 3.1).
+    """Combines every row with every column's styles (Karras et al. 2019, arXiv 1812.04948, section 3.1).
 
     Args:
         row_ws, col_ws: [R,num_ws,w_dim] and [C,num_ws,w_dim].
-        styles: the indices, 0 to num_ws - 1, taken from the column.
+        styles: the indices, 0 to num_ws - 1, of the styles taken from the column.
 
     Returns [R,C,num_ws,w_dim].
     """
@@ -32,14 +32,13 @@ def mix_styles(row_ws: Tensor, col_ws: Tensor, styles: Sequence[int]) -> Tensor:
 
 
 def loop(keyframes: Tensor, frames: int) -> Tensor:
-    """A smooth closed path through keyframes, which the first frame follows the last of without a jump.
+    """Returns a smooth closed path through keyframes; when it is repeated there is no jump from last frame to first.
 
-    The path is the periodic cubic spline: keyframe k stands at frame k * frames / K, and frame number `frames` would
-    be frame 0 again.
+    The path is a periodic cubic spline: keyframe k is at frame k * frames / K, and frame `frames` would be frame 0.
 
     Args:
         keyframes: [K,...] with K >= 2.
-        frames: how many, >= 1.
+        frames: number of frames, >= 1.
 
     Returns [frames,...] on the CPU.
     """

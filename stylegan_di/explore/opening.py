@@ -1,4 +1,4 @@
-"""Opens a network file to look at what it makes, and checks that a class can be asked of it."""
+"""Opens a network file to generate pictures, and checks that it has the requested class."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from stylegan_di.students.stylegan2 import StyleGAN2Student
 
 
 def open_generator(network: str, class_index: int | None = None, which: str | None = None) -> Generator:
-    """The generator of a network file, or its diffusion teacher with a sampler.
+    """Returns the generator of a network file, or its diffusion teacher with a sampler.
 
     Args:
         network: a path, a URL or a known name.
-        class_index: the class that will be asked of it, None for none.
-        which: the entry of a file of several networks, such as 'G'.
+        class_index: the class to generate, or None.
+        which: the entry to take if the file has several networks, such as 'G'.
 
     Raises:
-        UserError: its images are no pictures, or it has no such class.
+        UserError: if its images do not have 1 or 3 channels, or it has no such class.
     """
     return _checked(as_shown(load_snapshot(network, which)), network, class_index)
 
 
 def open_gan(network: str, class_index: int | None = None) -> StyleGAN2Student:
-    """The GAN of a network file; see `open_generator`, which takes other networks too."""
+    """Returns the GAN of a network file; see `open_generator`, which accepts other networks too."""
     gan = as_gan(load_snapshot(network))
     _checked(gan, network, class_index)
     return gan
 
 
 def one_label(generator: Generator, class_index: int | None) -> Tensor | None:
-    """The label [1,label_dim] of one class, on the CPU; None for an unconditional network.
+    """Returns the label [1,label_dim] of one class, on the CPU; None for an unconditional network.
 
     Raises:
-        UserError: a conditional network is given no class.
+        UserError: if a conditional network is given no class.
     """
     if not generator.label_dim:
         return None

@@ -1,12 +1,12 @@
 """Projection of an image into the w of a StyleGAN2 generator (Karras et al. 2020, arXiv 1912.04958, appendix D).
 
-Sought are one w, the same for every layer, and noise maps n_i, such that the image g(w, n) is close to the target:
+It finds one w, the same for every layer, and noise maps n_i, such that the image g(w, n) is close to the target:
 
     min over w, n:  |f(g(w + e, n)) - f(target)|^2  +  1e5 * sum over the maps of their autocorrelation
 
-f are features of images. w starts at the mean of mapped latents; e is normal noise of deviation 0.05 sigma_w t^2, where
-sigma_w^2 = E|w - mean|^2 and t falls from 1 to 0 in the first three quarters. Without the second term the maps would
-take over what w should say; after each step they are put back to mean 0 and variance 1.
+f maps images to features. w starts at the mean of mapped latents; e is normal noise of deviation 0.05 sigma_w t^2,
+where sigma_w^2 = E|w - mean|^2 and t falls from 1 to 0 in the first three quarters of the steps. The second term keeps
+the noise maps from encoding the image; after each step they are normalised to mean 0 and variance 1.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from stylegan_di.random import SampleRandom
 Features = Callable[[Tensor], Tensor]  # images [N,C,H,W], nominally in [-1,1] -> [N,F]; distance: sum of squares
 
 LEARNING_RATE = 0.1
-RAMP_UP, RAMP_DOWN = 0.05, 0.25  # of the steps: the learning rate rises linearly, then falls as half a cosine
-EXPLORATION, EXPLORED = 0.05, 0.75  # deviation of e at the start in sigma_w; the share of the steps that has it
+RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the steps: linear rise of the learning rate, and its fall as half a cosine
+EXPLORATION, EXPLORED = 0.05, 0.75  # initial deviation of e in units of sigma_w; share of the steps that use e
 REGULARIZATION = 1e5
 W_SAMPLES = 10_000
-LPIPS_SIDE = 256  # larger images are averaged down to it before they are compared
-SMALLEST_MAP = 8  # down to which autocorrelation is looked at
+LPIPS_SIDE = 256  # larger images are averaged down to this size before they are compared
+SMALLEST_MAP = 8  # the smallest scale at which autocorrelation is computed
 
 
 @dataclass(frozen=True)
 class Projection:
-    """What was found.
+    """The result of a projection.
 
-    `w` [w_dim]; `noises` by buffer, such as 'b8.conv0.noise_const', [R,R]; `path` [steps,w_dim], w after each step;
-    `start`, `end`: the distance from the target at the mean w and at `w`, without e.
+    `w` is [w_dim]; `noises` are [R,R] by buffer, such as 'b8.conv0.noise_const'; `path` [steps,w_dim] is w after each
+    step; `start` and `end` are the distances from the target at the mean w and at `w`, without e.
     """
 
     w: Tensor
@@ -59,9 +59,9 @@ class Projection:
 
 
 def multi_scale(images: Tensor) -> Tensor:
-    """Features [N,F] that need no weights: the pixels at every scale, halved by averaging down to 1x1.
+    """Returns features [N,F] that need no weights: the pixels at every scale, halved by averaging down to 1x1.
 
-    The distance is the sum over the scales of the mean squared difference: coarse ones give it its wide basin.
+    The distance is the sum over the scales of the mean squared difference; coarse scales give it a wide basin.
     """
     scales = []
     while True:
@@ -72,7 +72,7 @@ def multi_scale(images: Tensor) -> Tensor:
 
 
 def perceptual(lpips: LPIPS) -> Features:
-    """Features whose distance is LPIPS; gray images count as RGB, large ones are compared at LPIPS_SIDE."""
+    """Returns features whose distance is LPIPS; gray images become RGB, large ones are reduced to LPIPS_SIDE."""
 
     def features(images: Tensor) -> Tensor:
         if images.shape[-1] > LPIPS_SIDE:
@@ -84,7 +84,7 @@ def perceptual(lpips: LPIPS) -> Features:
 
 
 def render(network: Generator, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
-    """Images float32 [N,C,R,R] of ws [N,num_ws,w_dim], with the noise maps of a `Projection`, else the network's."""
+    """Renders ws [N,num_ws,w_dim] to images float32 [N,C,R,R]; `noises` replace the network's own noise maps."""
     return functional_call(network.synthesis, dict(noises), (ws,), {"noise_mode": "const", "force_fp32": True})
 
 
@@ -101,12 +101,12 @@ def project(
     """Projects a target, uint8 [C,R,R].
 
     Args:
-        network: the generator, in evaluation mode; it is left as it is.
+        network: the generator, in evaluation mode; it is not changed.
         labels: [1,c_dim] one-hot, for a conditional network.
-        features: what the distance is between.
-        num_steps: of the optimisation.
-        seed: of the sampled latents and all noise.
-        report: called with the steps done and the distance, after each.
+        features: the features between which the distance is measured.
+        num_steps: number of optimisation steps.
+        seed: the seed of the sampled latents and all noise.
+        report: called after each step with the number of steps done and the distance.
     """
     device = target.device
     wanted = features(from_uint8(target[None])).detach()
@@ -141,7 +141,7 @@ def project(
 
 
 def noise_maps(network: Generator) -> dict[str, Tensor]:
-    """The network's own noise maps [R,R], by their buffers' names in the synthesis network."""
+    """Returns the network's own noise maps [R,R], by their buffers' names in the synthesis network."""
     return {name: buffer for name, buffer in network.synthesis.named_buffers() if name.endswith("noise_const")}
 
 
@@ -156,7 +156,7 @@ def standardise(noises: Mapping[str, Tensor]) -> None:
 def w_statistics(
     network: Generator, labels: Tensor | None, seed: int, device: torch.device
 ) -> tuple[Tensor, float]:
-    """The mean [w_dim] of mapped latents and sigma_w, from W_SAMPLES of them."""
+    """Returns the mean [w_dim] of mapped latents and sigma_w, from W_SAMPLES of them."""
     z = SampleRandom(seed, "projection-w", 0, [0], device).normal(W_SAMPLES, network.z_dim)[0]
     w = network.mapping(z, None if labels is None else labels.expand(W_SAMPLES, -1))[:, 0]
     mean = w.mean(dim=0)
@@ -164,36 +164,36 @@ def w_statistics(
 
 
 def rate(done: float) -> float:
-    """The factor of the learning rate when a share `done` of the steps is over."""
+    """Returns the factor on the learning rate after a share `done` of the steps."""
     falling = 0.5 - 0.5 * math.cos(math.pi * min(1.0, (1 - done) / RAMP_DOWN))
     return falling * min(1.0, done / RAMP_UP)
 
 
 def autocorrelation(noise: Tensor) -> Tensor:
-    """How alike neighbours are in a noise map [R,R], at every scale from its own to SMALLEST_MAP; 0 if they are not."""
+    """Returns a noise map's [R,R] squared autocorrelation at shift 1, summed over scales down to SMALLEST_MAP."""
     total = noise.new_zeros([])
     while True:
         for axis in (0, 1):
             total = total + (noise * noise.roll(1, dims=axis)).mean().square()
         if len(noise) <= SMALLEST_MAP:
             return total
-        noise = F.avg_pool2d(noise[None], 2)[0] * 2  # times 2: the variance stays 1
+        noise = F.avg_pool2d(noise[None], 2)[0] * 2  # the factor 2 keeps the variance at 1
 
 
 def projected_images(network: Generator, projection: Projection, steps: list[int]) -> Tensor:
-    """Images uint8 [n,C,R,R] of w as it was after the steps given, with the final noise maps; on the CPU."""
+    """Draws images uint8 [n,C,R,R], on the CPU, of w at the given steps of the path, with the final noise maps."""
     ws = projection.path[steps, None].expand(-1, network.num_ws, -1)
     return draw(network, ws, projection.noises)
 
 
 @torch.no_grad()
 def draw(network: Generator, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
-    """What `render` gives, uint8 on the CPU; images are made one by one."""
+    """Renders images one by one, see `render`, and returns them as uint8 on the CPU."""
     return to_uint8(torch.cat([render(network, one[None], noises) for one in ws])).cpu()
 
 
 def save_projection(projection: Projection, network: Generator, path: Path) -> None:
-    """Writes an .npz of w [1,num_ws,w_dim], as NVlabs' tools have it, and the noise maps by their buffers' names."""
+    """Writes w [1,num_ws,w_dim], as NVlabs' tools do, and the noise maps by their buffers' names to an .npz file."""
     w = projection.w.expand(1, network.num_ws, -1)
     arrays: dict[str, Any] = {name: array.cpu().numpy() for name, array in ({"w": w} | projection.noises).items()}
     buffer = io.BytesIO()
@@ -202,9 +202,9 @@ def save_projection(projection: Projection, network: Generator, path: Path) -> N
 
 
 def load_projection(path: Path, network: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-    """The ws [N,num_ws,w_dim] and noise maps (those of NVlabs' files: none) of an .npz, on the network's device.
+    """Loads ws [N,num_ws,w_dim] and noise maps from an .npz file onto the network's device; NVlabs' files have no maps.
 
-    Raises UserError for a file that is none or was made with another network.
+    Raises UserError if the file is no .npz or was made with another network.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -215,9 +215,9 @@ def load_projection(path: Path, network: Generator) -> tuple[Tensor, dict[str, T
     ws = arrays.pop("w", torch.empty(0))
     if ws.ndim != 3 or not len(ws) or ws.shape[1:] != (network.num_ws, network.w_dim):
         found = f"w of shape {list(ws.shape)}" if ws.numel() else "no w"
-        raise UserError(f"{path} has {found}; this network's are [N, {network.num_ws}, {network.w_dim}].")
+        raise UserError(f"{path} has {found}; this network needs w of shape [N, {network.num_ws}, {network.w_dim}].")
     for name, array in arrays.items():
         if name not in own or own[name].shape != array.shape:
-            raise UserError(f"{path} has {name} of shape {list(array.shape)}, which this network has not.")
+            raise UserError(f"{path} has {name} of shape {list(array.shape)}, which this network does not have.")
     device = next(network.parameters()).device
     return ws.to(device), {name: array.to(device) for name, array in arrays.items()}

@@ -1,4 +1,4 @@
-"""Images in a row as a moving picture: .gif by Pillow, .mp4 (H.264) by PyAV, an optional package."""
+"""Writes videos: .gif with Pillow, .mp4 (H.264) with the optional package PyAV."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError, atomic_file
 
-GIF_RATES = (1, 2, 4, 5, 10, 20, 25, 50)  # a frame lasts a whole number of hundredths of a second, two at least
+GIF_RATES = (1, 2, 4, 5, 10, 20, 25, 50)  # a frame lasts a whole number of hundredths of a second, at least two
 
 
 def check_video(option: str, path: str | os.PathLike[str], fps: int) -> None:
-    """Raises UserError, naming the option, for a moving picture that `save_video` could not write."""
+    """Raises UserError, naming the option, if `save_video` could not write this video."""
     suffix = Path(path).suffix.lower()
     if suffix not in (".gif", ".mp4"):
         raise UserError(f"{option}={path}: its name must end in .gif or .mp4")
@@ -30,7 +30,7 @@ def check_video(option: str, path: str | os.PathLike[str], fps: int) -> None:
 
 
 def save_video(frames: Iterable[Tensor], path: str | os.PathLike[str], fps: int) -> None:
-    """Writes frames uint8 [C,H,W], C = 1 or 3, H and W even for .mp4, atomically; a .gif repeats without end."""
+    """Writes frames uint8 [C,H,W] atomically; C = 1 or 3, H and W must be even for .mp4, and a .gif loops forever."""
     path = Path(path)
     check_video("the file", path, fps)
     pictures = (np.ascontiguousarray(frame.cpu().permute(1, 2, 0).numpy()) for frame in frames)

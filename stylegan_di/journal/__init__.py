@@ -1,1 +1,1 @@
-"""What a run reports: statistics of its steps, pictures and tables, to a list of sinks."""
+"""Reports of a run: statistics of its steps, pictures and tables, sent to a list of sinks."""

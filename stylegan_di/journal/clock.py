@@ -1,4 +1,4 @@
-"""The time of a run, and the table of metrics at its end, as lines for the user."""
+"""Formats the run's timing, and the table of metrics at its end, as lines for the user."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from stylegan_di.dnnlib.progress import format_time
 
 
 class Clock:
-    """Time since the start of a run and time to go, from the images seen.
+    """Measures the time since the start of a run and estimates the time left from the images seen.
 
     Args:
         total_nimg: images of the whole run.
-        nimg, elapsed: images seen and seconds spent before, for a run that goes on.
+        nimg, elapsed: for a resumed run, the images seen and seconds spent before.
     """
 
     def __init__(self, total_nimg: int, nimg: int = 0, elapsed: float = 0.0) -> None:
@@ -24,11 +24,11 @@ class Clock:
         self._last = (self._start, nimg)
 
     def elapsed(self) -> float:
-        """Seconds since the start, without the time between a stop and going on."""
+        """Returns the seconds of training, without the time between a stop and resuming."""
         return self._before + time.monotonic() - self._start
 
     def tick(self, nimg: int) -> str:
-        """'sec/kimg 8.77 images/s 114.0 elapsed 1m 05s left 3m 20s'; the rate is that since the last tick."""
+        """Returns 'sec/kimg 8.77 images/s 114.0 elapsed 1m 05s left 3m 20s', with the rate since the last tick."""
         now = time.monotonic()
         (last, last_nimg), self._last = self._last, (now, nimg)
         rate = (nimg - last_nimg) / (now - last)
@@ -40,7 +40,7 @@ class Clock:
 
 
 def comparison_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:
-    """The metrics before and after, one row each."""
+    """Formats the metrics before and after training, one row each."""
     width = max([len("metric"), *map(len, after)])
     lines = [f"{'metric':<{width}s}  {'before':>10s}  {'after':>10s}  {'ratio':>7s}"]
     for name, value in after.items():

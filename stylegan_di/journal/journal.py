@@ -1,4 +1,4 @@
-"""The journal of a run: what its steps report is collected, and handed to its sinks tick by tick."""
+"""The journal of a run collects what its steps report, and hands it to the sinks at each tick."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from stylegan_di.torch_utils import distributed
 
 
 class Journal:
-    """Collects statistics in every process and writes in the first one.
+    """Collects statistics in every process and writes them in the first one.
 
     Args:
-        sinks: where what is reported goes; the other processes' are not used.
-        device: of the values.
+        sinks: receive the reports; only the first process's are used.
+        device: the device of the values.
     """
 
     def __init__(self, sinks: Sequence[Sink] = (), device: torch.device | str = "cpu") -> None:
@@ -28,22 +28,22 @@ class Journal:
     # During a step.
 
     def scalars(self, values: Mapping[str, Tensor | float]) -> None:
-        """Records scalars, or per-sample vectors, of this process's samples."""
+        """Records scalars, or per-sample vectors, for this process's samples."""
         self.statistics.add(values)
 
     def shared(self, values: Mapping[str, Tensor | float]) -> None:
-        """Records scalars that are equal in all processes, once."""
+        """Records scalars that are equal in all processes only once."""
         if distributed.rank() == 0:
             self.statistics.add(values)
 
     def by_sigma(self, name: str, values: Tensor, sigma: Tensor) -> None:
-        """Records per-sample values [B], reported apart by their noise levels sigma [B]."""
+        """Records per-sample values [B], to be reported separately by noise level sigma [B]."""
         self.statistics.add_by_sigma(name, values, sigma)
 
     # Between steps.
 
     def drain(self) -> dict[str, dict[str, float]]:
-        """{name: {num, mean, std}} over all processes since the last time; all processes must call this."""
+        """Returns {name: {num, mean, std}} over all processes since the last call; all processes must call this."""
         return self.statistics.drain()
 
     def tick(self, values: Mapping[str, Mapping[str, float]]) -> None:
@@ -66,16 +66,16 @@ class Journal:
         for sink in self.sinks:
             sink.text(text)
 
-    # Kept in a training state.
+    # For the training state.
 
     def values(self) -> dict[str, Any]:
         return {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What was recorded since the last tick; all processes must call this."""
+        """Returns what was recorded since the last tick; all processes must call this."""
         return {f"report.{name}": values for name, values in self.statistics.tensors().items()}
 
     def restore(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes up what `tensors` gave."""
+        """Restores what `tensors` returned."""
         start = "report."
         self.statistics.restore({n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)})

@@ -1,4 +1,4 @@
-"""Where a run's reports go: the console, files of lines, pictures. A sink ignores what it cannot show."""
+"""Sinks receive a run's reports: console, files of lines, pictures. A sink ignores what it cannot show."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from stylegan_di.images import save_grid
 
 
 class Sink:
-    """Takes reports; each kind does nothing unless a sink has a use for it.
+    """Takes reports and ignores them; a subclass overrides the methods for the reports it shows.
 
     Args:
-        folder: of the run.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def scalars(self, values: Mapping[str, Mapping[str, float]]) -> None:
-        """The statistics of a tick: {name: {num, mean, std}}."""
+        """Takes the statistics of a tick: {name: {num, mean, std}}."""
 
     def images(self, name: str, images: Tensor, columns: int) -> None:
-        """A grid of images uint8 [n,C,H,W], `columns` in a row."""
+        """Takes a grid of images uint8 [n,C,H,W], `columns` per row."""
 
     def table(self, name: str, row: Mapping[str, Any]) -> None:
-        """A row of a table."""
+        """Takes a row of a table."""
 
     def text(self, line: str) -> None:
-        """A line for the user."""
+        """Takes a line for the user."""
 
 
 class Console(Sink):
-    """Prints lines, which the run's log records."""
+    """Prints lines; the run's log records them."""
 
     def text(self, line: str) -> None:
         print(line, flush=True)

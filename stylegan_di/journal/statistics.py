@@ -1,4 +1,4 @@
-"""Means and deviations of named scalars between two reports, over the samples of all processes."""
+"""Computes means and deviations of named scalars between two reports, over the samples of all processes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 from stylegan_di.torch_utils import distributed
 
-SIGMA_BINS = (0.2, 1.0)  # losses are reported below, between and above these noise levels
+SIGMA_BINS = (0.2, 1.0)  # losses are reported separately below, between and above these noise levels
 
 
 class Statistics:
-    """Named scalars since the last report; values stay on `device` until then."""
+    """Collects named scalars; values stay on `device` until the next report."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.device = device
@@ -26,11 +26,11 @@ class Statistics:
             self._values.setdefault(name, []).append(torch.as_tensor(value).detach().flatten())
 
     def add_by_sigma(self, name: str, values: Tensor, sigma: Tensor) -> None:
-        """Records per-sample values [B], which the report splits by their noise levels sigma [B]; see `by_sigma`."""
+        """Records per-sample values [B], which the report splits by noise level sigma [B]; see `by_sigma`."""
         self._with_sigma.setdefault(name, []).append((values.detach(), sigma))
 
     def drain(self) -> dict[str, dict[str, float]]:
-        """{name: {num, mean, std}} of what all processes added, and starts anew; names without a value are left out.
+        """Returns {name: {num, mean, std}} over all processes and clears the values; names without a value are left out.
 
         Values that are not finite are only counted, as 'nonfinite'. All processes must call this.
         """
@@ -46,7 +46,7 @@ class Statistics:
         return result
 
     def tensors(self) -> dict[str, Tensor]:
-        """All values of all processes since the last report, [n] by name. All processes must call this."""
+        """Returns all processes' values since the last report, [n] by name; all processes must call this."""
         for name, pairs in self._with_sigma.items():
             for values, sigma in pairs:
                 self.add(by_sigma(name, values, sigma))
@@ -54,14 +54,14 @@ class Statistics:
         return distributed.gather_ragged({name: torch.cat(values) for name, values in self._values.items()})
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes up what `tensors` gave, in place of what is there; one process takes all of it."""
+        """Replaces the values by what `tensors` returned; the first process takes all of it."""
         self._with_sigma.clear()
         own = tensors if distributed.rank() == 0 else {}
         self._values = {name: [values.to(self.device)] for name, values in own.items()}
 
 
 def by_sigma(name: str, values: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-    """Per-sample values [B] split into bins of noise level: {'name/sigma<0.2': [...], ...}."""
+    """Splits per-sample values [B] into bins of noise level: {'name/sigma<0.2': [...], ...}."""
     low, high = SIGMA_BINS
     return {
         f"{name}/sigma<{low:g}": values[sigma < low],

@@ -97,7 +97,7 @@ class FeatureSums:
 def save_stats(
     path: str | os.PathLike[str], stats: FeatureStats, extra: Mapping[str, np.ndarray] | None = None
 ) -> None:
-    """Writes statistics to an .npz file, atomically: mu and sigma as in EDM's fid-refs, and num, extractor, features, labels.
+    """Writes statistics to an .npz file, atomically: mu and sigma as in EDM's fid-refs, and what else they hold.
 
     Args:
         extra: further arrays to put into the file; `load_stats` ignores them.

@@ -30,7 +30,7 @@ class Metric:
     The metric compares with the first `max_reals` real images (None: all), and with their mirrored copies too if they
     are `mirrored`, or with none unless it `uses_reals`. If it `needs_features`, mean and covariance are not enough; if
     it `needs_labels`, it wants the images' classes too. If it is `of_classes`, its features are the class probabilities
-    that a classifier gives. `higher_is_better` is about the first figure; None: the metric describes and judges not.
+    that a classifier gives. `higher_is_better` is about the first figure; None: the metric does not judge.
     """
 
     extractor: str
@@ -174,6 +174,6 @@ def need_labels(names: Iterable[str]) -> bool:
 
 
 def is_better(name: str, new: float, old: float) -> bool:
-    """Whether the first figure of a metric is better than an older one; the newer one is where the metric judges not."""
+    """Whether the first figure of a metric is better than an older one; true where the metric does not judge."""
     higher = metric(name).higher_is_better
     return higher is None or (new > old if higher else new < old)

@@ -1,7 +1,7 @@
 """EDM's ablation sampler: Euler's or Heun's method with the noise levels, times and scalings of VP, VE, iDDPM and EDM.
 
 Karras et al. 2022 (arXiv 2206.00364), table 1 and algorithm 1, with the churn of algorithm 2. The state is s(t) times
-an image with noise sigma(t): `Process` has the two functions, `noise_levels` what is stepped through.
+an image with noise sigma(t): `Process` defines these two functions, and `noise_levels` the levels to step through.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DISCRETIZATIONS: dict[str, tuple[float, float]] = {
 class Process:
     """Noise level sigma(t) by `schedule` (SCHEDULES) and scale s(t) by `scaling` (SCALINGS); beta_* are VP's.
 
-    Methods take and give float64 tensors of any shape.
+    Its methods take and return float64 tensors of any shape.
     """
 
     schedule: str
@@ -83,7 +83,7 @@ class Process:
 
 
 def vp_betas(sigma_min: float, sigma_max: float, epsilon_s: float) -> tuple[float, float]:
-    """(beta_d, beta_min) with which VP's noise level is sigma_min at time epsilon_s and sigma_max at 1."""
+    """Returns (beta_d, beta_min) for which VP's noise level is sigma_min at time epsilon_s and sigma_max at 1."""
     low, high = math.log(sigma_min**2 + 1), math.log(sigma_max**2 + 1)
     beta_d = 2 * (low / epsilon_s - high) / (epsilon_s - 1)
     return beta_d, high - 0.5 * beta_d
@@ -101,12 +101,12 @@ def noise_levels(
     C_2: float = 0.008,
     M: int = 1000,
 ) -> Tensor:
-    """Noise levels from sigma_max to sigma_min as one of DISCRETIZATIONS has them: [num_steps] float64 on the CPU.
+    """Returns the noise levels from sigma_max to sigma_min of one of DISCRETIZATIONS: [num_steps] float64 on the CPU.
 
-    Of iDDPM's M levels those within the range are taken, evenly by their index; rho is EDM's, epsilon_s VP's.
+    rho is EDM's, epsilon_s is VP's; iddpm takes those of its M levels within the range, evenly spaced by index.
 
     Raises:
-        UserError: for a range without any of iDDPM's levels.
+        UserError: if the range contains none of iDDPM's levels.
     """
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     match discretization:
@@ -151,20 +151,20 @@ def ablation_sampler(
     S_noise: float = 1,
     noise_source: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Turn noise into images with a denoiser; with its defaults the same as `stylegan_di.sampling.heun.heun_sampler`.
+    """Turns noise into images with a denoiser; its defaults are the same as `stylegan_di.sampling.heun.heun_sampler`.
 
     Args:
         solver, discretization, schedule, scaling: see SOLVERS, DISCRETIZATIONS, SCHEDULES, SCALINGS.
-        sigma_min, sigma_max: None for the discretization's own; clipped to the denoiser's range.
+        sigma_min, sigma_max: None for the discretization's defaults; clipped to the denoiser's range.
         rho, epsilon_s, C_1, C_2, M: see `noise_levels`.
-        alpha: where the second-order method evaluates again, as a share of the step: 1 Heun, 1/2 midpoint.
-        denoiser, latents, labels, num_steps, S_churn, S_min, S_max, S_noise, noise_source: as of `heun_sampler`.
+        alpha: position of the second evaluation as a share of the step: 1 for Heun, 1/2 for midpoint.
+        denoiser, latents, labels, num_steps, S_churn, S_min, S_max, S_noise, noise_source: see `heun_sampler`.
 
     Returns:
         Images [B,C,H,W] float64, nominally in [-1,1].
 
     Raises:
-        ValueError: for an unknown name.
+        ValueError: if a name is unknown.
     """
     for name, value, accepted in (
         ("solver", solver, SOLVERS), ("discretization", discretization, tuple(DISCRETIZATIONS)),

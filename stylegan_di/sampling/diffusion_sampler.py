@@ -1,4 +1,4 @@
-"""A denoiser with a sampler, in the role of a Generator: for what measures, draws or compares a diffusion model."""
+"""Wraps a denoiser and a sampler as a Generator, so that a diffusion model can be measured, drawn and compared."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from stylegan_di.sampling.dpm_solver import dpm_solver
 from stylegan_di.sampling.heun import heun_sampler
 from stylegan_di.sampling.seeded import SeedNoise, image_latents
 
-DPM_SOLVER = "dpmpp"  # of the solvers, DPM-Solver++(2M)
+DPM_SOLVER = "dpmpp"  # the solver option for DPM-Solver++(2M)
 _ABLATION = ("solver", "disc", "schedule", "scaling")  # options that only the ablation sampler has
 _CHURN = ("S_churn", "S_min", "S_max", "S_noise")
-_DPM_LEVELS = (0.02, 40.0)  # DPM-Solver's lowest and highest noise level where none are given
-_ARGUMENTS = {"steps": "num_steps", "disc": "discretization"}  # what the samplers call some options
+_DPM_LEVELS = (0.02, 40.0)  # DPM-Solver's default lowest and highest noise levels
+_ARGUMENTS = {"steps": "num_steps", "disc": "discretization"}  # option -> the samplers' argument
 
 
 class DiffusionSampler(Generator):
-    """Images by a sampler; latents are the initial noise.
+    """Makes images with a sampler; the latents are the initial noise.
 
-    It is Heun's method in 18 steps, with solver='dpmpp' DPM-Solver++(2M) in 8, and with another solver, disc, schedule
-    or scaling EDM's ablation sampler.
+    The sampler is Heun's method in 18 steps by default, DPM-Solver++(2M) in 8 steps for solver='dpmpp', and EDM's
+    ablation sampler if another solver, or a disc, schedule or scaling, is given.
 
     Args:
         denoiser: kept as `.network`.
-        options: those named in `options`, for `heun_sampler`, `dpm_solver` and `ablation_sampler`.
+        options: those named in `options`, passed to `heun_sampler`, `dpm_solver` or `ablation_sampler`.
 
     Raises:
-        UserError: for noise levels that cannot be stepped through, and for options that have no effect.
+        UserError: see `check_sampler`.
     """
 
     kind = "diffusion teacher"
@@ -64,13 +64,13 @@ class DiffusionSampler(Generator):
         return DiffusionSampler(self.network, **(self.given | options))
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
-        """Standard normal latents [n,C,H,W]; rng holds n streams."""
+        """Draws standard normal latents [n,C,H,W]; rng holds n streams."""
         if len(rng) != n:
             raise ValueError(f"{n} latents from {len(rng)} random streams; one stream a sample is needed")
         return rng.normal(self.img_channels, self.img_resolution, self.img_resolution)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
-        """z [B,C,H,W]; labels [B,label_dim] one-hot, None the null label; rng: of S_churn's noise. No gradient."""
+        """Samples from z [B,C,H,W] without gradient; labels [B,label_dim] one-hot or None; rng draws churn's noise."""
         noise = {"noise_source": rng.normal} if rng is not None and self.stochastic else {}
         return self.sampler(z, labels, **noise).float()
 
@@ -83,7 +83,7 @@ class DiffusionSampler(Generator):
 
 
 def check_sampler(denoiser: Denoiser, given: dict[str, Any]) -> None:
-    """Raises UserError for noise levels that cannot be stepped through, and for options that have no effect."""
+    """Raises UserError if the range of noise levels is empty or an option has no effect."""
     disc = given.get("disc", "edm")
     low, high = DISCRETIZATIONS[disc]
     if given.get("solver") == DPM_SOLVER:

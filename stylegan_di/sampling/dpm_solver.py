@@ -1,7 +1,7 @@
-"""DPM-Solver++(2M): a second-order multistep sampler that evaluates the denoiser once a step.
+"""DPM-Solver++(2M): a second-order multistep sampler that evaluates the denoiser once per step.
 
 Lu et al. 2022, arXiv 2211.01095, algorithm 2, for variance-exploding noise. With lambda = -ln sigma the probability
-flow is d(x / sigma) / d lambda = D(x; sigma) / sigma, linear but for D. A step from sigma_i to sigma_{i+1} of length
+flow is d(x / sigma) / d lambda = D(x; sigma) / sigma, linear except for D. A step from sigma_i to sigma_{i+1} of length
 h = lambda_{i+1} - lambda_i is exact where D is linear in lambda:
 
     x_{i+1} = (sigma_{i+1} / sigma_i) x_i - (exp(-h) - 1) D',    D' = D_i + h / (2 h_last) (D_i - D_{i-1})
@@ -37,8 +37,8 @@ def dpm_solver(
         denoiser: D(x; sigma); [sigma_min, sigma_max] is clipped to its range, and levels are rounded to those it knows.
         latents: standard normal [B,C,H,W].
         labels: [B,label_dim] one-hot or None.
-        num_steps: noise levels, >= 1.
-        sigma_min, sigma_max, rho: lowest and highest noise level, and how they crowd at the lower end.
+        num_steps: number of noise levels, >= 1.
+        sigma_min, sigma_max, rho: see `sigma_steps`.
 
     Returns:
         Images [B,C,H,W] float64, nominally in [-1,1].
@@ -48,7 +48,7 @@ def dpm_solver(
     low, high = max(sigma_min, denoiser.sigma_min), min(sigma_max, denoiser.sigma_max)
     sigmas = denoiser.round_sigma(sigma_steps(num_steps, low, high, rho)).to(latents.device)
     x = latents.to(torch.float64) * sigmas[0]
-    before, h_before = torch.zeros_like(x), math.inf  # so that the first step is of first order
+    before, h_before = torch.zeros_like(x), math.inf  # makes the first step first-order
     for step, sigma in enumerate(sigmas):
         denoised = denoiser(x, sigma, labels).to(torch.float64)
         if step + 1 == num_steps:

@@ -16,7 +16,7 @@ from stylegan_di.interfaces import Denoiser
 
 
 def sigma_steps(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
-    """Noise levels from sigma_max to sigma_min, uniform in sigma^(1/rho) (eq. 5): [num_steps] float64."""
+    """Returns noise levels from sigma_max to sigma_min, uniform in sigma^(1/rho) (eq. 5): [num_steps] float64."""
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     return (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
 
@@ -37,19 +37,20 @@ def heun_sampler(
     S_noise: float = 1,
     noise_source: Callable[..., Tensor] | None = None,
 ) -> Tensor:
-    """Turn noise into images with a denoiser, evaluated 2 * num_steps - 1 times, each in the denoiser's own precision.
+    """Turns noise into images with a denoiser, evaluated 2 * num_steps - 1 times, each in the denoiser's own precision.
 
     Args:
         denoiser: D(x; sigma); [sigma_min, sigma_max] is clipped to its range, and levels are rounded to those it knows.
         latents: standard normal [B,C,H,W].
         labels: [B,label_dim] one-hot or None.
-        num_steps: noise levels, >= 1.
-        sigma_min, sigma_max, rho: lowest and highest noise level, and how they crowd at the lower end.
+        num_steps: number of noise levels, >= 1.
+        sigma_min, sigma_max: lowest and highest noise level.
+        rho: exponent of the spacing; larger values put more levels near sigma_min.
         S_churn: strength of the stochasticity; 0 for a deterministic sampler.
-        S_min, S_max: noise levels between which it acts.
-        S_noise: standard deviation of the added noise, slightly above 1 against loss of detail.
-        noise_source: noise_source(C, H, W) gives standard normal numbers [B,C,H,W], such as `SampleRandom.normal`;
-            called once a step, in order, when S_churn > 0.
+        S_min, S_max: noise levels between which it is applied.
+        S_noise: standard deviation of the added noise; slightly above 1 counteracts loss of detail.
+        noise_source: noise_source(C, H, W) returns standard normal numbers [B,C,H,W], such as `SampleRandom.normal`;
+            it is called once per step, in order, when S_churn > 0.
 
     Returns:
         Images [B,C,H,W] float64, nominally in [-1,1].

@@ -1,9 +1,9 @@
-"""Images by seed: a seed gives the same image whatever other seeds are asked for, and however many at a time.
+"""Images by seed: a seed gives the same image whatever other seeds are requested, and however many at a time.
 
-Seeds mean what they mean in NVlabs' tools, so theirs and these give the same pictures on a CPU. A GAN's latent is
-numpy's RandomState(seed).randn(1, z_dim). Noise for a diffusion network comes from a torch.Generator per seed: first
-the image, then the label, then what a stochastic sampler adds. All numbers are drawn on the CPU, hence equal on every
-device.
+Seeds have the same meaning as in NVlabs' tools, so both give the same pictures on a CPU. A GAN's latent is numpy's
+RandomState(seed).randn(1, z_dim). Noise for a diffusion network comes from a torch.Generator per seed: first the
+image, then the label, then what a stochastic sampler adds. All numbers are drawn on the CPU, so they are equal on
+every device.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.labels import one_hot
 
-_CALL_SAMPLES = 16  # of a call of the network on a GPU,
-_CALL_PIXELS = 2**20  # or fewer, for these many pixels of output
+_CALL_SAMPLES = 16  # most samples in one call of the network on a GPU
+_CALL_PIXELS = 2**20  # most pixels of output in one call
 
 
 def call_size(device: torch.device, resolution: int) -> int:
-    """Samples in a call of the network: enough to fill a GPU; one on a CPU, which more would hardly make faster."""
+    """Returns the samples per call of the network: enough to fill a GPU; one on a CPU, where more gain little."""
     return max(1, min(_CALL_SAMPLES, _CALL_PIXELS // resolution**2)) if device.type == "cuda" else 1
 
 
 def uint8_images(draw: Callable[[Sequence[int]], Tensor], seeds: Sequence[int], size: int) -> Tensor:
-    """The images of n seeds, uint8 [n,C,H,W] on the CPU; draw(seeds) gives images [n,C,H,W], nominally in [-1,1].
+    """Returns n seeds' images, uint8 [n,C,H,W] on the CPU; draw(seeds) gives images [n,C,H,W], nominally in [-1,1].
 
-    Kernels round differently for different batch sizes. Hence every call is for `size` seeds, the last one filled up
-    with repetitions: an image then does not depend on its company.
+    Kernels round differently for different batch sizes. Every call is therefore for `size` seeds, the last one padded
+    with repetitions, so that an image does not depend on the other seeds.
     """
     filled = [*seeds, *[seeds[-1]] * (-len(seeds) % size)]
     calls = [to_uint8(draw(filled[start : start + size])).cpu() for start in range(0, len(filled), size)]
@@ -38,26 +38,26 @@ def uint8_images(draw: Callable[[Sequence[int]], Tensor], seeds: Sequence[int], 
 
 
 class SeedNoise:
-    """Random tensors of n seeds, each from a torch.Generator of its own."""
+    """Draws random tensors for n seeds, each from its own torch.Generator."""
 
     def __init__(self, seeds: Sequence[int], device: torch.device) -> None:
         self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self.device = device
 
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Standard normal numbers [n, *shape]."""
+        """Draws standard normal numbers [n, *shape]."""
         rows = [torch.randn(shape, dtype=dtype, generator=generator) for generator in self.generators]
         return torch.stack(rows).to(self.device)
 
     def integers(self, high: int) -> Tensor:
-        """Uniform integers in [0, high), [n], int64 on the CPU."""
+        """Draws uniform integers in [0, high), [n], int64 on the CPU."""
         return torch.stack([torch.randint(high, [], generator=generator) for generator in self.generators])
 
 
 def image_latents(
     model: Denoiser | Generator, noise: SeedNoise, class_index: int | None
 ) -> tuple[Tensor, Tensor | None]:
-    """Noise [n,C,H,W] and labels for a diffusion network; the label is drawn even where one is given, as EDM does."""
+    """Draws noise [n,C,H,W] and labels for a diffusion network; like EDM, draws a label even where one is given."""
     z = noise.normal(model.img_channels, model.img_resolution, model.img_resolution)
     if not model.label_dim:
         return z, None
@@ -65,5 +65,5 @@ def image_latents(
 
 
 def chosen_labels(drawn: Tensor, class_index: int | None, label_dim: int) -> Tensor:
-    """Labels float32 [n,label_dim] of one class; without one, of the classes drawn, int64 [n]."""
+    """Returns labels float32 [n,label_dim] of class_index, or if it is None of the drawn classes, int64 [n]."""
     return one_hot(drawn if class_index is None else torch.full_like(drawn, class_index), label_dim)

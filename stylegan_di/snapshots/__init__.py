@@ -1,1 +1,1 @@
-"""Network files: read without trusting them, built, inspected, converted and written."""
+"""Network files: reads untrusted files and builds, inspects, converts and writes networks."""

@@ -1,7 +1,7 @@
-"""Networks built from what a file says of them: a class's name, its constructor's arguments, its weights.
+"""Builds networks from a file's description: a class name, constructor arguments and weights.
 
-Nothing in a file is trusted: classes are looked up in a table of our own, a constructor first runs without memory and
-within bounds, and the weights must be exactly those of the network so laid out, and finite.
+Nothing in a file is trusted: classes are looked up in our own table, a constructor first runs on the meta device and
+within bounds, and the weights must be finite and match the resulting network exactly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileErr
 CLASSES: dict[str, type[PersistentModule]] = {
     cls.__name__: cls for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond)
 }
-# Which networks each entry of a snapshot may hold; entries of other names may hold any.
+# The class that each entry of a snapshot may hold; other entries may hold any class.
 ROLES: dict[str, type[PersistentModule]] = {
     "G": Generator,
     "D": Discriminator,
@@ -36,14 +36,14 @@ ROLES: dict[str, type[PersistentModule]] = {
 
 # Bounds on building, so that a forged file cannot keep a constructor busy for ever.
 MAX_INT = 2**20  # in constructor arguments
-MAX_CALLS = 20  # of torch per weight in the file; our constructors make up to 7
+MAX_CALLS = 20  # calls of torch per weight in the file; our constructors make up to 7
 
 
 @dataclass
 class Blueprint:
     """A network as a file describes it.
 
-    `weights` is its state dict; entries whose last name is `not_stored` are missing in it, the constructor's are meant.
+    `weights` is its state dict. It lacks entries whose last name is `not_stored`; these keep the constructor's values.
     """
 
     class_name: str
@@ -55,7 +55,7 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class ImageShape:
-    """What images a network makes; `classes` is 0 for an unconditional one."""
+    """The shape of a network's images; `classes` is 0 for an unconditional network."""
 
     resolution: int
     channels: int
@@ -63,7 +63,7 @@ class ImageShape:
 
 
 def image_shape(blueprint: Blueprint) -> ImageShape | None:
-    """What images a network makes, by its arguments; None where they do not say, or the class is not known."""
+    """Returns the image shape that a blueprint's arguments give; None if they give none or the class is unknown."""
     cls = CLASSES.get(blueprint.class_name)
     if cls is None:
         return None
@@ -79,18 +79,18 @@ def image_shape(blueprint: Blueprint) -> ImageShape | None:
 
 
 def build(blueprint: Blueprint, name: str, source: str) -> torch.nn.Module:
-    """The network of a blueprint, in evaluation mode, without gradients, on the CPU.
+    """Builds the network of a blueprint, in evaluation mode, without gradients, on the CPU.
 
-    It is laid out without memory first, so that no more is allocated than was stored. Weights stored as float16 become
-    the float32 numbers that they are.
+    It is first built on the meta device, so that no more memory is allocated than the file stores. Weights stored as
+    float16 are converted to float32.
 
     Args:
         blueprint: from the file.
-        name: of its entry in the file, such as 'G_ema'.
+        name: the name of its entry in the file, such as 'G_ema'.
         source: the file's name.
 
     Raises:
-        RefusedFileError: if it is not one of our networks, or has other weights than those it must have.
+        RefusedFileError: if it is not one of our networks, or its weights do not match.
     """
     cls = CLASSES.get(blueprint.class_name)
     if cls is None or not issubclass(cls, ROLES.get(name, PersistentModule)):
@@ -103,19 +103,19 @@ def build(blueprint: Blueprint, name: str, source: str) -> torch.nn.Module:
         inspect.signature(cls).bind(*blueprint.init_args, **blueprint.init_kwargs)
         with torch.device("meta"), _Bounded(MAX_CALLS * (len(blueprint.weights) + 10)):
             layout = cls(*blueprint.init_args, **blueprint.init_kwargs)
-    except Exception as error:  # whatever a constructor says to arguments of any kind
+    except Exception as error:  # the arguments are arbitrary, and so are the errors
         found = f"constructor arguments that {blueprint.class_name} does not take ({type(error).__name__}: {error})"
         raise RefusedFileError(source, found[:300]) from error
     stored = {key: value for key, value in layout.state_dict().items() if not _is_implied(key, blueprint)}
     weights = _checked_weights(stored, blueprint.weights, name, source)
-    with torch.random.fork_rng(devices=[]):  # loading draws nothing from anybody's random numbers
+    with torch.random.fork_rng(devices=[]):  # loading must not advance the caller's random numbers
         network = cls(*blueprint.init_args, **blueprint.init_kwargs)
     network.load_state_dict(network.state_dict() | weights)
     return network.eval().requires_grad_(False)
 
 
 class _Bounded(TorchFunctionMode):
-    """Ends a construction that calls torch more often than the weights in its file can explain."""
+    """Stops a constructor that calls torch more often than the file's weights can explain."""
 
     def __init__(self, calls: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ def _is_implied(key: str, blueprint: Blueprint) -> bool:
 def _checked_weights(
     layout: Mapping[str, Tensor], weights: Mapping[str, Tensor], name: str, source: str
 ) -> dict[str, Tensor]:
-    """The weights, if they are those of the network: names, shapes, types, and every number finite."""
+    """Returns the weights after checking that names, shapes and types match the layout and every number is finite."""
     missing, extra = sorted(layout.keys() - weights.keys()), sorted(weights.keys() - layout.keys())
     if missing or extra:
         listed = [f"{kind} {', '.join(keys[:3])}" for kind, keys in (("without", missing), ("with", extra)) if keys]

@@ -1,6 +1,6 @@
-"""Snapshots: networks to use, opened from any network file that is known, and written (`formats`).
+"""Opens networks from every supported file format, and writes snapshots (`formats`).
 
-No file is trusted: what it says is checked before anything is built (`blueprint`).
+No file is trusted: its contents are checked before anything is built (`blueprint`).
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from stylegan_di.torch_utils.persistence import RefusedFileError
 
 Model = TypeVar("Model", bound="interfaces.Generator | interfaces.Denoiser")
 
-MODELS = ("G_ema", "G", "ema")  # the entries that are meant where none is chosen, best first
+MODELS = ("G_ema", "G", "ema")  # the entries to take where none is chosen, in order of preference
 
 
 @dataclass
 class Snapshot:
-    """What a network file holds.
+    """The contents of a network file.
 
-    `source` is its name; `networks` by entry ('G_ema', 'ema', ...), None where the file says None; `extras` the other
-    plain entries (training_set_kwargs or dataset_kwargs, a one-step student's sigma_init); `metadata` the provenance.
+    `source` is its name; `networks` are by entry ('G_ema', 'ema', ...), None where the file says None; `extras` are the
+    other plain entries (training_set_kwargs or dataset_kwargs, a one-step student's sigma_init); `metadata` is the
+    provenance.
     """
 
     source: str
@@ -46,40 +47,40 @@ class Snapshot:
 
 
 def load_generator(name_path_or_url: str | os.PathLike[str], which: str | None = None) -> interfaces.Generator:
-    """The generator of a network file: its G_ema where there is a choice; evaluation mode, no gradients, on the CPU.
+    """Opens the generator of a network file, in evaluation mode, without gradients, on the CPU.
 
     Args:
         name_path_or_url: a .pkl or .safetensors file, a URL, or a known name (`stylegan_di.zoo`).
-        which: the entry to take; default: G_ema, G or ema, or the only network there is.
+        which: the entry to take; by default the first of G_ema, G and ema, or the only network.
 
     Raises:
-        RefusedFileError: if the file is no network file or holds no generator; UserError: if there is none, or in it no
-            such entry.
+        RefusedFileError: if the file is no network file or holds no generator.
+        UserError: if the file, or the entry in it, does not exist.
     """
     contents = _read(name_path_or_url)
     return as_generator(_build_snapshot(contents, _meant(contents, which)))
 
 
 def load_denoiser(name_path_or_url: str | os.PathLike[str], which: str | None = None) -> interfaces.Denoiser:
-    """The teacher of a network file, in evaluation mode, without gradients, on the CPU. See `load_generator`."""
+    """Opens the teacher of a network file, in evaluation mode, without gradients, on the CPU; see `load_generator`."""
     contents = _read(name_path_or_url)
     return as_denoiser(_build_snapshot(contents, _meant(contents, which)))
 
 
 def load_snapshot(name_path_or_url: str | os.PathLike[str], which: str | None = None) -> Snapshot:
-    """The networks of a network file and what is beside them; with `which`, that network only. See `load_generator`.
+    """Opens all networks of a file, or only the one named by `which`, and the other entries; see `load_generator`.
 
-    Plain objects of training (EDM's loss_fn and augment_pipe) are left out.
+    EDM's loss_fn and augment_pipe, which only training uses, are left out.
     """
     contents = _read(name_path_or_url)
     return _build_snapshot(contents, contents.blueprints if which is None else _meant(contents, which))
 
 
 def as_generator(snapshot: Snapshot) -> interfaces.Generator:
-    """The generator in a snapshot: its G_ema, else its G, else a one-step student's network.
+    """Returns a snapshot's generator: G_ema, else G, else a one-step student's network.
 
     Raises:
-        RefusedFileError: if it holds none, or several and no telling which.
+        RefusedFileError: if it holds none, or several of which none is in MODELS.
     """
     found = _first(snapshot, STUDENTS)
     if found is not None:
@@ -96,10 +97,10 @@ def as_generator(snapshot: Snapshot) -> interfaces.Generator:
 
 
 def as_denoiser(snapshot: Snapshot) -> interfaces.Denoiser:
-    """The teacher in a snapshot.
+    """Returns a snapshot's teacher.
 
     Raises:
-        RefusedFileError: if it holds none, or several and no telling which.
+        RefusedFileError: if it holds none, or several of which none is in MODELS.
     """
     found = _first(snapshot, TEACHERS)
     if found is not None:
@@ -113,7 +114,7 @@ def as_denoiser(snapshot: Snapshot) -> interfaces.Denoiser:
 
 
 def as_gan(snapshot: Snapshot) -> StyleGAN2Student:
-    """The GAN in a snapshot, which has a mapping network and thus w.
+    """Returns a snapshot's GAN, for what needs a mapping network and its w.
 
     Raises:
         UserError: if it holds something else.
@@ -121,27 +122,27 @@ def as_gan(snapshot: Snapshot) -> StyleGAN2Student:
     found = _first(snapshot, {"stylegan2": StyleGAN2Student})
     if found is None:
         raise UserError(
-            f"--network={snapshot.source} is a {as_shown(snapshot).kind}, no GAN: it has no w. Pass a StyleGAN2 "
+            f"--network={snapshot.source} is a {as_shown(snapshot).kind}, not a GAN: it has no w. Pass a StyleGAN2 "
             "network, or use generate.py with --seeds"
         )
     return found
 
 
 def as_model(snapshot: Snapshot) -> interfaces.Generator | interfaces.Denoiser:
-    """What a snapshot is for: a teacher if it holds a denoiser that is no one-step student, else a generator."""
+    """Returns a teacher if the snapshot holds a denoiser that is no one-step student, else a generator."""
     return _first(snapshot, TEACHERS) or as_generator(snapshot)
 
 
 def as_shown(snapshot: Snapshot) -> interfaces.Generator:
-    """What images of a snapshot come from: its generator, or its teacher with a sampler."""
+    """Returns what generates a snapshot's images: its generator, or its teacher with a sampler."""
     model = as_model(snapshot)
     return DiffusionSampler(model) if isinstance(model, interfaces.Denoiser) else model
 
 
 def _first(snapshot: Snapshot, table: Mapping[str, type[Model]]) -> Model | None:
-    """The first of a table's roles that the network which is meant can take, in evaluation mode."""
+    """Wraps the chosen network in the table's first class that accepts it, in evaluation mode; None if none does."""
     name, network = _only(snapshot)
-    extras = snapshot.extras if name == "ema" else {}  # which describe that entry
+    extras = snapshot.extras if name == "ema" else {}  # the extras describe that entry
     for role in table.values():
         try:
             found = role.of_network(network, extras)
@@ -153,7 +154,7 @@ def _first(snapshot: Snapshot, table: Mapping[str, type[Model]]) -> Model | None
 
 
 def _only(snapshot: Snapshot) -> tuple[str, torch.nn.Module | None]:
-    """The network that is meant: the first of MODELS, else the only generator or denoiser; None if there is none."""
+    """Returns the name and network to use: the first of MODELS, else the only generator or denoiser, else None."""
     found = {name: net for name, net in snapshot.networks.items() if isinstance(net, Generator | Precond)}
     for name in MODELS:
         if name in found:
@@ -177,19 +178,20 @@ def save_snapshot(
     metadata: Mapping[str, Any],
     target: str = TARGETS[0],
 ) -> None:
-    """Writes networks to a .pkl that NVlabs' tools open or a .safetensors file, atomically.
+    """Writes networks atomically to a .pkl that NVlabs' tools open or to a .safetensors file.
 
-    Whatever their present mode and device, networks are written in evaluation mode, without gradients, on the CPU.
+    Networks are written in evaluation mode, without gradients, on the CPU, whatever their present mode and device.
 
     Args:
-        path: where; the suffix tells the format.
+        path: the file to write; its suffix determines the format.
         networks: by entry: G, D, G_ema, augment_pipe (NVlabs' loader wants the first three), or ema.
         extras: other entries: training_set_kwargs or dataset_kwargs, a one-step student's sigma_init, augment_pipe.
-        metadata: provenance, str or float each (command, teacher, kimg, ...).
+        metadata: the provenance, each value a str or float (command, teacher, kimg, ...).
         target: the repository whose code opens a .pkl of StyleGAN2 networks, one of `formats.TARGETS`.
 
     Raises:
-        UserError: if the suffix or the target is another. TypeError: for what cannot be written.
+        UserError: if the suffix or the target is unknown.
+        TypeError: if an entry cannot be written.
     """
     for name, network in networks.items():
         if network is not None and type(network) is not CLASSES.get(type(network).__name__):
@@ -213,7 +215,7 @@ def _read(name_path_or_url: str | os.PathLike[str]) -> Contents:
 
 
 def _meant(contents: Contents, which: str | None) -> set[str]:
-    """The entries to build: the one chosen, else the first of MODELS, else all that could be meant."""
+    """Returns the entries to build: the one chosen, else the first of MODELS, else all."""
     there = [name for name, blueprint in contents.blueprints.items() if blueprint is not None]
     if which is not None and which not in there:
         raise UserError(f"{contents.source}: --which={which} is not in it; its networks are {', '.join(there)[:200]}")
@@ -224,7 +226,7 @@ def _meant(contents: Contents, which: str | None) -> set[str]:
 
 
 def _build_snapshot(contents: Contents, names: Collection[str]) -> Snapshot:
-    """The snapshot with the named networks; the others are None."""
+    """Builds the named networks of a snapshot; the others are None."""
     networks: dict[str, torch.nn.Module | None] = {}
     for name, blueprint in contents.blueprints.items():
         networks[name] = None

@@ -1,8 +1,8 @@
-"""The formats of network files: pickles of NVlabs' repositories and ours, and safetensors. Read unbuilt, and written.
+"""Reads network files without building the networks, and writes them: NVlabs' pickles, ours, and safetensors.
 
 A pickle holds what NVlabs' training loops write, in their order: stylegan2-ada's and stylegan3's {training_set_kwargs,
 G, D, G_ema, augment_pipe}, EDM's {ema, loss_fn, augment_pipe, dataset_kwargs}, or the TensorFlow era's triple
-(G, D, Gs). Ours end with `provenance`, a one-step student's also with `sigma_init`, which is what tells it from a
+(G, D, Gs). Our pickles add `provenance`; a one-step student's also adds `sigma_init`, which distinguishes it from a
 teacher. A safetensors file holds the weights as '<network>.<key>' and the rest as JSON in its metadata.
 """
 
@@ -34,18 +34,19 @@ from stylegan_di.torch_utils.persistence import (
 FORMAT_VERSION = "1"  # of our safetensors files
 STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
 EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
-TARGETS = ("stylegan2-ada", "stylegan3")  # whose code a pickle of StyleGAN2 networks is for; EDM's have one form
+TARGETS = ("stylegan2-ada", "stylegan3")  # the code that opens a pickle of StyleGAN2 networks; EDM's have one form
 DIFF_INSTRUCT, EMA_ALONE = "Diff-Instruct", "EDM's networks without its training (SiD's, for one)"
-AMBIGUOUS = (DIFF_INSTRUCT, EMA_ALONE)  # writers whose 'ema' may be a one-step student, which the file does not tell
+AMBIGUOUS = (DIFF_INSTRUCT, EMA_ALONE)  # their 'ema' may be a one-step student; the file does not say
 
 
 @dataclass
 class Contents:
-    """What a network file holds, nothing built yet.
+    """The contents of a network file, before anything is built.
 
-    `source` is the file's name; `blueprints` by entry, None where the file says None; `extras` the other plain entries;
-    `metadata` the provenance; `writer` whose form it has; `objects` the names of entries that are plain objects of
-    training (EDM's loss_fn, EDM2's encoder), which are not read; `embedded` the SHA-256 of each source embedded in it.
+    `source` is the file's name; `writer` is the program whose form it has; `blueprints` are by entry, None where the
+    file says None; `extras` are the other plain entries; `metadata` is the provenance; `objects` names the entries that
+    are not read because only training uses them (EDM's loss_fn, EDM2's encoder); `embedded` holds the SHA-256 of each
+    embedded source.
     """
 
     source: str
@@ -58,12 +59,12 @@ class Contents:
 
 
 def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
-    """What a network file holds.
+    """Reads the contents of a network file.
 
     Args:
-        data: the file's contents.
+        data: the file's bytes.
         source: its name, for messages.
-        suffix: of the file; '.safetensors' is read as such, all else as a pickle.
+        suffix: the file's suffix; '.safetensors' is read as such, anything else as a pickle.
 
     Raises:
         RefusedFileError: if it is no network file.
@@ -90,10 +91,10 @@ def to_pickle(
     metadata: Mapping[str, Any],
     target: str = TARGETS[0],
 ) -> bytes:
-    """A pickle for NVlabs' tools; `target` is the repository whose StyleGAN2 classes it names.
+    """Returns a pickle for NVlabs' tools; `target` is the repository whose StyleGAN2 classes it names.
 
     Raises:
-        UserError: for an unknown target.
+        UserError: if the target is unknown.
     """
     if target not in TARGETS:
         raise UserError(f"target {target!r}; accepted are {', '.join(TARGETS)}")
@@ -114,7 +115,7 @@ def _for_stylegan3(entry: Any) -> Any:
 def to_safetensors(
     networks: Mapping[str, torch.nn.Module | None], extras: Mapping[str, Any], metadata: Mapping[str, Any]
 ) -> bytes:
-    """A safetensors file; the same networks give the same bytes."""
+    """Returns a safetensors file; the same networks give the same bytes."""
     weights: dict[str, Tensor] = {}
     described: dict[str, Any] = {}
     for name, network in networks.items():
@@ -133,23 +134,23 @@ def to_safetensors(
 
 
 def _arguments(obj: Any) -> dict[str, Any]:
-    """A plain object of EDM's training, such as its augment_pipe, as the arguments it was built with."""
+    """Describes an object of EDM's training, such as its augment_pipe, by its constructor's arguments."""
     if not isinstance(obj, Persistent):
         raise TypeError(f"a {type(obj).__name__} cannot be written to a snapshot")
     return obj.init_kwargs
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], int]:
-    """The header of valid safetensors (8 bytes of length, then JSON), and where the weights begin."""
+    """Returns the header of valid safetensors (8 bytes of length, then JSON) and the offset of the weights."""
     end = 8 + int.from_bytes(data[:8], "little")
     return json.loads(data[8:end]), end
 
 
 def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
-    """Puts metadata into safetensors in the order given; the library's own order differs from run to run."""
+    """Inserts metadata into safetensors in the given order; the library's order differs from run to run."""
     header, end = _header(data)
     text = json.dumps({"__metadata__": metadata} | header).encode()
-    text += b" " * (-len(text) % 8)  # the weights stay aligned
+    text += b" " * (-len(text) % 8)  # keeps the weights aligned
     return len(text).to_bytes(8, "little") + text + data[end:]
 
 
@@ -187,7 +188,7 @@ def _blueprint(module: PersistentObject) -> Blueprint:
 
 
 def _writer(content: Mapping[str, Any]) -> str:
-    """Whose form a pickle has, by its entries."""
+    """Recognises the program that wrote a pickle by its entries."""
     if "provenance" in content:
         return "stylegan-di"
     if "encoder" in content:
@@ -203,7 +204,7 @@ def _writer(content: Mapping[str, Any]) -> str:
 
 
 def _hashes(value: Any) -> Iterator[str]:
-    """The SHA-256 of the sources of all objects in a tree."""
+    """Yields the SHA-256 of the source of every object in a tree."""
     if isinstance(value, PersistentObject):
         if value.module_src_sha256:
             yield value.module_src_sha256
@@ -226,7 +227,7 @@ def _from_safetensors(data: bytes, source: str) -> Contents:
         weights = safetensors.torch.load(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise RefusedFileError(source, f"no valid safetensors file ({str(error)[:100]})", "Copy it again.") from None
-    header = _header(data)[0].get("__metadata__", {})  # which safetensors.torch.load has validated but not returned
+    header = _header(data)[0].get("__metadata__", {})  # safetensors.torch.load has validated it but does not return it
     if header.get("format_version") != FORMAT_VERSION:
         raise RefusedFileError(
             source,

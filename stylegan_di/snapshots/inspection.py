@@ -1,4 +1,4 @@
-"""What a network file is, said without running anything in it: for people who got it from somewhere."""
+"""Describes a network file of unknown origin without running any code from it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SHIPPED = "shipped with stylegan-di, Apache-2.0 (MODEL_CARD.md)"
 
 @dataclass(frozen=True)
 class Entry:
-    """One network of a file: `numbers` in its weights; `problem` says why it cannot be used, None if it can."""
+    """One network of a file; `numbers` counts its weights; `problem` says why it cannot be used, None if it can."""
 
     name: str
     class_name: str
@@ -32,7 +32,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a file. `origin` are the terms of known names, '' for others; `warnings` whole sentences."""
+    """What is known of a file; `origin` gives the terms of known names, '' for others; `warnings` are sentences."""
 
     source: str
     sha256: str
@@ -46,7 +46,7 @@ class Inspection:
     warnings: tuple[str, ...]
 
     def sentence(self) -> str:
-        """All of it in one sentence."""
+        """Returns everything in one sentence."""
         parts = [f"{', '.join(map(str, self.entries)) or 'no networks'}, written by {self.writer}"]
         parts.append(f"SHA-256 {self.sha256[:16]}")
         if self.embedded:
@@ -55,17 +55,17 @@ class Inspection:
         return "; ".join([*parts, *self.warnings]) + "."
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it, for JSON."""
+        """Returns everything as plain values for JSON."""
         entries = [vars(entry) | {"arguments": dict(entry.arguments)} for entry in self.entries]
         return vars(self) | {"entries": entries, "metadata": dict(self.metadata)}
 
 
 def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool = True) -> Inspection:
-    """What a network file is.
+    """Inspects a network file.
 
     Args:
         name_path_or_url: see `checkpoint.load_generator`.
-        try_networks: whether the networks are built, of this project's classes, to see whether they can be used.
+        try_networks: whether to build the networks from this project's classes, to find out if they can be used.
 
     Raises:
         RefusedFileError: if it is no network file.
@@ -94,7 +94,7 @@ def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool
 
 
 def origin_of(source: str) -> str:
-    """Origin and licence of a known name or published URL, '' for others."""
+    """Returns origin and licence of a known name or published URL, '' for others."""
     known = zoo.entry(source)
     if known is not None and known.url is None:
         return SHIPPED
@@ -116,7 +116,7 @@ def _entry(name: str, blueprint: Blueprint, source: str, try_network: bool) -> E
 
 
 def _size_text(arguments: Mapping[str, Any]) -> str:
-    """' 32x32x3, 10 classes' of a network's arguments, as far as they say."""
+    """Returns ' 32x32x3, 10 classes', as far as a network's arguments say so."""
     parts = []
     resolution, channels = arguments.get("img_resolution"), arguments.get("img_channels")
     if isinstance(resolution, int) and isinstance(channels, int):

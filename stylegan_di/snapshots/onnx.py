@@ -1,8 +1,8 @@
-"""Models as ONNX, for runtimes without PyTorch: one graph from latents, or a noisy image, to images, of any batch size.
+"""Exports models to ONNX for runtimes without PyTorch, as one graph for any batch size.
 
-The project's own operators become plain ones, so that no runtime needs an extension; per-pixel noise is the network's
-fixed one, float16 blocks compute in float32, and truncation is part of the graph. Inputs are z and labels of a
-generator, or x, sigma and labels of a denoiser; labels only where the model is conditional. The output is `images`.
+A generator's inputs are z and labels, a denoiser's are x, sigma and labels; unconditional models have no labels. The
+output is `images`. The project's own operators become standard ones, so that no runtime needs an extension; per-pixel
+noise is the network's fixed noise, float16 blocks compute in float32, and truncation is part of the graph.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.random import SampleRandom
 
 OPSET = 18
-_NAMESPACE = "stylegan_di"  # of the project's operators
-_EXAMPLES = 2  # samples the graph is traced with; its batch is free
+_NAMESPACE = "stylegan_di"  # the namespace of the project's operators
+_EXAMPLES = 2  # samples the graph is traced with; it accepts any batch size
 
 
 def to_onnx(model: Generator | Denoiser, metadata: Mapping[str, str | float]) -> bytes:
-    """An ONNX file.
+    """Returns a model as the bytes of an ONNX file.
 
     Args:
-        model: on the CPU, in evaluation mode; options of its use, such as trunc, become part of the graph.
-        metadata: provenance, kept as the file's metadata.
+        model: on the CPU, in evaluation mode; its options, such as trunc, become part of the graph.
+        metadata: the provenance, stored as the file's metadata.
 
     Raises:
         UserError: if the packages that write ONNX are not installed.
@@ -52,7 +52,7 @@ def to_onnx(model: Generator | Denoiser, metadata: Mapping[str, str | float]) ->
 
 
 def exported(model: Generator | Denoiser) -> torch.export.ExportedProgram:
-    """The graph that is written, as PyTorch's own; it takes the inputs in their order."""
+    """Returns the graph as PyTorch's ExportedProgram; it takes the inputs in the order of `_inputs`."""
     inputs = _inputs(model)
     batch = torch.export.Dim("batch", min=1)
     with torch.no_grad(), _plain_operators(), _float32(model):
@@ -61,7 +61,7 @@ def exported(model: Generator | Denoiser) -> torch.export.ExportedProgram:
 
 
 def _inputs(model: Generator | Denoiser) -> dict[str, Tensor]:
-    """Examples of the inputs, by the names that the roles' forward passes give them and in that order."""
+    """Returns example inputs, named and ordered as the arguments of the model's forward pass."""
     labels = {"labels": torch.eye(_EXAMPLES, model.label_dim)} if model.label_dim else {}
     if isinstance(model, Denoiser):
         image = [_EXAMPLES, model.img_channels, model.img_resolution, model.img_resolution]
@@ -71,7 +71,7 @@ def _inputs(model: Generator | Denoiser) -> dict[str, Tensor]:
 
 @contextlib.contextmanager
 def _plain_operators() -> Iterator[None]:
-    """Inside, the project's operators are called as the functions of PyTorch's operators that define them."""
+    """Replaces the project's operators by their definitions in terms of PyTorch's operators, while inside."""
     namespace = getattr(torch.ops, _NAMESPACE)
     definitions = {
         name.partition("::")[2]: definition
@@ -103,7 +103,7 @@ def _float32(model: torch.nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences what PyTorch's exporter says of packages it does not need and of its own future."""
+    """Silences the exporter's messages about optional packages and coming changes."""
     logger: Any = logging.getLogger("torch.onnx")
     level = logger.level
     try:

@@ -1,8 +1,8 @@
-"""StyleGAN2 networks as stylegan3's repository keeps them (its training.networks_stylegan2): read, and written.
+"""Converts StyleGAN2 networks from and to the form of stylegan3's repository (its training.networks_stylegan2).
 
-Weights and their names are stylegan2-ada's. Different are the generator's arguments (those of the synthesis network
-stand beside the others), the defaults of the decay of w_avg (0.998), of num_fp16_res (4) and of conv_clamp (256), and
-further attributes of some layers.
+Weights and their names are the same as in stylegan2-ada. The differences: the synthesis network's arguments are among
+the generator's own; the defaults of w_avg's decay (0.998), num_fp16_res (4) and conv_clamp (256) are others; and some
+layers have further attributes.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from stylegan_di.networks.stylegan2_layers import Conv2dLayer, FullyConnectedLay
 from stylegan_di.torch_utils.persistence import PersistentModule, PersistentObject, RefusedFileError
 
 NETWORKS_SOURCE = "from training.networks_stylegan2 import *"
-W_AVG_BETA = 0.998  # the default there
+W_AVG_BETA = 0.998  # stylegan3's default
 
 _GENERATOR = {"z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"}
-_FUSED = "fused_modconv_default"  # chooses between two ways to compute one sum; here there is one way
+_FUSED = "fused_modconv_default"  # selects one of two implementations; ours has only one
 _FUSED_VALUE = "inference_only"  # what stylegan3's training writes
-_PLAIN = {"num_fp16_res": 0, "conv_clamp": None}  # our defaults, which are not the defaults there
+_PLAIN = {"num_fp16_res": 0, "conv_clamp": None}  # our defaults, which differ from stylegan3's
 
 
 def is_stylegan3s(module: PersistentObject) -> bool:
-    """Whether a generator read from a file is of stylegan3's repository: its synthesis network keeps num_fp16_res."""
+    """Returns whether a generator was written by stylegan3: its synthesis network has the attribute num_fp16_res."""
     synthesis = _child(module, "synthesis")
     return module.class_name == "Generator" and synthesis is not None and "num_fp16_res" in synthesis.state
 
 
 def our_arguments(module: PersistentObject, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor arguments of a stylegan3-era generator as our Generator takes them.
+    """Converts the constructor arguments of a stylegan3-era generator to those of our Generator.
 
     Raises:
-        RefusedFileError: for StyleGAN3's own, alias-free generators.
+        RefusedFileError: if it is an alias-free StyleGAN3 generator.
     """
     synthesis = _child(module, "synthesis")
     if synthesis is not None and "margin_size" in synthesis.state:
@@ -47,15 +47,15 @@ def our_arguments(module: PersistentObject, kwargs: Mapping[str, Any]) -> dict[s
     result = {name: value for name, value in kwargs.items() if name in _GENERATOR}
     blocks = {name: value for name, value in kwargs.items() if name not in _GENERATOR and name != _FUSED}
     mapping = result.get("mapping_kwargs", {})
-    if isinstance(mapping, dict):  # else our constructor refuses it
+    if isinstance(mapping, dict):  # otherwise our constructor rejects it
         result["mapping_kwargs"] = {"w_avg_beta": W_AVG_BETA} | mapping
     return result | {"synthesis_kwargs": (stored_arguments(synthesis) if synthesis is not None else {}) | blocks}
 
 
 def stored_arguments(network: PersistentObject) -> dict[str, Any]:
-    """num_fp16_res and conv_clamp as the blocks of a synthesis network or a discriminator hold them, where not plain.
+    """Returns num_fp16_res and conv_clamp as stored in a network's blocks, where they differ from our defaults.
 
-    So a file that leaves them to its repository's defaults means those, and not ours.
+    A file that relies on its repository's defaults thus keeps those instead of ours.
     """
     children = network.state.get("_modules")
     names = [name for name in children if re.fullmatch(r"b[0-9]+", name)] if isinstance(children, dict) else []
@@ -67,7 +67,7 @@ def stored_arguments(network: PersistentObject) -> dict[str, Any]:
 
 
 def for_stylegan3(network: torch.nn.Module) -> torch.nn.Module:
-    """A copy of a StyleGAN2 network with the arguments and attributes that stylegan3's code keeps; other networks."""
+    """Returns a copy of a StyleGAN2 network with stylegan3's arguments and attributes; other networks as they are."""
     if not isinstance(network, Generator | Discriminator):
         return network
     result = copy.deepcopy(network)
@@ -92,7 +92,7 @@ def _child(module: PersistentObject, name: str) -> PersistentObject | None:
 
 
 def _keyword_arguments(network: PersistentModule) -> dict[str, Any]:
-    """All arguments a generator was built with, by name."""
+    """Returns all arguments a generator was built with, by name."""
     names = ("z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs")
     return dict(zip(names, network._init_args, strict=False)) | network.init_kwargs
 

@@ -1,8 +1,8 @@
-"""StyleGAN2 networks of the TensorFlow era as blueprints of ours: constructor arguments and weights, renamed.
+"""Converts TensorFlow-era StyleGAN2 networks to our blueprints, by renaming arguments and weights.
 
-A file of that time holds a triple (G, D, Gs) of networks, which became G, D and G_ema. Its layouts differ: dense
-weights are [in,out], convolutions [kh,kw,in,out], upsampling ones are flipped in both spatial axes, the bias of a
-modulation is stored without the 1 that is added to it, and `fmap_base` is half of `channel_base`.
+Such a file holds a triple (G, D, Gs), which corresponds to G, D and G_ema. Its layouts differ from ours: dense weights
+are [in,out], convolutions are [kh,kw,in,out], upsampling convolutions are flipped in both spatial axes, a modulation's
+bias is stored without the 1 that is added to it, and `fmap_base` is half of `channel_base`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from torch import Tensor
 from stylegan_di.snapshots.blueprint import Blueprint
 from stylegan_di.torch_utils.persistence import RefusedFileError, TensorFlowNetwork
 
-NAMES = ("G", "D", "G_ema")  # ours for the places in the triple
-NOT_STORED = "resample_filter"  # the constructor's is the network's
+NAMES = ("G", "D", "G_ema")  # our names for the triple, in its order
+NOT_STORED = "resample_filter"  # the constructor sets it
 
-# name in the file -> (group of our constructor's arguments, '' for its own; our name there; the default).
+# Name in the file -> (our constructor's keyword group, '' for a direct argument; our name; the default).
 _Table = Mapping[str, tuple[str, str, Any]]
 _GENERATOR: _Table = {
     "latent_size": ("", "z_dim", 512),
@@ -64,7 +64,7 @@ _DISCRIMINATOR: _Table = {
     "mbstd_num_features": ("epilogue_kwargs", "mbstd_num_channels", 1),
 }
 _REMEDY = "Only StyleGAN2's networks (config E, F and ADA's) can be converted."
-_OF_TRAINING = {"truncation_psi", "truncation_cutoff", "style_mixing_prob", "structure"}  # change no network
+_OF_TRAINING = {"truncation_psi", "truncation_cutoff", "style_mixing_prob", "structure"}  # do not affect the networks
 
 Values = Callable[[Tensor], Tensor]
 _LAYER = {"weight": "weight", "bias": "bias", "noise_strength": "noise_strength"}
@@ -72,10 +72,10 @@ _MODULATION = {"mod_weight": "affine.weight", "mod_bias": "affine.bias"}
 
 
 def to_blueprints(networks: tuple[TensorFlowNetwork, ...], source: str) -> dict[str, Blueprint | None]:
-    """G, D and G_ema of a TensorFlow-era file, and that it has no augment_pipe.
+    """Returns G, D and G_ema of a TensorFlow-era file, and None as its augment_pipe.
 
     Raises:
-        RefusedFileError: for anything but three networks of StyleGAN2.
+        RefusedFileError: if the file is anything but three StyleGAN2 networks.
     """
     if len(networks) != len(NAMES):
         raise RefusedFileError(source, f"{len(networks)} TensorFlow networks, not the three (G, D, Gs) of a snapshot")
@@ -99,7 +99,7 @@ def _blueprint(
     for name, value in variables.items():
         found = key_of(name)
         if found is None:
-            if name.rpartition("/")[2] == "lod":  # how far a network had grown; StyleGAN2's do not grow
+            if name.rpartition("/")[2] == "lod":  # the progress of progressive growing, which StyleGAN2 does not use
                 continue
             unknown = f"a TensorFlow variable {name[:80]!r} in {network.name!r}"
             raise RefusedFileError(network.source, unknown, _REMEDY)
@@ -134,7 +134,7 @@ def _arguments(network: TensorFlowNetwork, table: _Table) -> dict[str, Any]:
 
 
 def _variables(network: TensorFlowNetwork, prefix: str = "") -> dict[str, np.ndarray | float]:
-    """All variables of a network and its parts, by 'part/name'."""
+    """Returns all variables of a network and its parts, by 'part/name'."""
     result = {prefix + name: value for name, value in network.variables.items()}
     for name, part in network.components.items():
         result |= _variables(part, f"{prefix}{name}/")
@@ -144,7 +144,7 @@ def _variables(network: TensorFlowNetwork, prefix: str = "") -> dict[str, np.nda
 def _grown_names(
     variables: dict[str, np.ndarray | float], resolution: int
 ) -> tuple[dict[str, np.ndarray | float], bool]:
-    """Names such as FromRGB_lod2, of networks that can grow, as those of 'orig' ones; and whether there were any."""
+    """Renames variables of growing networks, such as FromRGB_lod2, to those of 'orig'; returns if there were any."""
 
     def renamed(match: re.Match[str]) -> str:
         size = resolution >> int(match[2])
@@ -200,7 +200,7 @@ _PART = r"(weight|bias|mod_weight|mod_bias|noise_strength)"
 
 
 def _generator_key(name: str) -> tuple[str, Values] | None:
-    """Our key of a generator's variable, and how its values are laid out; None for unknown ones."""
+    """Returns our key for a generator's variable and the function that converts its layout; None if unknown."""
     if name == "dlatent_avg":
         return "mapping.w_avg", _same
     if name == "synthesis/4x4/Const/const":
@@ -219,7 +219,7 @@ def _generator_key(name: str) -> tuple[str, Values] | None:
 
 
 def _discriminator_key(name: str) -> tuple[str, Values] | None:
-    """The same of a discriminator's variable."""
+    """Returns the same as `_generator_key` for a discriminator's variable."""
     if match := re.fullmatch(r"(?:(LabelEmbed)|Mapping([0-9]{1,3}))/(weight|bias)", name):
         return _dense_layer("mapping.embed" if match[1] else f"mapping.fc{match[2]}", match[3])
     if match := re.fullmatch(r"(4x4/Dense0|Output)/(weight|bias)", name):

@@ -1,0 +1,105 @@
+"""`--data=teacher:10000`: a data set of a teacher's samples, drawn once and kept, for training without real images."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from stylegan_di.data.convert import convert
+from stylegan_di.data.sources import Source
+from stylegan_di.dnnlib.util import UserError, cache_folder
+from stylegan_di.images import to_uint8
+from stylegan_di.interfaces import Denoiser
+from stylegan_di.labels import one_hot
+from stylegan_di.random import SampleRandom
+from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER, DiffusionSampler
+from stylegan_di.torch_utils import distributed
+from stylegan_di.torch_utils.hashing import weights_hash
+
+BATCH = 64  # samples at a time
+PREFIX = "teacher:"
+
+
+def samples_wanted(data: str | None) -> int | None:
+    """The number of --data=teacher:N; None for data that are files.
+
+    Raises:
+        UserError: N is not a number from 2 on.
+    """
+    if data is None or not data.startswith(PREFIX):
+        return None
+    count = data.removeprefix(PREFIX)
+    if not re.fullmatch(r"[0-9]{1,9}", count) or int(count) < 2:
+        raise UserError(f"--data={data}: accepted is the number of samples to draw, from 2 on, such as teacher:10000")
+    return int(count)
+
+
+def teacher_samples(
+    teacher: Denoiser, num: int, seed: int, device: torch.device, report: Callable[[str, int, int], None] | None = None
+) -> Path:
+    """A .zip data set of `num` samples with their labels, drawn by all processes where it is not in the cache yet.
+
+    The cache is the folder 'teacher-samples' beside the downloads. A file's name is a hash of the teacher's weights,
+    the sampler (DPM-Solver++(2M) with 8 evaluations), the number and the seed. Labels are uniform over the classes.
+
+    Args:
+        teacher: on the CPU, in evaluation mode; it is there again afterwards.
+        num: samples.
+        seed: of latents and labels.
+        device: where they are drawn.
+        report: told how far the drawing is.
+
+    Raises:
+        UserError: the cache cannot be written.
+    """
+    key = hashlib.sha256(f"{weights_hash(teacher)}/{DPM_SOLVER}-8/{num}/{seed}/1".encode()).hexdigest()[:32]
+    path = cache_folder().parent / "teacher-samples" / f"{key}.zip"
+    if distributed.any_process(not path.is_file()):
+        _draw(DiffusionSampler(teacher, solver=DPM_SOLVER).to(device), num, seed, device, path, report)
+        teacher.to("cpu")
+    return path
+
+
+@torch.no_grad()
+def _draw(
+    sampler: DiffusionSampler,
+    num: int,
+    seed: int,
+    device: torch.device,
+    path: Path,
+    report: Callable[[str, int, int], None] | None,
+) -> None:
+    """Draws the samples, each keyed by its index, and writes them in the first process."""
+    images: list[torch.Tensor] = []
+    classes: list[torch.Tensor] = []
+
+    def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = SampleRandom(seed, "teacher samples", 0, range(index * BATCH, min((index + 1) * BATCH, num)), device)
+        drawn = rng.integers(max(sampler.label_dim, 1))
+        labels = one_hot(drawn, sampler.label_dim) if sampler.label_dim else None
+        return to_uint8(sampler(sampler.sample_latents(len(rng), rng=rng), labels)).cpu(), drawn.cpu()
+
+    def keep(results: object) -> None:
+        pixels, drawn = results  # type: ignore[misc]
+        images.append(pixels)
+        classes.append(drawn)
+
+    def done(batches: int) -> None:
+        if report is not None:
+            report("Teacher's samples", min(batches * BATCH, num), num)
+
+    with distributed.together():
+        distributed.share_out(-(-num // BATCH), batch, keep, done)
+        if distributed.rank() == 0:
+            pixels, labels = torch.cat(images).permute(0, 2, 3, 1).numpy(), torch.cat(classes).tolist()
+            source = Source(
+                where=[f"sample {index}" for index in range(num)],
+                load=lambda index: Image.fromarray(pixels[index].squeeze(-1) if pixels.shape[3] == 1 else pixels[index]),
+                labels=labels if sampler.label_dim else None,
+            )
+            convert(source, path)
