@@ -51,7 +51,7 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
-@click.option("--which", metavar="ENTRY", help="The network to take from a file of several, such as G.  [default: G_ema or ema]")
+@click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.")
 @click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
               help="[GAN] Draw a result of tools/projector.py (proj00.png, ...) instead of seeds.")
@@ -59,8 +59,9 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
               help="Class of a conditional network.  [default: drawn from the seed]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
               help="Folder for seed0000.png, ...")
-@click.option("--grid", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Also write all images as one grid.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda if available]")
+@click.option("--grid", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Also write all images as one grid.")
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True,
               help="Images to make before they are written; does not change the images.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
@@ -73,7 +74,7 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 @click.option("--S_churn", "S_churn", type=NOT_NEGATIVE, help="[teacher] Stochasticity (churn).  [default: 0]")
 @click.option("--S_min", "S_min", type=NOT_NEGATIVE, help="[teacher] Lowest noise level with churn.  [default: 0]")
 @click.option("--S_max", "S_max", type=NOT_NEGATIVE, help="[teacher] Highest noise level with churn.  [default: inf]")
-@click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Standard deviation of churn's noise.  [default: 1]")
+@click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Deviation of churn's noise.  [default: 1]")
 @click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]),
               help="[teacher] Solver; dpmpp: DPM-Solver++(2M), good at 8 steps.  [default: heun]")
 @click.option("--disc", type=click.Choice(list(DISCRETIZATIONS)),

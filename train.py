@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import click
 
 from stylegan_di import preflight, zoo
-from stylegan_di.config import TrainConfig, resolve
+from stylegan_di.config import TrainConfig, resolve, wants_teacher
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import GroupedCommand, declared_options, default_device, user_errors
 from stylegan_di.dnnlib.util import UserError
@@ -51,8 +51,8 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
     if kind is None:
         raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to continue a run")
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
-    wants_teacher = kind == "di" and given["divergence"] != "none"
-    if wants_teacher and known is not None and given["teacher"] is None and given["cfg"] is None:
+    has_own = given["teacher"] is not None or given["cfg"] is not None
+    if kind == "di" and wants_teacher(given) and known is not None and not has_own:
         given["teacher"] = known.teacher
     return resolve(
         kind,

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
 
+from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.data.augment import AUGMENT_PIPES
+from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.divergences import DIVERGENCES, parse_divergence
 from stylegan_di.dnnlib.util import UserError, option_name
@@ -55,7 +57,7 @@ class TrainConfig:
     data: str | None = _input(
         None,
         "Training images: ZIP or folder (tools/dataset_tool.py makes them). --kind=di takes them where its losses use "
-        "real images.",
+        "real images, and takes teacher:N, samples of the teacher that are drawn once and cached.",
     )
     cond: bool = _input(False, "Train a class-conditional model; the data set needs labels.")
     mirror: bool = _input(False, "Double the data set by horizontal flips.")
@@ -135,7 +137,8 @@ class TrainConfig:
     )
     critic_noise_law: str = _level(
         "none",
-        "Noise levels at which the discriminator sees images, a spec likewise; none: it sees them clean.",
+        "Noise levels at which the critic sees images, a spec likewise; none: a discriminator sees them clean, "
+        "--critic=features as lognormal.",
         kinds=("di",),
     )
 
@@ -195,6 +198,11 @@ class TrainConfig:
     fake_warmup: float = _di(
         0.0, "Thousands of images on which only the fake score learns, inside --kimg.", NOT_NEGATIVE
     )
+    critic: str = _di(
+        "none",
+        f"A critic on the teacher's features beside the divergence, a spec: {usage(CRITIC_SPECS)}. It learns from "
+        "--data: real images, or samples of the teacher (teacher:10000).",
+    )
     adv_weight: float = _di(
         0.0,
         "Weight of the adversarial loss of the GAN's own discriminator beside the divergence; needs --data.",
@@ -213,25 +221,37 @@ class TrainConfig:
 
     @property
     def trains_critic(self) -> bool:
-        """Whether a discriminator is trained."""
+        """Whether a GAN's discriminator is trained."""
         divergence = parse_divergence(self.divergence)
-        wanted = divergence is not None and divergence.needs_critic
+        wanted = divergence is not None and divergence.needs_critic and self.critic == "none"
         return self.kind == "gan" or (self.kind == "di" and (self.adv_weight > 0 or wanted))
 
     @property
     def needs_data(self) -> bool:
         """Whether real images take part in the training."""
         divergence = parse_divergence(self.divergence)
-        return self.kind != "di" or self.trains_critic or (divergence is not None and divergence.needs_reals)
+        wanted = self.critic != "none" or (divergence is not None and divergence.needs_reals)
+        return self.kind != "di" or self.trains_critic or wanted
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether a teacher takes part in --kind=di."""
+        return self.divergence != "none" or self.critic != "none" or samples_wanted(self.data) is not None
 
     @property
     def wants_reals(self) -> str:
         """The option of --kind=di for which real images or a discriminator are there, for messages."""
+        if self.critic != "none":
+            return f"--critic={self.critic}"
         return f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"
 
     def _check_specs(self) -> None:
         """Raises UserError for a spec that names nothing, before any file is opened."""
         parse_divergence(self.divergence)
+        if self.critic != "none":
+            parse(self.critic, CRITIC_SPECS, "--critic")
+        if samples_wanted(self.data) is not None and self.kind != "di":
+            raise UserError(f"--data={self.data} is for --kind=di, which has a teacher; this is --kind={self.kind}")
         for name in ("noise_law", "fake_noise_law", "critic_noise_law"):
             if (text := getattr(self, name)) != "none" or name != "critic_noise_law":
                 parse(text, NOISE_LAWS, option_name(name))
@@ -246,9 +266,9 @@ class TrainConfig:
             raise UserError(
                 f"--kind={self.kind} needs --data=ZIP|DIR, the images to learn from (see tools/dataset_tool.py)"
             )
-        if self.divergence == "none" and not self.adv_weight:
+        if self.divergence == "none" and not self.adv_weight and self.critic == "none":
             raise UserError("--divergence=none leaves nothing to train by; give --adv-weight=1 or another --divergence")
-        if self.kind == "di" and self.teacher is None and self.divergence != "none":
+        if self.kind == "di" and self.teacher is None and self.needs_teacher:
             raise UserError(
                 "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has "
                 "one"
@@ -257,7 +277,9 @@ class TrainConfig:
             parts = ",".join(self.freeze)
             raise UserError(f"--freeze={parts} is for the layers of a GAN: give --gan-pkl, or leave it out")
         if self.kind == "di" and self.needs_data and self.data is None:
-            raise UserError(f"{self.wants_reals} needs --data, real images, and without them there is --divergence=ikl")
+            raise UserError(
+                f"{self.wants_reals} needs --data, real images or teacher:N; without them there is --divergence=ikl"
+            )
         if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
             raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses")
 
@@ -268,9 +290,9 @@ NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
 #: stylegan2-ada's defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth.
 STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
-DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg", "critic_noise_law")
+DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
 REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
-DIVERGENCE = ("teacher", "noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
+DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
 
 
 def resolve(
@@ -326,8 +348,14 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
             yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
         if not config.needs_data:
             yield REAL_IMAGES, "without --adv-weight; leave it out, or give --adv-weight=1"
+        if not config.trains_critic and config.critic == "none":
+            yield ("critic_noise_law",), "without a critic: leave it out, or give --critic=features"
+        if samples_wanted(config.data) is not None:
+            yield ("cond", "subset"), "with --data=teacher:N, whose labels and number are the teacher's" + leave
         if config.divergence == "none":
             yield DIVERGENCE, "with --divergence=none" + leave
+            if not config.needs_teacher:
+                yield ("teacher",), "with --divergence=none" + leave
         if config.gan_pkl is not None:
             yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
     idle = {"noaug": ("p", "target", "ada_kimg", "augpipe"), "fixed": ("target", "ada_kimg"), "ada": ()}[config.aug]
@@ -369,4 +397,10 @@ def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, A
         return {}
     recipe = RECIPES[cfg]
     options = (recipe.refine if "gan_pkl" in given else recipe.distil) | {"cfg": cfg}
-    return options if given.get("divergence") == "none" else options | {"teacher": recipe.teacher}
+    return options | ({"teacher": recipe.teacher} if wants_teacher(given) else {})
+
+
+def wants_teacher(given: Mapping[str, Any]) -> bool:
+    """Whether the options given for --kind=di leave a use for a teacher."""
+    critic, data = given.get("critic") or "none", given.get("data")
+    return given.get("divergence") != "none" or critic != "none" or samples_wanted(data) is not None

@@ -14,6 +14,7 @@ from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.augment import augment_pipe
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.snapshots.blueprint import ImageShape, image_shape
@@ -59,13 +60,19 @@ class Files:
         return self._contents(self.config.gan_pkl)
 
     @cached_property
+    def resumed(self) -> Contents | None:
+        """The GAN that --kind=gan starts from."""
+        source = self.config.resume
+        return self._contents(None if source is None else zoo.TRANSFER_SOURCES.get(source, source))
+
+    @cached_property
     def teacher(self) -> Contents | None:
         return self._contents(self.config.teacher)
 
     @cached_property
     def data(self) -> ImageDataset | None:
         """The data set with its first image."""
-        if self.config.data is None or not self.config.needs_data:
+        if self.config.data is None or not self.config.needs_data or samples_wanted(self.config.data) is not None:
             return None
         try:
             return ImageDataset(self.config.data, use_labels=self.config.cond)
@@ -99,7 +106,8 @@ def reference_of(config: TrainConfig) -> str | None:
     """
     known = zoo.entry(config.gan_pkl or "") or zoo.entry(config.teacher or "")
     source = config.ref or (known.reference if known is not None else None)
-    if source is None and not (config.needs_data and config.data):
+    has_images = config.needs_data and config.data is not None and samples_wanted(config.data) is None
+    if source is None and not has_images:
         raise UserError(
             f"--metrics={','.join(config.metrics)} needs --ref=NPZ, reference statistics, because none are known for "
             f"{config.gan_pkl or config.teacher}; or give --metrics=none"
@@ -122,11 +130,13 @@ def _minibatch(config: TrainConfig, processes: int, files: Files) -> Iterator[st
     if not config.trains_critic:
         return
     wanted, name, other = config.mbstd_group, f"--mbstd-group={config.mbstd_group}", ", or another --mbstd-group"
-    if config.kind == "di":
-        network = None if files.gan is None else files.gan.blueprints.get("D")
+    source = files.gan if config.kind == "di" else files.resumed
+    if source is not None:
+        network = source.blueprints.get("D")
         epilogue = {} if network is None else network.init_kwargs.get("epilogue_kwargs") or {}
         wanted = epilogue.get("mbstd_group_size", MBSTD_GROUP)
-        name, other = f"--gan-pkl={config.gan_pkl}: the minibatch standard deviation of its discriminator", ""
+        option = f"--gan-pkl={config.gan_pkl}" if config.kind == "di" else f"--resume={config.resume}"
+        name, other = f"{option}: the minibatch standard deviation of its discriminator", ""
     share = config.batch // processes
     together = min(config.batch_gpu or share, share)
     for size in {together, share % together if together else 0} - {0}:

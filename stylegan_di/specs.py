@@ -57,21 +57,23 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def parse(text: str, table: Mapping[str, type[T]], option: str) -> T:
+def parse(text: str, table: Mapping[str, type[T]], option: str, whole: str | None = None) -> T:
     """'sid:alpha=1.2' -> table['sid'](alpha=1.2).
 
     Args:
         text: a name of the table, and after a colon values of its fields, separated by commas.
         table: name -> dataclass.
         option: what the text was given as, such as '--divergence', for messages.
+        whole: the text as it was given, where `text` is a part of it.
 
     Raises:
         UserError: for an unknown name, an unknown field, or a value that the field does not accept.
     """
     name, _, arguments = text.partition(":")
+    where = f"{option}={whole or text}"
     if name not in table:
         accepted = f"accepted: {', '.join(table)}{did_you_mean(name, table)}"
-        raise UserError(f"{option}={text}: there is no '{name}'; {accepted}")
+        raise UserError(f"{where}: there is no '{name}'; {accepted}")
     cls = table[name]
     known = {found.name: found for found in fields(cls)}  # type: ignore[arg-type]
     types = get_type_hints(cls)
@@ -80,8 +82,8 @@ def parse(text: str, table: Mapping[str, type[T]], option: str) -> T:
         key, _, value = argument.partition("=")
         if key not in known:
             accepted = f"accepted: {', '.join(known)}{did_you_mean(key, known)}" if known else "it has no fields"
-            raise UserError(f"{option}={text}: '{name}' has no field '{key}'; {accepted}")
-        values[key] = _value(known[key], types[key], value, f"{option}={text}")
+            raise UserError(f"{where}: '{name}' has no field '{key}'; {accepted}")
+        values[key] = _value(known[key], types[key], value, where)
     return cls(**values)
 
 
@@ -96,7 +98,7 @@ def parse_sum(text: str, table: Mapping[str, type[T]], option: str) -> list[tupl
             weight = math.nan
         if weight not in POSITIVE:
             raise UserError(f"{option}={text}: the weight '{factor}' is not {POSITIVE}, such as 0.5*{spec}")
-        terms.append((weight, parse(spec, table, option)))
+        terms.append((weight, parse(spec, table, option, whole=text)))
     return terms
 
 

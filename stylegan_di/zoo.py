@@ -44,6 +44,15 @@ FOLDERS = {
     "raw-snapshots/": NVIDIA + "edm2/",
 }
 
+#: Short names of the networks that stylegan2-ada offers as starts -> their files (known names).
+TRANSFER_SOURCES = {
+    "ffhq256": "ffhq-res256-mirror-paper256-noaug.pkl",
+    "ffhq512": "ffhq-res512-mirror-stylegan2-noaug.pkl",
+    "ffhq1024": "ffhq-res1024-mirror-stylegan2-noaug.pkl",
+    "celebahq256": "celebahq-res256-mirror-paper256-kimg100000-ada-target0.5.pkl",
+    "lsundog256": "lsundog-res256-paper256-kimg100000-noaug.pkl",
+}
+
 #: Terms of use of files, by the beginning of their URLs.
 TERMS = {
     NVIDIA + "stylegan2/": "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan2)",

@@ -154,7 +154,7 @@ def test_a_stop_while_metrics_are_measured_measures_again_later(
     assert passes[-1] == 128
     (folder,) = (tmp_path / "stopped").iterdir()
     if measurement == 1:
-        assert "before the first step: there is nothing to save; start it anew" in result.output
+        assert "before the first step: there is nothing to save; start it again" in result.output
         assert statefile.complete_states(folder) == []
         return
     assert invoke(f"--resume={folder}").exit_code == 0
@@ -318,10 +318,10 @@ def test_a_training_that_diverges_ends_with_3_and_a_diagnosis(files: dict[str, s
     result = invoke(*arguments, f"--outdir={tmp_path}")
     assert result.exit_code == 3, result.output
     said = " ".join(result.output.split())
-    assert "updates of the last 50 steps had gradients that are not finite or exploded (model 3, fake_score 2)" in said
+    assert "were skipped because their gradients were not finite or exploded (model 3, fake_score 2)" in said
     assert "lower learning rates (--lr, --fake-lr, --dlr)" in said
     (folder,) = tmp_path.iterdir()
-    assert "the training came apart at kimg" in (folder / "log.txt").read_text()
+    assert "the training diverged at kimg" in (folder / "log.txt").read_text()
     assert not (folder / "result.json").exists()
 
 
@@ -399,7 +399,7 @@ def test_losses_are_watched_from_the_fourth_tick_on() -> None:
 
     assert [told(value) for value in (500.0, 0.5, 0.4, 49.0)] == [""] * 4
     assert told(0.6) == ""
-    assert told(61.0) == "Loss/fake_score is 61, over 100 times its median 0.6 of the ticks before"
+    assert told(61.0) == "Loss/fake_score is 61, over 100 times its median 0.6 at earlier ticks"
 
 
 def test_skips_count_within_their_window() -> None:

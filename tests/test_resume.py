@@ -127,7 +127,7 @@ def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(
     killed_run(tmp_path / "killed", 7, "--resume=latest")
     result = invoke("--resume=latest", f"--outdir={tmp_path / 'killed'}")
     assert result.exit_code == 0, result.output + str(result.exception)
-    assert "goes on from" in (folder / "log.txt").read_text()
+    assert "continues from" in (folder / "log.txt").read_text()
     assert_same_run(undisturbed, folder)
     names = {name.split(".")[0] for name in last_state(folder).tensors}
     assert names >= {"model", "ema", "optimizer", "evaluation"}
@@ -201,7 +201,7 @@ def test_a_damaged_state_is_passed_over_and_the_run_says_so(run: Path, finished:
     said = " ".join((run / "log.txt").read_text().split())
     assert f"{newest}: damaged (" in said
     assert reason in said
-    assert f"goes on from {run / 'training-state-000000024.safetensors'}" in said
+    assert f"continues from {run / 'training-state-000000024.safetensors'}" in said
     assert_same_run(finished, run)
 
 
@@ -282,7 +282,7 @@ def test_an_option_that_must_stay_is_named_and_refused(finished: Path, option: s
 
 def test_all_differing_options_are_named_at_once_and_equal_ones_pass(finished: Path) -> None:
     output = refused(f"--resume={finished}", "--seed=1", "--ema=3", "--batch=4", "--kimg=9")
-    assert "--seed=1 was 0; --ema=3.0 was 500.0. Leave out" in output
+    assert "--seed=1 was 0; --ema=3.0 was 500.0. Leave them out" in output
 
 
 def test_options_that_may_change_do_change(finished: Path) -> None:
@@ -323,7 +323,7 @@ def test_only_a_gan_trains_on_from_a_file(files: dict[str, str], tmp_path: Path)
 
 def test_two_processes_cannot_go_on_with_one_run(run: Path) -> None:
     with RunFolder.reopen(run, TrainConfig("di", teacher="x")):
-        assert "another process trains in this folder" in refused(f"--resume={run}")
+        assert "another process is training in this folder" in refused(f"--resume={run}")
     assert invoke(f"--resume={run}").exit_code == 0
 
 
@@ -352,10 +352,10 @@ def test_another_number_of_threads_is_told(run: Path) -> None:
     assert content["threads"] == threads
     manifest.write_text(json.dumps(content | {"threads": threads + 1}))
     assert invoke(f"--resume={run}", "--kimg=0.04").exit_code == 0
-    said = f"another number of threads, which sums round by: {threads + 1}, now {threads} (OMP_NUM_THREADS)"
+    said = f"so sums may round differently: {threads + 1}, now {threads} (OMP_NUM_THREADS)"
     assert said in (run / "log.txt").read_text()
     assert invoke(f"--resume={run}", "--kimg=0.048").exit_code == 0
-    assert (run / "log.txt").read_text().count("another number of threads") == 1
+    assert (run / "log.txt").read_text().count("the number of threads has changed") == 1
 
 
 def test_states_of_half_precision_and_of_any_shape_come_back(tmp_path: Path) -> None:

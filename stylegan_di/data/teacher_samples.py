@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -84,10 +84,9 @@ def _draw(
         labels = one_hot(drawn, sampler.label_dim) if sampler.label_dim else None
         return to_uint8(sampler(sampler.sample_latents(len(rng), rng=rng), labels)).cpu(), drawn.cpu()
 
-    def keep(results: object) -> None:
-        pixels, drawn = results  # type: ignore[misc]
-        images.append(pixels)
-        classes.append(drawn)
+    def keep(results: Sequence[torch.Tensor]) -> None:
+        images.append(results[0])
+        classes.append(results[1])
 
     def done(batches: int) -> None:
         if report is not None:
@@ -96,10 +95,11 @@ def _draw(
     with distributed.together():
         distributed.share_out(-(-num // BATCH), batch, keep, done)
         if distributed.rank() == 0:
-            pixels, labels = torch.cat(images).permute(0, 2, 3, 1).numpy(), torch.cat(classes).tolist()
+            stacked, labels = torch.cat(images).permute(0, 2, 3, 1), torch.cat(classes).tolist()
+            pixels = (stacked[..., 0] if stacked.shape[3] == 1 else stacked).numpy()
             source = Source(
                 where=[f"sample {index}" for index in range(num)],
-                load=lambda index: Image.fromarray(pixels[index].squeeze(-1) if pixels.shape[3] == 1 else pixels[index]),
+                load=lambda index: Image.fromarray(pixels[index]),
                 labels=labels if sampler.label_dim else None,
             )
             convert(source, path)

@@ -30,7 +30,7 @@ class Statistics:
         self._with_sigma.setdefault(name, []).append((values.detach(), sigma))
 
     def drain(self) -> dict[str, dict[str, float]]:
-        """Returns {name: {num, mean, std}} over all processes and clears the values; names without a value are left out.
+        """Returns {name: {num, mean, std}} over all processes and clears the values; omits names without a value.
 
         Values that are not finite are only counted, as 'nonfinite'. All processes must call this.
         """

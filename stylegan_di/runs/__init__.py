@@ -1,1 +1,1 @@
-"""A run on disk and in processes: its folder, its states, how it resumes and how it ends."""
+"""A run's folder, training states, processes, resumption and endings."""

@@ -1,4 +1,4 @@
-"""How a run can end before its end, each with the exit status that train.py gives it (docs/reliability.md)."""
+"""The ways in which a run can end early, with the exit status of train.py for each (docs/reliability.md)."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EI
 
 
 class Interrupted(Exception):
-    """SIGTERM or SIGINT: the step was finished and the state saved."""
+    """SIGTERM or SIGINT stopped the run after the step was finished and the state saved."""
 
     status = 75  # EX_TEMPFAIL: try again
 
 
 class Diverged(UserError):
-    """The training came apart; the message says how it was noticed."""
+    """The training diverged; the message says how this was detected."""
 
     status = 3
 
 
 class StorageError(UserError):
-    """The disk is full or cannot be written."""
+    """The disk is full or cannot be written to."""
 
     status = 4
 
 
 @contextlib.contextmanager
 def storage_errors(path: Path, need: int | None = None) -> Iterator[None]:
-    """Turns errors of a disk that is full or broken into StorageError.
+    """Turns errors of a full or broken disk into StorageError.
 
     Args:
-        path: what is written, a file or, where it is not known which, its folder.
-        need: bytes to be written, for the message.
+        path: the file that is written, or its folder if the file is not known.
+        need: number of bytes to write, for the message.
     """
     try:
         yield
@@ -52,12 +52,12 @@ def storage_errors(path: Path, need: int | None = None) -> Iterator[None]:
         needed = "" if need is None else f"it needs {need / 1e6:.1f} MB, "
         raise StorageError(
             f"{error.filename or path}: cannot write ({error.strerror}): {needed}{free / 1e6:.1f} MB are free in "
-            f"{folder}; what was saved before is intact: make room, then go on with --resume={folder}"
+            f"{folder}; what was saved before is intact: make room, then continue with --resume={folder}"
         ) from error
 
 
 class StopRequest:
-    """Notes SIGTERM and SIGINT while open, for the loop to stop at the next step; the second SIGINT acts at once."""
+    """Records SIGTERM and SIGINT while open, so that the loop stops after the step; a second SIGINT acts at once."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -68,7 +68,7 @@ class StopRequest:
         return self.signal is not None
 
     def check(self) -> None:
-        """Raises Interrupted if a signal has come."""
+        """Raises Interrupted if a signal has arrived."""
         if self.requested:
             raise Interrupted(f"stopped by {self.signal}")
 

@@ -1,4 +1,4 @@
-"""The run folder, as people who come from NVlabs' tools expect it: names, numbering, and what is written when."""
+"""The run folder, with names and numbering as in NVlabs' tools."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stylegan_di.runs import statefile
 
 
 class RunFolder:
-    """`<outdir>/00000-<name>/`; two runs that start at once get different numbers."""
+    """The folder `<outdir>/00000-<name>/`; runs that start at the same time get different numbers."""
 
     def __init__(self, path: Path, config: TrainConfig) -> None:
         self.path = path
@@ -29,7 +29,7 @@ class RunFolder:
         """Makes the folder with the next free number in config.outdir.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: if the folder cannot be written.
         """
         outdir = Path(config.outdir)
         try:
@@ -44,10 +44,10 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: Path, config: TrainConfig) -> RunFolder:
-        """The folder of a run that goes on.
+        """Opens the folder of a resumed run.
 
         Raises:
-            UserError: another process trains in it.
+            UserError: if another process is training in it.
         """
         folder = cls(path, config)
         folder._take()
@@ -55,7 +55,7 @@ class RunFolder:
         return folder
 
     def _take(self) -> None:
-        """Holds the folder until the `with` block ends or the process dies, and writes the options into it."""
+        """Locks the folder until the `with` block ends or the process dies, and writes the options into it."""
         if os.name == "posix":
             import fcntl
 
@@ -64,7 +64,7 @@ class RunFolder:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 self._lock.close()
-                raise UserError(f"{self.path}: another process trains in this folder; wait, or end it first") from None
+                raise UserError(f"{self.path}: another process is training in this folder; wait, or stop it") from None
         self.write_json("training_options.json", asdict(self.config))
 
     def __enter__(self) -> RunFolder:
@@ -77,16 +77,16 @@ class RunFolder:
             self._lock.close()
 
     def line_files(self) -> dict[str, int]:
-        """The sizes of the files that grow by lines (stats.jsonl, metric-*.jsonl), by name."""
+        """Returns the sizes of the files that grow by lines (stats.jsonl, metric-*.jsonl), by name."""
         return {path.name: path.stat().st_size for path in self.path.glob("*.jsonl")}
 
     def cut_line_files(self, sizes: Mapping[str, int]) -> None:
-        """Takes away the lines written after `line_files` gave these sizes, which will be written again."""
+        """Removes the lines written after `line_files` returned these sizes; the run will write them again."""
         for path in self.path.glob("*.jsonl"):
             os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
 
     def note(self, text: str) -> None:
-        """A line in the log alone."""
+        """Writes a line to the log only."""
         with open(self.path / "log.txt", "a", encoding="utf-8") as file:
             file.write(text + "\n")
 
@@ -107,7 +107,7 @@ class RunFolder:
 
 
 def run_name(config: TrainConfig) -> str:
-    """'fashion-gan-di-ikl-batch64': what a run folder is called after its number."""
+    """Returns the folder name after the number, such as 'fashion-gan-di-ikl-batch64'."""
     source = config.gan_pkl or config.data or config.teacher or "run"
     stem = source.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].split(".")[0]
     parts = [stem, config.kind]
@@ -132,7 +132,7 @@ def run_name(config: TrainConfig) -> str:
 
 
 def _claim(outdir: Path, number: int, name: str) -> Path:
-    """Makes the folder of the first free number; making a folder is atomic, so no two runs get one."""
+    """Makes the folder with the first free number; mkdir is atomic, so two runs never get the same one."""
     while True:
         path = outdir / f"{number:05d}-{name}"
         try:

@@ -1,4 +1,4 @@
-"""What a run resumes from: its state is put on disk and taken up again."""
+"""Saves and restores the training state from which a run resumes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stylegan_di.torch_utils import distributed
 
 
 class Kept(Protocol):
-    """A part of a run that is kept: tensors by name, and plain values that JSON can hold."""
+    """A part of a run that is saved: tensors by name, and plain values for JSON."""
 
     def tensors(self) -> dict[str, Tensor]: ...
 
@@ -30,10 +30,10 @@ class Keeper:
     """Keeps a run's training states.
 
     Args:
-        folder: where the run is written.
+        folder: the run's folder.
         config: its options.
-        inputs: what tells whether a run resumes with the same files.
-        parts: what is kept, by name; their tensors have names of their own.
+        inputs: descriptions of the input files, to check that a run resumes with the same ones.
+        parts: the parts to save, by name; their tensors' names must not collide.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Keeper:
 
         Args:
             nimg: images seen.
-            seconds: that the run has taken so far.
+            seconds: seconds that the run has taken so far.
         """
         path = self.folder.state_path(nimg)
         if path == self.saved:
@@ -65,10 +65,10 @@ class Keeper:
         statefile.prune(self.folder.path, path)
 
     def restore(self, saved: statefile.State) -> float:
-        """Takes up a training state; returns the seconds that the run has taken so far.
+        """Restores a training state; returns the seconds that the run had taken.
 
         Raises:
-            UserError: the teacher or the data set is another than when the run began.
+            UserError: if the teacher or the data set has changed since the run began.
         """
         check_inputs(saved.values["inputs"], self.inputs)
         for name, part in self.parts.items():
@@ -79,12 +79,12 @@ class Keeper:
         return float(saved.values["seconds"])
 
     def keep_best(self) -> None:
-        """Notes that the newest state is that of the best snapshot, for --on-divergence=best."""
+        """Keeps the newest state as that of the best snapshot, for --on-divergence=best."""
         if self.config.on_divergence == "best":
             assert self.saved is not None
             statefile.keep_best(self.saved, self.folder.best_state_path())
 
     def best(self) -> statefile.State | None:
-        """The state of the best snapshot, if one is kept."""
+        """Returns the state of the best snapshot, or None if none is kept."""
         path = self.folder.best_state_path()
         return statefile.load_state(path) if self.config.on_divergence == "best" and path.is_file() else None

@@ -1,7 +1,7 @@
-"""`--gpus=N`: starts the processes of a run on this machine and sees to it that they end together.
+"""`--gpus=N`: starts the processes of a run on this machine and makes them end together.
 
-Each is the same command with the environment that torchrun would give it. Signals are handed on; when a process fails
-the others are given GRACE seconds to end by themselves, then killed; when this process dies they stop too.
+Each runs the same command, with the environment that torchrun would set. Signals are forwarded. When a process fails,
+the others have GRACE seconds to end by themselves and are then killed; when this process dies, they stop too.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PARENT = "STYLEGAN_DI_PARENT"  # set in the processes that `run` starts
 
 
 class ProcessFailed(UserError):
-    """A process other than the first ended with a status that is not 0; it becomes the run's."""
+    """A process other than the first ended with a nonzero status, which becomes the run's."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -34,22 +34,23 @@ class ProcessFailed(UserError):
 
 
 def started() -> bool:
-    """Whether this is one of the processes of a run, started by `run` or torchrun."""
+    """Returns whether `run` or torchrun started this process."""
     return distributed.under_torchrun()
 
 
 def has_parent() -> bool:
-    """Whether `run` started this process."""
+    """Returns whether `run` started this process."""
     return PARENT in os.environ
 
 
 def run(command: Sequence[str], count: int) -> int:
     """Runs a command in `count` processes until all have ended.
 
-    Returns 0, or the status with which the first process ended after telling why.
+    Returns 0, or the status of the first process, which has then printed why.
 
     Raises:
-        ProcessLost: one was killed. ProcessFailed: another than the first failed; with what it told.
+        ProcessLost: if a process was killed.
+        ProcessFailed: if a process other than the first failed; the message includes its output.
     """
     store = distributed.meeting_point()
     with contextlib.ExitStack() as stack:
@@ -78,12 +79,12 @@ def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _start(command: Sequence[str], rank: int, count: int, port: int, output: IO[bytes]) -> subprocess.Popen[bytes]:
-    """One process, in a session of its own; all but the first write into `output`."""
+    """Starts one process in its own session; all but the first write to `output`."""
     threads = str(max((os.cpu_count() or 1) // count, 1))
     environment = {"OMP_NUM_THREADS": threads} | os.environ | {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there already, as under torchrun
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists already, as under torchrun
         PARENT: str(os.getpid()),
     }  # fmt: skip
     stream = None if rank == 0 else output
@@ -93,7 +94,7 @@ def _start(command: Sequence[str], rank: int, count: int, port: int, output: IO[
 
 
 def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """Waits for all; returns which process was the first to fail, not counting those that only lost another."""
+    """Waits for all; returns the first process that failed other than by losing another, None if all succeeded."""
     failed: dict[int, float] = {}
     while any(child.poll() is None for child in children):
         for rank, child in enumerate(children):
@@ -107,19 +108,19 @@ def _wait(children: Sequence[subprocess.Popen[bytes]]) -> int | None:
             failed.setdefault(rank, time.monotonic())
     causes = [rank for rank in failed if children[rank].returncode != ProcessLost.status]
     if 0 in causes and children[0].returncode > 0:
-        return 0  # it has told why already, whoever was the first
+        return 0  # it has already printed why, even if another failed first
     return next(iter(causes or failed), None)
 
 
 def _explain(cause: int, children: Sequence[subprocess.Popen[bytes]], outputs: Sequence[IO[bytes]]) -> int:
-    """The status of a failed process that has told why, else an error that does."""
+    """Returns the status of a failed process that has printed why; for others raises an error that explains it."""
     status, count = children[cause].returncode, len(children)
     outputs[cause].seek(0)
     told = " ".join(outputs[cause].read().decode(errors="replace").split())[-2000:]
     if status < 0:
         raise ProcessLost(
             f"process {cause} of {count} was killed by {signal.Signals(-status).name}; the others have been ended; "
-            "go on from the last state with --resume=latest" + (f" (it told: {told})" if told else "")
+            "go on from the last state with --resume=latest" + (f" (its output: {told})" if told else "")
         )
     if status == ProcessLost.status:
         raise ProcessLost(f"the {count} processes of the run lost each other; its log.txt says at which exchange")
@@ -129,12 +130,12 @@ def _explain(cause: int, children: Sequence[subprocess.Popen[bytes]], outputs: S
 
 
 def follow_parent() -> None:
-    """In a process that `run` started: asks this process to stop when its parent has gone."""
+    """Makes a process that `run` started stop when its parent dies."""
     if not has_parent():
         return
 
     def watch() -> None:
-        os.read(0, 1)  # returns when the parent, which never writes, is gone
+        os.read(0, 1)  # the parent never writes, so this returns when it dies
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -1,4 +1,4 @@
-"""`--resume=latest|FOLDER|STATE`: which training state a run goes on from, and with which options."""
+"""`--resume=latest|FOLDER|STATE`: finds the training state to resume from, and the options to resume with."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.runs import statefile
 from stylegan_di.runs.statefile import State
 
-#: Options that a run may change when it resumes. They change the length of the training (and with it --lr-decay's
-#: rates), where and how it is computed, and what is kept of it; all else of its numbers stays.
+#: Options that may change when a run resumes. They affect the length of the training (and with it --lr-decay's
+#: rates), where and how it is computed, and what is saved; all its other numbers stay the same.
 MAY_CHANGE = ("outdir", "device", "gpus", "workers", "batch_gpu", "kimg", "snap", "state", "snap_format", "metrics",
               "detector_file", "max_skips", "on_divergence", "fsdp")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """A run to go on with: its options, its state, and what its user should know."""
+    """A run to resume: its options, its state, and notes for the user."""
 
     config: TrainConfig
     state: State
@@ -34,7 +34,7 @@ class Resumed:
 
 
 def goes_on(source: str | None) -> bool:
-    """Whether --resume=source means to go on with a run, and not to train on from a GAN's file."""
+    """Returns whether --resume=source continues a run, rather than starting from a GAN's file."""
     if source is None:
         return False
     path = Path(source)
@@ -42,23 +42,23 @@ def goes_on(source: str | None) -> bool:
 
 
 def resume(source: str, given: Mapping[str, Any]) -> Resumed:
-    """The run to go on with.
+    """Loads the run to resume.
 
     Args:
         source: latest (the newest state in the run folders of --outdir), a run folder, or a training state.
-        given: options of the command line by name, None where not given.
+        given: the command line's options by name, None where not given.
 
     Raises:
-        UserError: if there is no usable state, or an option differs that must stay.
+        UserError: if there is no usable state, or an option that must not change differs.
     """
     path, notes = _choose(source, Path(given.get("outdir") or TrainConfig.outdir))
     state = statefile.load_state(path)
     config = changed_config(state, {key: value for key, value in given.items() if key not in ("resume", "outdir")})
-    notes += [f"goes on from {path}"]
+    notes += [f"continues from {path}"]
     if changes := statefile.version_changes(path):
-        notes.append(f"other versions than when it was written, so that numbers may differ: {'; '.join(changes)}")
+        notes.append(f"versions have changed since it was written, so numbers may differ: {'; '.join(changes)}")
     if config.device == "cpu" and (change := statefile.threads_change(path)):
-        notes.append(f"another number of threads, which sums round by: {change} (OMP_NUM_THREADS)")
+        notes.append(f"the number of threads has changed, so sums may round differently: {change} (OMP_NUM_THREADS)")
     return Resumed(config, state, tuple(notes))
 
 
@@ -80,12 +80,12 @@ def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
     raise UserError(
         f"--resume={source}: {folder} holds no intact training state"
         + (f" ({'; '.join(notes)})" if notes else "")
-        + "; the run has to begin anew: leave --resume out"
+        + "; start a new run: leave --resume out"
     )
 
 
 def _latest_folder(outdir: Path) -> Path:
-    """The run folder of outdir in which the newest state is."""
+    """Returns outdir's run folder with the newest state."""
     states = [path for folder in outdir.glob("*/") for path in statefile.complete_states(folder)]
     if not states:
         raise UserError(f"--resume=latest: no run in --outdir={outdir} holds a training state; give a run's folder")
@@ -93,10 +93,10 @@ def _latest_folder(outdir: Path) -> Path:
 
 
 def changed_config(state: State, given: Mapping[str, Any]) -> TrainConfig:
-    """The configuration in a state, with those of the given options that may change.
+    """Returns a state's configuration, updated with the given options.
 
     Raises:
-        UserError: naming every option that must stay as it was and is given otherwise.
+        UserError: if options that must not change differ; the message names all of them.
     """
     known = {field.name for field in fields(TrainConfig)}
     stored = {name: tuple(value) if isinstance(value, list) else value for name, value in state.config.items()}
@@ -106,22 +106,22 @@ def changed_config(state: State, given: Mapping[str, Any]) -> TrainConfig:
     if differing := [name for name in given if name not in MAY_CHANGE]:
         named = "; ".join(f"{option_name(name)}={given[name]} was {stored.get(name)}" for name in differing)
         may = ", ".join(option_name(name) for name in MAY_CHANGE)
-        raise UserError(f"--resume: the run cannot go on with other options: {named}. Leave out; may change: {may}")
+        raise UserError(f"--resume: these options cannot change: {named}. Leave them out; these may change: {may}")
     config = TrainConfig(**{**stored, **given, "outdir": str(state.path.parent.parent)})
     return config
 
 
 def config_hash(config: TrainConfig) -> str:
-    """SHA-256 of the options that must not change while a run goes on."""
+    """Returns the SHA-256 of the options that must not change when a run resumes."""
     fixed = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 
 def check_inputs(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises UserError where a run would go on with another data set or teacher than it began with."""
+    """Raises UserError if a run would resume with a different data set or teacher than it began with."""
     for name in before.keys() | now.keys():
         if before.get(name) != now.get(name):
             raise UserError(
                 f"--resume: --{name} is not what the run began with: then {before.get(name)}, now {now.get(name)}; "
-                "put the old file back, or begin a new run"
+                "restore the old file, or start a new run"
             )

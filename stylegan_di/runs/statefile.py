@@ -1,8 +1,8 @@
-"""Training states on disk: what a run goes on from, one safetensors file each, complete once its manifest is there.
+"""Training states on disk: one safetensors file each, complete once its manifest exists.
 
 `training-state-<images seen>.safetensors` holds tensors, and in its header plain values and the configuration;
 `training-state-<images seen>.json`, written last, holds its SHA-256, size, configuration hash and library versions.
-Both are written under temporary names, put on disk and renamed. Nothing in them is ever unpickled.
+Both are written under temporary names, synced to disk and renamed. Nothing in them is ever unpickled.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from stylegan_di.dnnlib.util import UserError, atomic_file, atomic_write, sha256
 from stylegan_di.runs.endings import storage_errors
 
 FORMAT = 1
-KEPT = 3  # the newest states of a run that stay on disk
+KEPT = 3  # number of newest states to keep
 NAME = re.compile(r"training-state-(\d{9,})\.safetensors")
 DTYPES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -39,7 +39,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class State:
-    """What a state file holds: tensors by name, plain values, and the run's configuration as plain values."""
+    """The contents of a state file: tensors by name, plain values, and the run's configuration as plain values."""
 
     path: Path
     tensors: dict[str, Tensor]
@@ -48,7 +48,7 @@ class State:
 
 
 def versions() -> dict[str, str]:
-    """What a run's exact numbers depend on besides its options."""
+    """Returns the versions that a run's exact numbers depend on."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__}
 
 
@@ -66,17 +66,17 @@ def manifest_path(path: Path) -> Path:
 def save_state(
     path: Path, tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Mapping[str, Any], config_sha256: str
 ) -> None:
-    """Writes a state and then its manifest; what was at `path` stays until the new file is complete.
+    """Writes a state and then its manifest; an old file at `path` stays until the new one is complete.
 
     Args:
         path: its name ends in .safetensors.
         tensors: by name, on any device.
-        values: what JSON can hold.
-        config: the configuration of the run.
-        config_sha256: hash of what must not change in it, for the manifest.
+        values: plain values for JSON.
+        config: the run's configuration.
+        config_sha256: the hash of the options that must not change, for the manifest.
 
     Raises:
-        StorageError: when it cannot be written; names the path and the room that it needs.
+        StorageError: if it cannot be written; the message names the path and the space needed.
     """
     need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     with storage_errors(path, need):
@@ -92,7 +92,7 @@ def save_state(
 
 
 class _HashedWriter:
-    """Writes to a file and keeps the SHA-256 and size of what went into it."""
+    """Writes to a file and computes the SHA-256 and size of what was written."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -106,8 +106,8 @@ class _HashedWriter:
 
 
 def _write_safetensors(writer: _HashedWriter, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """The safetensors format, tensor after tensor, so that no second copy of all weights is in memory."""
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # all stay aligned
+    """Writes the safetensors format tensor by tensor, so that memory never holds a second copy of all weights."""
+    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())  # keeps all aligned
     header: dict[str, Any] = {"__metadata__": metadata}
     offset = 0
     for name, tensor in ordered:
@@ -118,12 +118,12 @@ def _write_safetensors(writer: _HashedWriter, tensors: Mapping[str, Tensor], met
     text += b" " * (-len(text) % 8)
     writer.write(len(text).to_bytes(8, "little") + text)
     for _, tensor in ordered:
-        flat = tensor.detach().to("cpu").contiguous().as_strided([tensor.numel()], [1])  # an empty one has any
+        flat = tensor.detach().to("cpu").contiguous().as_strided([tensor.numel()], [1])  # for an empty one any stride
         writer.write(flat.view(torch.uint8).numpy().data)
 
 
 def prune(folder: Path, newest: Path) -> None:
-    """Removes all but the last KEPT states, never `newest`, and what writes that were cut short have left behind."""
+    """Removes all but the last KEPT states and `newest`, including states whose write was interrupted."""
     paths = complete_states(folder)
     for path in folder.iterdir():
         is_state = NAME.fullmatch(path.name) is not None
@@ -133,13 +133,13 @@ def prune(folder: Path, newest: Path) -> None:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Removes the temporary files of a run that was killed while it wrote; nobody else may be writing there."""
+    """Removes the temporary files of a run that was killed while writing; no other process may be writing there."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def keep_best(path: Path, best: Path) -> None:
-    """Gives a state a second name that pruning leaves alone: a link, or a copy where there are no links."""
+    """Gives a state a second name that `prune` ignores: a link, or a copy where links are not possible."""
     for source, target in ((path, best), (manifest_path(path), manifest_path(best))):
         temporary = target.with_name(f".{target.name}.tmp")
         temporary.unlink(missing_ok=True)
@@ -156,13 +156,13 @@ def keep_best(path: Path, best: Path) -> None:
 
 
 def complete_states(folder: Path) -> list[Path]:
-    """The states of a run folder that have a manifest, oldest first."""
+    """Returns the states of a run folder that have a manifest, oldest first."""
     found = [(int(m[1]), path) for path in folder.iterdir() if (m := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found) if manifest_path(path).is_file()]
 
 
 def written(path: Path) -> float:
-    """When a state was written, in seconds since 1970; 0 where its manifest does not say."""
+    """Returns when a state was written, in seconds since 1970; 0 if its manifest does not say."""
     try:
         return float(json.loads(manifest_path(path).read_bytes())["written"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -170,7 +170,7 @@ def written(path: Path) -> float:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a state file; None: nothing, it is as it was written."""
+    """Returns what is wrong with a state file, None if it is intact."""
     try:
         manifest = json.loads(manifest_path(path).read_bytes())
         if manifest["format"] != FORMAT:
@@ -187,7 +187,7 @@ def damage(path: Path) -> str | None:
 
 
 def load_state(path: Path) -> State:
-    """Reads a state that `damage` finds nothing wrong with.
+    """Reads a state; call `damage` first.
 
     Raises:
         UserError: if it is no training state.
@@ -202,13 +202,13 @@ def load_state(path: Path) -> State:
 
 
 def version_changes(path: Path) -> list[str]:
-    """'torch 2.12.0, now 2.13.0' for each library that is another than when the state was written."""
+    """Returns 'torch 2.12.0, now 2.13.0' or the like for each library whose version has changed since the state."""
     before = json.loads(manifest_path(path).read_bytes())["versions"]
     return [f"{name} {before.get(name)}, now {now}" for name, now in versions().items() if before.get(name) != now]
 
 
 def threads_change(path: Path) -> str:
-    """'1, now 2' where a process has another number of threads than when the state was written, else ''."""
+    """Returns '1, now 2' if the number of threads per process has changed since the state, else ''."""
     now = torch.get_num_threads()
     before = json.loads(manifest_path(path).read_bytes()).get("threads", now)
     return "" if before == now else f"{before}, now {now}"

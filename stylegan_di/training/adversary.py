@@ -1,4 +1,4 @@
-"""The training of a discriminator beside a generator: logistic loss, lazily R1, and ADA's control of p."""
+"""Trains a discriminator alongside a generator: logistic loss, lazy R1, and ADA's control of p."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from stylegan_di.training.optimize import adam, apply_gradients, trainable
 from stylegan_di.training.state import TrainState
 
 ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
-ROLE, PIPE, SIGNS = "discriminator", "augment_pipe", "real_signs"  # in the training's state
+ROLE, PIPE, SIGNS = "discriminator", "augment_pipe", "real_signs"  # names in the training state
 
 
 class Adversary:
     """A discriminator in training.
 
     Args:
-        config: the run.
+        config: the run's options.
         network: the discriminator.
-        resolution: of the images, for R1's default weight.
+        resolution: the images' resolution, for R1's default weight.
     """
 
     def __init__(self, config: TrainConfig, network: torch.nn.Module, resolution: int) -> None:
@@ -46,7 +46,7 @@ class Adversary:
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
-        """What belongs to a training's state, by role."""
+        """The networks to include in the training state, by role."""
         pipe = self.critic.augment_pipe
         return {ROLE: self.critic.network} | ({} if pipe is None else {PIPE: pipe})
 
@@ -57,11 +57,11 @@ class Adversary:
         )
 
     def totals(self, device: torch.device) -> dict[str, Tensor]:
-        """Sum and count of sign D(real) since p was last moved, for the training's state."""
+        """Returns zeros for the sum and count of sign D(real) since p last changed, for the training state."""
         return {SIGNS: torch.zeros(2, device=device)}
 
     def logits(self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str) -> Tensor:
-        """D of images as it sees them in training, [n,1]: augmented, and noised by its noise law."""
+        """Returns D's logits [n,1] of images as in training: augmented, and noised by its noise law."""
         law = self.critic.noise_law
         if law is None:
             noise, sigma = torch.zeros_like(images), torch.zeros(len(images), device=images.device)
@@ -77,7 +77,7 @@ class Adversary:
         fakes: Callable[[range], Samples],
         journal: Journal,
     ) -> None:
-        """One update of the discriminator on real images and on fakes(chunk), R1 and p where they are due."""
+        """Updates the discriminator on real images and fakes(chunk), and R1 and p when they are due."""
         config = self.config
         with trainable(self.critic.network, train_mode=True):
             for chunk in batch.chunks:
@@ -99,7 +99,7 @@ class Adversary:
             self._adjust_augmentation(state, batch.size * ADA_INTERVAL, journal)
 
     def _r1_update(self, state: TrainState, batch: Batch, reals: Reals, journal: Journal) -> None:
-        """Moves the discriminator by the R1 penalty, scaled for being done once in r1_interval steps."""
+        """Updates the discriminator by the R1 penalty, scaled because it runs only every r1_interval steps."""
         with trainable(self.critic.network, train_mode=True):
             for chunk in batch.chunks:
                 images, labels = reals(chunk)
@@ -111,7 +111,7 @@ class Adversary:
             apply_gradients(state, ROLE)
 
     def _adjust_augmentation(self, state: TrainState, images: int, journal: Journal) -> None:
-        """Moves p by ADA's rule, from the signs of all processes since the last time."""
+        """Updates p by ADA's rule from all processes' signs since the last time."""
         config, pipe, signs = self.config, self.critic.augment_pipe, state.totals[SIGNS]
         if config.aug == "ada" and pipe is not None:
             distributed.average([signs])

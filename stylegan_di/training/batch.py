@@ -1,4 +1,4 @@
-"""The samples of one step: which of them a process computes, their random numbers, and the real images for them."""
+"""The samples of one step: their division among processes, their random numbers, and their real images."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Reals = Callable[[range], Samples]  # a chunk -> its real images
 
 @dataclass(frozen=True)
 class Batch:
-    """The samples of one step: which of them this process computes, in chunks that fit its device."""
+    """The samples of one step that this process computes, in chunks that fit its device."""
 
     seed: int
-    nimg: int  # images seen when the step began: the key of its random numbers
+    nimg: int  # images seen when the step began; keys its random numbers
     size: int  # samples of the step over all processes
     chunks: tuple[range, ...]  # sample indices of this process
     device: torch.device
@@ -35,7 +35,7 @@ class Batch:
     def of_step(
         cls, *, seed: int, nimg: int, size: int, batch_gpu: int, rank: int, world_size: int, device: torch.device
     ) -> Batch:
-        """Sample indices [0, size) shared out evenly over processes, then over chunks of at most batch_gpu."""
+        """Divides sample indices [0, size) evenly among processes, then into chunks of at most batch_gpu."""
         share = size // world_size
         own = range(rank * share, (rank + 1) * share)
         chunks = tuple(own[start : start + batch_gpu] for start in range(0, share, batch_gpu))
@@ -43,43 +43,43 @@ class Batch:
 
     @property
     def local_size(self) -> int:
-        """Samples of the step in this process: what its gradients are averaged over."""
+        """The number of this process's samples, over which its gradients are averaged."""
         return sum(map(len, self.chunks))
 
     def random(self, purpose: str, chunk: range) -> SampleRandom:
-        """Random streams of a chunk's samples."""
+        """Returns the random streams of a chunk's samples."""
         return SampleRandom(self.seed, purpose, self.nimg, chunk, self.device)
 
     def seed_dropout(self, chunk: range) -> None:
-        """Seeds PyTorch's own random numbers, which dropout draws: a chunk's are the same in whichever process."""
+        """Seeds PyTorch's generator, which dropout uses, so that a chunk gets the same numbers in any process."""
         torch.manual_seed(int(stream(self.seed, "dropout", self.nimg, chunk.start).integers(2**31)))
 
     def labels(self, purpose: str, chunk: range, label_dim: int) -> Tensor | None:
-        """One-hot labels [n,label_dim] drawn uniformly over the classes; None when there are none."""
+        """Draws one-hot labels [n,label_dim] uniformly over the classes; None if label_dim is 0."""
         if label_dim == 0:
             return None
         return one_hot(self.random(f"{purpose}/labels", chunk).integers(label_dim), label_dim)
 
     def noise(self, law: NoiseLaw, purpose: str, chunk: range, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Standard normal noise as x [n,...] and noise levels [n] of a law."""
+        """Draws standard normal noise, shaped as x [n,...], and noise levels [n] of a law."""
         rng = self.random(purpose, chunk)
         sigma = law.sigma(rng.normal() if law.normal else rng.uniform())
         return rng.normal(*x.shape[1:]), sigma
 
 
 def generated(generator: Generator, batch: Batch, chunk: range, purpose: str) -> Samples:
-    """Images of fresh latents and uniformly drawn labels."""
+    """Generates images from fresh latents and uniformly drawn labels."""
     labels = batch.labels(purpose, chunk, generator.label_dim)
     z = generator.sample_latents(len(chunk), rng=batch.random(f"{purpose}/z", chunk))
     return generator(z, labels, rng=batch.random(f"{purpose}/noise", chunk)), labels
 
 
 class RealImages:
-    """The real images of a training, step by step: each process gets its share of the shuffled data set.
+    """Supplies the real images step by step: each process gets its share of the shuffled data set.
 
     Args:
-        dataset: what they are taken from.
-        num_workers: threads that load ahead.
+        dataset: the data set to take them from.
+        num_workers: number of threads that load ahead.
     """
 
     def __init__(self, dataset: ImageDataset, num_workers: int) -> None:
@@ -88,8 +88,8 @@ class RealImages:
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def take(self, batch: Batch) -> Reals:
-        """Those of a step; steps follow each other."""
-        if self._batches is None:  # begins where the training is
+        """Returns the real images of a step; must be called for consecutive steps."""
+        if self._batches is None:  # start at the position of the training
             self._batches = iterate_batches(
                 self.dataset,
                 seed=batch.seed,

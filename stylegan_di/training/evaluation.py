@@ -1,4 +1,4 @@
-"""What a run shows of its average: image grids at fixed latents, metrics, the before/after table."""
+"""Evaluates the averaged network of a run: image grids at fixed latents, metrics, the before/after table."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ GRID_BATCH = 16  # images at a time
 
 
 class Evaluation:
-    """Measures the average of a training, in all processes together, and draws it in the first one.
+    """Measures the averaged network in all processes together, and draws its images in the first one.
 
     Args:
-        method: the training.
-        folder: where the result goes.
-        journal: where pictures, tables and lines go.
-        evaluator: the metrics; None for --metrics=none.
+        method: the training method.
+        folder: the run's folder, which gets the result.
+        journal: receives pictures, tables and lines.
+        evaluator: computes the metrics; None for --metrics=none.
     """
 
     def __init__(self, method: Method, folder: RunFolder, journal: Journal, evaluator: Evaluator | None) -> None:
@@ -56,7 +56,7 @@ class Evaluation:
         self._start: Tensor | None = None  # the grid's images before the first step, in the first process
 
     def _grid_labels(self, n: int) -> Tensor | None:
-        """One class a column, as far as the columns go."""
+        """Returns labels with one class per column; classes beyond the columns do not appear."""
         label_dim = self.generator.label_dim
         if label_dim == 0:
             return None
@@ -64,7 +64,7 @@ class Evaluation:
 
     @torch.no_grad()
     def grid_images(self) -> Tensor:
-        """The average's images at the grid's latents, [n,C,H,W]; noise inside the network is fixed."""
+        """Returns the average's images at the grid's latents, [n,C,H,W], with the network's fixed noise."""
         parts = []
         for start in range(0, len(self._z), GRID_BATCH):
             part = slice(start, start + GRID_BATCH)
@@ -72,7 +72,7 @@ class Evaluation:
         return torch.cat(parts)
 
     def begin(self) -> None:
-        """Grids and metrics before the first step."""
+        """Draws the grids and measures the metrics before the first step."""
         if distributed.rank() == 0:
             self._start = self.grid_images()
             self.journal.images("fakes_init", to_uint8(self._start), GRID_COLUMNS)
@@ -83,27 +83,27 @@ class Evaluation:
         self.before, _ = self.measure(None)
 
     def values(self) -> dict[str, Any]:
-        """What was measured so far, for a training state; the images at the start are `tensors`."""
+        """Returns the results so far, for the training state; `tensors` returns the initial images."""
         return {"before": self.before, "after": self.after, "best": self.best, "best_kimg": self.best_kimg}
 
     def tensors(self) -> dict[str, Tensor]:
         return {} if self._start is None else {"evaluation.start": self._start}
 
     def restore(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes up what `values` and `tensors` gave."""
+        """Restores what `values` and `tensors` returned."""
         self.before, self.after = values["before"], values["after"]
         self.best, self.best_kimg = values["best"], values["best_kimg"]
         if distributed.rank() == 0:
             self._start = tensors["evaluation.start"].to(self.method.device)
 
     def distance_from_start(self) -> dict[str, float]:
-        """Mean absolute difference of the average's grid from the one before training, in [-1,1] units."""
+        """Returns the mean absolute difference of the average's grid from the initial one, in [-1,1] units."""
         assert self._start is not None
         differences = (self.grid_images() - self._start).abs().flatten(1).mean(dim=1)
         return {"num": len(differences), "mean": float(differences.mean()), "std": float(differences.std())}
 
     def measure(self, kimg: float | None) -> tuple[dict[str, float], bool]:
-        """Metrics and grid of the average, and whether it is the best snapshot yet (by the first metric).
+        """Draws and measures the average; returns the metrics and whether it is the best so far by the first metric.
 
         All processes must call this; kimg is None before training.
         """
@@ -124,7 +124,7 @@ class Evaluation:
         return results, is_best
 
     def _report(self, results: Mapping[str, float], kimg: float | None, seconds: float) -> None:
-        """A row of each metric's table, with the fields of stylegan2-ada's, and a line."""
+        """Reports a row per metric, with the same fields as stylegan2-ada's, and a line for the user."""
         name = "" if kimg is None else self.folder.snapshot_path(kimg).name
         row = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": distributed.world_size(),
                "snapshot_pkl": name}  # fmt: skip
@@ -134,7 +134,7 @@ class Evaluation:
         self.journal.say(f"metrics {moment}: " + "  ".join(f"{k} {v:.4f}" for k, v in results.items()))
 
     def finish(self, seconds: float) -> dict[str, Any]:
-        """The before/after grid, the table and result.json."""
+        """Writes the before/after grid, the table and result.json, and returns the latter's contents."""
         config, after = self.config, self.after
         result = {
             "before": self.before, "after": after, "best": self.best, "best_kimg": self.best_kimg,
@@ -155,7 +155,7 @@ class Evaluation:
         return result
 
     def _draw_before_after(self, before: Tensor, after: Tensor) -> None:
-        """Four rows before, a white line's gap, the same latents after."""
+        """Draws four rows before training, a white gap, and the same latents after training."""
         n = 4 * GRID_COLUMNS
         gap = torch.ones_like(before[:GRID_COLUMNS])[:, :, : max(self.generator.img_resolution // 8, 1)]
         images = [_rows(before[:n]), _rows(gap), _rows(after[:n])]
@@ -165,9 +165,9 @@ class Evaluation:
 def make_evaluator(
     method: Method, reference: str | ImageDataset | None, stop: StopRequest
 ) -> Evaluator | None:
-    """The metrics of --metrics on --metric-samples samples, made in every process; None where there are none.
+    """Makes the evaluator of --metrics on --metric-samples samples in every process; None for --metrics=none.
 
-    Where a stop is requested while it measures, it raises Interrupted, and distributed.Abandoned in other processes.
+    If a stop is requested while it measures, it raises Interrupted, and distributed.Abandoned in other processes.
     """
     config = method.config
     if not config.metrics:
@@ -190,7 +190,7 @@ def make_evaluator(
 
 
 def _rows(images: Tensor) -> Tensor:
-    """[n,C,h,W] -> one image [C, n / columns * h, columns * W]."""
+    """Arranges images [n,C,h,W] as one image [C, n / columns * h, columns * W]."""
     n, channels, height, width = images.shape
     rows = images.view(n // GRID_COLUMNS, GRID_COLUMNS, channels, height, width)
     return rows.permute(2, 0, 3, 1, 4).reshape(channels, -1, GRID_COLUMNS * width)

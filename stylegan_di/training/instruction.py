@@ -1,4 +1,4 @@
-"""An instruction: what one teacher tells a student, by a fake score that learns the student's own distribution."""
+"""An instruction: one teacher trains a student through a fake score, which learns the student's distribution."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from stylegan_di.training.batch import Batch, Samples
 
 @dataclass
 class Instruction:
-    """A teacher, its space, its fake score, its divergence and weight. A training has one or several.
+    """A teacher with its space, fake score, divergence and weight. A training has one or several of these.
 
-    `role` names the fake score in the training's state, and keys the random numbers.
+    `role` names the fake score in the training state and keys its random numbers.
     """
 
     teacher: Denoiser
@@ -25,19 +25,19 @@ class Instruction:
     fake_score: Denoiser
     divergence: Divergence
     student_law: NoiseLaw  # noise levels of the student's update
-    fake_law: NoiseLaw  # those of the fake score's
+    fake_law: NoiseLaw  # noise levels of the fake score's update
     weight: float = 1.0
     role: str = "fake_score"
 
     def noise(self, law: NoiseLaw, batch: Batch, purpose: str, chunk: range, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise as x and noise levels [n] of a law, as far as the teacher knows them."""
+        """Draws noise, shaped as x, and noise levels [n] of a law, clipped to the teacher's range."""
         noise, sigma = batch.noise(law, purpose, chunk, x)
         return noise, sigma.clamp(self.teacher.sigma_min, self.teacher.sigma_max)
 
     def score_loss(
         self, samples: Samples, batch: Batch, chunk: range, purpose: str, reals: Samples | None
     ) -> tuple[Tensor, Tensor]:
-        """The fake score's loss [n] on a chunk's samples, without their graph, and the noise levels [n]."""
+        """Returns the fake score's loss [n] on a chunk's samples, whose graph is not used, and the noise levels [n]."""
         images, labels = samples
         with torch.no_grad():
             x = self.space.encode(images)
@@ -49,7 +49,7 @@ class Instruction:
     def gradient(
         self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str, critic: Critic | None
     ) -> tuple[Tensor, Tensor]:
-        """The divergence's gradient in a chunk's images, which require grad, and the noise levels [n]."""
+        """Returns the divergence's gradient in a chunk's images, which must require grad, and the noise levels [n]."""
         x = self.space.encode(images)
         noise, sigma = self.noise(self.student_law, batch, purpose, chunk, x)
         differentiable = self.divergence.differentiable

@@ -1,4 +1,4 @@
-"""From a configuration to a finished run: processes, checks, folder, journal, trainer."""
+"""Carries out a configured run: processes, checks, folder, journal, trainer."""
 
 from __future__ import annotations
 
@@ -27,20 +27,19 @@ from stylegan_di.torch_utils.ops import build as kernels
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
 from stylegan_di.training.methods import Method, build
 from stylegan_di.training.trainer import Trainer
-from stylegan_di.training.transfer import TRANSFER_SOURCES
 
 
 def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any]:
-    """Trains as configured; returns what result.json holds.
+    """Trains as configured; returns the contents of result.json.
 
     Args:
-        config: the run.
-        resumed: the run to continue, whose `config` this is.
+        config: the run's options.
+        resumed: the run to continue; `config` is its config.
 
     Raises:
-        UserError: options or files that do not work together; nothing has been written then.
-        Diverged, StorageError, ProcessLost: the run ended early.
-        Interrupted: SIGTERM or SIGINT came; the state is saved.
+        UserError: if options or files do not work together; nothing has been written then.
+        Diverged, StorageError, ProcessLost: if the run ended early.
+        Interrupted: if SIGTERM or SIGINT stopped the run; the state is saved.
     """
     follow_parent()
     device = distributed.local_device(config.device)
@@ -63,7 +62,7 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
 
 
 def _check_agreement(config: TrainConfig, resumed: Resumed | None) -> None:
-    """Raises UserError, in every process, where they were not started alike."""
+    """Raises UserError in every process if they were started with different options or versions."""
     if config.gpus not in (None, distributed.world_size()):
         raise UserError(f"--gpus={config.gpus}, but {distributed.world_size()} processes were started: leave it out")
     state = "none" if resumed is None else resumed.state.path.name
@@ -81,7 +80,7 @@ def _check_agreement(config: TrainConfig, resumed: Resumed | None) -> None:
 
 
 def _open_folder(config: TrainConfig, resumed: Resumed | None) -> RunFolder:
-    """The run's folder, made or taken over by the first process; all get its errors."""
+    """Returns the run's folder, which the first process creates or reopens; all processes raise its errors."""
     if distributed.rank() == 0:
         try:
             folder = RunFolder.create(config) if resumed is None else RunFolder.reopen(resumed.folder, config)
@@ -103,18 +102,18 @@ def _log(folder: RunFolder) -> AbstractContextManager[Any]:
 
 @contextmanager
 def _noted(folder: RunFolder) -> Iterator[None]:
-    """Notes in the log why a run ended early."""
+    """Writes to the log why a run ended early."""
     try:
         yield
     except (UserError, Interrupted) as ending:
         if distributed.rank() == 0:
-            with suppress(OSError):  # a full disk, which the error itself tells of
+            with suppress(OSError):  # if the disk is full, the error itself says so
                 folder.note(str(ending))
         raise
 
 
 def _reference(method: Method) -> str | ImageDataset | None:
-    """What metrics compare with: --ref, else a known name's reference, else all of --data (whatever --subset)."""
+    """Returns what metrics compare with: --ref, else a known name's reference, else all of --data despite --subset."""
     config = method.config
     if not need_reals(config.metrics):
         return None
@@ -125,7 +124,7 @@ def _reference(method: Method) -> str | ImageDataset | None:
 
 
 def load_kernels(device: str) -> str:
-    """What the ops run on. Kernels for the CPU are built at first use; those for CUDA only when asked for."""
+    """Loads the kernels and returns what the ops run on. CPU kernels are built at first use, CUDA ones are not."""
     may_build = device == "cpu"
     if may_build and not kernels.is_built(device) and distributed.rank() == 0:
         print("building native kernels, once for this machine (10 to 30 s)", flush=True)
@@ -133,7 +132,7 @@ def load_kernels(device: str) -> str:
 
 
 def describe(method: Method, ops: str, resumed: Resumed | None = None) -> str:
-    """The header of a run: what trains on what, in how many parameters, and what it resumes from."""
+    """Returns the header of a run: its networks, data, device, length, and the state it resumes from."""
     config = method.config
     lines = method.header()
     if config.gan_pkl:
@@ -142,7 +141,7 @@ def describe(method: Method, ops: str, resumed: Resumed | None = None) -> str:
         lines.append(("data", f"{config.data}, {len(method.dataset)} images"))
     for name in (config.gan_pkl, config.resume, config.teacher):
         if name is not None:
-            source = TRANSFER_SOURCES.get(name, name)
+            source = zoo.TRANSFER_SOURCES.get(name, name)
             lines.append(("opened", f"{source}: {inspect_file(source, try_networks=False).sentence()}"))
     lines.append(("batch", f"{config.batch} over {distributed.world_size()} process(es) on {method.device}"))
     lines.append(("ops", ops))

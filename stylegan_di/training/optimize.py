@@ -1,8 +1,8 @@
-"""How a network is moved: Adam, gradients over chunks and processes, and updates that are skipped.
+"""Updates networks: Adam, gradient averaging over chunks and processes, and skipping of bad updates.
 
-Gradients are means over the samples of the step, accumulated over chunks, averaged over processes. An update whose
-gradients are not finite, or whose norm is beyond EXPLODED, is skipped and noted in the state; otherwise each gradient
-is kept within +-GRADIENT_LIMIT, as in StyleGAN2-ADA and Diff-Instruct.
+Gradients are means over the samples of the step, accumulated over chunks and averaged over processes. An update whose
+gradients are not finite, or have a norm above EXPLODED, is skipped and recorded in the state; otherwise each gradient
+is clamped to +-GRADIENT_LIMIT, as in StyleGAN2-ADA and Diff-Instruct.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ EXPLODED = 1e8
 def adam(
     module: torch.nn.Module, lr: float, *, beta1: float, beta2: float, interval: int | None = None
 ) -> torch.optim.Adam:
-    """Adam for a network that moves.
+    """Returns Adam for a network.
 
-    interval: steps between its lazy regularisations, which scale its rate and betas (arXiv 1912.04958, app. B).
+    interval: steps between lazy regularisations, by which rate and betas are corrected (arXiv 1912.04958, app. B).
     """
     ratio = 1.0 if interval is None else interval / (interval + 1)
     betas = (float(beta1) ** ratio, float(beta2) ** ratio)
@@ -37,7 +37,7 @@ def adam(
 
 @contextmanager
 def trainable(module: torch.nn.Module, *, train_mode: bool) -> Iterator[None]:
-    """The module's parameters take gradients inside and not outside; dropout and running means only in train mode."""
+    """Enables the parameters' gradients while inside; train_mode also enables dropout and running means."""
     module.train(train_mode).requires_grad_(True)
     try:
         yield
@@ -46,14 +46,14 @@ def trainable(module: torch.nn.Module, *, train_mode: bool) -> Iterator[None]:
 
 
 def apply_gradients(state: TrainState, role: str) -> Tensor:
-    """Averages a network's gradients over processes and steps its optimizer, or skips the step and notes that.
+    """Averages a network's gradients over processes and steps its optimizer, or skips the step and records that.
 
-    The decision stays on the device: a fused optimizer leaves weights, moments and its count of steps unchanged where
-    its `found_inf` is 1.
+    The decision stays on the device: a fused optimizer leaves weights, moments and its step count unchanged if its
+    `found_inf` is 1.
 
     Args:
-        state: where the network and its optimizer are.
-        role: of the network.
+        state: holds the network and its optimizer.
+        role: the network's role.
 
     Returns the norm of the gradients, [1]; NaN where the step was skipped.
     """

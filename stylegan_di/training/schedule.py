@@ -1,4 +1,4 @@
-"""What changes with the images seen: learning rates, and the average of the weights."""
+"""Schedules by images seen: learning rates and the averaging of the weights."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import torch
 
 
 def lr_scale(nimg: int, *, kimg: float, rampup: float, decay: float | None) -> float:
-    """Factor on the learning rates: a linear rise, then a linear fall to 3 %.
+    """Returns the factor on the learning rates: a linear rise, then a linear fall to 3 %.
 
     Args:
         nimg: images seen.
         kimg: length of the run in thousands of images.
-        rampup: thousands of images over which they rise; 0: none.
-        decay: share of the run after which they fall; None: never.
+        rampup: thousands of images over which they rise; 0 for no rise.
+        decay: share of the run after which they fall; None for no fall.
     """
     scale = 1.0
     if rampup:
@@ -24,12 +24,12 @@ def lr_scale(nimg: int, *, kimg: float, rampup: float, decay: float | None) -> f
 
 
 def ema_beta(batch: int, *, halflife_kimg: float, rampup: float | None, nimg: int) -> float:
-    """The factor that keeps the average: 0.5^(batch / half-life) (as in StyleGAN2-ADA and EDM).
+    """Returns the weight of the old average: 0.5^(batch / half-life) (as in StyleGAN2-ADA and EDM).
 
     Args:
-        batch: images a step.
+        batch: images per step.
         halflife_kimg: half-life in thousands of images; 0 switches the average off.
-        rampup: while training is young the half-life is at most rampup * nimg; None: no ramp-up.
+        rampup: limits the half-life to rampup * nimg early in training; None for no limit.
         nimg: images seen.
     """
     halflife = halflife_kimg * 1000
@@ -40,7 +40,7 @@ def ema_beta(batch: int, *, halflife_kimg: float, rampup: float | None, nimg: in
 
 @torch.no_grad()
 def update_ema(ema: torch.nn.Module, model: torch.nn.Module, beta: float) -> None:
-    """ema <- lerp(model, ema, beta) for parameters; buffers are copied."""
+    """Sets ema to lerp(model, ema, beta) for parameters, and copies buffers."""
     torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - beta)
     for target, source in zip(ema.buffers(), model.buffers(), strict=True):
         target.copy_(source)

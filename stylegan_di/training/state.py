@@ -1,4 +1,4 @@
-"""What changes during a training: its networks, their optimizers, and how far it is."""
+"""The state of a training: its networks, their optimizers, and its progress."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.torch_utils import distributed
 
-COUNTERS = ("cur_nimg", "cur_tick", "cur_step", "snapshot_due", "history", "returns")  # of TrainState, for JSON
+COUNTERS = ("cur_nimg", "cur_tick", "cur_step", "snapshot_due", "history", "returns")  # TrainState's, for JSON
 
 
 @dataclass
 class TrainState:
     """Everything that changes during a training."""
 
-    networks: dict[str, torch.nn.Module]  # by role; 'model' is what is trained, 'ema' its average
-    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # of the networks that move, by role
-    scalars: dict[str, Tensor] = field(default_factory=dict)  # equal in all processes, such as path length's mean
+    networks: dict[str, torch.nn.Module]  # by role; 'model' is being trained, 'ema' is its average
+    optimizers: dict[str, torch.optim.Optimizer] = field(default_factory=dict)  # of the trained networks, by role
+    scalars: dict[str, Tensor] = field(default_factory=dict)  # equal in all processes, such as the mean path length
     totals: dict[str, Tensor] = field(default_factory=dict)  # sums over the samples of each process
     cur_nimg: int = 0
     cur_tick: int = 0
     cur_step: int = 0
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (step, network) of updates that were skipped
-    undecided: list[tuple[int, str, Tensor]] = field(default_factory=list)  # whether skipped, not yet read
-    snapshot_due: bool = False  # whether the next thing to do is a snapshot
-    history: dict[str, list[float]] = field(default_factory=dict)  # of watched statistics, tick by tick
-    returns: int = 0  # to the best snapshot
+    undecided: list[tuple[int, str, Tensor]] = field(default_factory=list)  # whether each was skipped, not yet read
+    snapshot_due: bool = False  # whether a snapshot must be made before the next step
+    history: dict[str, list[float]] = field(default_factory=dict)  # watched statistics, tick by tick
+    returns: int = 0  # number of returns to the best snapshot
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights, averages and the optimizers' moments: 'ema.<key>', 'optimizer.model.<index>.exp_avg', 'pl_mean'.
+        """Returns weights, averages and moments: 'ema.<key>', 'optimizer.model.<index>.exp_avg', 'pl_mean'.
 
-        Where weights are spread over processes they are gathered, so all processes must call this.
+        Sharded weights are gathered, so all processes must call this.
         """
         found = dict(self.scalars)
         for name, own in self.totals.items():
@@ -51,10 +51,10 @@ class TrainState:
         return found
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what `tensors` gave; other names are left alone.
+        """Loads what `tensors` returned and ignores other names.
 
         Raises:
-            UserError: if the networks are others.
+            UserError: if the networks differ.
         """
         for role, module in self.networks.items():
             own, weights = module.state_dict(), below(role, tensors)
@@ -69,7 +69,7 @@ class TrainState:
         }
 
     def recover(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over the tensors of an earlier state, after the training came apart; the count of images stays."""
+        """Loads the tensors of an earlier state after the training diverged; the count of images is kept."""
         self.load_tensors(tensors)
         self.returns += 1
         self.undecided.clear()
@@ -77,19 +77,19 @@ class TrainState:
         self.history.clear()
 
     def note_skipped(self) -> None:
-        """Reads from the device, at once, which updates were skipped since the last time, for `skipped`."""
+        """Adds to `skipped` the updates skipped since the last call, in one read from the device."""
         if self.undecided:
             flags = torch.stack([flag for _, _, flag in self.undecided]).tolist()
             self.skipped += [(step, role) for (step, role, _), flag in zip(self.undecided, flags, strict=True) if flag]
             self.undecided.clear()
 
     def values(self) -> dict[str, Any]:
-        """What is no tensor, for JSON."""
+        """Returns everything except tensors, for JSON."""
         self.note_skipped()
         return {name: getattr(self, name) for name in COUNTERS} | {"skipped": [list(entry) for entry in self.skipped]}
 
     def restore(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what `values` and `tensors` gave."""
+        """Restores what `values` and `tensors` returned."""
         self.load_tensors(tensors)
         for name in COUNTERS:
             setattr(self, name, values[name])
@@ -97,23 +97,23 @@ class TrainState:
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors whose names begin with 'prefix.', by the rest of their names."""
+    """Returns the tensors whose names begin with 'prefix.', by the rest of their names."""
     start = prefix + "."
     return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> dict[str, Any]:
-    """An optimizer's state dict from '<index>.<name>' -> tensor; its rates and betas stay as they are."""
+    """Makes an optimizer's state dict from '<index>.<name>' -> tensor; its rates and betas are kept."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        if value.shape != parameter.shape:  # the count of steps
+        if value.shape != parameter.shape:  # the step count
             own = value
         elif distributed.is_sharded(parameter):
             own = distributed.spread_like(value, parameter)
-        else:  # fused Adam walks through moments in the parameter's layout
+        else:  # fused Adam reads moments in the parameter's memory layout
             own = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = own
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -1,4 +1,4 @@
-"""The loop: a step is the method's, plus EMA; ticks, snapshots, metrics and states are the loop's own."""
+"""The training loop: each step is the method's plus EMA; the loop adds ticks, snapshots, metrics and states."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from stylegan_di.training.evaluation import Evaluation
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.schedule import ema_beta, lr_scale, update_ema
 
-W_AVG_SAMPLES = 4096  # latents over which a snapshot's w_avg is the mean
-SKIPS_INTERVAL = 10  # steps between reads of which updates were skipped
-MAX_RETURNS = 3  # to the best snapshot, by --on-divergence=best
+W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg
+SKIPS_INTERVAL = 10  # steps between checks for skipped updates
+MAX_RETURNS = 3  # returns to the best snapshot with --on-divergence=best
 
 
 class Trainer:
     """One training run.
 
     Args:
-        method: networks, data, options and the step.
-        folder: where the run is written.
-        evaluation: metrics and grids.
-        journal: what the run reports to.
-        stop: tells when to end early.
+        method: the networks, data, options and the step.
+        folder: the run's folder.
+        evaluation: measures metrics and draws grids.
+        journal: receives the run's reports.
+        stop: says when to end early.
         saved: the state to resume from.
     """
 
@@ -65,7 +65,7 @@ class Trainer:
         self.batch_gpu = min(self.config.batch_gpu or share, share)
 
     def step(self) -> None:
-        """One step of the method on the next `batch` images, then EMA."""
+        """Runs the method's step on the next `batch` images, then updates the EMA."""
         config, state = self.config, self.state
         batch = Batch.of_step(
             seed=config.seed,
@@ -87,10 +87,11 @@ class Trainer:
         update_ema(state.networks["ema"], state.networks["model"], beta)
 
     def run(self) -> dict[str, Any]:
-        """Trains to the end; returns what result.json holds.
+        """Trains to the end; returns the contents of result.json.
 
         Raises:
-            Interrupted: a signal asked to stop; the state is saved. Diverged: the training came apart.
+            Interrupted: if a signal stopped the run; the state is saved.
+            Diverged: if the training diverged.
         """
         state = self.state
         if self.keeper.saved is None:
@@ -107,11 +108,11 @@ class Trainer:
         return self.evaluation.finish(self.clock.elapsed())
 
     def begin(self) -> None:
-        """What is measured and shown before the first step."""
+        """Evaluates the networks before the first step."""
         with contextlib.suppress(Interrupted, distributed.Abandoned):
             self.evaluation.begin()
         if distributed.any_process(self.stop.requested):
-            raise Interrupted(f"{self._stopped()}, before the first step: there is nothing to save; start it anew")
+            raise Interrupted(f"{self._stopped()}, before the first step: there is nothing to save; start it again")
 
     def save(self) -> None:
         """Writes the training state."""
@@ -119,7 +120,7 @@ class Trainer:
         self.keeper.save(self.state.cur_nimg, self.clock.elapsed())
 
     def after_step(self) -> None:
-        """What is due after a step: a tick, a judgement of how the training goes, a state."""
+        """Does what is due after a step: a tick, a check for divergence, a state."""
         config, state = self.config, self.state
         tick_nimg, done = config.tick * 1000, state.cur_nimg >= self.total_nimg
         is_tick = done or state.cur_nimg // tick_nimg > (state.cur_nimg - config.batch) // tick_nimg
@@ -137,7 +138,7 @@ class Trainer:
                 self.save()
 
     def judge_skips(self) -> str:
-        """A diagnosis if too many updates were skipped within any window that ends since they were last read."""
+        """Returns a diagnosis if too many updates were skipped within any window that ended since the last check."""
         state = self.state
         state.note_skipped()
         steps = range(state.cur_step - SKIPS_INTERVAL + 1, state.cur_step + 1)
@@ -145,7 +146,7 @@ class Trainer:
         return next(filter(None, judgements), "")
 
     def tick(self) -> str:
-        """A line and the statistics of all processes to the journal; returns a diagnosis if they left their range."""
+        """Reports a line and all processes' statistics; returns a diagnosis if a watched one left its range."""
         state = self.state
         distributed.average(self.method.running_means())
         values = self.journal.drain()
@@ -166,16 +167,16 @@ class Trainer:
     def return_to_best(self, trouble: str) -> None:
         """Returns to the networks and optimizers of the best snapshot (--on-divergence=best), or ends the run.
 
-        The count of images goes on, so that the random numbers are others than when the training came apart.
+        The count of images is kept, so that the random numbers differ from those of the diverged training.
 
         Raises:
-            Diverged: there is nothing to return to, or it has been returned to MAX_RETURNS times.
+            Diverged: if there is no best state, or the run has returned to it MAX_RETURNS times.
         """
         state, best = self.state, self.keeper.best()
-        where = f"the training came apart at kimg {state.cur_nimg / 1000:g}: {trouble}"
+        where = f"the training diverged at kimg {state.cur_nimg / 1000:g}: {trouble}"
         if best is None:
             raise Diverged(
-                f"{where}. Snapshots and states in {self.folder.path} are from before; use network-best, or start "
+                f"{where}. Snapshots and states in {self.folder.path} are older; use network-best, or start "
                 "again with lower learning rates (--lr, --fake-lr, --dlr), or with --on-divergence=best"
             )
         if state.returns == MAX_RETURNS:
@@ -185,7 +186,7 @@ class Trainer:
         self.journal.say(f"{where}; back to the best snapshot, kimg {kimg:g} ({state.returns} of {MAX_RETURNS})")
 
     def snapshot(self) -> None:
-        """Weights, grid and metrics of the average; the best by the first metric is kept as network-best."""
+        """Evaluates and writes the average; the best by the first metric is also written as network-best."""
         kimg = self.state.cur_nimg / 1000
         streams = SampleRandom(self.config.seed, "w_avg", 0, range(W_AVG_SAMPLES), self.method.device)
         self.evaluation.generator.settle(streams)
@@ -201,7 +202,7 @@ class Trainer:
         self.state.snapshot_due = False
 
     def write_snapshot(self, path: Path, metrics: dict[str, float]) -> None:
-        """The averaged weights, with what NVlabs' snapshots hold beside them and where they come from."""
+        """Writes the averaged weights, the other entries of NVlabs' snapshots, and the provenance."""
         config, networks = self.config, self.method.entries()
         data: dict[str, Any] = {
             "class_name": "training.dataset.ImageFolderDataset", "path": config.data, "use_labels": config.cond,
@@ -216,7 +217,7 @@ class Trainer:
         return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"
 
     def provenance(self, metrics: dict[str, float]) -> dict[str, str | float]:
-        """Where a snapshot comes from, as written into it."""
+        """Returns the provenance that is written into a snapshot."""
         config = self.config
         origin = {"command": " ".join(sys.argv), "kind": config.kind, "date": time.strftime("%Y-%m-%d")}
         named = {"teacher": config.teacher, "gan_pkl": config.gan_pkl, "data": config.data}

@@ -1,4 +1,4 @@
-"""Methods of training by their --kind, one file each."""
+"""The training methods by their --kind, one file each."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import torch
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.data.teacher_samples import samples_wanted, teacher_samples
 from stylegan_di.dnnlib.progress import PassProgress
 from stylegan_di.random import stream
+from stylegan_di.snapshots.checkpoint import as_denoiser, load_snapshot
+from stylegan_di.torch_utils import distributed
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.methods.edm import EDM
@@ -20,22 +23,26 @@ def build(config: TrainConfig, device: torch.device) -> Method:
     """Opens and constructs everything a run needs.
 
     Raises:
-        UserError: a file that cannot be used.
+        UserError: if a file cannot be used.
     """
-    dataset = _open_dataset(config)
+    dataset = _open_dataset(config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(config.seed, "init").integers(2**31)))
         return METHODS[config.kind].open(config, device, dataset)
 
 
-def _open_dataset(config: TrainConfig) -> ImageDataset | None:
-    """The training's images. Those that fit in memory are decoded now: a damaged file is met before the start."""
+def _open_dataset(config: TrainConfig, device: torch.device) -> ImageDataset | None:
+    """Opens the data set. Images that fit in memory are decoded now, so that damaged files are found at the start."""
     if not config.needs_data or config.data is None:
         return None
-    dataset = ImageDataset(
-        config.data, use_labels=config.cond, max_size=config.subset, xflip=config.mirror, seed=config.seed
-    )
+    progress = PassProgress()
+    path, use_labels = config.data, config.cond
+    if (num := samples_wanted(config.data)) is not None:
+        assert config.teacher is not None
+        teacher = as_denoiser(load_snapshot(config.teacher))
+        use_labels = teacher.label_dim > 0
+        path = str(teacher_samples(teacher, num, config.seed, device, progress if distributed.rank() == 0 else None))
+    dataset = ImageDataset(path, use_labels=use_labels, max_size=config.subset, xflip=config.mirror, seed=config.seed)
     if dataset.is_cached:
-        progress = PassProgress()
         dataset.preload(lambda done, total: progress("Reading images", done, total))
     return dataset

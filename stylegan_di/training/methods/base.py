@@ -1,4 +1,4 @@
-"""What a method of training is: networks with their optimizers, a step, and what is shown and kept of them."""
+"""The base class of training methods: networks, their optimizers, a step, and what is shown and saved."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Method(ABC):
-    """One kind of training. A subclass is made of its networks, which it hands to `prepare`.
+    """One kind of training. A subclass is constructed from its networks and passes them to `prepare`.
 
     Args:
-        config: the run.
-        device: where it trains.
-        dataset: the real images, None where it needs none.
+        config: the run's options.
+        device: the device to train on.
+        dataset: the real images, None if the run needs none.
     """
 
-    #: Statistics that are watched, and how many times their median over the ticks before they may be.
+    #: Watched statistics, and the largest accepted ratio of each to its median over the earlier ticks.
     watched: ClassVar[Mapping[str, float]] = {}
     state: TrainState
 
@@ -39,7 +39,7 @@ class Method(ABC):
         self.device = device
         self.dataset = dataset
         self.reals = None if dataset is None else RealImages(dataset, config.workers)
-        self.inputs: dict[str, str] = {}  # what tells whether a run resumes with the same files
+        self.inputs: dict[str, str] = {}  # to check that a run resumes with the same files
         if dataset is not None:
             shape = [len(dataset), dataset.num_channels, dataset.resolution, dataset.label_dim]
             self.inputs["data"] = "{} images of {} channels, resolution {}, {} classes".format(*shape)
@@ -53,13 +53,13 @@ class Method(ABC):
         compiled: Sequence[Denoiser | Generator] = (),
         interval: int | None = None,
     ) -> None:
-        """Puts the networks where they train, and makes the state with the optimizer of 'model'.
+        """Moves the networks to the device, and makes the state with the optimizer of 'model'.
 
         Args:
-            networks: by role; 'model' and 'ema' among them.
-            helpers: networks that never move.
-            sharded: those of both whose weights are spread over the processes with --fsdp.
-            compiled: those of both that are compiled with --compile.
+            networks: by role, including 'model' and 'ema'.
+            helpers: networks that are never trained.
+            sharded: those of both to shard over the processes with --fsdp.
+            compiled: those of both to compile with --compile.
             interval: steps between lazy regularisations of the model.
         """
         config = self.config
@@ -73,7 +73,7 @@ class Method(ABC):
         self.state = TrainState(networks, {"model": optimizer})
 
     def autocast(self) -> torch.autocast:
-        """Products and convolutions in --amp's type; weights move between passes, so no casts of them are kept."""
+        """Returns autocast in --amp's type; weights change between passes, so their casts are not cached."""
         dtype = AMP_TYPES.get(self.config.amp)
         return torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=False)
 
@@ -83,31 +83,31 @@ class Method(ABC):
         """Opens or makes the networks that the configuration names.
 
         Raises:
-            UserError: a file that cannot be used.
+            UserError: if a file cannot be used.
         """
 
     @abstractmethod
     def step(self, batch: Batch, journal: Journal) -> None:
-        """Moves the networks by one batch."""
+        """Updates the networks on one batch."""
 
     @abstractmethod
     def shown(self) -> Generator:
-        """The averaged generator, or the averaged denoiser with a sampler: what is measured, drawn and settled."""
+        """Returns the averaged generator, or averaged denoiser with a sampler, which is measured, drawn and settled."""
 
     @abstractmethod
     def entries(self) -> dict[str, torch.nn.Module | None]:
-        """The networks of a snapshot, by entry."""
+        """Returns the networks of a snapshot, by entry."""
 
     @abstractmethod
     def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        """What else a snapshot holds; `data` describes the data set as NVlabs' files do."""
+        """Returns a snapshot's other entries; `data` describes the data set as NVlabs' files do."""
 
     def running_means(self) -> list[Tensor]:
-        """Buffers of the model that follow the samples of a process, to be averaged over the processes."""
+        """Returns the model's buffers that track one process's samples; they are averaged over the processes."""
         return []
 
     def header(self) -> list[tuple[str, str]]:
-        """Lines of the run's header: a title and a text each."""
+        """Returns lines of the run's header, each a title and a text."""
         lines = [("kind", self.config.kind), ("model", count_parameters(self.state.networks["model"]))]
         if self.config.cfg is not None and self.config.kind != "di":
             lines.append(("preset", self.config.cfg))
@@ -115,5 +115,5 @@ class Method(ABC):
 
 
 def count_parameters(module: torch.nn.Module) -> str:
-    """'1,234 parameters'."""
+    """Returns '1,234 parameters'."""
     return f"{sum(parameter.numel() for parameter in module.parameters()):,} parameters"

@@ -1,7 +1,7 @@
 """--kind=di: Diff-Instruct (Luo et al. 2023, arXiv 2305.18455, algorithm 1). A teacher instructs a generator.
 
-The generator is a GAN to refine, or the teacher's own network to distil to one step. Beside the divergence there may be
-an adversarial term of the GAN's own discriminator, which learns from real images.
+The generator is a GAN to refine, or the teacher's own network to distil to one step. The GAN's own discriminator, which
+learns from real images, may add an adversarial term to the divergence.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
+from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.divergences import parse_divergence
@@ -27,9 +28,11 @@ from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.specs import parse
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.torch_utils.hashing import weights_hash
+from stylegan_di.training import feature_adversary as critic
 from stylegan_di.training import transfer
 from stylegan_di.training.adversary import PIPE, ROLE, Adversary
 from stylegan_di.training.batch import Batch, Reals, Samples, generated
+from stylegan_di.training.feature_adversary import FeatureAdversary
 from stylegan_di.training.instruction import Instruction
 from stylegan_di.training.methods.base import Method, count_parameters
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
@@ -38,7 +41,7 @@ FAKE_LOSS, STUDENT_GRADIENT = "Loss/fake_score", "Gradient/student"
 
 
 class DiffInstruct(Method):
-    """Alternates the fake score's update, on the student's samples, with the student's, by a divergence's gradient."""
+    """Alternates updates of the fake score, on the student's samples, and of the student, by the divergence."""
 
     watched: ClassVar[Mapping[str, float]] = {FAKE_LOSS: 100.0, STUDENT_GRADIENT: 1000.0}
 
@@ -50,8 +53,9 @@ class DiffInstruct(Method):
         model: Generator,
         instructions: Sequence[Instruction],
         discriminator: torch.nn.Module | None = None,
+        feature_adversary: FeatureAdversary | None = None,
     ) -> None:
-        """As a Method, of a generator, what instructs it, and a GAN's discriminator, which config may train."""
+        """Takes a Method's arguments, a generator, its instructions, its file's discriminator and a feature critic."""
         super().__init__(config, device, dataset)
         self.model, self.ema = model, copy.deepcopy(model)
         self.instructions = list(instructions)
@@ -60,15 +64,19 @@ class DiffInstruct(Method):
         networks: dict[str, torch.nn.Module] = {"model": self.model, "ema": self.ema}
         networks |= {each.role: each.fake_score for each in self.instructions}
         if discriminator is not None:
-            networks[ROLE] = discriminator  # which a snapshot hands on, trained or not
+            networks[ROLE] = discriminator  # snapshots include it, trained or not
         if config.trains_critic:
             assert discriminator is not None
             self.adversary = Adversary(config, discriminator, self.model.img_resolution)
             networks |= self.adversary.networks
-        for each in self.instructions:
-            self.inputs["teacher"] = f"weights with SHA-256 {weights_hash(each.teacher)}"
-        scores = [network for each in self.instructions for network in (each.teacher, each.fake_score)]
+        self.feature_adversary = feature_adversary
         teachers = [each.teacher for each in self.instructions]
+        if feature_adversary is not None:
+            networks[critic.ROLE] = feature_adversary.critic.heads
+            teachers.append(feature_adversary.critic.teacher)
+        for teacher in teachers:
+            self.inputs["teacher"] = f"weights with SHA-256 {weights_hash(teacher)}"
+        scores = [network for each in self.instructions for network in (each.teacher, each.fake_score)]
         self.prepare(networks, helpers=teachers, sharded=scores, compiled=[self.model, *scores])
         lr = config.fake_lr or config.lr
         for each in self.instructions:
@@ -76,16 +84,24 @@ class DiffInstruct(Method):
         if self.adversary is not None:
             self.state.optimizers[ROLE] = self.adversary.optimizer()
             self.state.totals |= self.adversary.totals(device)
+        if feature_adversary is not None:
+            self.state.optimizers[critic.ROLE] = feature_adversary.optimizer()
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> DiffInstruct:
         teacher = None if config.teacher is None else as_denoiser(load_snapshot(config.teacher))
         model, discriminator = _student(config, teacher)
-        instructions = [] if teacher is None else [instruction(config, teacher)]
-        return cls(config, device, dataset, model, instructions, discriminator)
+        instructions = [] if teacher is None or config.divergence == "none" else [instruction(config, teacher)]
+        adversary = None
+        if config.critic != "none":
+            assert teacher is not None
+            law = "lognormal" if config.critic_noise_law == "none" else config.critic_noise_law
+            spec = parse(config.critic, CRITIC_SPECS, "--critic")
+            adversary = FeatureAdversary(spec, teacher, parse(law, NOISE_LAWS, "--critic-noise-law"))
+        return cls(config, device, dataset, model, instructions, discriminator, adversary)
 
     def step(self, batch: Batch, journal: Journal) -> None:
-        """Moves the fake scores, then, after the warm-up, the student, and last the discriminator."""
+        """Updates the fake scores, then the student if the warm-up is over, and last the discriminator."""
         config = self.config
         student_moves = self.state.cur_nimg >= config.fake_warmup * 1000
         reals = None if self.reals is None else self.reals.take(batch)
@@ -97,17 +113,20 @@ class DiffInstruct(Method):
                 self.fake_score_update(each, batch, journal, reals, samples)
             if student_moves:
                 self.student_update(batch, journal, samples)
-        if self.adversary is not None:
-            assert reals is not None
-            self.adversary.step(
-                self.state, batch, reals, lambda chunk: generated(self.model, batch, chunk, "discriminator"), journal
-            )
+
+        def fakes(chunk: range) -> Samples:
+            return generated(self.model, batch, chunk, "discriminator")
+
+        for adversary in (self.adversary, self.feature_adversary):
+            if adversary is not None:
+                assert reals is not None
+                adversary.step(self.state, batch, reals, fakes, journal)
 
     def samples(self, batch: Batch) -> Samples | None:
-        """The student's images of a step, made once for both updates: the fake score sees them without their graph.
+        """Generates a step's images once for both updates; the fake score sees them without their graph.
 
-        None if the step has several chunks, whose graphs are not to be kept: each update then makes the same images
-        anew.
+        Returns None if the step has several chunks, to save the memory of their graphs; each update then generates the
+        same images again.
         """
         if len(batch.chunks) > 1:
             return None
@@ -123,9 +142,9 @@ class DiffInstruct(Method):
         samples: Samples | None = None,
         extra: str = "",
     ) -> None:
-        """Moves an instruction's fake score by the loss for it on the student's samples, made here if not given.
+        """Updates an instruction's fake score by its loss on the student's samples, generated here if not given.
 
-        extra: tells the random numbers of further updates in a step from the first one's.
+        extra: makes the random numbers of further updates in a step different from the first one's.
         """
         with trainable(to.fake_score, train_mode=False):
             for chunk in batch.chunks:
@@ -140,11 +159,12 @@ class DiffInstruct(Method):
             journal.shared({"Gradient/fake_score": apply_gradients(self.state, to.role)})
 
     def student_update(self, batch: Batch, journal: Journal, samples: Samples | None = None) -> None:
-        """Moves the student by the weighted gradients of divergences and adversarial loss in its images.
+        """Updates the student by the weighted gradients of divergences and adversarial loss in its images.
 
-        samples: with their graph, see `samples`; made here if not given.
+        samples: the result of `samples`, with its graph; generated here if not given.
         """
-        critic = None if self.adversary is None else self.adversary.critic
+        judge = self.feature_adversary or self.adversary
+        critic = None if judge is None else judge.critic
         with trainable(self.model, train_mode=True):
             for chunk in batch.chunks:
                 images, labels = samples or generated(self.model, batch, chunk, "student")
@@ -160,6 +180,10 @@ class DiffInstruct(Method):
                     (gradient,) = torch.autograd.grad(loss_gan.generator_logistic(logits).sum(), x)
                     journal.scalars({"Gradient/adversarial_per_pixel": rms(gradient)})
                     total = total + self.config.adv_weight * gradient
+                if self.feature_adversary is not None:
+                    gradient = self.feature_adversary.gradient(x, labels, batch, chunk)
+                    journal.scalars({"Gradient/critic_per_pixel": rms(gradient)})
+                    total = total + gradient
                 images.backward(total / batch.local_size)
             journal.shared({STUDENT_GRADIENT: apply_gradients(self.state, "model")})
 
@@ -182,18 +206,21 @@ class DiffInstruct(Method):
         for each in self.instructions:
             lines.append(("teacher", f"{config.teacher}, {count_parameters(each.teacher)}"))
             lines.append(("divergence", f"{config.divergence}, adversarial weight {config.adv_weight:g}"))
+        if self.feature_adversary is not None:
+            heads = count_parameters(self.feature_adversary.critic.heads)
+            lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}"))
         if config.cfg is not None:
             lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(config.gan_pkl is not None)}"))
         return lines
 
 
 def rms(gradient: Tensor) -> Tensor:
-    """Root mean square over the elements of each sample, [n]."""
+    """Returns the root mean square over the elements of each sample, [n]."""
     return gradient.flatten(1).square().mean(dim=1).sqrt()
 
 
 def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, torch.nn.Module | None]:
-    """The generator to be trained, and the discriminator of its file."""
+    """Returns the generator to train, and the discriminator of its file."""
     if config.gan_pkl is None:
         assert teacher is not None
         return OneStepStudent.of_teacher(teacher, config.sigma_init), None
@@ -208,7 +235,7 @@ def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, 
 
 
 def instruction(config: TrainConfig, teacher: Denoiser) -> Instruction:
-    """What a teacher instructs as configured, with a fake score that starts as its copy."""
+    """Makes the configured instruction of a teacher, with a copy of the teacher as the fake score."""
     divergence = parse_divergence(config.divergence)
     assert divergence is not None
     return Instruction(

@@ -1,4 +1,4 @@
-"""--kind=edm: a denoiser learns from real images (Karras et al. 2022, arXiv 2206.00364, appendix F)."""
+"""--kind=edm: trains a denoiser on real images (Karras et al. 2022, arXiv 2206.00364, appendix F)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class EDM(Method):
     def __init__(
         self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None, model: EDMTeacher
     ) -> None:
-        """As a Method, of the denoiser to be trained."""
+        """Takes a Method's arguments and the denoiser to train."""
         super().__init__(config, device, dataset)
         self.augment = None
         if config.augment:
@@ -52,7 +52,7 @@ class EDM(Method):
         return cls(config, device, dataset, EDMTeacher(_new_network(config, dataset)))
 
     def step(self, batch: Batch, journal: Journal) -> None:
-        """Moves the model by the denoising loss; it is told how its images were augmented."""
+        """Updates the model by the denoising loss; the model is conditioned on the augmentation."""
         assert self.reals is not None
         reals = self.reals.take(batch)
         with self.autocast(), trainable(self.model, train_mode=True):
@@ -83,7 +83,7 @@ class EDM(Method):
 
 
 def _new_network(config: TrainConfig, dataset: ImageDataset) -> Precond:
-    """A new network for a data set."""
+    """Makes a new network for a data set."""
     kwargs: dict[str, Any] = dict(
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,

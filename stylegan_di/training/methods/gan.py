@@ -23,16 +23,16 @@ from stylegan_di.training.batch import Batch
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.optimize import apply_gradients, trainable
 
-PL_MEAN, PL_DECAY = "pl_mean", 0.01  # path length's mean in the state, and how fast it follows
+PL_MEAN, PL_DECAY = "pl_mean", 0.01  # the mean path length's name in the state, and its rate of change
 
 
 class GAN(Method):
-    """Generator and discriminator, each with its lazy regularisation."""
+    """Trains generator and discriminator, each with its lazy regularisation."""
 
     def __init__(
         self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None, gan: transfer.GAN
     ) -> None:
-        """As a Method, of the networks to be trained."""
+        """Takes a Method's arguments and the networks to train."""
         super().__init__(config, device, dataset)
         self.model, self.ema = StyleGAN2Student(gan.generator), StyleGAN2Student(gan.ema)
         transfer.freeze(self.model, self.ema, config.freeze)
@@ -50,7 +50,7 @@ class GAN(Method):
         return cls(config, device, dataset, gan)
 
     def step(self, batch: Batch, journal: Journal) -> None:
-        """Moves the generator, by path lengths too where that is due, then the discriminator."""
+        """Updates the generator, also by path lengths when these are due, then the discriminator."""
         self.generator_update(batch, journal)
         if self.config.pl_weight and self.state.cur_step % self.config.pl_interval == 0:
             self.path_length_update(batch, journal)
@@ -61,9 +61,9 @@ class GAN(Method):
         )
 
     def sample(self, batch: Batch, chunk: range, purpose: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images, their ws and labels, with style mixing in a share `mixing` of the samples.
+        """Generates images, with their ws and labels, and mixes styles in a share `mixing` of the samples.
 
-        Style mixing (arXiv 1812.04948, section 3.1): from a random layer on, the ws come from a second latent.
+        With style mixing (arXiv 1812.04948, section 3.1) the ws from a random layer on come from a second latent.
         """
         network = self.model.network
         labels = batch.labels(purpose, chunk, self.model.label_dim)
@@ -77,12 +77,12 @@ class GAN(Method):
             layer = torch.arange(ws.shape[1], device=ws.device)
             ws = torch.where((layer[None, :] < cutoff[:, None])[:, :, None], ws, second)
         if torch.is_grad_enabled() and not ws.requires_grad:
-            ws.requires_grad_()  # path lengths are gradients in ws, which a frozen mapping network does not ask for
+            ws.requires_grad_()  # for path lengths; a frozen mapping network gives ws without gradients
         noise = batch.random(f"{purpose}/noise", chunk)
         return network.synthesis(ws, noise_mode="random", noise_source=noise.normal), ws, labels
 
     def generator_update(self, batch: Batch, journal: Journal) -> None:
-        """Moves the generator by the non-saturating logistic loss."""
+        """Updates the generator by the non-saturating logistic loss."""
         with trainable(self.model, train_mode=True):
             for chunk in batch.chunks:
                 fakes, _, labels = self.sample(batch, chunk, "generator")
@@ -93,7 +93,7 @@ class GAN(Method):
             journal.shared({"Gradient/model": apply_gradients(self.state, "model")})
 
     def path_length_update(self, batch: Batch, journal: Journal) -> None:
-        """Moves the generator by path length regularisation, scaled for being done once in pl_interval steps."""
+        """Updates the generator by path length regularisation, scaled because it runs only every pl_interval steps."""
         config, pl_mean = self.config, self.state.scalars[PL_MEAN]
         with trainable(self.model, train_mode=True):
             means = []
@@ -125,7 +125,7 @@ class GAN(Method):
 
 
 def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
-    """New networks for a data set."""
+    """Makes new networks for a data set."""
     common: dict[str, Any] = dict(
         c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
     )
@@ -152,7 +152,7 @@ def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
 
 
 def _gan_to_resume(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
-    """The networks of --resume's file."""
+    """Opens the networks of --resume's file."""
     assert config.resume is not None
     return transfer.gan_to_resume(
         config.resume,

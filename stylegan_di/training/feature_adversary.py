@@ -1,0 +1,70 @@
+"""Trains a critic on the teacher's features, and computes its gradient in the student's images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from stylegan_di import loss_gan
+from stylegan_di.critics.features import FeatureCritic, FeatureCriticSpec
+from stylegan_di.diffusion import NoiseLaw
+from stylegan_di.interfaces import Denoiser
+from stylegan_di.journal.journal import Journal
+from stylegan_di.torch_utils import distributed
+from stylegan_di.training.batch import Batch, Reals, Samples
+from stylegan_di.training.optimize import adam, apply_gradients, trainable
+from stylegan_di.training.state import TrainState
+
+ROLE = "critic"  # the heads' role in the training state
+
+
+class FeatureAdversary:
+    """A feature critic in training, with the logistic loss at the noise levels of a law.
+
+    Args:
+        spec: the critic's spec.
+        teacher: a frozen network that provides the features.
+        law: the noise levels, clipped to the teacher's range.
+    """
+
+    def __init__(self, spec: FeatureCriticSpec, teacher: Denoiser, law: NoiseLaw) -> None:
+        self.spec = spec
+        self.critic = FeatureCritic(teacher, spec.scales, spec.width)
+        self.law = law
+
+    def optimizer(self) -> torch.optim.Optimizer:
+        return adam(self.critic.heads, self.spec.lr, beta1=0.0, beta2=0.99)
+
+    def logits(self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str) -> Tensor:
+        """Returns the critic's logits [n,1] of clean images, which are noised here."""
+        teacher = self.critic.teacher
+        noise, sigma = batch.noise(self.law, purpose, chunk, images)
+        return self.critic.logits(images, noise, sigma.clamp(teacher.sigma_min, teacher.sigma_max), labels)
+
+    def step(
+        self, state: TrainState, batch: Batch, reals: Reals, fakes: Callable[[range], Samples], journal: Journal
+    ) -> None:
+        """Updates the heads on real samples and on fakes(chunk)."""
+        with trainable(self.critic.heads, train_mode=True):
+            for chunk in batch.chunks:
+                with torch.no_grad():
+                    images, labels = fakes(chunk)
+                real_images, real_labels = reals(chunk)
+                fake_logits = self.logits(images, labels, batch, chunk, "critic/fakes")
+                real_logits = self.logits(real_images, real_labels, batch, chunk, "critic/reals")
+                loss = loss_gan.discriminator_logistic(fake_logits, real_logits)
+                (loss.sum() / batch.local_size).backward()
+                journal.scalars({"Loss/critic": loss.detach(), "Signs/critic_real": real_logits.detach().sign()})
+            journal.shared({"Gradient/critic": apply_gradients(state, ROLE)})
+
+    def gradient(self, x: Tensor, labels: Tensor | None, batch: Batch, chunk: range) -> Tensor:
+        """Returns the scaled, weighted gradient of the non-saturating loss in images x, which must require grad."""
+        logits = self.logits(x, labels, batch, chunk, "critic/student")
+        (gradient,) = torch.autograd.grad(loss_gan.generator_logistic(logits).sum(), x)
+        if self.spec.rms:
+            power = gradient.square().mean()
+            distributed.average([power])
+            gradient = gradient * (self.spec.rms / power.sqrt().clamp_min(1e-12))
+        return self.spec.weight * gradient
