@@ -16,6 +16,7 @@ from torch import Tensor
 
 from stylegan_di.critics import CRITICS
 from stylegan_di.critics.discriminator import DiscriminatorCritic
+from stylegan_di.critics.features import FeatureCritic
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Critic, Denoiser, Generator, Space
@@ -56,6 +57,7 @@ MAKE_STUDENTS: dict[str, Callable[[], Generator]] = {
 MAKE_TEACHERS: dict[str, Callable[[], Denoiser]] = {"edm": lambda: EDMTeacher(_edm())}
 MAKE_CRITICS: dict[str, Callable[[], Critic]] = {
     "discriminator": lambda: DiscriminatorCritic(_discriminator()),
+    "features": lambda: FeatureCritic(EDMTeacher(_edm())),
 }
 
 

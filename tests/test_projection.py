@@ -295,4 +295,4 @@ def test_projections_are_of_gans_and_seeds_are_needed_without_one(tmp_path: Path
     result = again(f"--network={EDM_COND}", f"--projected-w={tmp_path / 'w.npz'}")
     assert f"--network={EDM_COND} is a diffusion teacher, not a GAN: it has no w" in result.stderr
     assert result.exit_code == 2
-    assert "give --seeds, or --projected-w of a GAN" in again(f"--network={EDM_COND}").stderr
+    assert "give --seeds, or --projected-w for a GAN" in again(f"--network={EDM_COND}").stderr

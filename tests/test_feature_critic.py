@@ -1,0 +1,201 @@
+"""The critic on the teacher's features, and data sets of the teacher's samples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from stylegan_di.critics.features import FeatureCritic, FeatureCriticSpec, Head
+from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.data.teacher_samples import samples_wanted, teacher_samples
+from stylegan_di.diffusion import LogNormalLaw
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.images import to_uint8
+from stylegan_di.interfaces import Denoiser
+from stylegan_di.labels import one_hot
+from stylegan_di.networks import edm2
+from stylegan_di.random import SampleRandom
+from stylegan_di.sampling.dpm_solver import dpm_solver
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.training.feature_adversary import FeatureAdversary
+from tests.test_methods import CPU, make_batch
+from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
+from tests.tiny import edm_network, save_files
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_files(tmp_path_factory.mktemp("files"))
+
+
+def teacher(precond: str = "edm", label_dim: int = 3) -> EDMTeacher:
+    return EDMTeacher(edm_network(label_dim=label_dim, seed=3, precond=precond)).eval().requires_grad_(False)
+
+
+# The critic.
+
+
+@pytest.mark.parametrize("label_dim", [0, 3])
+@pytest.mark.parametrize("precond", ["edm", "vp", "ve", "iddpm", "edm2"])
+def test_the_critic_has_heads_on_every_u_net(precond: str, label_dim: int) -> None:
+    network = teacher(precond, label_dim)
+    assert isinstance(network.network, edm2.Precond) == (precond == "edm2")
+    critic = FeatureCritic(network, scales=2, width=4)
+    x = torch.randn([4, 1, 8, 8], generator=torch.Generator().manual_seed(0)).requires_grad_()
+    labels = torch.eye(3)[[0, 1, 2, 0]] if label_dim else None
+    sigma = torch.tensor([0.1, 0.5, 1.0, 2.0])
+    logits = critic.logits(x, torch.zeros_like(x), sigma, labels)
+    assert logits.shape == (4, 1)
+    torch.testing.assert_close(logits[:1], critic.logits(x[:1], torch.zeros_like(x[:1]), sigma[:1], _first(labels)))
+    (gradient,) = torch.autograd.grad(logits.sum(), x)
+    assert gradient.flatten(1).abs().sum(dim=1).min() > 0
+    assert all(not parameter.requires_grad for parameter in network.parameters())
+
+
+def _first(labels: torch.Tensor | None) -> torch.Tensor | None:
+    return None if labels is None else labels[:1]
+
+
+def test_a_logit_is_the_sum_of_heads_on_the_coarsest_features() -> None:
+    network = teacher()
+    critic = FeatureCritic(network, scales=1, width=4)
+    x, noise = torch.ones(2, 1, 8, 8), torch.randn(2, 1, 8, 8)
+    sigma, labels = torch.tensor([0.5, 2.0]), torch.eye(3)[:2]
+    noisy = x + sigma[:, None, None, None] * noise
+    (head,) = critic.heads
+    expected = head(network.features(noisy, sigma, labels)[-1], labels)
+    torch.testing.assert_close(critic.logits(x, noise, sigma, labels), expected)
+
+
+def test_a_head_is_convolutions_their_mean_and_the_class() -> None:
+    torch.manual_seed(0)
+    head, y = Head(2, 4, 3).double(), torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    labels = torch.eye(3, dtype=torch.float64)[[1, 2]]
+    hidden = head.layers(y)
+    assert hidden.shape == (2, 4, 5, 5)
+    plain = head.out(hidden).mean(dim=[2, 3])
+    assert head.classes is not None
+    projected = (head.classes.weight.T[[1, 2]] * hidden.mean(dim=[2, 3])).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(head(y, labels), plain + projected)
+    torch.testing.assert_close(head(y, None), plain)
+
+
+def test_a_teacher_without_an_encoder_is_refused_by_name() -> None:
+    class Shrink(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.img_resolution, self.img_channels, self.label_dim = 8, 1, 0
+            self.factor = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor, sigma: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+            return x * self.factor
+
+    with pytest.raises(UserError, match="a Shrink has no features for a critic"):
+        FeatureCritic(Shrink())
+
+
+@pytest.mark.parametrize(("rms", "weight"), [(0.05, 1.0), (0.2, 0.5), (0.0, 2.0)])
+def test_its_gradient_is_scaled_to_the_rms(rms: float, weight: float) -> None:
+    torch.manual_seed(0)
+    adversary = FeatureAdversary(FeatureCriticSpec(weight=weight, rms=rms, width=4), teacher(), LogNormalLaw())
+    batch, x = make_batch(), torch.randn(4, 1, 8, 8, requires_grad=True)
+    labels = torch.eye(3)[[0, 1, 2, 0]]
+    gradient = adversary.gradient(x, labels, batch, batch.chunks[0])
+    logits = adversary.logits(x, labels, batch, batch.chunks[0], "critic/student")
+    (natural,) = torch.autograd.grad(torch.nn.functional.softplus(-logits).sum(), x)
+    if rms:
+        assert float(gradient.square().mean().sqrt()) == pytest.approx(weight * rms, rel=1e-5)
+        natural = natural * rms / natural.square().mean().sqrt()
+    torch.testing.assert_close(gradient, weight * natural)
+
+
+# The teacher's samples.
+
+
+def test_samples_are_the_solvers_drawn_once_and_kept() -> None:
+    network, said = teacher(), []
+    path = teacher_samples(network, 70, 5, CPU, lambda *report: said.append(report))
+    assert [done for _, done, _ in said] == [64, 70]
+    dataset = ImageDataset(path, use_labels=True)
+    assert (len(dataset), dataset.num_channels, dataset.resolution, dataset.label_dim) == (70, 1, 8, 3)
+    rng = SampleRandom(5, "teacher samples", 0, range(64, 70))
+    classes = rng.integers(3)
+    images = dpm_solver(network, rng.normal(1, 8, 8), one_hot(classes, 3)).float()
+    for index in range(6):
+        pixels, label = dataset[64 + index]
+        assert (pixels == to_uint8(images[index]).numpy()).all()
+        assert int(label.argmax()) == int(classes[index])
+    written = path.stat().st_mtime_ns
+    assert teacher_samples(network, 70, 5, CPU) == path
+    assert path.stat().st_mtime_ns == written
+    assert teacher_samples(network, 70, 6, CPU) != path
+    assert teacher_samples(teacher(label_dim=0), 70, 5, CPU) != path
+
+
+@pytest.mark.parametrize("data", ["teacher:", "teacher:1", "teacher:-5", "teacher:1e4", "teacher:many"])
+def test_a_number_of_samples_that_is_none_is_refused(data: str) -> None:
+    with pytest.raises(UserError, match="accepted is the number of samples to draw"):
+        samples_wanted(data)
+    assert (samples_wanted("teacher:20"), samples_wanted("teacher.zip"), samples_wanted(None)) == (20, None, None)
+
+
+# In a training.
+
+
+def critic_command(files: dict[str, str], *more: str) -> list[str]:
+    return ["--kind=di", f"--teacher={files['teacher']}", f"--gan-pkl={files['gan']}", *SHORT, "--tick=0.016",
+            "--metrics=none", "--critic=features:width=4,scales=1", "--data=teacher:24", *more]  # fmt: skip
+
+
+def test_a_killed_run_with_a_critic_resumes_to_the_same_bits(files: dict[str, str], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stylegan_di.training.evaluation.GRID_COLUMNS", 2)
+        whole = whole_run(tmp_path / "whole", *critic_command(files))
+        folder = killed_run(tmp_path / "killed", 5, *critic_command(files))
+        result = invoke("--resume=latest", f"--outdir={tmp_path / 'killed'}")
+    assert result.exit_code == 0, result.output
+    assert_same_run(whole, folder)
+    assert "critic          features:width=4,scales=1" in (whole / "log.txt").read_text()
+    statistics = [json.loads(line) for line in (whole / "stats.jsonl").read_text().splitlines()]
+    names = {"Loss/critic", "Gradient/critic", "Gradient/critic_per_pixel", "Gradient/divergence_per_pixel/sigma<0.2"}
+    assert names <= statistics[-1].keys()
+
+
+def test_the_critic_alone_and_beside_an_f_divergence(files: dict[str, str], tmp_path: Path) -> None:
+    alone = whole_run(tmp_path / "alone", *critic_command(files, "--divergence=none", "--kimg=0.008"))
+    assert "fake_score" not in (alone / "stats.jsonl").read_text()
+    weighted = whole_run(tmp_path / "f", *critic_command(files, "--divergence=ikl:f=js", "--kimg=0.008"))
+    assert "Loss/critic" in (weighted / "stats.jsonl").read_text()
+    reals = [f"--data={files['data']}", "--cond=true", "--kimg=0.008"]
+    whole_run(tmp_path / "reals", *critic_command(files, *reals))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--critic=feature"], "there is no 'feature'; accepted: features; did you mean features?"),
+        (["--critic=features:rms=-1"], "rms=-1; accepted: a number from 0 on"),
+        (["--critic=features"], "--critic=features needs --data, real images or teacher:N"),
+        (["--critic=features", "--data=teacher:x"], "accepted is the number of samples to draw"),
+        (["--critic=features", "--data=teacher:9", "--cond=true"], "--cond=True has no effect with --data=teacher:N"),
+        (["--data=teacher:9"], "has no effect without --adv-weight"),
+        (["--critic-noise-law=karras"], "has no effect without a critic"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    files: dict[str, str], tmp_path: Path, given: list[str], message: str
+) -> None:
+    common = ["--kind=di", f"--teacher={files['teacher']}", f"--gan-pkl={files['gan']}", "--metrics=none"]
+    result: Any = invoke(*common, *given, f"--outdir={tmp_path / 'runs'}")
+    assert result.exit_code == 2, result.output
+    assert message in " ".join(result.output.split())
+    assert not (tmp_path / "runs").exists()
