@@ -104,13 +104,13 @@ def test_sums_are_parsed(text: str, terms: list[tuple[float, object]]) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bell+", "--part=: there is no ''; accepted: wheel, bell"),
+        ("bell+", "--part=bell+: there is no ''; accepted: wheel, bell"),
         ("0*bell", "--part=0*bell: the weight '0' is not a number above 0, such as 0.5*bell"),
         ("bell+-1*wheel", "--part=bell+-1*wheel: the weight '-1' is not a number above 0, such as 0.5*wheel"),
         ("x*bell", "--part=x*bell: the weight 'x' is not a number above 0, such as 0.5*bell"),
         ("inf*bell", "--part=inf*bell: the weight 'inf' is not a number above 0, such as 0.5*bell"),
         ("*bell", "--part=*bell: the weight '' is not a number above 0, such as 0.5*bell"),
-        ("bell+whel", "--part=whel: there is no 'whel'; accepted: wheel, bell; did you mean wheel?"),
+        ("bell+whel", "--part=bell+whel: there is no 'whel'; accepted: wheel, bell; did you mean wheel?"),
     ],
 )
 def test_refusals_of_sums(text: str, message: str) -> None:

@@ -53,7 +53,7 @@ class Process:
         return t
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The inverse of `sigma`."""
+        """Inverts `sigma`."""
         match self.schedule:
             case "vp":
                 return vp_time(sigma, self.beta_d, self.beta_min)
@@ -62,7 +62,7 @@ class Process:
         return sigma
 
     def sigma_slope(self, t: Tensor) -> Tensor:
-        """d sigma / dt."""
+        """Returns d sigma / dt."""
         match self.schedule:
             case "vp":
                 sigma = self.sigma(t)
@@ -72,11 +72,11 @@ class Process:
         return torch.ones_like(t)
 
     def scale(self, t: Tensor) -> Tensor:
-        """s(t)."""
+        """Returns s(t)."""
         return (1 + self.sigma(t).square()).rsqrt() if self.scaling == "vp" else torch.ones_like(t)
 
     def log_scale_slope(self, t: Tensor) -> Tensor:
-        """d ln s / dt."""
+        """Returns d ln s / dt."""
         if self.scaling == "none":
             return torch.zeros_like(t)
         return -self.sigma(t) * self.sigma_slope(t) * self.scale(t).square()
@@ -183,7 +183,7 @@ def ablation_sampler(
     times = torch.cat([times, times.new_zeros(1)]).to(latents.device)
 
     def slope(x: Tensor, t: Tensor) -> Tensor:
-        """dx/dt of the probability flow (eq. 4)."""
+        """Returns dx/dt of the probability flow (eq. 4)."""
         sigma, scale, sigma_slope = process.sigma(t), process.scale(t), process.sigma_slope(t)
         denoised = denoiser(x / scale, sigma, labels).to(torch.float64)
         return (sigma_slope / sigma + process.log_scale_slope(t)) * x - sigma_slope * scale / sigma * denoised

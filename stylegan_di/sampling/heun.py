@@ -61,7 +61,7 @@ def heun_sampler(
     steps = torch.cat([denoiser.round_sigma(steps), steps.new_zeros(1)]).to(latents.device)
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
-        """dx/dsigma of the probability flow (eq. 1 with sigma(t) = t)."""
+        """Returns dx/dsigma of the probability flow (eq. 1 with sigma(t) = t)."""
         return (x - denoiser(x, sigma, labels).to(torch.float64)) / sigma
 
     x = latents.to(torch.float64) * steps[0]

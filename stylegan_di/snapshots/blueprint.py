@@ -35,7 +35,7 @@ ROLES: dict[str, type[PersistentModule]] = {
 }
 
 # Bounds on building, so that a forged file cannot keep a constructor busy for ever.
-MAX_INT = 2**20  # in constructor arguments
+MAX_INT = 2**20  # largest integer in constructor arguments
 MAX_CALLS = 20  # calls of torch per weight in the file; our constructors make up to 7
 
 
@@ -156,7 +156,7 @@ def _checked_weights(
     checked = {}
     for key, expected in layout.items():
         value = weights[key]
-        if (value.dtype, expected.dtype) == (torch.float16, torch.float32):  # as EDM2's files are written
+        if (value.dtype, expected.dtype) == (torch.float16, torch.float32):  # EDM2's files are float16
             value = value.float()
         if value.shape != expected.shape or value.dtype != expected.dtype:
             found = f"{name}.{key} as {list(value.shape)} {value.dtype}"

@@ -31,7 +31,7 @@ from stylegan_di.torch_utils.persistence import (
     write_pickle,
 )
 
-FORMAT_VERSION = "1"  # of our safetensors files
+FORMAT_VERSION = "1"  # the version of our safetensors files
 STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
 EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
 TARGETS = ("stylegan2-ada", "stylegan3")  # the code that opens a pickle of StyleGAN2 networks; EDM's have one form

@@ -2,7 +2,7 @@
 # Makes the shipped Fashion-MNIST models anew, from Debian's package dataset-fashion-mnist: about an hour on two CPU
 # cores, GAN and teacher side by side. See stylegan_di/assets/MODEL_CARD.md for what came out.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 PY=${PY:-.venv/bin/python}
 SOURCE=${SOURCE:-/usr/share/datasets/fashion-mnist}
