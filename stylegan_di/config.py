@@ -212,7 +212,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for declared in options_of(TrainConfig):
             declared.check(getattr(self, declared.name))
-        self._check_specs()
+        _check_specs(self.kind, vars(self))
         self._check_sense()
 
     def to_json(self) -> str:
@@ -245,19 +245,6 @@ class TrainConfig:
             return f"--critic={self.critic}"
         return f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"
 
-    def _check_specs(self) -> None:
-        """Raises UserError for a spec that names nothing, before any file is opened."""
-        parse_divergence(self.divergence)
-        if self.critic != "none":
-            parse(self.critic, CRITIC_SPECS, "--critic")
-        if samples_wanted(self.data) is not None and self.kind != "di":
-            raise UserError(f"--data={self.data} is for --kind=di, which has a teacher; this is --kind={self.kind}")
-        for name in ("noise_law", "fake_noise_law", "critic_noise_law"):
-            if (text := getattr(self, name)) != "none" or name != "critic_noise_law":
-                parse(text, NOISE_LAWS, option_name(name))
-        for name in self.metrics:
-            metric(name)
-
     def _check_sense(self) -> None:
         """Raises UserError for options that make no training together; what depends on files is for `preflight`."""
         if self.on_divergence == "best" and not self.metrics:
@@ -284,12 +271,27 @@ class TrainConfig:
             raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses")
 
 
+def _check_specs(kind: Kind, values: Mapping[str, Any]) -> None:
+    """Raises UserError for a spec that names nothing; values are fields, None or missing where they are not given."""
+    parse_divergence(values.get("divergence") or "none")
+    if (critic := values.get("critic") or "none") != "none":
+        parse(critic, CRITIC_SPECS, "--critic")
+    if samples_wanted(data := values.get("data")) is not None and kind != "di":
+        raise UserError(f"--data={data} is for --kind=di, which has a teacher; this is --kind={kind}")
+    for name in ("noise_law", "fake_noise_law", "critic_noise_law"):
+        law = values.get(name)
+        if law is not None and (name, law) != ("critic_noise_law", "none"):
+            parse(law, NOISE_LAWS, option_name(name))
+    for name in values.get("metrics") or ():
+        metric(name)
+
+
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
+#: stylegan2-ada's defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth.
+STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
 #: Options that lay out a GAN's networks; those of a discriminator's training; those of real images; those of the
 #: divergence.
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
-#: stylegan2-ada's defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth.
-STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
 REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
 DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
@@ -319,6 +321,8 @@ def resolve(
         if kinds and kind not in kinds:
             belongs = " or ".join(kinds)
             raise UserError(f"{option_name(name)}={value} belongs to --kind={belongs}; this is --kind={kind}")
+        known[name].check(value)
+    _check_specs(kind, given)  # before the data set is opened for its resolution
     if "cfg" in given:
         check_cfg(kind, given["cfg"])
     if "resume" in given and kind != "gan":

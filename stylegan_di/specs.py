@@ -102,13 +102,6 @@ def parse_sum(text: str, table: Mapping[str, type[T]], option: str) -> list[tupl
     return terms
 
 
-def spec_of(value: Any, table: Mapping[str, type[Any]]) -> str:
-    """The inverse of `parse`, without the fields that have their default: SiD(1.2) -> 'sid:alpha=1.2'."""
-    name = next(name for name, cls in table.items() if cls is type(value))
-    given = [f"{f.name}={getattr(value, f.name)}" for f in fields(value) if getattr(value, f.name) != f.default]
-    return ":".join([name, ",".join(given)]) if given else name
-
-
 def usage(table: Mapping[str, type[Any]]) -> str:
     """All names with their fields and defaults, for help: 'ikl:weight=sigma2,f=reverse_kl; sid:alpha=1'."""
     lines = []

@@ -17,7 +17,7 @@ SHIPPED = "shipped with stylegan-di, Apache-2.0 (MODEL_CARD.md)"
 
 
 @dataclass(frozen=True)
-class Entry:
+class StoredNetwork:
     """One network of a file; `numbers` counts its weights; `problem` says why it cannot be used, None if it can."""
 
     name: str
@@ -39,7 +39,7 @@ class Inspection:
     size: int
     writer: str
     origin: str
-    entries: tuple[Entry, ...]
+    entries: tuple[StoredNetwork, ...]
     others: tuple[str, ...]
     metadata: Mapping[str, Any]
     embedded: tuple[str, ...]
@@ -102,7 +102,7 @@ def origin_of(source: str) -> str:
     return next((terms for beginning, terms in zoo.TERMS.items() if url.startswith(beginning)), "")
 
 
-def _entry(name: str, blueprint: Blueprint, source: str, try_network: bool) -> Entry:
+def _entry(name: str, blueprint: Blueprint, source: str, try_network: bool) -> StoredNetwork:
     problem = None
     if try_network:
         try:
@@ -112,7 +112,7 @@ def _entry(name: str, blueprint: Blueprint, source: str, try_network: bool) -> E
     arguments = dict(enumerate(blueprint.init_args)) | blueprint.init_kwargs
     numbers = sum(value.numel() for value in blueprint.weights.values())
     named = {str(key): value for key, value in arguments.items()}
-    return Entry(name, blueprint.class_name[:80], named, numbers, problem)
+    return StoredNetwork(name, blueprint.class_name[:80], named, numbers, problem)
 
 
 def _size_text(arguments: Mapping[str, Any]) -> str:
@@ -127,7 +127,7 @@ def _size_text(arguments: Mapping[str, Any]) -> str:
     return ",".join(parts)
 
 
-def _warnings(contents: Contents, entries: tuple[Entry, ...]) -> tuple[str, ...]:
+def _warnings(contents: Contents, entries: tuple[StoredNetwork, ...]) -> tuple[str, ...]:
     found = [f"{entry.name} cannot be used: {entry.problem}" for entry in entries if entry.problem is not None]
     if "ema" in contents.blueprints and contents.writer in AMBIGUOUS and "sigma_init" not in contents.extras:
         found.append("nothing in it tells whether 'ema' is a teacher or a one-step student; it is taken as a teacher")
