@@ -26,7 +26,7 @@ from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
-from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_reals
+from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_labels, need_reals
 from stylegan_di.sampling.ablation import SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.snapshots.checkpoint import as_shown, load_snapshot
@@ -94,7 +94,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST",
               help=f"Comma-separated, out of {', '.join(METRICS)}.")
 @click.option("--num", type=click.IntRange(min=2), default=50000, show_default=True, help="Images to measure.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of latents and labels.")
+@click.option("--seed", type=click.IntRange(min=0), help="Seed of latents and labels.  [default: 0]")
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True,
               help="Number of sets of samples, seeded from --seed on; reports mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
@@ -115,7 +115,7 @@ def main(
     mirror: bool,
     metrics: str,
     num: int,
-    seed: int,
+    seed: int | None,
     repeat: int,
     batch: int | None,
     device: str | None,
@@ -128,8 +128,10 @@ def main(
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images, to say what to measure")
-    if images is not None and ((trunc, steps, solver) != (None, None, None) or repeat > 1):
-        raise UserError("--trunc, --steps, --solver and --repeat are for --network; leave them out with --images")
+    if images is not None and ((trunc, steps, solver, seed) != (None, None, None, None) or repeat > 1):
+        options = "--trunc, --steps, --solver, --seed and --repeat"
+        raise UserError(f"{options} are for --network; leave them out with --images")
+    seed = seed or 0
     if images is not None and which is not None:
         raise UserError(f"--which={which} is for --network; leave it out with --images")
     start = time.monotonic()
@@ -141,15 +143,15 @@ def main(
     generator = None
     if network is not None:
         given = {"trunc": trunc, "steps": steps, "solver": solver}
-        options = {name: value for name, value in given.items() if value is not None}
-        generator = as_shown(load_snapshot(network, which)).with_options(**options).to(device)
+        given = {name: value for name, value in given.items() if value is not None}
+        generator = as_shown(load_snapshot(network, which)).with_options(**given).to(device)
     evaluator = Evaluator(
         names, reference, num, batch=batch, detector_file=detector_file, device=device, report=PassProgress()
     )
     if generator is not None:
         blocks = [evaluator(generator, block) for block in range(seed, seed + repeat)]
     else:
-        dataset = ImageDataset(images or "")
+        dataset = ImageDataset(images or "", use_labels=need_labels(names))
         num = min(num, len(dataset))
         blocks = [evaluator.measure_dataset(dataset)]
 

@@ -20,12 +20,13 @@ from typing import Any, NoReturn
 import click
 
 from stylegan_di import preflight, zoo
-from stylegan_di.config import TrainConfig, resolve, wants_teacher
+from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import GroupedCommand, declared_options, default_device, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.options import Option, options_of
 from stylegan_di.presets import KIND_DEFAULTS
+from stylegan_di.resolve import resolve, wants_teacher
 from stylegan_di.runs import processes
 from stylegan_di.runs.endings import Interrupted
 from stylegan_di.runs.resume import goes_on, resume
@@ -92,6 +93,11 @@ def main(dry_run: bool, **given: Any) -> None:
         if processes.has_parent():  # its message says more
             raise click.exceptions.Exit(ending.status) from None
         raise
+    except UserError as error:
+        if not processes.started():
+            raise
+        click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)
+        status = error.status
     if processes.started():
         leave(status)
     raise click.exceptions.Exit(status)

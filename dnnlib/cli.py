@@ -88,8 +88,11 @@ class CommaList(click.ParamType):
             return value
         if value == "none":
             return ()
+        parts = [part.strip() for part in value.split(",")]
         try:
-            return tuple(self.item(part.strip()) for part in value.split(","))
+            if "" in parts:
+                raise ValueError("an empty part")
+            return tuple(self.item(part) for part in parts)
         except ValueError:
             self.fail(f"'{value}' is not a comma-separated list of {self.item.__name__}", param, ctx)
 

@@ -10,6 +10,7 @@ student's samples before and after, beside the teacher's.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -74,6 +75,8 @@ def main(steps: int, seed: int, spec: str, out: Path) -> None:
     divergence = parse_divergence(spec)
     if divergence is None or divergence.needs_critic or divergence.needs_reals:
         raise click.UsageError(f"--divergence={spec}: this example has neither critic nor real samples; take ikl")
+    if importlib.util.find_spec("matplotlib") is None or out.suffix not in (".png", ".svg", ".pdf"):
+        raise click.UsageError(f"--out={out}: a .png, .svg or .pdf is drawn, by matplotlib: pip install matplotlib")
     torch.manual_seed(seed)
     teacher, fake_score, student, law = Teacher(), FakeScore(), mlp(2), LogNormalLaw()
     of_student, of_fake_score = (Adam(net.parameters(), lr=2e-3, betas=(0.0, 0.99)) for net in (student, fake_score))

@@ -6,7 +6,7 @@ Each field is an option of train.py (`options`): --help, the checks of its value
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from stylegan_di.divergences import DIVERGENCES, parse_divergence
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.metrics.table import metric
 from stylegan_di.options import option, options_of
-from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, KIND_DEFAULTS, RECIPES, check_cfg, gan_preset, recipe_name
+from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, Range, parse, usage
 
 Kind = Literal["edm", "gan", "di"]
@@ -86,7 +86,7 @@ class TrainConfig:
     workers: int = _run(1, "Threads that load images ahead; 0: none.", NOT_NEGATIVE)
     batch: int = _run(64, "Images a step, over all processes.", POSITIVE)
     batch_gpu: int | None = _run(None, "Images at a time in a process; more are accumulated. [default: all]", POSITIVE)
-    kimg: float = _run(25000.0, "Length of the run in thousands of images.", POSITIVE)
+    kimg: float = _run(25000.0, "Length of the run in thousands of images.", Range(0.001))
     tick: float = _run(50.0, "Thousands of images between lines of the log.", POSITIVE)
     amp: Literal["none", "bf16", "fp16"] = _run(
         "none",
@@ -110,7 +110,7 @@ class TrainConfig:
     metrics: tuple[str, ...] = _shown(
         ("fid50k_full",), "Comma-separated, or none; the first decides which snapshot is best."
     )
-    metric_samples: int = _shown(50000, "Samples the metrics are measured on.", POSITIVE)
+    metric_samples: int = _shown(50000, "Samples the metrics are measured on.", Range(2))
     snap: int = _shown(50, "Ticks between snapshots, with metrics and grids.", POSITIVE)
     state: int = _shown(
         5, "Ticks between training states, from which --resume continues; each snapshot also writes one.", POSITIVE
@@ -124,8 +124,8 @@ class TrainConfig:
         "Share of the run after which learning rates fall linearly to 3 %. [default: never]",
         Range(0, 1, open_high=True),
     )
-    beta1: float = _optim(0.0, "Adam's beta1.", SHARE)
-    beta2: float = _optim(0.99, "Adam's beta2 (a discriminator's is 0.99).", SHARE)
+    beta1: float = _optim(0.0, "Adam's beta1.", Range(0, 1, open_high=True))
+    beta2: float = _optim(0.99, "Adam's beta2 (a discriminator's is 0.99).", Range(0, 1, open_high=True))
     ema: float = _optim(10.0, "Half-life of the weights' average in thousands of images.", NOT_NEGATIVE)
     ema_rampup: float | None = _optim(
         0.05, "While young, the half-life is at most this share of the images seen.", NOT_NEGATIVE
@@ -212,7 +212,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for declared in options_of(TrainConfig):
             declared.check(getattr(self, declared.name))
-        _check_specs(self.kind, vars(self))
+        check_specs(self.kind, vars(self))
         self._check_sense()
 
     def to_json(self) -> str:
@@ -247,6 +247,8 @@ class TrainConfig:
 
     def _check_sense(self) -> None:
         """Raises UserError for options that make no training together; what depends on files is for `preflight`."""
+        if self.on_divergence == "best" and self.metrics and metric(self.metrics[0]).higher_is_better is None:
+            raise UserError(f"--on-divergence=best: the first metric, {self.metrics[0]}, tells no better from worse")
         if self.on_divergence == "best" and not self.metrics:
             raise UserError("--on-divergence=best needs --metrics, whose first tells which snapshot is best")
         if self.kind in ("edm", "gan") and self.data is None:
@@ -260,18 +262,25 @@ class TrainConfig:
                 "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has "
                 "one"
             )
+        if self.fsdp and self.critic != "none":
+            raise UserError("--fsdp spreads the teacher, whose features --critic needs whole: leave one of them out")
+        if self.fake_warmup >= self.kimg and self.fake_warmup:
+            raise UserError(f"--fake-warmup={self.fake_warmup:g} leaves none of --kimg={self.kimg:g} to the student")
+        if {"/", "\\"} & set(self.desc):
+            raise UserError(f"--desc={self.desc}: accepted is a text without / and \\, as it becomes part of a name")
+        if len(set(self.metrics)) < len(self.metrics):
+            raise UserError(f"--metrics={','.join(self.metrics)} names a metric twice: leave one out")
         if self.freeze and self.kind == "di" and self.gan_pkl is None:
             parts = ",".join(self.freeze)
             raise UserError(f"--freeze={parts} is for the layers of a GAN: give --gan-pkl, or leave it out")
         if self.kind == "di" and self.needs_data and self.data is None:
-            raise UserError(
-                f"{self.wants_reals} needs --data, real images or teacher:N; without them there is --divergence=ikl"
-            )
+            raise UserError(f"{self.wants_reals} needs --data: real images, or teacher:N, samples of the teacher")
         if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
-            raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses")
+            or_critic = "" if self.adv_weight else ", or --critic=features"
+            raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses{or_critic}")
 
 
-def _check_specs(kind: Kind, values: Mapping[str, Any]) -> None:
+def check_specs(kind: Kind, values: Mapping[str, Any]) -> None:
     """Raises UserError for a spec that names nothing; values are fields, None or missing where they are not given."""
     parse_divergence(values.get("divergence") or "none")
     if (critic := values.get("critic") or "none") != "none":
@@ -284,127 +293,3 @@ def _check_specs(kind: Kind, values: Mapping[str, Any]) -> None:
             parse(law, NOISE_LAWS, option_name(name))
     for name in values.get("metrics") or ():
         metric(name)
-
-
-NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
-#: stylegan2-ada's defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth.
-STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
-#: Options that lay out a GAN's networks; those of a discriminator's training; those of real images; those of the
-#: divergence.
-GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
-DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
-REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
-DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
-
-
-def resolve(
-    kind: Kind, given: dict[str, Any], known_name: str | None, *, resolution_of: Callable[[str], int], gpus: int = 1
-) -> TrainConfig:
-    """The configuration of a run: given options over those of --cfg or a known name's recipe over the kind's.
-
-    Args:
-        kind: of the training.
-        given: fields of TrainConfig; None for those not given.
-        known_name: the zoo's name of the GAN, else of the teacher; None for others.
-        resolution_of: the resolution of the images of a data set, for --cfg=auto.
-        gpus: number of processes.
-
-    Raises:
-        UserError: for options of another kind, without effect, or with a value that no training can use.
-    """
-    known = {declared.name: declared for declared in options_of(TrainConfig)}
-    given = {name: value for name, value in given.items() if value is not None}
-    if given.get("resume") == NO_RESUME:
-        del given["resume"]
-    for name, value in given.items():
-        kinds = known[name].kinds
-        if kinds and kind not in kinds:
-            belongs = " or ".join(kinds)
-            raise UserError(f"{option_name(name)}={value} belongs to --kind={belongs}; this is --kind={kind}")
-        known[name].check(value)
-    _check_specs(kind, given)  # before the data set is opened for its resolution
-    if "cfg" in given:
-        check_cfg(kind, given["cfg"])
-    if "resume" in given and kind != "gan":
-        raise UserError(
-            f"--resume={given['resume']} is a GAN's file to start from, which belongs to --kind=gan; this is "
-            f"--kind={kind}: to continue a run, give latest, its folder, or one of its training states"
-        )
-    if kind == "gan":
-        preset = _gan_options(given, resolution_of, gpus)
-    else:
-        preset = _edm_options(given) if kind == "edm" else _di_options(given, known_name)
-    resumed = STARTED_FROM_A_GAN if "resume" in given else {}
-    config = TrainConfig(kind=kind, **(KIND_DEFAULTS[kind] | preset | resumed | given))
-    for names, why in _without_effect(config):
-        if idle := [name for name in names if name in given]:
-            raise UserError(f"{option_name(idle[0])}={_text(given[idle[0]])} has no effect {why}")
-    if config.aug == "fixed" and not config.p:
-        raise UserError("--aug=fixed needs --p, the probability of augmentations, such as --p=0.2")
-    return config
-
-
-def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Which options the others leave without effect, and why; given all the same, they are refused."""
-    leave = ": leave it out"
-    if config.kind == "di":
-        if not config.trains_critic:
-            yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
-        if not config.needs_data:
-            yield REAL_IMAGES, "without --adv-weight; leave it out, or give --adv-weight=1"
-        if not config.trains_critic and config.critic == "none":
-            yield ("critic_noise_law",), "without a critic: leave it out, or give --critic=features"
-        if samples_wanted(config.data) is not None:
-            yield ("cond", "subset"), "with --data=teacher:N, whose labels and number are the teacher's" + leave
-        if config.divergence == "none":
-            yield DIVERGENCE, "with --divergence=none" + leave
-            if not config.needs_teacher:
-                yield ("teacher",), "with --divergence=none" + leave
-        if config.gan_pkl is not None:
-            yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
-    idle = {"noaug": ("p", "target", "ada_kimg", "augpipe"), "fixed": ("target", "ada_kimg"), "ada": ()}[config.aug]
-    yield idle, f"with --aug={config.aug}" + leave
-    if not config.metrics:
-        yield ("ref", "metric_samples", "detector_file"), "with --metrics=none" + leave
-    if not config.pl_weight:
-        yield ("pl_interval",), "with --pl-weight=0" + leave
-    if config.resume is not None:
-        yield GAN_LAYERS, "with --resume, whose networks are as in its file" + leave
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
-
-
-def _gan_options(given: Mapping[str, Any], resolution_of: Callable[[str], int], gpus: int) -> dict[str, Any]:
-    cfg = given.get("cfg", "auto")
-    resolution = resolution_of(given["data"]) if cfg == "auto" and "data" in given else 256
-    cuda = given.get("device", "cpu").startswith("cuda")
-    preset = gan_preset(cfg, resolution=resolution, gpus=gpus, batch=given.get("batch"), cuda=cuda)
-    return preset | {"cfg": cfg}
-
-
-def _edm_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of --arch, which --cfg is another name for, and the noise levels of --precond."""
-    cfg = given.get("cfg", given.get("arch", "ddpmpp"))
-    arch = given.get("arch", cfg)
-    if cfg != arch:
-        raise UserError(f"--cfg={cfg} and --arch={arch} name two architectures; give one of them")
-    law = {"vp": "vp", "ve": "ve"}.get(given.get("precond", "edm"), "lognormal")
-    return EDM_PRESETS[arch] | {"cfg": arch, "arch": arch, "noise_law": law}
-
-
-def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, Any]:
-    """The recipe of --cfg, else of a known GAN or teacher; its teacher where none is given."""
-    cfg = given.get("cfg", recipe_name(known_name or ""))
-    if cfg is None:
-        return {}
-    recipe = RECIPES[cfg]
-    options = (recipe.refine if "gan_pkl" in given else recipe.distil) | {"cfg": cfg}
-    return options | ({"teacher": recipe.teacher} if wants_teacher(given) else {})
-
-
-def wants_teacher(given: Mapping[str, Any]) -> bool:
-    """Whether the options given for --kind=di leave a use for a teacher."""
-    critic, data = given.get("critic") or "none", given.get("data")
-    return given.get("divergence") != "none" or critic != "none" or samples_wanted(data) is not None

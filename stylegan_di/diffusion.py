@@ -88,12 +88,17 @@ class NoiseLaw(ABC):
         return edm_weight(sigma)
 
 
+def _check_bounds(sigma_min: float, sigma_max: float) -> None:
+    if not sigma_min < sigma_max:
+        raise ValueError(f"sigma_min={sigma_min:g} is not below sigma_max={sigma_max:g}")
+
+
 @dataclass(frozen=True)
 class LogNormalLaw(NoiseLaw):
     """EDM's law: ln sigma ~ N(P_mean, P_std^2)."""
 
-    P_mean: float = number(-1.2)
-    P_std: float = number(1.2, POSITIVE)
+    P_mean: float = number(-1.2, Range(-20, 20))
+    P_std: float = number(1.2, Range(0, 10, open_low=True))
     normal = True
 
     def sigma(self, draw: Tensor) -> Tensor:
@@ -112,6 +117,9 @@ class KarrasLaw(NoiseLaw):
     sigma_max: float = number(80.0, POSITIVE)
     t_max: float = number(1.0, Range(0, 1, open_low=True))
 
+    def __post_init__(self) -> None:
+        _check_bounds(self.sigma_min, self.sigma_max)
+
     def sigma(self, draw: Tensor) -> Tensor:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return (low + draw * self.t_max * (high - low)) ** self.rho
@@ -123,6 +131,9 @@ class LogUniformLaw(NoiseLaw):
 
     sigma_min: float = number(0.02, POSITIVE)
     sigma_max: float = number(100.0, POSITIVE)
+
+    def __post_init__(self) -> None:
+        _check_bounds(self.sigma_min, self.sigma_max)
 
     def sigma(self, draw: Tensor) -> Tensor:
         return self.sigma_min * (self.sigma_max / self.sigma_min) ** draw
@@ -140,7 +151,7 @@ class VELaw(LogUniformLaw):
 class VPLaw(NoiseLaw):
     """VP's law: sigma(t) for t uniform between epsilon_t and 1."""
 
-    epsilon_t: float = number(1e-5, Range(0, 1, open_low=True))
+    epsilon_t: float = number(1e-5, Range(0, 1, open_low=True, open_high=True))
 
     def sigma(self, draw: Tensor) -> Tensor:
         return vp_sigma(1 + draw * (self.epsilon_t - 1))

@@ -169,7 +169,7 @@ class Divergence(ABC):
 
 
 def f_weight(log_ratio: Tensor, f: FDivergence, clip: float) -> Tensor:
-    """h(r) per sample [B] of log r [B], r kept within [1/clip, clip], and divided by its mean over the batch."""
+    """h(r) per sample [B] of log r [B], r kept within [1/clip, clip], and divided by its mean over these samples."""
     weight = F_WEIGHTS[f](log_ratio.clamp(-math.log(clip), math.log(clip)).exp())
     return weight / weight.mean()
 
@@ -186,6 +186,10 @@ class IKL(Divergence):
     weight: Weight = "sigma2"
     f: FDivergence = "reverse_kl"
     clip: float = number(10.0, Range(1, open_low=True))
+
+    def __post_init__(self) -> None:
+        if self.f == "reverse_kl" and self.clip != 10:
+            raise ValueError(f"clip={self.clip:g} has no effect with f=reverse_kl, which weights all samples alike")
 
     @property
     def needs_critic(self) -> bool:

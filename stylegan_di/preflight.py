@@ -33,7 +33,8 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
     """
     files = Files(config, fetch)
     checks = (_processes(config, processes), _minibatch(config, processes, files), _compiler(config),
-              _reference(config), _teacher(config, files), _gan(config, files), _data(config, files))  # fmt: skip
+              _reference(config), _teacher(config, files), _gan(config, files), _freeze(config, files),
+              _data(config, files))  # fmt: skip
     problems = [problem for found in checks for problem in found] + files.problems
     if len(problems) == 1:
         raise UserError(problems[0])
@@ -162,7 +163,9 @@ def _reference(config: TrainConfig) -> Iterator[str]:
             yield f"--ref={config.ref}: --metrics={','.join(config.metrics)} compares with no real images; leave it out"
     elif config.metrics:
         try:
-            reference_of(config)
+            source = reference_of(config)
+            if source is not None and zoo.is_local(source):
+                zoo.resolve(source)
         except UserError as error:
             yield str(error)
 
@@ -191,6 +194,15 @@ def _gan(config: TrainConfig, files: Files) -> Iterator[str]:
             f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which {config.wants_reals} needs; "
             "use the training's own .pkl, or leave that option out"
         )
+
+
+def _freeze(config: TrainConfig, files: Files) -> Iterator[str]:
+    """The parts of a StyleGAN2 are its mapping network and a block a resolution."""
+    gan = shape_of(files.gan)
+    if gan is not None and config.freeze:
+        parts = ["mapping", *(f"b{4 * 2**level}" for level in range(gan.resolution.bit_length() - 2))]
+        if unknown := [part for part in config.freeze if part not in parts]:
+            yield f"--freeze={unknown[0]}: there is no such part; it has {', '.join(parts)}"
 
 
 def _data(config: TrainConfig, files: Files) -> Iterator[str]:

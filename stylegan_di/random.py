@@ -41,6 +41,12 @@ class SampleRandom:
     def __len__(self) -> int:
         return len(self.streams)
 
+    def of(self, n: int) -> SampleRandom:
+        """The same, where it holds n streams; ValueError for another number."""
+        if len(self) != n:
+            raise ValueError(f"{n} latents from {len(self)} random streams; one stream a sample is needed")
+        return self
+
     def normal(self, *shape: int) -> Tensor:
         """Draws standard normal numbers [n, *shape], float32."""
         return self._stack([s.standard_normal(shape, dtype=np.float32) for s in self.streams])

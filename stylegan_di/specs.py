@@ -78,13 +78,18 @@ def parse(text: str, table: Mapping[str, type[T]], option: str, whole: str | Non
     known = {found.name: found for found in fields(cls)}  # type: ignore[arg-type]
     types = get_type_hints(cls)
     values: dict[str, Any] = {}
-    for argument in filter(None, arguments.split(",")):
+    for argument in arguments.split(",") if ":" in text else ():
         key, _, value = argument.partition("=")
+        if key in values:
+            raise UserError(f"{where}: '{key}' is given twice; give it once")
         if key not in known:
             accepted = f"accepted: {', '.join(known)}{did_you_mean(key, known)}" if known else "it has no fields"
             raise UserError(f"{where}: '{name}' has no field '{key}'; {accepted}")
         values[key] = _value(known[key], types[key], value, where)
-    return cls(**values)
+    try:
+        return cls(**values)
+    except ValueError as error:  # of values that do not go together
+        raise UserError(f"{where}: {error}") from None
 
 
 def parse_sum(text: str, table: Mapping[str, type[T]], option: str) -> list[tuple[float, T]]:
@@ -92,10 +97,7 @@ def parse_sum(text: str, table: Mapping[str, type[T]], option: str) -> list[tupl
     terms = []
     for term in text.split("+"):
         factor, star, spec = term.rpartition("*")
-        try:
-            weight = float(factor) if star else 1.0
-        except ValueError:
-            weight = math.nan
+        weight = _number(factor) if star else 1.0
         if weight not in POSITIVE:
             raise UserError(f"{option}={text}: the weight '{factor}' is not {POSITIVE}, such as 0.5*{spec}")
         terms.append((weight, parse(spec, table, option, whole=text)))
@@ -123,14 +125,18 @@ def _value(found: Field[Any], annotation: Any, text: str, where: str) -> Any:
             accepted = f"accepted: {', '.join(choices)}{did_you_mean(text, choices)}"
             raise UserError(f"{where}: {found.name}={text}; {accepted}")
         return text
-    convert: Callable[[str], float] = int if annotation is int else float
     accepted_range = found.metadata.get("range", FINITE)
-    try:
-        value = convert(text)
-    except ValueError:
-        value = math.nan
+    value = _number(text, int if annotation is int else float)
     if value not in accepted_range:
         example = f"{found.name}={_text(found.default)}"
         whole = " that is whole" if annotation is int else ""
         raise UserError(f"{where}: {found.name}={text}; accepted: {accepted_range}{whole}, such as {example}")
     return value
+
+
+def _number(text: str, convert: Callable[[str], float] = float) -> float:
+    """The number that a text is, NaN for none; Python's own spellings such as 1_000 are none."""
+    try:
+        return convert(text) if text.isascii() and "_" not in text else math.nan
+    except ValueError:
+        return math.nan

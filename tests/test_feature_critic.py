@@ -141,6 +141,19 @@ def test_samples_are_the_solvers_drawn_once_and_kept() -> None:
     assert teacher_samples(teacher(label_dim=0), 70, 5, CPU) != path
 
 
+def test_few_samples_have_all_of_the_teachers_classes(files: dict[str, str], tmp_path: Path) -> None:
+    """Two samples of three classes: their labels are the teacher's all the same."""
+    folder = whole_run(tmp_path, *critic_command(files, "--data=teacher:2", "--kimg=0.008"))
+    assert "2 images" in (folder / "log.txt").read_text()
+
+
+def test_a_damaged_file_of_the_cache_is_drawn_anew() -> None:
+    path = teacher_samples(teacher(), 10, 0, CPU)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    assert teacher_samples(teacher(), 10, 0, CPU).read_bytes() == whole
+
+
 @pytest.mark.parametrize("data", ["teacher:", "teacher:1", "teacher:-5", "teacher:1e4", "teacher:many"])
 def test_a_number_of_samples_that_is_none_is_refused(data: str) -> None:
     with pytest.raises(UserError, match="accepted is the number of samples to draw"):
@@ -184,11 +197,19 @@ def test_the_critic_alone_and_beside_an_f_divergence(files: dict[str, str], tmp_
     [
         (["--critic=feature"], "there is no 'feature'; accepted: features; did you mean features?"),
         (["--critic=features:rms=-1"], "rms=-1; accepted: a number from 0 on"),
-        (["--critic=features"], "--critic=features needs --data, real images or teacher:N"),
+        (["--critic=features"], "--critic=features needs --data: real images, or teacher:N"),
         (["--critic=features", "--data=teacher:x"], "accepted is the number of samples to draw"),
         (["--critic=features", "--data=teacher:9", "--cond=true"], "--cond=True has no effect with --data=teacher:N"),
         (["--data=teacher:9"], "has no effect without --adv-weight"),
         (["--critic-noise-law=karras"], "has no effect without a critic"),
+        (["--critic=features", "--data=teacher:9", "--fsdp=true"], "--fsdp spreads the teacher"),
+        (["--fake-warmup=2", "--kimg=1"], "--fake-warmup=2 leaves none of --kimg=1 to the student"),
+        (["--noise-law=karras:sigma_min=90"], "sigma_min=90 is not below sigma_max=80"),
+        (["--divergence=ikl:clip=5"], "clip=5 has no effect with f=reverse_kl"),
+        (["--beta1=1"], "--beta1=1.0: accepted is a number from 0 to below 1"),
+        (["--desc=a/b"], "--desc=a/b: accepted is a text without /"),
+        (["--freeze=b64"], "--freeze=b64: there is no such part; it has mapping, b4, b8"),
+        (["--freeze="], "is not a comma-separated list"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from stylegan_di import presets, zoo
-from stylegan_di.config import TrainConfig, resolve
+from stylegan_di.config import TrainConfig
 from stylegan_di.diffusion import NOISE_LAWS, LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.resolve import resolve
 from stylegan_di.specs import parse
 from stylegan_di.training.methods import edm, gan
 

@@ -14,22 +14,23 @@ from torch.nn import Conv2d, LeakyReLU, Linear, Module, ModuleList, Sequential
 
 from stylegan_di.diffusion import add_noise
 from stylegan_di.interfaces import Critic, Denoiser
-from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, number
+from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, Range, number
 
 
 @dataclass(frozen=True)
 class FeatureCriticSpec:
     """--critic=features:...; see `FeatureCritic` for scales and width.
 
-    `weight` multiplies the critic's gradient in the student's images, which is scaled to `rms` a pixel in each batch
-    (0: left at its natural scale); `lr` is the heads' learning rate.
+    `weight` multiplies the critic's gradient in the student's images. It is scaled to `rms` a pixel over the images
+    that are computed together (--batch-gpu), or left at its natural scale where rms is 0. `lr` is the heads' learning
+    rate.
     """
 
-    weight: float = number(1.0, NOT_NEGATIVE)
+    weight: float = number(1.0, POSITIVE)
     rms: float = number(0.05, NOT_NEGATIVE)
     lr: float = number(2e-3, POSITIVE)
-    scales: int = number(2, POSITIVE)
-    width: int = number(64, POSITIVE)
+    scales: int = number(2, Range(1, 16))
+    width: int = number(64, Range(1, 4096))
 
 
 class Head(Module):
@@ -56,7 +57,7 @@ class FeatureCritic(Critic):
 
     Args:
         teacher: frozen; gradients flow through it to x.
-        scales: how many of its feature maps have a head, from the coarsest on.
+        scales: how many of its feature maps have a head at most, from the coarsest on.
         width: channels of the heads.
 
     Raises:

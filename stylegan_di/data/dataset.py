@@ -27,6 +27,7 @@ class ImageDataset:
         xflip: append a mirrored copy of every image, which doubles the length.
         seed: seed of the choice for `max_size`.
         cache: keep decoded images in memory if all of them take at most CACHE_BYTES.
+        classes: the number of classes, where the images may not have all of them; None counts up to the highest.
 
     Raises UserError, naming the file, if there are no images, if an image is damaged, not square or of another shape
     than the first, or if labels are wanted and missing or invalid. Images after the first are checked when read.
@@ -41,6 +42,7 @@ class ImageDataset:
         xflip: bool = False,
         seed: int = 0,
         cache: bool = True,
+        classes: int | None = None,
     ) -> None:
         if max_size is not None and max_size < 1:
             raise UserError(f"max_size is {max_size}; at least one image must remain.")
@@ -51,7 +53,8 @@ class ImageDataset:
         self.name = self._files.path.resolve().stem
         self._shape = self._first_shape()
         self._labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)
-        self._label_dim = int(self._labels.max()) + 1 if self._labels.ndim == 1 else self._labels.shape[1]
+        found = int(self._labels.max()) + 1 if self._labels.ndim == 1 else self._labels.shape[1]
+        self._label_dim = found if classes is None else classes
 
         chosen = np.arange(len(self._names))
         if max_size is not None and max_size < len(chosen):

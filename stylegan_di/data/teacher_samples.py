@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from stylegan_di.data.convert import convert
+from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sources import Source
 from stylegan_di.dnnlib.util import UserError, cache_folder
 from stylegan_di.images import to_uint8
@@ -59,10 +60,18 @@ def teacher_samples(
     """
     key = hashlib.sha256(f"{weights_hash(teacher)}/{DPM_SOLVER}-8/{num}/{seed}/1".encode()).hexdigest()[:32]
     path = cache_folder().parent / "teacher-samples" / f"{key}.zip"
-    if distributed.any_process(not path.is_file()):
+    if distributed.any_process(not _is_whole(path, num)):
         _draw(DiffusionSampler(teacher, solver=DPM_SOLVER).to(device), num, seed, device, path, report)
         teacher.to("cpu")
     return path
+
+
+def _is_whole(path: Path, num: int) -> bool:
+    """Whether a file of the cache is a data set of so many images."""
+    try:
+        return path.is_file() and len(ImageDataset(path)) == num
+    except UserError:
+        return False
 
 
 @torch.no_grad()
@@ -102,4 +111,7 @@ def _draw(
                 load=lambda index: Image.fromarray(pixels[index]),
                 labels=labels if sampler.label_dim else None,
             )
-            convert(source, path)
+            try:
+                convert(source, path)
+            except UserError as error:
+                raise UserError(f"{error} The cache is at DNNLIB_CACHE_DIR, else at ~/.cache/dnnlib.") from None

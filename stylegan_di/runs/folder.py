@@ -112,7 +112,7 @@ def run_name(config: TrainConfig) -> str:
     stem = source.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].split(".")[0]
     parts = [stem, config.kind]
     if config.kind == "di":
-        parts.append(re.sub(r"[:,*]", "-", config.divergence.replace("=", "")))
+        parts.append(config.divergence.replace("=", ""))
         if config.adv_weight:
             parts.append(f"adv{config.adv_weight:g}")
     if config.cond:
@@ -128,7 +128,7 @@ def run_name(config: TrainConfig) -> str:
     parts.append(f"batch{config.batch}")
     if config.desc:
         parts.append(config.desc)
-    return "-".join(parts)
+    return re.sub(r"[^\w.+-]+", "-", "-".join(parts))
 
 
 def _claim(outdir: Path, number: int, name: str) -> Path:

@@ -65,9 +65,7 @@ class DiffusionSampler(Generator):
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Draws standard normal latents [n,C,H,W]; rng holds n streams."""
-        if len(rng) != n:
-            raise ValueError(f"{n} latents from {len(rng)} random streams; one stream a sample is needed")
-        return rng.normal(self.img_channels, self.img_resolution, self.img_resolution)
+        return rng.of(n).normal(self.img_channels, self.img_resolution, self.img_resolution)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """Samples from z [B,C,H,W] without gradient; labels [B,label_dim] one-hot or None; rng draws churn's noise."""

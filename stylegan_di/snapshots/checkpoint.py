@@ -15,8 +15,6 @@ import torch
 
 from stylegan_di import interfaces, zoo
 from stylegan_di.dnnlib.util import UserError, atomic_write
-from stylegan_di.networks.edm import Precond
-from stylegan_di.networks.stylegan2 import Generator
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import CLASSES, build
 from stylegan_di.snapshots.formats import TARGETS, Contents, read_contents, to_pickle, to_safetensors
@@ -153,9 +151,15 @@ def _first(snapshot: Snapshot, table: Mapping[str, type[Model]]) -> Model | None
     return None
 
 
+def _has_role(network: torch.nn.Module | None) -> bool:
+    """Whether a student or a teacher can be made of a network."""
+    student = any(role.of_network(network, {}) is not None for role in STUDENTS.values())
+    return student or any(role.of_network(network, {}) is not None for role in TEACHERS.values())
+
+
 def _only(snapshot: Snapshot) -> tuple[str, torch.nn.Module | None]:
     """Returns the name and network to use: the first of MODELS, else the only generator or denoiser, else None."""
-    found = {name: net for name, net in snapshot.networks.items() if isinstance(net, Generator | Precond)}
+    found = {name: network for name, network in snapshot.networks.items() if _has_role(network)}
     for name in MODELS:
         if name in found:
             return name, found[name]

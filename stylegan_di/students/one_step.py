@@ -57,9 +57,7 @@ class OneStepStudent(Generator):
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Standard normal latents [n,C,H,W]."""
-        if len(rng) != n:
-            raise ValueError(f"{n} latents from {len(rng)} random streams; one stream a sample is needed")
-        return rng.normal(self.img_channels, self.img_resolution, self.img_resolution)
+        return rng.of(n).normal(self.img_channels, self.img_resolution, self.img_resolution)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """z [B,C,H,W]; labels [B,label_dim] one-hot, None the null label; rng is not needed: nothing else is random."""

@@ -52,9 +52,7 @@ class StyleGAN2Student(Generator):
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Standard normal latents [n, z_dim]."""
-        if len(rng) != n:
-            raise ValueError(f"{n} latents from {len(rng)} random streams; one stream a sample is needed")
-        return rng.normal(self.network.z_dim)
+        return rng.of(n).normal(self.network.z_dim)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """z [B,z_dim]; labels [B,label_dim] one-hot; rng: of the per-pixel noise, None for the fixed noise_const.

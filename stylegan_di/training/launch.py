@@ -120,7 +120,9 @@ def _reference(method: Method) -> str | ImageDataset | None:
     source = preflight.reference_of(config)
     if source is not None:
         return str(zoo.resolve(source))
-    return method.dataset if config.subset is None else ImageDataset(config.data or "", xflip=config.mirror)
+    return method.dataset if config.subset is None else ImageDataset(
+        config.data or "", use_labels=config.cond, xflip=config.mirror
+    )
 
 
 def load_kernels(device: str) -> str:

@@ -36,13 +36,15 @@ def _open_dataset(config: TrainConfig, device: torch.device) -> ImageDataset | N
     if not config.needs_data or config.data is None:
         return None
     progress = PassProgress()
-    path, use_labels = config.data, config.cond
+    path, use_labels, classes = config.data, config.cond, None
     if (num := samples_wanted(config.data)) is not None:
         assert config.teacher is not None
         teacher = as_denoiser(load_snapshot(config.teacher))
-        use_labels = teacher.label_dim > 0
+        use_labels, classes = teacher.label_dim > 0, teacher.label_dim or None
         path = str(teacher_samples(teacher, num, config.seed, device, progress if distributed.rank() == 0 else None))
-    dataset = ImageDataset(path, use_labels=use_labels, max_size=config.subset, xflip=config.mirror, seed=config.seed)
+    dataset = ImageDataset(
+        path, use_labels=use_labels, max_size=config.subset, xflip=config.mirror, seed=config.seed, classes=classes
+    )
     if dataset.is_cached:
         dataset.preload(lambda done, total: progress("Reading images", done, total))
     return dataset

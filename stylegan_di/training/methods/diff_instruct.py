@@ -74,7 +74,7 @@ class DiffInstruct(Method):
         if feature_adversary is not None:
             networks[critic.ROLE] = feature_adversary.critic.heads
             teachers.append(feature_adversary.critic.teacher)
-        for teacher in teachers:
+        for teacher in teachers[:1]:
             self.inputs["teacher"] = f"weights with SHA-256 {weights_hash(teacher)}"
         scores = [network for each in self.instructions for network in (each.teacher, each.fake_score)]
         self.prepare(networks, helpers=teachers, sharded=scores, compiled=[self.model, *scores])
