@@ -94,7 +94,7 @@ def main(dry_run: bool, **given: Any) -> None:
             raise click.exceptions.Exit(ending.status) from None
         raise
     except UserError as error:
-        if not processes.started():
+        if not processes.has_parent():
             raise
         click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)
         status = error.status

@@ -1,7 +1,7 @@
 """--kind=di: Diff-Instruct (Luo et al. 2023, arXiv 2305.18455, algorithm 1). A teacher instructs a generator.
 
-The generator is a GAN to refine, or the teacher's own network to distil to one step. The GAN's own discriminator, which
-learns from real images, may add an adversarial term to the divergence.
+The generator is a GAN to refine, or the teacher's own network to distil to one step. The GAN's own discriminator,
+or a critic on the teacher's features, may add an adversarial term to the divergence.
 """
 
 from __future__ import annotations
