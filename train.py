@@ -20,13 +20,13 @@ from typing import Any, NoReturn
 import click
 
 from stylegan_di import preflight, zoo
-from stylegan_di.config import TrainConfig
+from stylegan_di.config import TrainConfig, uses_teacher
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import GroupedCommand, declared_options, default_device, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.options import Option, options_of
 from stylegan_di.presets import KIND_DEFAULTS
-from stylegan_di.resolve import resolve, wants_teacher
+from stylegan_di.resolve import resolve
 from stylegan_di.runs import processes
 from stylegan_di.runs.endings import Interrupted
 from stylegan_di.runs.resume import goes_on, resume
@@ -53,7 +53,7 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
         raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to continue a run")
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
     has_own = given["teacher"] is not None or given["cfg"] is not None
-    if kind == "di" and wants_teacher(given) and known is not None and not has_own:
+    if kind == "di" and uses_teacher(given) and known is not None and not has_own:
         given["teacher"] = known.teacher
     return resolve(
         kind,

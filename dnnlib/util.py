@@ -76,6 +76,15 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     return Path(root) / "downloads"
 
 
+@contextlib.contextmanager
+def cache_errors(folder: Path) -> Iterator[None]:
+    """Turns errors of writing into a folder of the cache into a UserError that says how to choose another."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written ({error}); set DNNLIB_CACHE_DIR to a folder that can.") from error
+
+
 def _sync_directory(path: Path) -> None:
     """Flushes a rename to disk, on systems that can open directories."""
     if os.name == "posix":

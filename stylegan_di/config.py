@@ -236,7 +236,7 @@ class TrainConfig:
     @property
     def needs_teacher(self) -> bool:
         """Whether a teacher takes part in --kind=di."""
-        return self.divergence != "none" or self.critic != "none" or samples_wanted(self.data) is not None
+        return uses_teacher(vars(self))
 
     @property
     def wants_reals(self) -> str:
@@ -278,6 +278,13 @@ class TrainConfig:
         if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
             or_critic = "" if self.adv_weight else ", or --critic=features"
             raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses{or_critic}")
+
+
+def uses_teacher(values: Mapping[str, Any]) -> bool:
+    """Whether options of --kind=di leave a use for a teacher; None or missing where they are not given."""
+    if values.get("divergence") != "none" or (values.get("critic") or "none") != "none":
+        return True
+    return samples_wanted(values.get("data")) is not None
 
 
 def check_specs(kind: Kind, values: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ this machine: nothing is downloaded for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 
 from stylegan_di import zoo
@@ -20,7 +20,10 @@ from stylegan_di.metrics.table import need_reals
 from stylegan_di.snapshots.blueprint import ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, read_contents
+from stylegan_di.students.stylegan2 import part_names
 from stylegan_di.torch_utils.ops import build as kernels
+
+MBSTD_GROUP = 4  # of discriminators whose files do not say
 
 
 def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
@@ -41,9 +44,6 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
     if problems:
         listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, start=1))
         raise UserError(f"{len(problems)} problems: {listed}")
-
-
-MBSTD_GROUP = 4  # of discriminators whose files do not say
 
 
 @dataclass
@@ -200,7 +200,7 @@ def _freeze(config: TrainConfig, files: Files) -> Iterator[str]:
     """The parts of a StyleGAN2 are its mapping network and a block a resolution."""
     gan = shape_of(files.gan)
     if gan is not None and config.freeze:
-        parts = ["mapping", *(f"b{4 * 2**level}" for level in range(gan.resolution.bit_length() - 2))]
+        parts = part_names(4 * 2**level for level in range(gan.resolution.bit_length() - 2))
         if unknown := [part for part in config.freeze if part not in parts]:
             yield f"--freeze={unknown[0]}: there is no such part; it has {', '.join(parts)}"
 
@@ -224,8 +224,8 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     found = ImageShape(side, data.num_channels, data.label_dim)
     if network is not None and found != network:
         yield (
-            f"--data={config.data}: resolution, channels, classes are {_numbers(found)}, the {whose}'s "
-            f"{_numbers(network)}; --cond=true reads the labels of the data set, tools/dataset_tool.py resizes it"
+            f"--data={config.data}: resolution, channels, classes are {astuple(found)}, the {whose}'s "
+            f"{astuple(network)}; --cond=true reads the labels of the data set, tools/dataset_tool.py resizes it"
         )
     if config.trains_critic and config.aug != "noaug":
         pipe = augment_pipe(config.augpipe)
@@ -235,7 +235,3 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
                 f"--augpipe={config.augpipe} filters frequency bands, which needs images larger than {reach} pixels, "
                 f"and those of --data={config.data} have {side}; choose one without, such as bgc"
             )
-
-
-def _numbers(shape: ImageShape) -> tuple[int, int, int]:
-    return shape.resolution, shape.channels, shape.classes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from stylegan_di.config import Kind, TrainConfig, check_specs
+from stylegan_di.config import Kind, TrainConfig, check_specs, uses_teacher
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.options import options_of
@@ -130,10 +130,4 @@ def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, A
         return {}
     recipe = RECIPES[cfg]
     options = (recipe.refine if "gan_pkl" in given else recipe.distil) | {"cfg": cfg}
-    return options | ({"teacher": recipe.teacher} if wants_teacher(given) else {})
-
-
-def wants_teacher(given: Mapping[str, Any]) -> bool:
-    """Whether the options given for --kind=di leave a use for a teacher."""
-    critic, data = given.get("critic") or "none", given.get("data")
-    return given.get("divergence") != "none" or critic != "none" or samples_wanted(data) is not None
+    return options | ({"teacher": recipe.teacher} if uses_teacher(given) else {})

@@ -278,7 +278,9 @@ def test_a_noisy_critic_is_asked_at_the_students_noise_level(files: dict[str, st
     (instruction,) = method.instructions
     batch = make_batch()
     images, _ = generated(make().model.train(), batch, batch.chunks[0], "student")
-    noise, sigma = instruction.noise(instruction.student_law, batch, "divergence", batch.chunks[0], images)
+    noise, sigma = batch.noise(
+        instruction.student_law, "divergence", batch.chunks[0], images, within=instruction.teacher
+    )
     torch.testing.assert_close(seen, add_noise(images, noise, sigma).detach())
 
 

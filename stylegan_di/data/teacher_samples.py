@@ -13,7 +13,7 @@ from PIL import Image
 from stylegan_di.data.convert import convert
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sources import Source
-from stylegan_di.dnnlib.util import UserError, cache_folder
+from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder
 from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.labels import one_hot
@@ -111,7 +111,6 @@ def _draw(
                 load=lambda index: Image.fromarray(pixels[index]),
                 labels=labels if sampler.label_dim else None,
             )
-            try:
-                convert(source, path)
-            except UserError as error:
-                raise UserError(f"{error} The cache is at DNNLIB_CACHE_DIR, else at ~/.cache/dnnlib.") from None
+            with cache_errors(path.parent):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            convert(source, path)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import load_batch
-from stylegan_di.dnnlib.util import UserError, cache_folder
+from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder
 from stylegan_di.images import to_rgb, to_uint8
 from stylegan_di.interfaces import FeatureExtractor, Generator
 from stylegan_di.labels import one_hot
@@ -196,7 +196,7 @@ def dataset_features(
     if distributed.any_process(found is not None):
         return found
     if path is not None:
-        with _cache_errors(path.parent):
+        with cache_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
     stats = extract(
         dataset_images(dataset, num=num, batch=batch),
@@ -206,7 +206,7 @@ def dataset_features(
         report=None if report is None else lambda done: report("Reference images", done, num),
     ).get(extractor.name)
     if path is not None and stats is not None:
-        with _cache_errors(path.parent):
+        with cache_errors(path.parent):
             save_stats(path, stats)
     return stats
 
@@ -216,11 +216,3 @@ def _cache_path(images: str, name: str, extractor: FeatureExtractor, keep_featur
     key = f"{images}/{extractor.name}/{weights_hash(extractor)}/{keep_features}"
     digest = hashlib.sha256(key.encode()).hexdigest()[:32]
     return cache_folder().parent / "metrics" / f"{name}-{extractor.name}-{digest}.npz"
-
-
-@contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error}); set DNNLIB_CACHE_DIR to a folder that can.") from error

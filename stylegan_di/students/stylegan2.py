@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,11 @@ from stylegan_di.labels import one_hot
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import call_size, chosen_labels, uint8_images
+
+
+def part_names(resolutions: Iterable[int]) -> list[str]:
+    """What can be frozen of a StyleGAN2 whose synthesis has blocks of these resolutions."""
+    return ["mapping", *(f"b{resolution}" for resolution in resolutions)]
 
 
 class StyleGAN2Student(Generator):
@@ -42,7 +47,7 @@ class StyleGAN2Student(Generator):
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
         self.label_dim = network.c_dim
-        self.parts = ["mapping", *(f"b{resolution}" for resolution in network.synthesis.block_resolutions)]
+        self.parts = part_names(network.synthesis.block_resolutions)
         self.frozen: tuple[str, ...] = ()
 
     def with_options(self, **options: Any) -> StyleGAN2Student:

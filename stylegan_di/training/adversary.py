@@ -23,6 +23,42 @@ ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
 ROLE, PIPE, SIGNS = "discriminator", "augment_pipe", "real_signs"  # names in the training state
 
 
+Logits = Callable[[Tensor, Tensor | None, Batch, range, str], Tensor]  # images, labels, batch, chunk, purpose -> [n,1]
+
+
+def logistic_update(
+    state: TrainState,
+    role: str,
+    batch: Batch,
+    reals: Reals,
+    fakes: Callable[[range], Samples],
+    logits: Logits,
+    purpose: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Moves a critic by one update of the logistic loss on real samples and on fakes(chunk).
+
+    Args:
+        role: of the critic in the state.
+        logits: its logits as in training.
+        purpose: keys the random numbers of these.
+
+    Returns the loss [n,1], the logits of real samples [n,1], both without graph, and the norm of the gradients [1].
+    """
+    losses, real = [], []
+    with trainable(state.networks[role], train_mode=True):
+        for chunk in batch.chunks:
+            with torch.no_grad():
+                images, labels = fakes(chunk)
+            fake_logits = logits(images, labels, batch, chunk, f"{purpose}/fakes")
+            real_logits = logits(*reals(chunk), batch, chunk, f"{purpose}/reals")
+            loss = loss_gan.discriminator_logistic(fake_logits, real_logits)
+            (loss.sum() / batch.local_size).backward()
+            losses.append(loss.detach())
+            real.append(real_logits.detach())
+        norm = apply_gradients(state, role)
+    return torch.cat(losses), torch.cat(real), norm
+
+
 class Adversary:
     """A discriminator in training.
 
@@ -79,20 +115,11 @@ class Adversary:
     ) -> None:
         """Updates the discriminator on real images and fakes(chunk), and R1 and p when they are due."""
         config = self.config
-        with trainable(self.critic.network, train_mode=True):
-            for chunk in batch.chunks:
-                with torch.no_grad():
-                    images, labels = fakes(chunk)
-                real_images, real_labels = reals(chunk)
-                fake_logits = self.logits(images, labels, batch, chunk, "augment/fakes")
-                real_logits = self.logits(real_images, real_labels, batch, chunk, "augment/reals")
-                loss = loss_gan.discriminator_logistic(fake_logits, real_logits)
-                (loss.sum() / batch.local_size).backward()
-                signs = real_logits.detach().sign()
-                finite = signs.isfinite()
-                state.totals[SIGNS] += torch.stack([signs.nan_to_num().sum(), finite.sum()])
-                journal.scalars({"Loss/discriminator": loss.detach(), "Signs/real": signs})
-            journal.shared({"Gradient/discriminator": apply_gradients(state, ROLE)})
+        loss, real_logits, norm = logistic_update(state, ROLE, batch, reals, fakes, self.logits, "augment")
+        signs = real_logits.sign()
+        state.totals[SIGNS] += torch.stack([signs.nan_to_num().sum(), signs.isfinite().sum()])
+        journal.scalars({"Loss/discriminator": loss, "Signs/real": signs})
+        journal.shared({"Gradient/discriminator": norm})
         if self.gamma and state.cur_step % config.r1_interval == 0:
             self._r1_update(state, batch, reals, journal)
         if (state.cur_step + 1) % ADA_INTERVAL == 0:

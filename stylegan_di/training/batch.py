@@ -12,7 +12,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import iterate_batches
 from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.images import from_uint8
-from stylegan_di.interfaces import Generator
+from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.labels import one_hot
 from stylegan_di.random import SampleRandom, stream
 from stylegan_di.torch_utils import distributed
@@ -60,11 +60,14 @@ class Batch:
             return None
         return one_hot(self.random(f"{purpose}/labels", chunk).integers(label_dim), label_dim)
 
-    def noise(self, law: NoiseLaw, purpose: str, chunk: range, x: Tensor) -> tuple[Tensor, Tensor]:
+    def noise(
+        self, law: NoiseLaw, purpose: str, chunk: range, x: Tensor, within: Denoiser | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Draws standard normal noise, shaped as x [n,...], and noise levels [n] of a law."""
         rng = self.random(purpose, chunk)
         sigma = law.sigma(rng.normal() if law.normal else rng.uniform())
-        return rng.normal(*x.shape[1:]), sigma
+        noise = rng.normal(*x.shape[1:])
+        return noise, sigma if within is None else sigma.clamp(within.sigma_min, within.sigma_max)
 
 
 def generated(generator: Generator, batch: Batch, chunk: range, purpose: str) -> Samples:

@@ -13,8 +13,9 @@ from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.journal.journal import Journal
 from stylegan_di.torch_utils import distributed
+from stylegan_di.training.adversary import logistic_update
 from stylegan_di.training.batch import Batch, Reals, Samples
-from stylegan_di.training.optimize import adam, apply_gradients, trainable
+from stylegan_di.training.optimize import adam
 from stylegan_di.training.state import TrainState
 
 ROLE = "critic"  # the heads' role in the training state
@@ -39,25 +40,16 @@ class FeatureAdversary:
 
     def logits(self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str) -> Tensor:
         """Returns the critic's logits [n,1] of clean images, which are noised here."""
-        teacher = self.critic.teacher
-        noise, sigma = batch.noise(self.law, purpose, chunk, images)
-        return self.critic.logits(images, noise, sigma.clamp(teacher.sigma_min, teacher.sigma_max), labels)
+        noise, sigma = batch.noise(self.law, purpose, chunk, images, within=self.critic.teacher)
+        return self.critic.logits(images, noise, sigma, labels)
 
     def step(
         self, state: TrainState, batch: Batch, reals: Reals, fakes: Callable[[range], Samples], journal: Journal
     ) -> None:
         """Updates the heads on real samples and on fakes(chunk)."""
-        with trainable(self.critic.heads, train_mode=True):
-            for chunk in batch.chunks:
-                with torch.no_grad():
-                    images, labels = fakes(chunk)
-                real_images, real_labels = reals(chunk)
-                fake_logits = self.logits(images, labels, batch, chunk, "critic/fakes")
-                real_logits = self.logits(real_images, real_labels, batch, chunk, "critic/reals")
-                loss = loss_gan.discriminator_logistic(fake_logits, real_logits)
-                (loss.sum() / batch.local_size).backward()
-                journal.scalars({"Loss/critic": loss.detach(), "Signs/critic_real": real_logits.detach().sign()})
-            journal.shared({"Gradient/critic": apply_gradients(state, ROLE)})
+        loss, real_logits, norm = logistic_update(state, ROLE, batch, reals, fakes, self.logits, "critic")
+        journal.scalars({"Loss/critic": loss, "Signs/critic_real": real_logits.sign()})
+        journal.shared({"Gradient/critic": norm})
 
     def gradient(self, x: Tensor, labels: Tensor | None, batch: Batch, chunk: range) -> Tensor:
         """Returns the scaled, weighted gradient of the non-saturating loss in images x, which must require grad."""

@@ -29,11 +29,6 @@ class Instruction:
     weight: float = 1.0
     role: str = "fake_score"
 
-    def noise(self, law: NoiseLaw, batch: Batch, purpose: str, chunk: range, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Draws noise, shaped as x, and noise levels [n] of a law, clipped to the teacher's range."""
-        noise, sigma = batch.noise(law, purpose, chunk, x)
-        return noise, sigma.clamp(self.teacher.sigma_min, self.teacher.sigma_max)
-
     def score_loss(
         self, samples: Samples, batch: Batch, chunk: range, purpose: str, reals: Samples | None
     ) -> tuple[Tensor, Tensor]:
@@ -41,7 +36,7 @@ class Instruction:
         images, labels = samples
         with torch.no_grad():
             x = self.space.encode(images)
-            noise, sigma = self.noise(self.fake_law, batch, purpose, chunk, x)
+            noise, sigma = batch.noise(self.fake_law, purpose, chunk, x, within=self.teacher)
             seen = None if reals is None else Noised(self.space.encode(reals[0]), noise, sigma, reals[1])
         at = Noised(x, noise, sigma, labels)
         return self.divergence.score_loss(self.fake_score, at, self.fake_law.weight, seen), sigma
@@ -51,7 +46,7 @@ class Instruction:
     ) -> tuple[Tensor, Tensor]:
         """Returns the divergence's gradient in a chunk's images, which must require grad, and the noise levels [n]."""
         x = self.space.encode(images)
-        noise, sigma = self.noise(self.student_law, batch, purpose, chunk, x)
+        noise, sigma = batch.noise(self.student_law, purpose, chunk, x, within=self.teacher)
         differentiable = self.divergence.differentiable
         at = Noised(x, noise, sigma, labels, self.teacher, self.fake_score, critic, differentiable)
         (gradient,) = torch.autograd.grad(self.divergence.student_loss(at).sum(), images)

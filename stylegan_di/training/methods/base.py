@@ -14,6 +14,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.torch_utils import distributed
+from stylegan_di.training.adversary import PIPE, ROLE
 from stylegan_di.training.batch import Batch, RealImages
 from stylegan_di.training.optimize import adam
 from stylegan_di.training.state import TrainState
@@ -112,6 +113,27 @@ class Method(ABC):
         if self.config.cfg is not None and self.config.kind != "di":
             lines.append(("preset", self.config.cfg))
         return lines
+
+
+class GeneratorMethod(Method):
+    """A method that trains a generator: its average is shown, and a snapshot holds its critic beside it."""
+
+    model: Generator
+    ema: Generator
+
+    def running_means(self) -> list[Tensor]:
+        return self.model.running_means()
+
+    def shown(self) -> Generator:
+        return self.ema
+
+    def entries(self) -> dict[str, torch.nn.Module | None]:
+        entries, networks = self.ema.entries(self.model), self.state.networks
+        own = {"D": networks.get(ROLE), "augment_pipe": networks.get(PIPE)}
+        return entries | {name: network for name, network in own.items() if name in entries}
+
+    def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return self.ema.extras(data)
 
 
 def count_parameters(module: torch.nn.Module) -> str:

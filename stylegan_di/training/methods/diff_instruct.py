@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -19,7 +19,6 @@ from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.divergences import parse_divergence
-from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.presets import RECIPES
@@ -30,17 +29,17 @@ from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.torch_utils.hashing import weights_hash
 from stylegan_di.training import feature_adversary as critic
 from stylegan_di.training import transfer
-from stylegan_di.training.adversary import PIPE, ROLE, Adversary
+from stylegan_di.training.adversary import ROLE, Adversary
 from stylegan_di.training.batch import Batch, Reals, Samples, generated
 from stylegan_di.training.feature_adversary import FeatureAdversary
 from stylegan_di.training.instruction import Instruction
-from stylegan_di.training.methods.base import Method, count_parameters
+from stylegan_di.training.methods.base import GeneratorMethod, count_parameters
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
 
 FAKE_LOSS, STUDENT_GRADIENT = "Loss/fake_score", "Gradient/student"
 
 
-class DiffInstruct(Method):
+class DiffInstruct(GeneratorMethod):
     """Alternates updates of the fake score, on the student's samples, and of the student, by the divergence."""
 
     watched: ClassVar[Mapping[str, float]] = {FAKE_LOSS: 100.0, STUDENT_GRADIENT: 1000.0}
@@ -187,20 +186,6 @@ class DiffInstruct(Method):
                 images.backward(total / batch.local_size)
             journal.shared({STUDENT_GRADIENT: apply_gradients(self.state, "model")})
 
-    def running_means(self) -> list[Tensor]:
-        return self.model.running_means()
-
-    def shown(self) -> Generator:
-        return self.ema
-
-    def entries(self) -> dict[str, torch.nn.Module | None]:
-        entries = self.ema.entries(self.model)
-        own = {"D": self.state.networks.get(ROLE), "augment_pipe": self.state.networks.get(PIPE)}
-        return entries | {name: network for name, network in own.items() if name in entries}
-
-    def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        return self.ema.extras(data)
-
     def header(self) -> list[tuple[str, str]]:
         config, lines = self.config, super().header()
         for each in self.instructions:
@@ -225,13 +210,7 @@ def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, 
         assert teacher is not None
         return OneStepStudent.of_teacher(teacher, config.sigma_init), None
     snapshot = load_snapshot(config.gan_pkl)
-    discriminator = snapshot.networks.get("D")
-    if discriminator is None and config.trains_critic:
-        raise UserError(
-            f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which {config.wants_reals} needs; "
-            "use the training's own .pkl, or leave that option out"
-        )
-    return as_generator(snapshot), discriminator
+    return as_generator(snapshot), snapshot.networks.get("D")  # that it has one where it is needed, preflight checks
 
 
 def instruction(config: TrainConfig, teacher: Denoiser) -> Instruction:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,22 +11,23 @@ from torch import Tensor
 from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.interfaces import Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.networks import stylegan2
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training import transfer
-from stylegan_di.training.adversary import PIPE, ROLE, Adversary
+from stylegan_di.training.adversary import ROLE, Adversary
 from stylegan_di.training.batch import Batch
-from stylegan_di.training.methods.base import Method
+from stylegan_di.training.methods.base import GeneratorMethod
 from stylegan_di.training.optimize import apply_gradients, trainable
 
 PL_MEAN, PL_DECAY = "pl_mean", 0.01  # the mean path length's name in the state, and its rate of change
 
 
-class GAN(Method):
+class GAN(GeneratorMethod):
     """Trains generator and discriminator, each with its lazy regularisation."""
+
+    model: StyleGAN2Student
 
     def __init__(
         self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None, gan: transfer.GAN
@@ -110,18 +110,6 @@ class GAN(Method):
             skipped = apply_gradients(self.state, "model")[0].isnan()
             self.state.scalars[PL_MEAN] = torch.where(skipped, pl_mean, new_mean)
 
-    def running_means(self) -> list[Tensor]:
-        return self.model.running_means()
-
-    def shown(self) -> Generator:
-        return self.ema
-
-    def entries(self) -> dict[str, torch.nn.Module | None]:
-        networks = self.state.networks
-        return self.ema.entries(self.model) | {"D": networks[ROLE], "augment_pipe": networks.get(PIPE)}
-
-    def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        return self.ema.extras(data)
 
 
 def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
