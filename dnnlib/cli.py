@@ -107,7 +107,10 @@ class DeclaredOption(click.Option):
             kind = CommaList(declared.item)
         else:
             kind = click.Choice(declared.choices) if declared.choices else declared.item
-        super().__init__([option_name(declared.name), declared.name], type=kind, help=declared.help)
+        names = [option_name(declared.name), declared.name]
+        super().__init__(names, type=kind, help=declared.help, multiple=declared.join is not None)
+        if declared.join is not None:
+            self.callback = lambda ctx, param, value: declared.join(value)
         self.declared = declared
         self.default_of = default_of
 

@@ -21,6 +21,7 @@ from stylegan_di.metrics.table import metric
 from stylegan_di.options import option, options_of
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, Range, parse, usage
+from stylegan_di.teachers.mixed import join_teachers
 
 Kind = Literal["edm", "gan", "di"]
 
@@ -29,7 +30,7 @@ _run = partial(option, group="The run")
 _shown = partial(option, group="Metrics and snapshots")
 _optim = partial(option, group="Optimisation")
 _level = partial(option, group="Noise levels", kinds=("edm", "di"))
-_unet = partial(option, group="Denoiser", kinds=("edm",))
+_unet = partial(option, group="Denoiser, or the teacher that is trained on the way", kinds=("edm", "di"))
 _gan = partial(option, group="Generator and discriminator", kinds=("gan",))
 _critic = partial(option, group="Discriminator's training", kinds=("gan", "di"))
 _di = partial(option, group="Diff-Instruct", kinds=("di",))
@@ -52,7 +53,26 @@ class TrainConfig:
         kinds=("di",),
     )
     teacher: str | None = _input(
-        None, "EDM teacher: known name, path or URL. Known GANs have a default.", kinds=("di",)
+        None,
+        "EDM teacher: known name, path or URL. Known GANs have a default. Given more than once, as 0.7*A.pkl and "
+        "0.3*B.pkl, or A.pkl@0-1 and B.pkl@1- (noise levels), the teachers are mixed. online: one is trained from "
+        "--data beside the student.",
+        kinds=("di",),
+        join=join_teachers,
+    )
+    match: Literal["pixels", "resize"] = _input(
+        "pixels",
+        "How the teacher sees the GAN's images: pixels as they are, or resize: in its own size and colours.",
+        kinds=("di",),
+    )
+    classes: str | None = _input(
+        None,
+        "What the teacher is told of the class where its classes are not the GAN's: null (its null label), drawn (one "
+        "at random), or a JSON file, a list of its class (or null) for each of the GAN's.",
+        kinds=("di",),
+    )
+    transfer: str | None = _input(
+        None, "Denoiser to start from: known name, path or URL of an EDM network.", kinds=("edm",)
     )
     data: str | None = _input(
         None,
@@ -198,6 +218,17 @@ class TrainConfig:
     fake_warmup: float = _di(
         0.0, "Thousands of images on which only the fake score learns, inside --kimg.", NOT_NEGATIVE
     )
+    force: bool = _di(
+        False, "Start although the teacher does not fit the GAN's samples in classes, colours or values."
+    )
+    teacher_lr: float | None = _di(
+        None, "Learning rate of a teacher that is trained on the way. [default: --lr]", POSITIVE
+    )
+    teacher_warmup: float = _di(
+        0.0,
+        "Thousands of images on which only a teacher that is trained on the way learns, inside --kimg.",
+        NOT_NEGATIVE,
+    )
     critic: str = _di(
         "none",
         f"A critic on the teacher's features beside the divergence, a spec: {usage(CRITIC_SPECS)}. It learns from "
@@ -231,7 +262,12 @@ class TrainConfig:
         """Whether real images take part in the training."""
         divergence = parse_divergence(self.divergence)
         wanted = self.critic != "none" or (divergence is not None and divergence.needs_reals)
-        return self.kind != "di" or self.trains_critic or wanted
+        return self.kind != "di" or self.trains_critic or wanted or self.trains_teacher
+
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether --kind=di trains its teacher on the way."""
+        return self.teacher == "online"
 
     @property
     def needs_teacher(self) -> bool:
@@ -243,6 +279,8 @@ class TrainConfig:
         """The option of --kind=di for which real images or a discriminator are there, for messages."""
         if self.critic != "none":
             return f"--critic={self.critic}"
+        if self.trains_teacher:
+            return "--teacher=online"
         return f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"
 
     def _check_sense(self) -> None:
@@ -264,8 +302,10 @@ class TrainConfig:
             )
         if self.fsdp and self.critic != "none":
             raise UserError("--fsdp spreads the teacher, whose features --critic needs whole: leave one of them out")
-        if self.fake_warmup >= self.kimg and self.fake_warmup:
-            raise UserError(f"--fake-warmup={self.fake_warmup:g} leaves none of --kimg={self.kimg:g} to the student")
+        if self.fake_warmup + self.teacher_warmup >= self.kimg and (self.fake_warmup or self.teacher_warmup):
+            name, value = max(("fake", self.fake_warmup), ("teacher", self.teacher_warmup), key=lambda pair: pair[1])
+            raise UserError(f"--{name}-warmup={value:g} leaves none of --kimg={self.kimg:g} to the student")
+        self._check_teacher()
         if {"/", "\\"} & set(self.desc):
             raise UserError(f"--desc={self.desc}: accepted is a text without / and \\, as it becomes part of a name")
         if len(set(self.metrics)) < len(self.metrics):
@@ -278,6 +318,24 @@ class TrainConfig:
         if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
             or_critic = "" if self.adv_weight else ", or --critic=features"
             raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses{or_critic}")
+
+
+    def _check_teacher(self) -> None:
+        """Raises UserError for a teacher on the way, or a conversion, that does not go with the other options."""
+        if self.trains_teacher and self.gan_pkl is None:
+            raise UserError("--teacher=online needs --gan-pkl, the GAN to refine; to train a teacher, use --kind=edm")
+        if self.trains_teacher and samples_wanted(self.data) is not None:
+            raise UserError(f"--teacher=online learns from real images: --data={self.data} are samples of a teacher")
+        if self.trains_teacher and (self.fsdp or self.match != "pixels" or self.classes is not None):
+            option = "--fsdp" if self.fsdp else f"--match={self.match}" if self.match != "pixels" else "--classes"
+            raise UserError(f"{option} does not go with --teacher=online, made for the GAN's own images: leave it out")
+        divergence = parse_divergence(self.divergence)
+        needs_critic = divergence is not None and divergence.needs_critic
+        if self.match != "pixels" and needs_critic and self.critic == "none":
+            raise UserError(
+                f"--divergence={self.divergence} asks the GAN's own discriminator, which does not see what the teacher "
+                f"sees with --match={self.match}; add --critic=features"
+            )
 
 
 def uses_teacher(values: Mapping[str, Any]) -> bool:

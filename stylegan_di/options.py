@@ -8,7 +8,7 @@ docs/options.md. The type is the field's annotation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -21,7 +21,8 @@ class Option:
     """One option, as its field declares it.
 
     `kinds` are the kinds of training that have it (none: all); `item` is the type of its values, or of its parts where
-    it is a list (`many`); `choices` are the accepted texts, empty where any is.
+    it is a list (`many`); `choices` are the accepted texts, empty where any is; `join`: makes one
+    text, or None, of the texts of an option that may be given more than once.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Option:
     item: type
     many: bool
     choices: tuple[str, ...]
+    join: Callable[[Sequence[str]], str | None] | None = None
 
     def check(self, value: Any) -> None:
         """Raises UserError for a value that is not accepted; None is accepted where it is the default."""
@@ -54,9 +56,11 @@ def option(
     group: str,
     kinds: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
+    join: Callable[[Sequence[str]], str | None] | None = None,
 ) -> Any:
     """A dataclass field that is an option; see `Option`."""
-    declared = {"help": help, "accepted": accepted, "group": group, "kinds": kinds, "choices": choices}
+    declared: dict[str, Any] = {"help": help, "accepted": accepted, "group": group, "kinds": kinds}
+    declared |= {"choices": choices, "join": join}
     return field(default=default, metadata=declared)
 
 

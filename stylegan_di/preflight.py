@@ -16,11 +16,13 @@ from stylegan_di.data.augment import augment_pipe
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.labels import class_map
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.snapshots.blueprint import ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, read_contents
 from stylegan_di.students.stylegan2 import part_names
+from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils.ops import build as kernels
 
 MBSTD_GROUP = 4  # of discriminators whose files do not say
@@ -67,8 +69,17 @@ class Files:
         return self._contents(None if source is None else zoo.TRANSFER_SOURCES.get(source, source))
 
     @cached_property
-    def teacher(self) -> Contents | None:
-        return self._contents(self.config.teacher)
+    def transfer(self) -> Contents | None:
+        """The denoiser that --kind=edm starts from."""
+        return self._contents(self.config.transfer)
+
+    @cached_property
+    def teachers(self) -> dict[str, Contents]:
+        """By their names."""
+        if self.config.teacher is None or self.config.trains_teacher:
+            return {}
+        found = {term.source: self._contents(term.source) for term in parse_teachers(self.config.teacher)}
+        return {source: contents for source, contents in found.items() if contents is not None}
 
     @cached_property
     def data(self) -> ImageDataset | None:
@@ -105,7 +116,9 @@ def reference_of(config: TrainConfig) -> str | None:
     Raises:
         UserError: there is nothing to compare with.
     """
-    known = zoo.entry(config.gan_pkl or "") or zoo.entry(config.teacher or "")
+    known = zoo.entry(config.gan_pkl or "")
+    if known is None and config.match == "pixels":
+        known = zoo.entry(config.teacher or "")
     source = config.ref or (known.reference if known is not None else None)
     has_images = config.needs_data and config.data is not None and samples_wanted(config.data) is None
     if source is None and not has_images:
@@ -171,24 +184,37 @@ def _reference(config: TrainConfig) -> Iterator[str]:
 
 
 def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
-    teacher, gan = shape_of(files.teacher), shape_of(files.gan)
-    if teacher is None:
-        return
-    if teacher.channels not in (1, 3):
-        yield (
-            f"--teacher={config.teacher}: its images have {teacher.channels} channels, so it works on an autoencoder's "
-            "latents; a teacher of pictures, of 1 or 3 channels, is needed"
-        )
-    for what in ("resolution", "channels", "classes") if gan is not None else ():
-        if getattr(teacher, what) != getattr(gan, what):
+    gan, resized = shape_of(files.gan), config.match == "resize"
+    for source, contents in files.teachers.items():
+        teacher = shape_of(contents)
+        if teacher is None:
+            continue
+        if teacher.channels not in (1, 3):
             yield (
-                f"--teacher={config.teacher} and --gan-pkl={config.gan_pkl} do not match: {what} "
-                f"{getattr(teacher, what)} against {getattr(gan, what)}; choose a teacher trained on images like the "
-                "GAN's"
+                f"--teacher={source}: its images have {teacher.channels} channels, so it works on an autoencoder's "
+                "latents; a teacher of pictures, of 1 or 3 channels, is needed"
             )
+        if gan is None:
+            continue
+        unlike = f"--teacher={source} and --gan-pkl={config.gan_pkl} do not match: "
+        for what in ("resolution", "channels") if not resized else ():
+            if getattr(teacher, what) != getattr(gan, what):
+                yield (
+                    f"{unlike}{what} {getattr(teacher, what)} against {getattr(gan, what)}; choose a teacher trained "
+                    "on images like the GAN's, or let it see them resized: --match=resize"
+                )
+        try:
+            class_map(config.classes, gan.classes, teacher.classes)
+        except UserError as error:
+            yield f"{unlike if config.classes is None else ''}{error}"
 
 
 def _gan(config: TrainConfig, files: Files) -> Iterator[str]:
+    if config.adv_weight and config.match != "pixels" and samples_wanted(config.data) is not None:
+        yield (
+            f"--adv-weight={config.adv_weight:g}: the discriminator cannot learn from --data={config.data}, whose "
+            f"size is the teacher's with --match={config.match}; give --critic=features, or real images"
+        )
     if config.trains_critic and files.gan is not None and files.gan.blueprints.get("D") is None:
         yield (
             f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which {config.wants_reals} needs; "
@@ -220,7 +246,9 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
         )
     if config.kind == "gan" and (side < 4 or side & (side - 1)):
         yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with tools/dataset_tool.py"
-    network, whose = shape_of(files.gan or files.teacher), "GAN" if files.gan else "teacher"
+    start = files.gan or files.transfer or next(iter(files.teachers.values()), None)
+    whose = "GAN" if files.gan else "network to start from" if files.transfer else "teacher"
+    network = shape_of(start)
     found = ImageShape(side, data.num_channels, data.label_dim)
     if network is not None and found != network:
         yield (

@@ -14,10 +14,12 @@ from stylegan_di.presets import EDM_PRESETS, KIND_DEFAULTS, RECIPES, check_cfg, 
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 #: stylegan2-ada's defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth.
 STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
-#: Options that lay out a GAN's networks; those of a discriminator's training; those of real images; those of the
-#: divergence.
+#: Options that lay out a GAN's networks; those of a discriminator's training; those that lay out a denoiser, and train
+#: one beside a student; those of real images; those of the divergence.
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
+UNET_LAYERS = ("arch", "precond", "model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
+ONLINE_TEACHER = (*UNET_LAYERS, "augment", "label_dropout", "teacher_lr", "teacher_warmup")
 REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
 DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
 
@@ -73,6 +75,10 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
     """Which options the others leave without effect, and why; given all the same, they are refused."""
     leave = ": leave it out"
     if config.kind == "di":
+        if not config.trains_teacher:
+            yield ONLINE_TEACHER, "without --teacher=online, a teacher that is trained on the way" + leave
+        if config.gan_pkl is None or not config.needs_teacher:
+            yield ("match", "classes", "force"), "without a GAN to refine and its teacher" + leave
         if not config.trains_critic:
             yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
         if not config.needs_data:
@@ -87,8 +93,10 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
                 yield ("teacher",), "with --divergence=none" + leave
         if config.gan_pkl is not None:
             yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
-    if config.kind == "edm" and not config.cond:
+    if config.kind != "gan" and not config.cond:
         yield ("label_dropout",), "without --cond=true" + leave
+    if config.transfer is not None:
+        yield ("cfg", *UNET_LAYERS), "with --transfer, whose network is as in its file" + leave
     if config.gamma == 0:
         yield ("r1_interval",), "with --gamma=0" + leave
     idle = {"noaug": ("p", "target", "ada_kimg", "augpipe"), "fixed": ("target", "ada_kimg"), "ada": ()}[config.aug]
@@ -125,9 +133,10 @@ def _edm_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, Any]:
     """The recipe of --cfg, else of a known GAN or teacher; its teacher where none is given."""
+    online = EDM_PRESETS[given.get("arch", "ddpmpp")] if given.get("teacher") == "online" else {}
     cfg = given.get("cfg", recipe_name(known_name or ""))
     if cfg is None:
-        return {}
+        return {**online}
     recipe = RECIPES[cfg]
     options = (recipe.refine if "gan_pkl" in given else recipe.distil) | {"cfg": cfg}
-    return options | ({"teacher": recipe.teacher} if uses_teacher(given) else {})
+    return options | online | ({"teacher": recipe.teacher} if uses_teacher(given) else {})

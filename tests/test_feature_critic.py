@@ -16,10 +16,11 @@ from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser
-from stylegan_di.labels import one_hot
+from stylegan_di.labels import ClassMap, one_hot
 from stylegan_di.networks import edm2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.dpm_solver import dpm_solver
+from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.feature_adversary import FeatureAdversary
 from tests.test_methods import CPU, make_batch
@@ -106,7 +107,8 @@ def test_a_teacher_without_an_encoder_is_refused_by_name() -> None:
 @pytest.mark.parametrize(("rms", "weight"), [(0.05, 1.0), (0.2, 0.5), (0.0, 2.0)])
 def test_its_gradient_is_scaled_to_the_rms(rms: float, weight: float) -> None:
     torch.manual_seed(0)
-    adversary = FeatureAdversary(FeatureCriticSpec(weight=weight, rms=rms, width=4), teacher(), LogNormalLaw())
+    spec = FeatureCriticSpec(weight=weight, rms=rms, width=4)
+    adversary = FeatureAdversary(spec, teacher(), LogNormalLaw(), Pixels(8, 1), ClassMap())
     batch, x = make_batch(), torch.randn(4, 1, 8, 8, requires_grad=True)
     labels = torch.eye(3)[[0, 1, 2, 0]]
     gradient = adversary.gradient(x, labels, batch, batch.chunks[0])

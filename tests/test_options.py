@@ -181,7 +181,7 @@ def test_help_of_a_kind_shows_its_options_alone(kind: str, form: str) -> None:
     shown = set().union(*sections(help_of(*form.format(kind).split())).values())
     own = {option_name(declared.name) for declared in OPTIONS.values() if not declared.kinds or kind in declared.kinds}
     assert shown == own | {"--kind", "--dry-run", "--help"}
-    assert ("--arch" in shown, "--gan-pkl" in shown) == (kind == "edm", kind == "di")
+    assert ("--transfer" in shown, "--gan-pkl" in shown) == (kind == "edm", kind == "di")
 
 
 def shown_default(text: str, name: str) -> str:
@@ -200,7 +200,7 @@ def shown_default(text: str, name: str) -> str:
         ("--aug", "", "ada", "noaug", "by --kind"),
         ("--tick", "50.0", "50.0", "50.0", "50.0"),
         ("--metrics", "fid50k_full", "fid50k_full", "fid50k_full", "fid50k_full"),
-        ("--channel-mult", "2,2,2", "", "", "2,2,2"),
+        ("--channel-mult", "2,2,2", "", "2,2,2", "2,2,2"),
         ("--beta1", "0.9", "0.0", "0.0", "by --kind"),
         ("--divergence", "", "", "ikl", "ikl"),
         ("--subset", "all", "all", "all", "all"),

@@ -18,6 +18,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.snapshots.checkpoint import save_snapshot
 from tests.tiny import gan_networks, save_files, save_gan, save_teacher
 
+RESIZE = "choose a teacher trained on images like the GAN's, or let it see them resized: --match=resize"
 URL = "https://example.com/networks/teacher.pkl"
 
 
@@ -89,17 +90,42 @@ def test_what_fits_passes(files: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (dict(gan_pkl="large_gan"), "resolution 8 against 16"),
-        (dict(teacher="color"), "channels 3 against 1"),
-        (dict(teacher="uncond"), "classes 0 against 3"),
+        (dict(gan_pkl="large_gan"), f"resolution 8 against 16; {RESIZE}"),
+        (dict(teacher="color"), f"channels 3 against 1; {RESIZE}"),
+        (
+            dict(teacher="uncond"),
+            "classes 0 against 3; choose a teacher trained on classes like the GAN's, or say what the teacher is told: "
+            "--classes=null, drawn, or a JSON list of its class for each of the GAN's",
+        ),
     ],
 )
 def test_a_teacher_of_other_images_than_the_gans(files: dict[str, str], given: dict[str, str], message: str) -> None:
     refused = refine(files, **given)
-    assert problem(refused) == (
-        f"--teacher={refused.teacher} and --gan-pkl={refused.gan_pkl} do not match: {message}; choose a teacher "
-        "trained on images like the GAN's"
-    )
+    assert problem(refused) == f"--teacher={refused.teacher} and --gan-pkl={refused.gan_pkl} do not match: {message}"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        dict(gan_pkl="large_gan", match="resize"),
+        dict(teacher="color", match="resize"),
+        dict(teacher="uncond", classes="null"),
+        dict(gan_pkl="large_gan", teacher="uncond", match="resize", classes="null"),
+        dict(classes="drawn"),
+    ],
+)
+def test_what_differs_passes_with_the_option_that_converts_it(files: dict[str, str], given: dict[str, Any]) -> None:
+    preflight.check(refine(files, **given), processes=1, fetch=True)
+
+
+def test_each_of_several_teachers_is_checked(files: dict[str, str]) -> None:
+    mixed = refine(files, teacher=f"0.5*{files['teacher']}+0.5*{files['color']}")
+    assert problem(mixed).startswith(f"--teacher={files['color']} and --gan-pkl={files['gan']} do not match: channels")
+
+
+def test_a_discriminator_does_not_learn_from_images_of_another_size(files: dict[str, str]) -> None:
+    told = problem(hybrid(files, gan_pkl="large_gan", match="resize", data="teacher:8", cond=False))
+    assert "the discriminator cannot learn from --data=teacher:8" in told
 
 
 def test_a_teacher_of_latents(files: dict[str, str]) -> None:

@@ -99,6 +99,9 @@ class RunFolder:
     def snapshot_path(self, kimg: float) -> Path:
         return self.path / f"network-snapshot-{round(kimg):06d}.{self.config.snap_format}"
 
+    def beside_path(self, name: str) -> Path:
+        return self.path / f"{name}.{self.config.snap_format}"
+
     def best_path(self) -> Path:
         return self.path / f"network-best.{self.config.snap_format}"
 

@@ -11,6 +11,7 @@ from stylegan_di import zoo
 from stylegan_di.dnnlib.util import sha256_of_file
 from stylegan_di.snapshots.blueprint import Blueprint, build
 from stylegan_di.snapshots.formats import AMBIGUOUS, Contents, read_contents
+from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils.persistence import RefusedFileError
 
 SHIPPED = "shipped with stylegan-di, Apache-2.0 (MODEL_CARD.md)"
@@ -131,8 +132,9 @@ def _warnings(contents: Contents, entries: tuple[StoredNetwork, ...]) -> tuple[s
     found = [f"{entry.name} cannot be used: {entry.problem}" for entry in entries if entry.problem is not None]
     if "ema" in contents.blueprints and contents.writer in AMBIGUOUS and "sigma_init" not in contents.extras:
         found.append("nothing in it tells whether 'ema' is a teacher or a one-step student; it is taken as a teacher")
-    for role in ("teacher", "gan_pkl"):
-        terms = origin_of(str(contents.metadata.get(role, "")))
+    made_from = [term.source for term in parse_teachers(str(contents.metadata.get("teacher", "")) or "none")]
+    for source in (*made_from, str(contents.metadata.get("gan_pkl", ""))):
+        terms = origin_of(source)
         if terms and terms != SHIPPED:
-            found.append(f"made from {contents.metadata[role]}, whose terms reach it: {terms}")
+            found.append(f"made from {source}, whose terms reach it: {terms}")
     return tuple(found)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stylegan_di.interfaces import Space
 from stylegan_di.spaces.pixels import Pixels
+from stylegan_di.spaces.resized import Resized
 
-#: By name.
-SPACES: dict[str, type[Space]] = {"pixels": Pixels}
+#: By name: --match takes these.
+SPACES: dict[str, type[Space]] = {"pixels": Pixels, "resize": Resized}

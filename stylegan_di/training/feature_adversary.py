@@ -10,8 +10,9 @@ from torch import Tensor
 from stylegan_di import loss_gan
 from stylegan_di.critics.features import FeatureCritic, FeatureCriticSpec
 from stylegan_di.diffusion import NoiseLaw
-from stylegan_di.interfaces import Denoiser
+from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.journal.journal import Journal
+from stylegan_di.labels import ClassMap
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training.adversary import logistic_update
 from stylegan_di.training.batch import Batch, Reals, Samples
@@ -28,20 +29,39 @@ class FeatureAdversary:
         spec: the critic's spec.
         teacher: a frozen network that provides the features.
         law: the noise levels, clipped to the teacher's range.
+        space, classes: how the teacher sees the student's images and labels.
+        teachers_own: whether the real samples are the teacher's, with its own labels.
     """
 
-    def __init__(self, spec: FeatureCriticSpec, teacher: Denoiser, law: NoiseLaw) -> None:
+    def __init__(
+        self,
+        spec: FeatureCriticSpec,
+        teacher: Denoiser,
+        law: NoiseLaw,
+        space: Space,
+        classes: ClassMap,
+        teachers_own: bool = False,
+    ) -> None:
         self.spec = spec
         self.critic = FeatureCritic(teacher, spec.scales, spec.width)
         self.law = law
+        self.space, self.classes = space, classes
+        self.teachers_own = teachers_own
 
     def optimizer(self) -> torch.optim.Optimizer:
         return adam(self.critic.heads, self.spec.lr, beta1=0.0, beta2=0.99)
 
     def logits(self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str) -> Tensor:
-        """Returns the critic's logits [n,1] of clean images, which are noised here."""
-        noise, sigma = batch.noise(self.law, purpose, chunk, images, within=self.critic.teacher)
-        return self.critic.logits(images, noise, sigma, labels)
+        """Returns the critic's logits [n,1] of clean images, which are noised here.
+
+        purpose: keys the noise; it ends in '/reals' for real samples.
+        """
+        x = images
+        if not (self.teachers_own and purpose.endswith("/reals")):
+            x = self.space.encode(images)
+            labels = self.classes(labels, lambda classes: batch.labels(purpose, chunk, classes))
+        noise, sigma = batch.noise(self.law, purpose, chunk, x, within=self.critic.teacher)
+        return self.critic.logits(x, noise, sigma, labels)
 
     def step(
         self, state: TrainState, batch: Batch, reals: Reals, fakes: Callable[[range], Samples], journal: Journal

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +22,7 @@ from stylegan_di.runs.processes import follow_parent
 from stylegan_di.runs.resume import Resumed
 from stylegan_di.runs.statefile import versions
 from stylegan_di.snapshots.inspection import inspect_file
+from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops import build as kernels
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
@@ -49,11 +50,12 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
         preflight.check(config, processes=distributed.world_size(), fetch=True)
         method = build(config, device)
         ops = load_kernels(device.type)
+        found = method.examine() if resumed is None else []
         stop = StopRequest()
         evaluator = make_evaluator(method, _reference(method), stop)
         with _open_folder(config, resumed) as folder, stop, _noted(folder), storage_errors(folder.path), _log(folder):
             journal = Journal([sink(folder.path) for sink in SINKS.values()], device)
-            journal.say(describe(method, ops, resumed))
+            journal.say(describe(method, ops, found, resumed))
             saved = None if resumed is None else resumed.state
             evaluation = Evaluation(method, folder, journal, evaluator)
             return Trainer(method, folder, evaluation, journal, stop, saved).run()
@@ -133,15 +135,16 @@ def load_kernels(device: str) -> str:
     return kernels.load(device, may_build=may_build)
 
 
-def describe(method: Method, ops: str, resumed: Resumed | None = None) -> str:
-    """Returns the header of a run: its networks, data, device, length, and the state it resumes from."""
+def describe(method: Method, ops: str, found: Sequence[tuple[str, str]] = (), resumed: Resumed | None = None) -> str:
+    """Returns the header of a run: its networks, what was found of them, data, device, length, and what it resumes."""
     config = method.config
-    lines = method.header()
+    lines = [*method.header(), *found]
     if config.gan_pkl:
         lines.append(("GAN", config.gan_pkl))
     if method.dataset is not None:
         lines.append(("data", f"{config.data}, {len(method.dataset)} images"))
-    for name in (config.gan_pkl, config.resume, config.teacher):
+    teachers = [] if config.teacher is None or config.trains_teacher else parse_teachers(config.teacher)
+    for name in (config.gan_pkl, config.resume, config.transfer, *(term.source for term in teachers)):
         if name is not None:
             source = zoo.TRANSFER_SOURCES.get(name, name)
             lines.append(("opened", f"{source}: {inspect_file(source, try_networks=False).sentence()}"))

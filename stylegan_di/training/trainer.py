@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from stylegan_di.journal.clock import Clock
 from stylegan_di.journal.journal import Journal
@@ -196,14 +199,22 @@ class Trainer:
             return  # the snapshot is still due
         if distributed.rank() == 0:
             for path in [self.folder.snapshot_path(kimg)] + ([self.folder.best_path()] if is_best else []):
-                self.write_snapshot(path, metrics)
+                self.write_snapshot(path, metrics, self.method.entries(), self.method.extras)
+            for name, networks in self.method.beside().items():
+                self.write_snapshot(self.folder.beside_path(name), {}, networks, lambda data: {"dataset_kwargs": data})
             if is_best:
                 self.keeper.keep_best()
         self.state.snapshot_due = False
 
-    def write_snapshot(self, path: Path, metrics: dict[str, float]) -> None:
-        """Writes the averaged weights, the other entries of NVlabs' snapshots, and the provenance."""
-        config, networks = self.config, self.method.entries()
+    def write_snapshot(
+        self,
+        path: Path,
+        metrics: dict[str, float],
+        networks: Mapping[str, torch.nn.Module | None],
+        extras: Callable[[dict[str, Any]], dict[str, Any]],
+    ) -> None:
+        """Writes networks, the other entries of NVlabs' snapshots for a description of the data, and the provenance."""
+        config = self.config
         data: dict[str, Any] = {
             "class_name": "training.dataset.ImageFolderDataset", "path": config.data, "use_labels": config.cond,
             "max_size": config.subset, "xflip": config.mirror, "resolution": self.evaluation.generator.img_resolution,
@@ -211,7 +222,7 @@ class Trainer:
         modules = [network for network in networks.values() if network is not None]
         need = sum(value.nbytes for module in modules for value in module.state_dict().values())
         with storage_errors(path, need):
-            save_snapshot(path, networks, extras=self.method.extras(data), metadata=self.provenance(metrics))
+            save_snapshot(path, networks, extras=extras(data), metadata=self.provenance(metrics))
 
     def _stopped(self) -> str:
         return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"

@@ -87,6 +87,14 @@ class Method(ABC):
             UserError: if a file cannot be used.
         """
 
+    def examine(self) -> list[tuple[str, str]]:
+        """Looks at the networks before a new run; returns lines of its header.
+
+        Raises:
+            UserError: if the run is hopeless, and not wanted all the same (--force).
+        """
+        return []
+
     @abstractmethod
     def step(self, batch: Batch, journal: Journal) -> None:
         """Updates the networks on one batch."""
@@ -102,6 +110,10 @@ class Method(ABC):
     @abstractmethod
     def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a snapshot's other entries; `data` describes the data set as NVlabs' files do."""
+
+    def beside(self) -> dict[str, Mapping[str, torch.nn.Module]]:
+        """Returns networks that get a file of their own beside each snapshot: file name without suffix -> entries."""
+        return {}
 
     def running_means(self) -> list[Tensor]:
         """Returns the model's buffers that track one process's samples; they are averaged over the processes."""

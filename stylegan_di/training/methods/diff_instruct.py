@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -17,23 +17,31 @@ from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
 from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.divergences import parse_divergence
-from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.explore.headroom import look
+from stylegan_di.interfaces import Denoiser, Generator, Space
 from stylegan_di.journal.journal import Journal
+from stylegan_di.labels import class_map
 from stylegan_di.presets import RECIPES
-from stylegan_di.snapshots.checkpoint import as_denoiser, as_generator, load_snapshot
-from stylegan_di.spaces.pixels import Pixels
+from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
+from stylegan_di.snapshots.teachers import open_teachers
+from stylegan_di.spaces import SPACES
 from stylegan_di.specs import parse
 from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.hashing import weights_hash
 from stylegan_di.training import feature_adversary as critic
-from stylegan_di.training import transfer
+from stylegan_di.training import online_teacher, transfer
 from stylegan_di.training.adversary import ROLE, Adversary
 from stylegan_di.training.batch import Batch, Reals, Samples, generated
+from stylegan_di.training.denoising import new_network
 from stylegan_di.training.feature_adversary import FeatureAdversary
 from stylegan_di.training.instruction import Instruction
 from stylegan_di.training.methods.base import GeneratorMethod, count_parameters
+from stylegan_di.training.online_teacher import OnlineTeacher
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
 
 FAKE_LOSS, STUDENT_GRADIENT = "Loss/fake_score", "Gradient/student"
@@ -53,8 +61,12 @@ class DiffInstruct(GeneratorMethod):
         instructions: Sequence[Instruction],
         discriminator: torch.nn.Module | None = None,
         feature_adversary: FeatureAdversary | None = None,
+        online: OnlineTeacher | None = None,
     ) -> None:
-        """Takes a Method's arguments, a generator, its instructions, its file's discriminator and a feature critic."""
+        """Takes a Method's arguments, a generator, its instructions, its file's discriminator, and what trains with it.
+
+        feature_adversary: a critic on the teacher's features; online: the teacher, if it is trained on the way.
+        """
         super().__init__(config, device, dataset)
         self.model, self.ema = model, copy.deepcopy(model)
         self.instructions = list(instructions)
@@ -73,8 +85,12 @@ class DiffInstruct(GeneratorMethod):
         if feature_adversary is not None:
             networks[critic.ROLE] = feature_adversary.critic.heads
             teachers.append(feature_adversary.critic.teacher)
-        for teacher in teachers[:1]:
-            self.inputs["teacher"] = f"weights with SHA-256 {weights_hash(teacher)}"
+        self.online = online
+        if online is not None:
+            networks |= online.networks
+        elif teachers:
+            hashes = [weights_hash(teacher) for teacher in dict.fromkeys(teachers)]
+            self.inputs["teacher"] = f"weights with SHA-256 {', '.join(hashes)}"
         scores = [network for each in self.instructions for network in (each.teacher, each.fake_score)]
         self.prepare(networks, helpers=teachers, sharded=scores, compiled=[self.model, *scores])
         lr = config.fake_lr or config.lr
@@ -85,25 +101,50 @@ class DiffInstruct(GeneratorMethod):
             self.state.totals |= self.adversary.totals(device)
         if feature_adversary is not None:
             self.state.optimizers[critic.ROLE] = feature_adversary.optimizer()
+        if online is not None:
+            self.state.optimizers[online_teacher.ROLE] = online.optimizer()
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> DiffInstruct:
-        teacher = None if config.teacher is None else as_denoiser(load_snapshot(config.teacher))
-        model, discriminator = _student(config, teacher)
-        instructions = [] if teacher is None or config.divergence == "none" else [instruction(config, teacher)]
-        adversary = None
-        if config.critic != "none":
-            assert teacher is not None
-            law = "lognormal" if config.critic_noise_law == "none" else config.critic_noise_law
-            spec = parse(config.critic, CRITIC_SPECS, "--critic")
-            adversary = FeatureAdversary(spec, teacher, parse(law, NOISE_LAWS, "--critic-noise-law"))
-        return cls(config, device, dataset, model, instructions, discriminator, adversary)
+        online = None
+        if config.teacher == online_teacher.ONLINE:
+            assert dataset is not None
+            online = OnlineTeacher(config, EDMTeacher(new_network(config, dataset)))
+            teachers = [(1.0, cast("Denoiser", online.average))]
+        else:
+            teachers = [] if config.teacher is None else open_teachers(config.teacher)
+        model, discriminator = _student(config, teachers[0][1] if teachers else None)
+        instructions = []
+        if config.divergence != "none":
+            for index, (weight, teacher) in enumerate(teachers):
+                instructions.append(instruction(config, teacher, model.label_dim, weight, index))
+        adversary = None if config.critic == "none" else _feature_adversary(config, teachers[0][1], model.label_dim)
+        return cls(config, device, dataset, model, instructions, discriminator, adversary, online)
+
+    def examine(self) -> list[tuple[str, str]]:
+        lines = []
+        for each in self.instructions if self.config.gan_pkl is not None and self.online is None else ():
+            found = look(self.model, each.teacher, each.space, each.classes, self.config.seed)
+            problem = found.problem()
+            if problem is not None and not self.config.force:
+                raise UserError(f"--teacher={self.config.teacher}: {problem}; or start all the same with --force")
+            lines.append(("headroom", found.sentence() if problem is None else f"{found.sentence()}; {problem}"))
+        return lines
 
     def step(self, batch: Batch, journal: Journal) -> None:
         """Updates the fake scores, then the student if the warm-up is over, and last the discriminator."""
         config = self.config
-        student_moves = self.state.cur_nimg >= config.fake_warmup * 1000
+        student_moves = self.state.cur_nimg >= (config.teacher_warmup + config.fake_warmup) * 1000
         reals = None if self.reals is None else self.reals.take(batch)
+        if self.online is not None:
+            assert reals is not None
+            with self.autocast():
+                self.online.step(self.state, batch, reals, journal)
+            if self.online.warms_up(self.state.cur_nimg):
+                return
+            if self.online.ends_warmup(self.state.cur_nimg, batch.size):
+                for each in self.instructions:
+                    each.fake_score.load_state_dict(each.teacher.state_dict())
         with self.autocast():
             samples = self.samples(batch) if student_moves else None
             for each in self.instructions:
@@ -186,10 +227,15 @@ class DiffInstruct(GeneratorMethod):
                 images.backward(total / batch.local_size)
             journal.shared({STUDENT_GRADIENT: apply_gradients(self.state, "model")})
 
+    def beside(self) -> dict[str, Mapping[str, torch.nn.Module]]:
+        return {} if self.online is None else {"teacher": self.online.average.entries()}
+
     def header(self) -> list[tuple[str, str]]:
         config, lines = self.config, super().header()
         for each in self.instructions:
-            lines.append(("teacher", f"{config.teacher}, {count_parameters(each.teacher)}"))
+            share = f", weight {each.weight:g}" if len(self.instructions) > 1 else ""
+            lines.append(("teacher", f"{config.teacher}, {count_parameters(each.teacher)}{share}"))
+            lines += _conversions(self.model, each)
             lines.append(("divergence", f"{config.divergence}, adversarial weight {config.adv_weight:g}"))
         if self.feature_adversary is not None:
             heads = count_parameters(self.feature_adversary.critic.heads)
@@ -213,15 +259,55 @@ def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, 
     return as_generator(snapshot), snapshot.networks.get("D")  # that it has one where it is needed, preflight checks
 
 
-def instruction(config: TrainConfig, teacher: Denoiser) -> Instruction:
-    """Makes the configured instruction of a teacher, with a copy of the teacher as the fake score."""
+def instruction(
+    config: TrainConfig, teacher: Denoiser, label_dim: int, weight: float = 1.0, index: int = 0
+) -> Instruction:
+    """Makes the configured instruction of a teacher, with a copy of the teacher as the fake score.
+
+    label_dim: the student's; index: of the teacher among several.
+    """
     divergence = parse_divergence(config.divergence)
     assert divergence is not None
     return Instruction(
         teacher=teacher,
-        space=Pixels(teacher.img_resolution, teacher.img_channels),
+        space=_space(config, teacher),
         fake_score=teacher.trainable_copy(),
         divergence=divergence,
         student_law=parse(config.noise_law, NOISE_LAWS, "--noise-law"),
         fake_law=parse(config.fake_noise_law, NOISE_LAWS, "--fake-noise-law"),
+        weight=weight,
+        role=f"fake_score{index + 1}" if index else "fake_score",
+        classes=class_map(config.classes, label_dim, teacher.label_dim),
     )
+
+
+def _space(config: TrainConfig, teacher: Denoiser) -> Space:
+    """The space that --match names, in the teacher's size."""
+    cls: Any = SPACES[config.match]
+    space: Space = cls(teacher.img_resolution, teacher.img_channels)
+    return space
+
+
+def _feature_adversary(config: TrainConfig, teacher: Denoiser, label_dim: int) -> FeatureAdversary:
+    """Makes the configured critic on the teacher's features; label_dim is the student's."""
+    law = "lognormal" if config.critic_noise_law == "none" else config.critic_noise_law
+    return FeatureAdversary(
+        parse(config.critic, CRITIC_SPECS, "--critic"),
+        teacher,
+        parse(law, NOISE_LAWS, "--critic-noise-law"),
+        _space(config, teacher),
+        class_map(config.classes, label_dim, teacher.label_dim),
+        teachers_own=samples_wanted(config.data) is not None,
+    )
+
+
+def _conversions(model: Generator, to: Instruction) -> list[tuple[str, str]]:
+    """Lines of the header: how the teacher sees the student's images and classes where they differ."""
+    lines, own = [], (model.img_resolution, model.img_channels)
+    if own != (to.space.resolution, to.space.channels):
+        sizes = [f"{size}x{size} {'gray' if channels == 1 else 'RGB'}" for size, channels in (
+            own, (to.space.resolution, to.space.channels))]  # fmt: skip
+        lines.append(("converted", f"images of {sizes[0]} to {sizes[1]} for the teacher"))
+    if to.classes.rule != "same":
+        lines.append(("classes", f"the teacher is told {to.classes}"))
+    return lines

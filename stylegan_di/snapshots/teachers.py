@@ -1,0 +1,33 @@
+"""Opens what --teacher names: one teacher, or several, mixed where they see the same images."""
+
+from __future__ import annotations
+
+from stylegan_di.interfaces import Denoiser
+from stylegan_di.snapshots.checkpoint import load_denoiser
+from stylegan_di.teachers.mixed import MixedDenoiser, TeacherTerm, parse_teachers
+
+
+def open_teachers(text: str) -> list[tuple[float, Denoiser]]:
+    """Opens the teachers of --teacher, in evaluation mode, on the CPU.
+
+    Those of one resolution, number of channels and number of classes become one mixed denoiser; the others instruct
+    beside it, each with a fake score of its own.
+
+    Returns pairs of a weight and a denoiser; the weights sum to 1.
+
+    Raises:
+        UserError: if a file cannot be used, or the terms make no mixture.
+    """
+    groups: dict[tuple[int, int, int], list[tuple[TeacherTerm, Denoiser]]] = {}
+    for term in parse_teachers(text):
+        opened = load_denoiser(term.source)
+        shape = (opened.img_resolution, opened.img_channels, opened.label_dim)
+        groups.setdefault(shape, []).append((term, opened))
+    total = sum(term.weight for group in groups.values() for term, _ in group)
+    found = []
+    for group in groups.values():
+        terms, denoisers = zip(*group, strict=True)
+        alone = len(group) == 1 and terms[0].covers_all
+        denoiser = denoisers[0] if alone else MixedDenoiser(denoisers, terms)
+        found.append((sum(term.weight for term in terms) / total, denoiser))
+    return found

@@ -1,0 +1,139 @@
+"""Whether a teacher can help a GAN: what is seen of classes, colours and values, and what the tool says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor
+
+from stylegan_di.explore.headroom import Headroom, look
+from stylegan_di.interfaces import Generator
+from stylegan_di.labels import ClassMap
+from stylegan_di.random import SampleRandom
+from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator
+from stylegan_di.spaces.pixels import Pixels
+from tests.gaussians import GaussianDenoiser
+from tests.test_resume import SHORT, invoke, whole_run
+from tests.tiny import save_files
+from tools import preflight
+
+ROLLED = torch.eye(10).roll(1, dims=0)
+
+
+class Colours(Generator):
+    """Images of one colour [3] in [-1,1], the same for all latents."""
+
+    def __init__(self, colour: Sequence[float]) -> None:
+        super().__init__()
+        self.colour = torch.nn.Parameter(torch.tensor(colour)[:, None, None])
+        self.img_resolution, self.img_channels, self.label_dim = 4, 3, 0
+
+    def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
+        return rng.normal(1)[:n]
+
+    def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
+        return self.colour.expand(len(z), -1, 4, 4)
+
+
+def colour_teacher(colour: Sequence[float]) -> GaussianDenoiser:
+    """The denoiser of images around a colour."""
+    teacher = GaussianDenoiser(torch.tensor(colour)[:, None, None], 0.1)
+    teacher.factor = torch.nn.Parameter(torch.ones(1))
+    teacher.img_resolution, teacher.img_channels, teacher.label_dim = 4, 3, 0
+    teacher.sigma_min, teacher.sigma_max = 0.002, 80.0
+    return teacher
+
+
+def test_the_shipped_networks_fit_and_another_order_of_classes_does_not() -> None:
+    gan, teacher = load_generator("fashion-gan.pkl"), load_denoiser("fashion-teacher.pkl")
+    found = look(gan, teacher, Pixels(16, 1), ClassMap())
+    assert found.agreeing >= 8
+    assert found.problem() is None
+    assert found.gan == pytest.approx(found.teacher, abs=0.1)
+    assert f"{found.agreeing} of 10 classes fit the teacher's" in found.sentence()
+    rolled = look(gan, teacher, Pixels(16, 1), ClassMap("table", ROLLED))
+    assert rolled.agreeing <= 2
+    assert "in another order (told 9, fits 0, told 0, fits 1," in str(rolled.problem())
+    assert look(gan, teacher, Pixels(16, 1), ClassMap("null")).taken_for == ()
+
+
+def test_red_and_blue_exchanged() -> None:
+    teacher = colour_teacher([0.6, 0.0, -0.4])
+    assert look(Colours([0.6, 0.0, -0.4]), teacher, Pixels(4, 3), ClassMap()).problem() is None
+    exchanged = look(Colours([-0.4, 0.0, 0.6]), teacher, Pixels(4, 3), ClassMap())
+    assert exchanged.swapped
+    assert "red and blue" in str(exchanged.problem())
+
+
+def test_another_range_of_values() -> None:
+    found = look(Colours([0.8, 0.8, 0.8]), colour_teacher([-0.2, -0.2, -0.2]), Pixels(4, 3), ClassMap())
+    assert found.gan[0] == pytest.approx(0.8, abs=0.01)
+    assert found.teacher[0] == pytest.approx(-0.2, abs=0.05)
+    assert "the GAN's pixels are 0.80 in the mean" in str(found.problem())
+
+
+@pytest.mark.parametrize(
+    ("taken_for", "hopeless"),
+    [
+        (((0, 1), (1, 0)), False),
+        (((0, 0), (1, 2), (2, 1)), True),
+        (((0, 0), (1, 1), (2, 1), (3, 0)), False),
+        ((), False),
+    ],
+)
+def test_classes_are_judged_where_there_are_enough(taken_for: tuple[tuple[int, int], ...], hopeless: bool) -> None:
+    found = Headroom(taken_for, False, (0.0, 1.0), (0.0, 1.0))
+    assert (found.problem() is not None) == hopeless
+
+
+def test_a_hopeless_run_is_refused_unless_forced(tmp_path: Path) -> None:
+    path = tmp_path / "rolled.json"
+    path.write_text(json.dumps([9, 0, 1, 2, 3, 4, 5, 6, 7, 8]))
+    arguments = ["--kind=di", "--gan-pkl=fashion-gan.pkl", f"--classes={path}", "--metrics=none", *SHORT]
+    result = invoke(*arguments, f"--outdir={tmp_path / 'runs'}")
+    assert result.exit_code == 2
+    assert "in another order" in result.output
+    assert "start all the same with --force" in result.output
+    assert not (tmp_path / "runs").exists()
+    folder = whole_run(tmp_path / "forced", *arguments, "--force=true")
+    assert "classes fit the teacher's; pixels" in (folder / "log.txt").read_text()
+
+
+# The tool.
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_files(tmp_path_factory.mktemp("files"))
+
+
+def said(*arguments: str) -> Any:
+    return CliRunner().invoke(preflight.main, ["--device=cpu", "--batch=4", "--steps=1", *arguments])
+
+
+def test_the_tool_measures_both_and_the_cost(files: dict[str, str]) -> None:
+    own = [f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}", f"--ref={files['ref']}"]
+    own += ["--metrics=fd_fashion", "--samples=32"]
+    result = said(*own, "--force=true")
+    assert result.exit_code == 0, result.output
+    lines = dict(line.split(maxsplit=1) for line in result.output.splitlines() if "/s" not in line.split(",")[0])
+    assert float(lines["GAN"].split()[1]) > 0
+    assert float(lines["teacher"].split()[1].rstrip(",")) > 0
+    assert "s/kimg over 1 steps" in result.output
+    assert float(lines["memory"].split()[0]) > 0
+    worse = float(lines["teacher"].split()[1].rstrip(",")) >= float(lines["GAN"].split()[1])
+    refused = said(*own)
+    assert refused.exit_code == (2 if worse else 0)
+    assert ("is no better than --gan-pkl" in refused.output) == worse
+
+
+def test_the_tool_wants_a_gan_and_a_teacher(files: dict[str, str]) -> None:
+    result = said(f"--teacher={files['teacher']}", "--metrics=none")
+    assert result.exit_code == 2
+    assert "give --gan-pkl, the GAN to refine" in result.output
