@@ -212,7 +212,14 @@ class TrainConfig:
         f"What moves the student, a spec or a weighted sum such as ikl+0.5*sid (docs/theory.md): {usage(DIVERGENCES)}; "
         "none: --adv-weight alone.",
     )
-    sigma_init: float = _di(2.5, "Noise level at which a one-step student starts.", POSITIVE)
+    student: Literal["auto", "refiner"] = _di(
+        "auto",
+        "What is trained: the GAN, or without one the teacher's network in one step (auto), or refiner: the GAN with "
+        "the teacher's network behind it.",
+    )
+    sigma_init: float = _di(
+        2.5, "Noise level at which a one-step student starts, or that a refiner adds to the GAN's images.", POSITIVE
+    )
     fake_lr: float | None = _di(None, "Learning rate of the fake score. [default: --lr]", POSITIVE)
     fake_steps: int = _di(1, "Updates of the fake score in a step, which has one of the student.", POSITIVE)
     fake_warmup: float = _di(
@@ -300,6 +307,8 @@ class TrainConfig:
                 "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has "
                 "one"
             )
+        if self.student == "refiner" and (self.gan_pkl is None or self.teacher is None or self.trains_teacher):
+            raise UserError("--student=refiner joins a GAN and a teacher's network: give --gan-pkl and --teacher")
         if self.fsdp and self.critic != "none":
             raise UserError("--fsdp spreads the teacher, whose features --critic needs whole: leave one of them out")
         if self.fake_warmup + self.teacher_warmup >= self.kimg and (self.fake_warmup or self.teacher_warmup):

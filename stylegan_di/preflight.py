@@ -21,6 +21,7 @@ from stylegan_di.metrics.table import need_reals
 from stylegan_di.snapshots.blueprint import ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, read_contents
+from stylegan_di.students.refiner import PARTS as REFINER_PARTS
 from stylegan_di.students.stylegan2 import part_names
 from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils.ops import build as kernels
@@ -227,6 +228,8 @@ def _freeze(config: TrainConfig, files: Files) -> Iterator[str]:
     gan = shape_of(files.gan)
     if gan is not None and config.freeze:
         parts = part_names(4 * 2**level for level in range(gan.resolution.bit_length() - 2))
+        if config.student == "refiner":
+            parts = [*REFINER_PARTS]
         if unknown := [part for part in config.freeze if part not in parts]:
             yield f"--freeze={unknown[0]}: there is no such part; it has {', '.join(parts)}"
 

@@ -5,7 +5,7 @@ StyleGAN2-ADA's presets are from arXiv 2006.06676 and its code, EDM's from arXiv
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from stylegan_di.dnnlib.util import UserError
@@ -84,8 +84,8 @@ def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda:
 class Recipe:
     """Options for a known teacher: `refine` to refine a GAN with it, `distil` to distil it without a GAN.
 
-    `gan` is the known GAN of the same images, if there is one. `measured` names the uses whose results were measured
-    with this code, and `source` says where the options come from.
+    `refiner` changes `refine` for --student=refiner. `gan` is the known GAN of the same images, if there is one.
+    `measured` names the uses whose results were measured with this code, and `source` says where the options come from.
     """
 
     teacher: str
@@ -94,6 +94,7 @@ class Recipe:
     distil: dict[str, Any]
     measured: tuple[str, ...]
     source: str
+    refiner: dict[str, Any] = field(default_factory=dict)
 
     def note(self, refines: bool) -> str:
         """Returns 'refinement, measured here: ...' or the like, for the header of a run."""
@@ -106,6 +107,7 @@ _FASHION: dict[str, Any] = dict(
     metric_samples=10000,
 )  # fmt: skip
 _FASHION_REFINE = _FASHION | dict(kimg=44.0, lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05)
+_FASHION_REFINER: dict[str, Any] = dict(kimg=28.0, lr=1e-3, fake_lr=1e-3)
 _FASHION_DISTIL = _FASHION | dict(kimg=24.0, lr=5e-4)
 
 # Diff-Instruct's published settings for distillation (arXiv 2305.18455 and its code) are these together with
@@ -118,7 +120,7 @@ _ALIKE = "as CIFAR-10's; Diff-Instruct published no result here"
 RECIPES: dict[str, Recipe] = {
     # name                    teacher                            GAN                refine          distil   measured
     "fashion":        Recipe("fashion-teacher.pkl",             "fashion-gan.pkl", _FASHION_REFINE, _FASHION_DISTIL,
-                             ("refinement", "distillation"), "docs/demo.md"),
+                             ("refinement", "distillation"), "docs/demo.md", _FASHION_REFINER),
     "cifar10-uncond": Recipe("edm-cifar10-32x32-uncond-vp.pkl", None,              {},             _DISTIL, (), _PAPER),
     "cifar10-cond":   Recipe("edm-cifar10-32x32-cond-vp.pkl",   "cifar10.pkl",     {},             _DISTIL, (), _PAPER),
     "imagenet64":     Recipe("edm-imagenet-64x64-cond-adm.pkl", None,              {},             _DISTIL, (), _PAPER),

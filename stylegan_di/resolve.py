@@ -11,6 +11,7 @@ from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.options import options_of
 from stylegan_di.presets import EDM_PRESETS, KIND_DEFAULTS, RECIPES, check_cfg, gan_preset, recipe_name
 
+REFINER: dict[str, Any] = {"sigma_init": 1.0}
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 #: stylegan2-ada's defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth.
 STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
@@ -91,7 +92,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
             yield DIVERGENCE, "with --divergence=none" + leave
             if not config.needs_teacher:
                 yield ("teacher",), "with --divergence=none" + leave
-        if config.gan_pkl is not None:
+        if config.gan_pkl is not None and config.student == "auto":
             yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
     if config.kind != "gan" and not config.cond:
         yield ("label_dropout",), "without --cond=true" + leave
@@ -134,9 +135,11 @@ def _edm_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, Any]:
     """The recipe of --cfg, else of a known GAN or teacher; its teacher where none is given."""
     online = EDM_PRESETS[given.get("arch", "ddpmpp")] if given.get("teacher") == "online" else {}
+    refiner: dict[str, Any] = REFINER if given.get("student") == "refiner" else {}
     cfg = given.get("cfg", recipe_name(known_name or ""))
     if cfg is None:
-        return {**online}
+        return online | refiner
     recipe = RECIPES[cfg]
     options = (recipe.refine if "gan_pkl" in given else recipe.distil) | {"cfg": cfg}
+    options |= refiner | (recipe.refiner if refiner else {})
     return options | online | ({"teacher": recipe.teacher} if uses_teacher(given) else {})

@@ -27,6 +27,7 @@ from stylegan_di.snapshots.checkpoint import as_denoiser, as_generator, load_sna
 from stylegan_di.spaces import SPACES
 from stylegan_di.students import STUDENTS
 from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers import TEACHERS
 from stylegan_di.teachers.edm import EDMTeacher
@@ -53,6 +54,7 @@ def _edm() -> edm.Precond:
 MAKE_STUDENTS: dict[str, Callable[[], Generator]] = {
     "stylegan2": lambda: StyleGAN2Student(_gan()),
     "one-step": lambda: OneStepStudent(_edm(), 2.5),
+    "refiner": lambda: RefinerStudent.of(StyleGAN2Student(_gan()), EDMTeacher(_edm()), 1.0),
 }
 MAKE_TEACHERS: dict[str, Callable[[], Denoiser]] = {"edm": lambda: EDMTeacher(_edm())}
 MAKE_CRITICS: dict[str, Callable[[], Critic]] = {

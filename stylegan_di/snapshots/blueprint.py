@@ -18,11 +18,13 @@ from torch.overrides import TorchFunctionMode
 from stylegan_di.data.augment import AugmentPipe
 from stylegan_di.networks import edm2
 from stylegan_di.networks.edm import PRECONDITIONERS, Precond
+from stylegan_di.networks.refiner import Refiner
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
 
 CLASSES: dict[str, type[PersistentModule]] = {
-    cls.__name__: cls for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond)
+    cls.__name__: cls
+    for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond, Refiner)
 }
 # The class that each entry of a snapshot may hold; other entries may hold any class.
 ROLES: dict[str, type[PersistentModule]] = {
@@ -32,6 +34,7 @@ ROLES: dict[str, type[PersistentModule]] = {
     "augment_pipe": AugmentPipe,
     "ema": Precond,
     "Sg": Precond,
+    "refiner": Refiner,
 }
 
 # Bounds on building, so that a forged file cannot keep a constructor busy for ever.

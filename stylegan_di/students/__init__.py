@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from stylegan_di.interfaces import Generator
 from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 
 #: By name; the first whose network a snapshot holds is what the snapshot is opened as.
 STUDENTS: dict[str, type[Generator]] = {
     "stylegan2": StyleGAN2Student,
     "one-step": OneStepStudent,
+    "refiner": RefinerStudent,
 }

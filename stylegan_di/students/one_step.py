@@ -15,6 +15,22 @@ from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import SeedNoise, image_latents
 
 
+def network_of_teacher(teacher: Denoiser) -> Precond:
+    """A copy of a teacher's network, from which a student starts.
+
+    Raises:
+        UserError: the teacher is not one network of EDM's form.
+    """
+    try:
+        network = teacher.trainable_copy().entries().get("ema")
+    except UserError:  # it has no form in a snapshot, so a student of its kind would have none either
+        network = None
+    if not isinstance(network, Precond):
+        kind = type(teacher).__name__
+        raise UserError(f"a {kind} cannot be distilled to one step; give --gan-pkl, a GAN to refine")
+    return network
+
+
 class OneStepStudent(Generator):
     """images = D(sigma_init * z; sigma_init), z standard normal.
 
@@ -42,14 +58,7 @@ class OneStepStudent(Generator):
         Raises:
             UserError: the teacher is not one network of EDM's form.
         """
-        try:
-            network = teacher.trainable_copy().entries().get("ema")
-        except UserError:  # it has no form in a snapshot, so a student of its kind would have none either
-            network = None
-        if not isinstance(network, Precond):
-            kind = type(teacher).__name__
-            raise UserError(f"a {kind} cannot be distilled to one step; give --gan-pkl, a GAN to refine")
-        return cls(network, sigma_init)
+        return cls(network_of_teacher(teacher), sigma_init)
 
     def train(self, mode: bool = True) -> OneStepStudent:
         """Stays in evaluation mode: dropout is for training denoisers; here an image is a function of its latent."""

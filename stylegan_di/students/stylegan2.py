@@ -142,6 +142,11 @@ class StyleGAN2Student(Generator):
 
         class_index: 0 to label_dim - 1; None draws a label after the latent where the network is conditional.
         """
+        z, labels = self.latents_of(seeds, class_index=class_index)
+        return self.network.mapping(z, labels, truncation_psi=self.trunc)
+
+    def latents_of(self, seeds: Sequence[int], *, class_index: int | None = None) -> tuple[Tensor, Tensor | None]:
+        """The latents [n,z_dim], float64, and labels [n,label_dim] of n seeds; see `mapped`."""
         streams = [np.random.RandomState(seed) for seed in seeds]
         device = next(self.parameters()).device
         z = torch.from_numpy(np.concatenate([stream.randn(1, self.network.z_dim) for stream in streams]))
@@ -149,7 +154,7 @@ class StyleGAN2Student(Generator):
         if self.label_dim:
             drawn = torch.tensor([int(stream.randint(self.label_dim)) for stream in streams])
             labels = chosen_labels(drawn, class_index, self.label_dim).to(device)
-        return self.network.mapping(z.to(device), labels, truncation_psi=self.trunc)
+        return z.to(device), labels
 
     @torch.no_grad()
     def synthesize(self, ws: Tensor, seeds: Sequence[int]) -> Tensor:

@@ -31,6 +31,7 @@ from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.spaces import SPACES
 from stylegan_di.specs import parse
 from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.hashing import weights_hash
 from stylegan_di.training import feature_adversary as critic
@@ -256,6 +257,9 @@ def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, 
         assert teacher is not None
         return OneStepStudent.of_teacher(teacher, config.sigma_init), None
     snapshot = load_snapshot(config.gan_pkl)
+    if config.student == "refiner":
+        assert teacher is not None
+        return RefinerStudent.of(as_generator(snapshot), teacher, config.sigma_init), snapshot.networks.get("D")
     return as_generator(snapshot), snapshot.networks.get("D")  # that it has one where it is needed, preflight checks
 
 

@@ -1,0 +1,78 @@
+"""A GAN with one denoising step behind it, as one network: images = D(G(z) + sigma n; sigma)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylegan_di.networks import stylegan2
+from stylegan_di.networks.edm import PRECONDITIONERS, Precond
+from stylegan_di.torch_utils.persistence import PersistentModule
+
+GENERATORS: dict[str, type[PersistentModule]] = {"Generator": stylegan2.Generator}
+DENOISERS: dict[str, type[Precond]] = {cls.__name__: cls for cls in PRECONDITIONERS.values()}
+
+
+class Refiner(PersistentModule):
+    """A generator and a denoiser of the same images; see `students.refiner`.
+
+    Args:
+        img_resolution, img_channels, label_dim: of the images and of both networks.
+        sigma_init: the noise level of the denoising step, > 0.
+        generator, denoiser: each a class's name as 'class_name' and its keyword arguments.
+
+    Raises:
+        ValueError: if a class is unknown, or the two networks make other images.
+    """
+
+    noise_const: Tensor
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int,
+        sigma_init: float,
+        generator: dict[str, Any],
+        denoiser: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        if not 0 < sigma_init < 1e9:
+            raise ValueError(f"sigma_init={sigma_init} is no noise level")
+        self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
+        self.sigma_init = float(sigma_init)
+        self.generator = _build(GENERATORS, **generator)
+        self.denoiser = _build(DENOISERS, **denoiser)
+        shape = (img_resolution, img_channels, label_dim)
+        for network in (self.generator, self.denoiser):
+            classes = getattr(network, "c_dim", None) if network is self.generator else network.label_dim
+            if (network.img_resolution, network.img_channels, classes) != shape:
+                raise ValueError(f"a {type(network).__name__} of other images than {shape}")
+        self.register_buffer("noise_const", torch.randn(img_channels, img_resolution, img_resolution))
+
+    @classmethod
+    def of(cls, generator: PersistentModule, denoiser: Precond, sigma_init: float) -> Refiner:
+        """Makes one of two networks, whose weights it takes over.
+
+        Raises:
+            ValueError: see the class.
+        """
+        parts = [{"class_name": type(part).__name__, **part.init_kwargs} for part in (generator, denoiser)]
+        shape = (denoiser.img_resolution, denoiser.img_channels, denoiser.label_dim)
+        made = cls(*shape, sigma_init=sigma_init, generator=parts[0], denoiser=parts[1])
+        made.generator.load_state_dict(generator.state_dict())
+        made.denoiser.load_state_dict(denoiser.state_dict())
+        return made
+
+    def refine(self, images: Tensor, noise: Tensor, labels: Tensor | None) -> Tensor:
+        """Denoises images [B,C,H,W] to which sigma_init * noise [B,C,H,W] or [C,H,W] is added; labels [B,label_dim]."""
+        sigma = torch.full([images.shape[0]], self.sigma_init, dtype=images.dtype, device=images.device)
+        return self.denoiser(images + self.sigma_init * noise, sigma, labels)
+
+
+def _build(table: dict[str, Any], class_name: str, **kwargs: Any) -> Any:
+    if class_name not in table:
+        raise ValueError(f"a {class_name[:40]!r}; accepted are {', '.join(table)}")
+    return table[class_name](**kwargs)

@@ -1,0 +1,149 @@
+"""A GAN followed by one run of the teacher's network: images = D(G(z) + sigma_init n; sigma_init), n standard normal.
+
+The GAN decides what an image shows, the denoiser how it looks: latents keep their meaning, and the U-Net has the detail
+that a small synthesis network lacks. Both are trained by the same method (--student=refiner), or the denoiser alone
+(--freeze=generator). The idea is SDEdit's (arXiv 2108.01073), in one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.networks.refiner import Refiner
+from stylegan_di.random import SampleRandom
+from stylegan_di.students.one_step import network_of_teacher
+from stylegan_di.students.stylegan2 import StyleGAN2Student
+
+PARTS = ("generator", "denoiser")
+
+
+class RefinerStudent(Generator):
+    """A `Refiner` as a student. Its latents are the GAN's; the noise is per-pixel noise inside.
+
+    Args:
+        network: kept as `.network`.
+        trunc, noise_mode: as for the GAN. Noise 'const' is the file's own for all images, 'none' is none.
+    """
+
+    kind = "refiner"
+    options = StyleGAN2Student.options
+    parts = PARTS
+    network: Refiner
+
+    def __init__(self, network: Refiner, *, trunc: float = 1, noise_mode: str = "const") -> None:
+        super().__init__()
+        self.network = network
+        self.training = False
+        self._gan = (StyleGAN2Student(network.generator, trunc=trunc, noise_mode=noise_mode),)  # not registered twice
+        self.img_resolution = network.img_resolution
+        self.img_channels = network.img_channels
+        self.label_dim = network.label_dim
+        self.frozen: tuple[str, ...] = ()
+
+    @property
+    def gan(self) -> StyleGAN2Student:
+        """The GAN in it."""
+        return self._gan[0]
+
+    @classmethod
+    def of(cls, gan: Generator, teacher: Denoiser, sigma_init: float) -> RefinerStudent:
+        """A refiner that starts as a GAN and a copy of the teacher's network.
+
+        Raises:
+            UserError: if the two cannot be joined.
+        """
+        if isinstance(gan, RefinerStudent):
+            return cls(gan.network)
+        if not isinstance(gan, StyleGAN2Student):
+            raise UserError(f"--student=refiner wants a StyleGAN2 as --gan-pkl, and this is a {gan.kind}")
+        try:
+            return cls(Refiner.of(gan.network, network_of_teacher(teacher), sigma_init))
+        except ValueError as error:
+            raise UserError(f"--student=refiner: teacher and GAN do not match: {error}") from None
+
+    def with_options(self, **options: Any) -> RefinerStudent:
+        super().with_options(**options)
+        own: dict[str, Any] = {"trunc": self.gan.trunc, "noise_mode": self.gan.noise_mode}
+        return RefinerStudent(self.network, **(own | options))
+
+    def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
+        """The GAN's latents [n, z_dim]."""
+        return self.gan.sample_latents(n, rng=rng)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
+        """z [B,z_dim]; labels [B,label_dim] one-hot; rng: of all noise, None for the fixed noise."""
+        images = self.gan(z, labels, rng=rng)
+        return self._refined(images, labels, None if rng is None else rng.normal(*images.shape[1:]))
+
+    def _refined(self, images: Tensor, labels: Tensor | None, noise: Tensor | None) -> Tensor:
+        """Images [B,C,H,W] -> refined ones; noise [B,C,H,W], None for that of `noise_mode` without a source."""
+        if noise is None:
+            noise = self.network.noise_const * (self.gan.noise_mode != "none")
+        refined = self.network.refine(images, noise.to(images), labels)
+        return refined if refined.dtype == torch.float64 else refined.float()
+
+    @torch.no_grad()
+    def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+        """As the GAN draws, then refined, by noise keyed by seed in noise_mode 'random'."""
+        gan, device = self.gan, next(self.parameters()).device
+        noise = None
+        if gan.noise_mode == "random":
+            shape = (self.img_channels, self.img_resolution, self.img_resolution)
+            noise = torch.cat([SampleRandom(seed, "refiner", 0, [0], device).normal(*shape) for seed in seeds])
+        _, labels = gan.latents_of(seeds, class_index=class_index)
+        return self._refined(gan.draw(seeds, class_index=class_index), labels, noise)
+
+    # In a training.
+
+    def freeze(self, parts: Sequence[str]) -> None:
+        super().freeze(parts)
+        self.frozen = tuple(parts)
+        if "generator" in parts:
+            self.gan.frozen = tuple(self.gan.parts)
+        self.train(self.training)
+        self.requires_grad_(any(parameter.requires_grad for parameter in self.parameters()))
+
+    def frozen_modules(self) -> list[torch.nn.Module]:
+        return [self.network.get_submodule(part) for part in self.frozen]
+
+    def train(self, mode: bool = True) -> RefinerStudent:
+        """The denoiser stays in evaluation mode, without dropout, and so do frozen parts."""
+        super().train(mode)
+        self.gan.train(mode and "generator" not in self.frozen)
+        self.network.denoiser.eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> RefinerStudent:
+        """Frozen parts take no gradients."""
+        super().requires_grad_(requires_grad)
+        for module in self.frozen_modules():
+            module.requires_grad_(False)
+        return self
+
+    def running_means(self) -> list[Tensor]:
+        return self.gan.running_means()
+
+    def settle(self, rng: SampleRandom) -> None:
+        """The GAN's w_avg, see `StyleGAN2Student.settle`."""
+        self.gan.settle(rng)
+
+    def compile_network(self) -> None:
+        self.network.denoiser.compile()
+
+    # On disk.
+
+    @classmethod
+    def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> RefinerStudent | None:
+        return cls(network) if isinstance(network, Refiner) else None
+
+    def entries(self, trained: Generator | None = None) -> dict[str, torch.nn.Module | None]:
+        return {"refiner": self.network}
+
+    def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {"training_set_kwargs": dict(data)}

@@ -1,0 +1,139 @@
+"""--student=refiner: a GAN with the teacher's network behind it, trained, frozen, written and drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+import generate
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.images import to_uint8
+from stylegan_di.networks.refiner import Refiner
+from stylegan_di.random import SampleRandom
+from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.refiner import RefinerStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.teachers.edm import EDMTeacher
+from tests.test_conformance import _edm, _gan
+from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
+from tests.tiny import edm_network, gan_networks, save_files
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return save_files(tmp_path_factory.mktemp("files"))
+
+
+def parts() -> tuple[StyleGAN2Student, EDMTeacher, RefinerStudent]:
+    gan, teacher = StyleGAN2Student(_gan()), EDMTeacher(_edm())
+    return gan, teacher, RefinerStudent.of(gan, teacher, 0.7)
+
+
+def rng(n: int, purpose: str = "some") -> SampleRandom:
+    return SampleRandom(0, purpose, 0, range(n), torch.device("cpu"))
+
+
+def test_an_image_is_the_gans_denoised_once() -> None:
+    gan, teacher, refiner = parts()
+    z, labels, sigma = torch.randn(3, 8), torch.eye(3), torch.full([3], 0.7)
+    noise = refiner.network.noise_const
+    expected = teacher(gan(z, labels) + 0.7 * noise, sigma, labels)
+    torch.testing.assert_close(refiner(z, labels), expected, rtol=0, atol=0)
+    still = refiner.with_options(noise_mode="none")(z, labels)
+    torch.testing.assert_close(
+        still, teacher(gan.with_options(noise_mode="none")(z, labels), sigma, labels), rtol=0, atol=0
+    )
+    streams = rng(3)
+    images = gan(z, labels, rng=streams)
+    expected = teacher(images + 0.7 * streams.normal(1, 8, 8), sigma, labels)
+    torch.testing.assert_close(refiner(z, labels, rng=rng(3)), expected, rtol=0, atol=0)
+
+
+def test_it_is_drawn_by_seed_as_the_gan_is() -> None:
+    gan, teacher, refiner = parts()
+    drawn = refiner.draw([5, 6], class_index=1)
+    labels = torch.eye(3)[[1, 1]]
+    expected = teacher(
+        gan.draw([5, 6], class_index=1) + 0.7 * refiner.network.noise_const, torch.full([2], 0.7), labels
+    )
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=0)
+    both = refiner.with_options(noise_mode="random").draw([5, 6])
+    torch.testing.assert_close(refiner.with_options(noise_mode="random").draw([6]), both[1:])
+    assert not torch.equal(both, refiner.draw([5, 6]))
+
+
+def test_the_gan_or_the_denoiser_can_be_frozen() -> None:
+    for frozen, trained in (("generator", "denoiser"), ("denoiser", "generator")):
+        _, _, refiner = parts()
+        refiner.freeze([frozen])
+        refiner.requires_grad_(True).train()
+        own = {name.split(".")[1] for name, value in refiner.named_parameters() if value.requires_grad}
+        assert own == {trained}
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        parts()[2].freeze(["generator", "denoiser"])
+    with pytest.raises(UserError, match="--freeze=b4: there is no such part; it has generator, denoiser"):
+        parts()[2].freeze(["b4"])
+
+
+def test_networks_that_do_not_match_are_refused() -> None:
+    gan, teacher, _ = parts()
+    with pytest.raises(UserError, match="teacher and GAN do not match"):
+        RefinerStudent.of(gan, EDMTeacher(edm_network(label_dim=0)), 1.0)
+    network: Any = gan_networks(resolution=16)["G"]
+    with pytest.raises(UserError, match="teacher and GAN do not match"):
+        RefinerStudent.of(StyleGAN2Student(network), teacher, 1.0)
+    with pytest.raises(UserError, match="wants a StyleGAN2 as --gan-pkl, and this is a one-step student"):
+        RefinerStudent.of(OneStepStudent(_edm(), 2.5), teacher, 1.0)
+    kwargs = Refiner.of(gan.network, _edm(), 1.0).init_kwargs
+    with pytest.raises(ValueError, match="a 'Discriminator'; accepted are Generator"):
+        Refiner(8, 1, 3, **kwargs | {"generator": {"class_name": "Discriminator"}})
+    with pytest.raises(ValueError, match="sigma_init=0 is no noise level"):
+        Refiner(8, 1, 3, **kwargs | {"sigma_init": 0})
+
+
+@pytest.mark.parametrize("extra", [[], ["--freeze=generator", "--sigma-init=0.5", "--snap-format=safetensors"]])
+def test_a_run_goes_on_exactly_and_its_file_is_a_refiner(
+    files: dict[str, str], tmp_path: Path, extra: list[str]
+) -> None:
+    arguments = ["--kind=di", "--student=refiner", f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}",
+                 "--metrics=none", "--tick=0.016", *SHORT, *extra]  # fmt: skip
+    undisturbed = whole_run(tmp_path / "whole", *arguments)
+    folder = killed_run(tmp_path / "killed", 5, *arguments)
+    assert invoke("--resume=latest", f"--outdir={tmp_path / 'killed'}").exit_code == 0
+    assert_same_run(undisturbed, folder)
+    (snapshot,) = folder.glob("network-snapshot-*")
+    found = load_generator(snapshot)
+    assert isinstance(found, RefinerStudent)
+    assert found.network.sigma_init == (0.5 if extra else 1.0)
+    start = load_snapshot(files["gan"]).networks["G_ema"]
+    assert start is not None
+    moved = [
+        name
+        for name, value in start.named_parameters()
+        if not torch.equal(value, found.network.generator.state_dict()[name])
+    ]
+    assert bool(moved) == (not extra)
+    out = tmp_path / "images"
+    result = CliRunner().invoke(
+        generate.main, [f"--network={snapshot}", "--seeds=3", "--class=2", f"--outdir={out}", "--device=cpu"]
+    )
+    assert result.exit_code == 0, result.output
+    pixels = np.asarray(Image.open(out / "seed0003.png"))
+    assert np.array_equal(pixels, to_uint8(found.draw([3], class_index=2))[0, 0].numpy())
+
+
+def test_what_it_needs(files: dict[str, str]) -> None:
+    gan, teacher = f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}"
+    for given in ([teacher], [gan, "--teacher=online", f"--data={files['data']}", "--cond=true"]):
+        assert (
+            "--student=refiner joins a GAN and a teacher's network"
+            in invoke("--kind=di", "--student=refiner", *given).output
+        )
+    assert "--sigma-init=2.0 has no effect with --gan-pkl" in invoke("--kind=di", gan, teacher, "--sigma-init=2").output
