@@ -220,6 +220,9 @@ class TrainConfig:
     sigma_init: float = _di(
         2.5, "Noise level at which a one-step student starts, or that a refiner adds to the GAN's images.", POSITIVE
     )
+    student_steps: int = _di(
+        1, "Denoising steps of a student that is distilled without a GAN, trained at their levels.", Range(1, 64)
+    )
     fake_lr: float | None = _di(None, "Learning rate of the fake score. [default: --lr]", POSITIVE)
     fake_steps: int = _di(1, "Updates of the fake score in a step, which has one of the student.", POSITIVE)
     fake_warmup: float = _di(

@@ -92,6 +92,8 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
             yield DIVERGENCE, "with --divergence=none" + leave
             if not config.needs_teacher:
                 yield ("teacher",), "with --divergence=none" + leave
+        if config.gan_pkl is not None:
+            yield ("student_steps",), "with --gan-pkl, which makes its images in one: leave it out"
         if config.gan_pkl is not None and config.student == "auto":
             yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
     if config.kind != "gan" and not config.cond:

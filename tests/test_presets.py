@@ -15,7 +15,8 @@ from stylegan_di.diffusion import NOISE_LAWS, LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.resolve import resolve
 from stylegan_di.specs import parse
-from stylegan_di.training.methods import edm, gan
+from stylegan_di.training.denoising import new_network
+from stylegan_di.training.methods import gan
 
 SHAPES = Path(__file__).parent / "golden" / "format"
 PUBLISHED_GAN = json.loads(gzip.decompress((SHAPES / "published_shapes_sg2.json.gz").read_bytes()))
@@ -108,7 +109,7 @@ def test_networks_of_the_edm_presets(name: str) -> None:
     given: dict[str, Any] = dict(dropout=kwargs["dropout"], channel_mult=tuple(kwargs["channel_mult"]))
     c = config("edm", arch=arch, augment=0.12 if "augment_dim" in kwargs else 0.0, **given)
     with torch.device("meta"):
-        network = edm._new_network(c, images(kwargs["img_resolution"], kwargs["label_dim"]))
+        network = new_network(c, images(kwargs["img_resolution"], kwargs["label_dim"]))
     built = network.init_kwargs
     assert {key: built.get(key, False) for key in kwargs} == kwargs | {"use_fp16": False}
     assert parameters(network) == published["n_params"]

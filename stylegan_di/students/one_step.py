@@ -1,4 +1,9 @@
-"""A denoising network run once: what a teacher is distilled to (Luo et al. 2023, arXiv 2305.18455, section 3.3)."""
+"""A denoising network run once, or a few times: what a teacher is distilled to.
+
+One step is Luo et al.'s (2023, arXiv 2305.18455, section 3.3). Several are consistency models' multistep sampling (Song
+et al. 2023, arXiv 2303.01469, algorithm 1), trained as DMD2 does (arXiv 2405.14867, section 4.4): on what the student
+itself makes of the levels before.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,9 @@ from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.networks.edm import Precond
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import SeedNoise, image_latents
+
+SIGMA_END = 0.2  # which the levels of several steps would reach after the last
+MAX_STEPS = 64
 
 
 def network_of_teacher(teacher: Denoiser) -> Precond:
@@ -32,18 +40,25 @@ def network_of_teacher(teacher: Denoiser) -> Precond:
 
 
 class OneStepStudent(Generator):
-    """images = D(sigma_init * z; sigma_init), z standard normal.
+    """images = x_steps of x_i = D(x_(i-1) + sigma_i z_i; sigma_i), x_0 = 0, z standard normal.
+
+    The levels fall geometrically, sigma_i = sigma_init (SIGMA_END / sigma_init)^((i - 1) / steps). While it is trained,
+    a sample is x_i for an i drawn uniformly, and gradients flow through the last denoising alone.
 
     Args:
         network: a preconditioned network, kept as `.network`.
-        sigma_init: the noise level at which it is run, > 0.
+        sigma_init: the noise level at which it is run first, > 0.
+        steps: how often it is run.
     """
 
     kind = "one-step student"
     network: Precond
 
-    def __init__(self, network: Precond, sigma_init: float) -> None:
+    def __init__(self, network: Precond, sigma_init: float, steps: int = 1) -> None:
         super().__init__()
+        ratio = SIGMA_END / sigma_init
+        self.levels = tuple(sigma_init * ratio ** (index / steps) for index in range(steps))
+        self.learns = False  # whether samples end at a drawn level
         self.network = network
         self.training = False
         self.sigma_init = float(sigma_init)
@@ -52,31 +67,72 @@ class OneStepStudent(Generator):
         self.label_dim = network.label_dim
 
     @classmethod
-    def of_teacher(cls, teacher: Denoiser, sigma_init: float) -> OneStepStudent:
+    def of_teacher(cls, teacher: Denoiser, sigma_init: float, steps: int = 1) -> OneStepStudent:
         """A student that starts as a copy of the teacher's network.
 
         Raises:
             UserError: the teacher is not one network of EDM's form.
         """
-        return cls(network_of_teacher(teacher), sigma_init)
+        return cls(network_of_teacher(teacher), sigma_init, steps)
 
     def train(self, mode: bool = True) -> OneStepStudent:
-        """Stays in evaluation mode: dropout is for training denoisers; here an image is a function of its latent."""
+        """The network stays in evaluation mode: dropout is for denoisers; here an image is a function of its latent."""
+        self.learns = mode
         return super().train(False)
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
-        """Standard normal latents [n,C,H,W]."""
-        return rng.of(n).normal(self.img_channels, self.img_resolution, self.img_resolution)
+        """Standard normal latents [n,C,H,W], or of several steps [n,steps,C,H,W]."""
+        return rng.of(n).normal(*self._latent_shape())
+
+    def _latent_shape(self) -> tuple[int, ...]:
+        image = (self.img_channels, self.img_resolution, self.img_resolution)
+        return image if len(self.levels) == 1 else (len(self.levels), *image)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
-        """z [B,C,H,W]; labels [B,label_dim] one-hot, None the null label; rng is not needed: nothing else is random."""
-        sigma = torch.full([z.shape[0]], self.sigma_init, dtype=z.dtype, device=z.device)
-        images = self.network(self.sigma_init * z, sigma, labels)
+        """z as `sample_latents` draws it; labels [B,label_dim] one-hot, None the null label.
+
+        rng: draws at which step a sample ends while the student is trained; else nothing but z is random.
+        """
+        if len(self.levels) == 1:
+            images = self._denoised(self.sigma_init * z, self.sigma_init, labels)
+        elif self.learns and rng is not None:
+            images = self._at_drawn_step(z, labels, rng.integers(len(self.levels)))
+        else:
+            images = torch.zeros_like(z[:, 0])
+            for index, level in enumerate(self.levels):
+                images = self._denoised(images + level * z[:, index], level, labels)
         return images if images.dtype == torch.float64 else images.float()
+
+    def _denoised(self, x: Tensor, level: float, labels: Tensor | None) -> Tensor:
+        sigma = torch.full([x.shape[0]], level, dtype=x.dtype, device=x.device)
+        return self.network(x, sigma, labels)
+
+    def _at_drawn_step(self, z: Tensor, labels: Tensor | None, last: Tensor) -> Tensor:
+        """Each sample after its step last [B], with gradients of that step alone."""
+        images = torch.zeros_like(z[:, 0])
+        ended: list[tuple[Tensor, Tensor]] = []
+        for index, level in enumerate(self.levels):
+            for goes_on in (False, True):
+                (own,) = (last > index if goes_on else last == index).nonzero(as_tuple=True)
+                if len(own):
+                    x, told = images[own] + level * z[own, index], None if labels is None else labels[own]
+                    with torch.set_grad_enabled(torch.is_grad_enabled() and not goes_on):
+                        found = self._denoised(x, level, told).to(images)
+                    if goes_on:
+                        images = images.index_copy(0, own, found)
+                    else:
+                        ended.append((own, found))
+        for own, found in ended:
+            images = images.index_copy(0, own, found)
+        return images
 
     @torch.no_grad()
     def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
-        return self(*image_latents(self, SeedNoise(seeds, next(self.parameters()).device), class_index))
+        noise = SeedNoise(seeds, next(self.parameters()).device)
+        z, labels = image_latents(self, noise, class_index)
+        if len(self.levels) > 1:  # the first step's noise is drawn as that of a single step
+            z = torch.cat([z[:, None], noise.normal(len(self.levels) - 1, *z.shape[1:])], dim=1)
+        return self(z, labels)
 
     def compile_network(self) -> None:
         self.network.compile()
@@ -89,11 +145,15 @@ class OneStepStudent(Generator):
             return None
         if not isinstance(sigma_init, int | float) or not 0 < sigma_init < 1e9:
             raise UserError(f"sigma_init={str(sigma_init)[:40]}, which is no noise level")
-        return cls(network, sigma_init)
+        steps = extras.get("student_steps", 1)
+        if type(steps) is not int or not 1 <= steps <= MAX_STEPS:
+            raise UserError(f"student_steps={str(steps)[:40]}; accepted are whole numbers from 1 to {MAX_STEPS}")
+        return cls(network, sigma_init, steps)
 
     def entries(self, trained: Generator | None = None) -> dict[str, torch.nn.Module | None]:
         """EDM's entry; `extras` tells it from a teacher's."""
         return {"ema": self.network}
 
     def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        return {"dataset_kwargs": dict(data), "sigma_init": self.sigma_init}
+        steps = {} if len(self.levels) == 1 else {"student_steps": len(self.levels)}
+        return {"dataset_kwargs": dict(data), "sigma_init": self.sigma_init} | steps

@@ -255,7 +255,7 @@ def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, 
     """Returns the generator to train, and the discriminator of its file."""
     if config.gan_pkl is None:
         assert teacher is not None
-        return OneStepStudent.of_teacher(teacher, config.sigma_init), None
+        return OneStepStudent.of_teacher(teacher, config.sigma_init, config.student_steps), None
     snapshot = load_snapshot(config.gan_pkl)
     if config.student == "refiner":
         assert teacher is not None
