@@ -165,6 +165,13 @@ def convolution_rate(device: torch.device) -> float:
     return 2 * x.numel() * weight[:, 0].numel() / 1e9 / min(times)
 
 
+def write_report(target: Path | None, report: dict[str, Any]) -> None:
+    """Writes what was measured, and with which PyTorch, as JSON where --json is given."""
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(target, json.dumps({"torch": torch.__version__} | report, indent=1).encode())
+
+
 def selected(names: str | None, device: torch.device) -> Iterator[Row]:
     """Yields the rows whose names contain one of the comma-separated texts."""
     for row in rows(device):
@@ -189,7 +196,7 @@ def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, t
     chosen = list(selected(names, where))
     if not chosen:
         raise UserError(f"--rows={names}: no such row; there are {', '.join(row.name for row in rows(where))}")
-    report: dict[str, Any] = {"ops": ops, "torch": torch.__version__, "device": device, "amp": amp, "rounds": rounds}
+    report: dict[str, Any] = {"ops": ops, "device": device, "amp": amp, "rounds": rounds}
     report |= {"convolutions": round(convolution_rate(where))}  # GFLOP/s
     click.echo(f"{', '.join(f'{name} {value}' for name, value in report.items())} GFLOP/s\n{HEADER}")
     results = []
@@ -198,10 +205,7 @@ def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, t
         click.echo(results[-1].line())
         if profile:
             click.echo(f"    {shares(under_autocast(row.make()[0], where, dtype), where)}")
-    if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report | {"rows": [asdict(result) for result in results]}, indent=1)
-        atomic_write(target, text.encode())
+    write_report(target, report | {"rows": [asdict(result) for result in results]})
 
 
 if __name__ == "__main__":
