@@ -51,7 +51,7 @@ class Precond(PersistentModule):
 
     @abstractmethod
     def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """Returns the encoder's outputs of F for the arguments of `raw`; see `SongUNet.features`."""
+        """Returns the encoder's outputs of F for the arguments of `raw`; see `edm_unets.UNet.features`."""
 
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Preconditioning:
@@ -88,7 +88,7 @@ class Precond(PersistentModule):
         """Runs the U-Net's encoder alone, on the inputs that `forward` would give it for the same arguments.
 
         Returns the encoder's last output at each level, [B,C_i,H/2^i,W/2^i] from the highest resolution to the lowest
-        (see `SongUNet.features`), in the dtype in which the U-Net computes.
+        (see `edm_unets.UNet.features`), in the dtype in which the U-Net computes.
         """
         return self.raw_features(*self._precondition(x, sigma, class_labels)[2])
 

@@ -235,7 +235,7 @@ class UNet(PersistentModule):
         return self.out_conv(x, gain=self.out_gain)
 
     def features(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> list[Tensor]:
-        """Runs the encoder alone; see `SongUNet.features`. Arguments as forward's."""
+        """Runs the encoder alone; see `edm_unets.UNet.features`. Arguments as forward's."""
         return last_of_each_level(self._embed_and_encode(x, noise_labels, class_labels)[0])
 
     def _embed_and_encode(

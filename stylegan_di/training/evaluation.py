@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.progress import PassProgress, format_time
-from stylegan_di.images import to_uint8
+from stylegan_di.images import tile, to_uint8
 from stylegan_di.journal.clock import comparison_table
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import one_hot
@@ -158,7 +158,7 @@ class Evaluation:
         """Draws four rows before training, a white gap, and the same latents after training."""
         n = 4 * GRID_COLUMNS
         gap = torch.ones_like(before[:GRID_COLUMNS])[:, :, : max(self.generator.img_resolution // 8, 1)]
-        images = [_rows(before[:n]), _rows(gap), _rows(after[:n])]
+        images = [tile(part, GRID_COLUMNS) for part in (before[:n], gap, after[:n])]
         self.journal.images("before_after", to_uint8(torch.cat(images, dim=1))[None], 1)
 
 
@@ -187,10 +187,3 @@ def make_evaluator(
         device=method.device,
         report=report,
     )
-
-
-def _rows(images: Tensor) -> Tensor:
-    """Arranges images [n,C,h,W] as one image [C, n / columns * h, columns * W]."""
-    n, channels, height, width = images.shape
-    rows = images.view(n // GRID_COLUMNS, GRID_COLUMNS, channels, height, width)
-    return rows.permute(2, 0, 3, 1, 4).reshape(channels, -1, GRID_COLUMNS * width)

@@ -94,12 +94,13 @@ def peak_mib(side: Callable[[], object], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the largest size so far
-    before = _status("VmRSS")
+    before = kib_of_process("VmRSS")
     side()
-    return (_status("VmHWM") - before) / 2**10
+    return (kib_of_process("VmHWM") - before) / 2**10
 
 
-def _status(name: str) -> int:
+def kib_of_process(name: str) -> int:
+    """Returns this process's memory in KiB: VmRSS is the present, VmHWM the largest; getrusage has its parent's too."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
