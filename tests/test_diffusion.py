@@ -17,7 +17,6 @@ from stylegan_di.diffusion import (
     edm_preconditioning,
     edm_weight,
     per_sample,
-    score,
     sigma_from_normal,
     vp_sigma,
     vp_time,
@@ -50,16 +49,6 @@ def test_add_noise_per_sample_and_scalar() -> None:
     torch.testing.assert_close(noisy[0], x[0] + 0.5 * noise[0])
     torch.testing.assert_close(noisy[1], x[1] + 2.0 * noise[1])
     torch.testing.assert_close(add_noise(x, noise, torch.tensor(2.0)), x + 2 * noise)
-
-
-def test_score_of_a_gaussian() -> None:
-    """For x0 ~ N(m, s^2): D = (s^2 x + sigma^2 m) / (s^2 + sigma^2), and the score is (m - x) / (s^2 + sigma^2)."""
-    torch.manual_seed(0)
-    mean, std = 0.7, 1.5
-    x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    variance = per_sample(SIGMAS, x).square()
-    denoised = (std**2 * x + variance * mean) / (std**2 + variance)
-    torch.testing.assert_close(score(denoised, x, SIGMAS), (mean - x) / (std**2 + variance), rtol=1e-8, atol=0)
 
 
 def test_preconditioning_gives_unit_variances() -> None:

@@ -66,16 +66,10 @@ def init(device: torch.device) -> None:
     """Joins the processes that torchrun started; does nothing without torchrun."""
     if under_torchrun() and not torch.distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        with _exchange_before_start():
+        try:
             torch.distributed.init_process_group(backend=backend, timeout=TIMEOUT)
-
-
-@contextlib.contextmanager
-def _exchange_before_start() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise ProcessLost(f"the processes of the run did not find each other ({str(error)[:200]})") from error
+        except RuntimeError as error:
+            raise ProcessLost(f"the processes of the run did not find each other ({str(error)[:200]})") from error
 
 
 def finish() -> None:
@@ -134,16 +128,6 @@ def any_process(flag: bool) -> bool:
     with _exchange():
         torch.distributed.all_reduce(count)
     return bool(count.item())
-
-
-def gather(tensor: Tensor) -> Tensor:
-    """Joins the tensors of all processes, equal in shape, along the first dimension in order of rank."""
-    if world_size() == 1:
-        return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    with _exchange():
-        torch.distributed.all_gather(parts, tensor)
-    return torch.cat(parts)
 
 
 def gather_ragged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

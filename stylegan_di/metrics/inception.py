@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -228,12 +228,5 @@ def load_inception(path: str | os.PathLike[str] | None = None) -> Classifier:
         data = Path(path).read_bytes()
         if hashlib.sha256(data).hexdigest() == zoo.ENTRIES[SCRIPT].sha256:
             return ScriptedInception.load(data)
-    return inception_of(torch.load(zoo.published(WEIGHTS, path), map_location="cpu", weights_only=True)).optimized()
-
-
-def inception_of(weights: Mapping[str, Tensor]) -> Inception:
-    """Makes the network with these weights, in evaluation mode, without gradients."""
-    with torch.device("meta"):
-        network = Inception()
-    network.load_state_dict(weights, assign=True)
-    return network.eval().requires_grad_(False)
+    weights = torch.load(zoo.published(WEIGHTS, path), map_location="cpu", weights_only=True)
+    return Inception.of_weights(weights).optimized()

@@ -22,11 +22,9 @@ from stylegan_di.diffusion import (
     Preconditioning,
     edm_preconditioning,
     iddpm_levels,
-    iddpm_preconditioning,
     per_sample,
-    ve_preconditioning,
-    vp_preconditioning,
     vp_sigma,
+    vp_time,
 )
 from stylegan_di.networks.checks import check_choice
 from stylegan_di.networks.edm_unets import DhariwalUNet, SongUNet
@@ -144,8 +142,15 @@ class UNetPrecond(Precond):
         return self.model.features(x, c_noise, labels)
 
 
+def _noise_prediction(sigma: Tensor, c_noise: Tensor) -> Preconditioning:
+    return Preconditioning(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)
+
+
 class VPPrecond(UNetPrecond):
-    """Variance preserving (DDPM); c_noise is M - 1 times the time, of which epsilon_t is the smallest in training."""
+    """Variance preserving (DDPM): F estimates the noise.
+
+    c_noise is M - 1 times the time, of which epsilon_t is the smallest in training.
+    """
 
     def __init__(
         self,
@@ -169,11 +174,11 @@ class VPPrecond(UNetPrecond):
         self.sigma_min, self.sigma_max = vp_sigma(times, beta_d, beta_min).tolist()
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
-        return vp_preconditioning(sigma, self.beta_d, self.beta_min, self.M)
+        return _noise_prediction(sigma, (self.M - 1) * vp_time(sigma, self.beta_d, self.beta_min))
 
 
 class VEPrecond(UNetPrecond):
-    """Variance exploding."""
+    """Variance exploding: F estimates the negative noise from the unscaled noisy image."""
 
     def __init__(
         self,
@@ -191,7 +196,8 @@ class VEPrecond(UNetPrecond):
         self.sigma_max = sigma_max
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
-        return ve_preconditioning(sigma)
+        one = torch.ones_like(sigma)
+        return Preconditioning(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
 
 
 class iDDPMPrecond(UNetPrecond):
@@ -221,7 +227,7 @@ class iDDPMPrecond(UNetPrecond):
         self.sigma_max = float(levels[0])
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
-        return iddpm_preconditioning(sigma, self._nearest(sigma), self.M)
+        return _noise_prediction(sigma, (self.M - 1 - self._nearest(sigma)).to(sigma.dtype))
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         sigma = torch.as_tensor(sigma)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
@@ -35,7 +37,11 @@ class RunFolder:
         try:
             outdir.mkdir(parents=True, exist_ok=True)
             numbers = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5})-", p.name))]
-            path = _claim(outdir, max(numbers, default=-1) + 1, run_name(config))
+            for number in itertools.count(max(numbers, default=-1) + 1):
+                path = outdir / f"{number:05d}-{run_name(config)}"
+                with contextlib.suppress(FileExistsError):  # mkdir is atomic, so two runs never get the same one
+                    path.mkdir()
+                    break
         except OSError as error:
             raise UserError(f"--outdir={config.outdir}: cannot write there ({error}); choose another folder") from error
         folder = cls(path, config)
@@ -129,14 +135,3 @@ def run_name(config: TrainConfig) -> str:
     if config.desc:
         parts.append(config.desc)
     return re.sub(r"[^\w.+-]+", "-", "-".join(parts))
-
-
-def _claim(outdir: Path, number: int, name: str) -> Path:
-    """Makes the folder with the first free number; mkdir is atomic, so two runs never get the same one."""
-    while True:
-        path = outdir / f"{number:05d}-{name}"
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            number += 1

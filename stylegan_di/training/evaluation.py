@@ -30,11 +30,7 @@ GRID_BATCH = 16  # images at a time
 class Evaluation:
     """Measures the averaged network in all processes together, and draws its images in the first one.
 
-    Args:
-        method: the training method.
-        folder: the run's folder, which gets the result.
-        journal: receives pictures, tables and lines.
-        evaluator: computes the metrics; None for --metrics=none.
+    There is no evaluator for --metrics=none.
     """
 
     def __init__(self, method: Method, folder: RunFolder, journal: Journal, evaluator: Evaluator | None) -> None:
@@ -62,14 +58,9 @@ class Evaluation:
             return None
         return one_hot(torch.arange(n, device=self.method.device) % GRID_COLUMNS % label_dim, label_dim)
 
-    @torch.no_grad()
     def grid_images(self) -> Tensor:
         """Returns the average's images at the grid's latents, [n,C,H,W], with the network's fixed noise."""
-        parts = []
-        for start in range(0, len(self._z), GRID_BATCH):
-            part = slice(start, start + GRID_BATCH)
-            parts.append(self.generator(self._z[part], None if self._labels is None else self._labels[part]))
-        return torch.cat(parts)
+        return self.generator.in_batches(self._z, self._labels, GRID_BATCH)
 
     def begin(self) -> None:
         """Draws the grids and measures the metrics before the first step."""

@@ -30,11 +30,7 @@ from stylegan_di.training.trainer import Trainer
 
 
 def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any]:
-    """Trains as configured; returns the contents of result.json.
-
-    Args:
-        config: the run's options.
-        resumed: the run to continue; `config` is its config.
+    """Trains as configured; returns the contents of result.json. `config` is that of the run to continue if any.
 
     Raises:
         UserError: if options or files do not work together; nothing has been written then.

@@ -51,10 +51,6 @@ def apply_gradients(state: TrainState, role: str) -> Tensor:
     The decision stays on the device: a fused optimizer leaves weights, moments and its step count unchanged if its
     `found_inf` is 1.
 
-    Args:
-        state: holds the network and its optimizer.
-        role: the network's role.
-
     Returns the norm of the gradients, [1]; NaN where the step was skipped.
     """
     optimizer = state.optimizers[role]

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from stylegan_di.journal.clock import Clock
 from stylegan_di.journal.journal import Journal
 from stylegan_di.random import SampleRandom
+from stylegan_di.runs import statefile
 from stylegan_di.runs.endings import Diverged, Interrupted, StopRequest, storage_errors
 from stylegan_di.runs.folder import RunFolder
-from stylegan_di.runs.keeper import Keeper, Kept
-from stylegan_di.runs.statefile import State
+from stylegan_di.runs.resume import check_inputs, config_hash
 from stylegan_di.snapshots.checkpoint import save_snapshot
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training import watch
@@ -22,6 +23,7 @@ from stylegan_di.training.batch import Batch
 from stylegan_di.training.evaluation import Evaluation
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.schedule import ema_beta, lr_scale, update_ema
+from stylegan_di.training.state import TrainState
 
 W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg
 SKIPS_INTERVAL = 10  # steps between checks for skipped updates
@@ -29,16 +31,7 @@ MAX_RETURNS = 3  # returns to the best snapshot with --on-divergence=best
 
 
 class Trainer:
-    """One training run.
-
-    Args:
-        method: the networks, data, options and the step.
-        folder: the run's folder.
-        evaluation: measures metrics and draws grids.
-        journal: receives the run's reports.
-        stop: says when to end early.
-        saved: the state to resume from.
-    """
+    """One training run, from the state `saved` where it resumes; `stop` says when to end early."""
 
     def __init__(
         self,
@@ -47,7 +40,7 @@ class Trainer:
         evaluation: Evaluation,
         journal: Journal,
         stop: StopRequest,
-        saved: State | None = None,
+        saved: statefile.State | None = None,
     ) -> None:
         self.method = method
         self.config = method.config
@@ -56,9 +49,12 @@ class Trainer:
         self.evaluation = evaluation
         self.journal = journal
         self.stop = stop
-        parts: dict[str, Kept] = {"state": self.state, "evaluation": evaluation, "journal": journal}
-        self.keeper = Keeper(folder, self.config, method.inputs, parts)
-        seconds = 0.0 if saved is None else self.keeper.restore(saved)
+        #: What a training state holds the tensors and values of.
+        self.kept: dict[str, TrainState | Evaluation | Journal] = {
+            "state": self.state, "evaluation": evaluation, "journal": journal
+        }  # fmt: skip
+        self.saved: Path | None = None  # the newest state on disk
+        seconds = 0.0 if saved is None else self.restore(saved)
         self.total_nimg = round(self.config.kimg * 1000)
         self.clock = Clock(self.total_nimg, self.state.cur_nimg, seconds)
         share = self.config.batch // distributed.world_size()
@@ -94,7 +90,7 @@ class Trainer:
             Diverged: if the training diverged.
         """
         state = self.state
-        if self.keeper.saved is None:
+        if self.saved is None:
             self.begin()
         while state.snapshot_due or state.cur_nimg < self.total_nimg:
             if state.snapshot_due:
@@ -115,9 +111,33 @@ class Trainer:
             raise Interrupted(f"{self._stopped()}, before the first step: there is nothing to save; start it again")
 
     def save(self) -> None:
-        """Writes the training state."""
+        """Writes the training state and removes all but the last few; every process must call this."""
         distributed.average(self.method.running_means())
-        self.keeper.save(self.state.cur_nimg, self.clock.elapsed())
+        config, folder, path = self.config, self.folder, self.folder.state_path(self.state.cur_nimg)
+        if path == self.saved:
+            return
+        tensors = {name: tensor for part in self.kept.values() for name, tensor in part.tensors().items()}
+        self.saved = path
+        if distributed.rank() != 0:
+            return
+        values: dict[str, Any] = {name: part.values() for name, part in self.kept.items()}
+        values |= {"inputs": self.method.inputs, "line_files": folder.line_files(), "seconds": self.clock.elapsed()}
+        statefile.save_state(path, tensors, values, asdict(config), config_hash(config))
+        statefile.prune(folder.path, path)
+
+    def restore(self, saved: statefile.State) -> float:
+        """Restores a training state; returns the seconds that the run had taken.
+
+        Raises:
+            UserError: if the teacher or the data set has changed since the run began.
+        """
+        check_inputs(saved.values["inputs"], self.method.inputs)
+        for name, part in self.kept.items():
+            part.restore(saved.values[name], saved.tensors)
+        if distributed.rank() == 0:
+            self.folder.cut_line_files(saved.values["line_files"])
+        self.saved = saved.path
+        return float(saved.values["seconds"])
 
     def after_step(self) -> None:
         """Does what is due after a step: a tick, a check for divergence, a state."""
@@ -172,7 +192,10 @@ class Trainer:
         Raises:
             Diverged: if there is no best state, or the run has returned to it MAX_RETURNS times.
         """
-        state, best = self.state, self.keeper.best()
+        state, best_path = self.state, self.folder.best_state_path()
+        best = None
+        if self.config.on_divergence == "best" and best_path.is_file():
+            best = statefile.load_state(best_path)
         where = f"the training diverged at kimg {state.cur_nimg / 1000:g}: {trouble}"
         if best is None:
             raise Diverged(
@@ -197,8 +220,9 @@ class Trainer:
         if distributed.rank() == 0:
             for path in [self.folder.snapshot_path(kimg)] + ([self.folder.best_path()] if is_best else []):
                 self.write_snapshot(path, metrics)
-            if is_best:
-                self.keeper.keep_best()
+            if is_best and self.config.on_divergence == "best":
+                assert self.saved is not None
+                statefile.keep_best(self.saved, self.folder.best_state_path())
         self.state.snapshot_due = False
 
     def write_snapshot(self, path: Path, metrics: dict[str, float]) -> None:

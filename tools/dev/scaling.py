@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,30 +50,17 @@ from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
-from tools.dev.benchmark import peak_mib, seconds, write_report
+from tools.dev.benchmark import Measured, peak_mib, seconds, table, write_report
 from tools.dev.benchmark_rows import step_of, stylegan2, unet
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
-Row = Mapping[str, Any]  # a measurement, by column
+COSTS = {"images/s": "{images_per_second:.1f}", "MiB": "{peak_mib:.0f}"}
 
 report_file = click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False),
                            help="Write the results here too.")  # fmt: skip
 picture_file = click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False),
                             help="Draw them: .svg or .png.")  # fmt: skip
-
-
-def table(columns: Mapping[str, tuple[str, str]], rows: Iterable[Row]) -> list[Row]:
-    """Prints a Markdown table of rows as they come, and returns them.
-
-    columns: title -> the column's name in a row, and its format.
-    """
-    click.echo(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
-    done = []
-    for row in rows:
-        done.append(row)
-        click.echo(f"| {' | '.join(format(row[name], form) for name, form in columns.values())} |")
-    return done
 
 
 @contextlib.contextmanager
@@ -128,7 +115,7 @@ def method_of(resolution: int) -> DiffInstruct:
     return step_of(student, teacher, fake_score, CPU)
 
 
-def step_cost(resolution: int, size: int, rounds: int) -> Row:
+def step_cost(resolution: int, size: int, rounds: int) -> Measured:
     """Measures images per second, and a step's peak memory beyond weights and moments."""
     method = method_of(resolution)
     batch = Batch.of_step(seed=0, nimg=0, size=size, batch_gpu=size, rank=0, world_size=1, device=CPU)
@@ -151,7 +138,7 @@ def grid(resolutions: Sequence[int], most_batch: int, most_pixels: int) -> Itera
             batch *= 2
 
 
-def plot_steps(cells: Sequence[Row], path: Path) -> None:
+def plot_steps(cells: Sequence[Measured], path: Path) -> None:
     """Draws speed and memory against the batch, with one line per resolution."""
     labels = {"images_per_second": "images / s", "peak_mib": "memory of a step, MiB"}
     with two_panels(path) as panels:
@@ -180,8 +167,7 @@ def steps(
 ) -> None:  # fmt: skip
     """Diff-Instruct steps of a StyleGAN2 and U-Nets with the same widths at every resolution; batches double from 1."""
     ops = begin()
-    columns = {"resolution": ("resolution", ""), "batch": ("batch", ""), "images/s": ("images_per_second", ".1f"),
-               "MiB": ("peak_mib", ".0f")}  # fmt: skip
+    columns = {"resolution": "{resolution}", "batch": "{batch}", **COSTS}
     places = grid([int(side) for side in resolutions], most_batch, most_pixels)
     cells = table(columns, (step_cost(resolution, batch, rounds) for resolution, batch in places))
     write_report(target, {"ops": ops, "rounds": rounds, "cells": cells})
@@ -211,7 +197,7 @@ def layouts(most: int) -> Iterator[tuple[int, bool]]:
         count *= 2
 
 
-def run_cost(teacher: Path, batch: int, steps: int, processes: int, fsdp: bool) -> Row:
+def run_cost(teacher: Path, batch: int, steps: int, processes: int, fsdp: bool) -> Measured:
     """Measures a run of TICKS ticks of `steps` steps: the median speed of all but the first, the largest process.
 
     Raises:
@@ -256,7 +242,7 @@ def family_mib(ancestor: int) -> list[float]:
     return [most[member] for member in family if member in most]
 
 
-def plot_processes(runs: Sequence[Row], path: Path) -> None:
+def plot_processes(runs: Sequence[Measured], path: Path) -> None:
     """Draws speed and memory, with one bar per run."""
     names = [f"{run['processes']}{', spread' if run['weights'] == 'spread' else ''}" for run in runs]
     labels = {"images_per_second": "images / s", "process_mib": "memory of a process, MiB"}
@@ -281,8 +267,8 @@ def processes(
 
     In each tick the first process draws 80 images while the others wait, which many steps per tick make small.
     """
-    columns = {"processes": ("processes", ""), "weights": ("weights", ""), "images/s": ("images_per_second", ".2f"),
-               "MiB of a process": ("process_mib", ".0f")}  # fmt: skip
+    columns = {"processes": "{processes}", "weights": "{weights}", "images/s": "{images_per_second:.2f}",
+               "MiB of a process": "{process_mib:.0f}"}  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         teacher = Path(folder) / "teacher.pkl"
         save_teacher(teacher, model_channels)
@@ -309,7 +295,7 @@ def generate(generator: Generator, num: int, batch: int) -> Tensor:
     return torch.cat(list(generated_images(generator, num=num, batch=batch)))
 
 
-def generation_speeds(batches: Iterable[int], num: int, rounds: int) -> Iterator[Row]:
+def generation_speeds(batches: Iterable[int], num: int, rounds: int) -> Iterator[Measured]:
     """Measures each batch with at least `num` images; the batches alternate, so that a busy machine slows all alike."""
     for name, make in GENERATORS.items():
         generator = make()
@@ -325,12 +311,12 @@ def generation_speeds(batches: Iterable[int], num: int, rounds: int) -> Iterator
             yield {"generator": name, "batch": batch, "images_per_second": speed, "peak_mib": memory}
 
 
-def part(name: str, images: int, time: float, once: bool = False) -> Row:
+def part(name: str, images: int, time: float, once: bool = False) -> Measured:
     """A part's seconds for `images` images, and scaled to TOTAL of them."""
     return {"name": name, "images": images, "seconds": time, "scaled": time if once else time * TOTAL / images}
 
 
-def feature_parts(extractor: FeatureExtractor, label: str, images: Tensor, batch: int) -> Iterator[Row]:
+def feature_parts(extractor: FeatureExtractor, label: str, images: Tensor, batch: int) -> Iterator[Measured]:
     """Times the extraction, the sums, and the distance between the two halves' statistics."""
     features: list[Tensor] = []
     halves = [FeatureSums(extractor.dim) for _ in range(2)]
@@ -359,7 +345,7 @@ def inception() -> FeatureExtractor:
     return Inception().eval().requires_grad_(False).optimized()
 
 
-def metric_parts(num: int, batch: int) -> Iterator[Row]:
+def metric_parts(num: int, batch: int) -> Iterator[Measured]:
     """Times the generation by each generator, then the processing of the images."""
     for name, make in GENERATORS.items():
         generator = make()
@@ -384,11 +370,9 @@ def metrics(batches: str, num: int, batch: int, rounds: int, target: Path | None
         sizes = [int(size) for size in batches.split(",")]
     except ValueError:
         raise UserError(f"--batches={batches}: accepted are whole numbers, such as 1,8,64") from None
-    columns = {"generator": ("generator", ""), "batch": ("batch", ""), "images/s": ("images_per_second", ".1f"),
-               "MiB": ("peak_mib", ".0f")}  # fmt: skip
-    speeds = table(columns, generation_speeds(sizes, 64, rounds))
+    speeds = table({"generator": "{generator}", "batch": "{batch}", **COSTS}, generation_speeds(sizes, 64, rounds))
     click.echo()
-    columns = {"part": ("name", ""), f"s of {num} images": ("seconds", ".2f"), f"s of {TOTAL}": ("scaled", ".1f")}
+    columns = {"part": "{name}", f"s of {num} images": "{seconds:.2f}", f"s of {TOTAL}": "{scaled:.1f}"}
     parts = table(columns, metric_parts(num, batch))
     write_report(target, {"ops": ops, "rounds": rounds, "batch": batch, "total": TOTAL, "speeds": speeds,
                           "parts": parts})  # fmt: skip
