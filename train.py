@@ -48,7 +48,6 @@ def default_of(declared: Option, kind: str | None) -> str:
 
 
 def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
-    """Returns the configuration of a new run."""
     if kind is None:
         raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to continue a run")
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")

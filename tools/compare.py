@@ -42,7 +42,6 @@ def parse_psis(text: str) -> list[float]:
 
 
 def table(found: Comparison) -> str:
-    """Formats the comparison as text."""
     lines = [f"pixels {found.plain.pixel_distance:.4f}, features {found.plain.feature_distance:.4f} (mean distances)"]
     if found.truncation:
         lines.append(f"{'psi':>6} {'pixels':>8} {'features':>9} {'spread old':>11} {'spread new':>11}")

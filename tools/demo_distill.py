@@ -37,7 +37,6 @@ def teacher_figures(folder: Path) -> dict[str, float]:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
 def main(seed: int, outdir: str) -> None:
-    """Trains the student, measures the teacher, prints the metrics of both."""
     run("train.py", "--kind=di", f"--teacher={TEACHER}", f"--seed={seed}", f"--outdir={outdir}")
     folder = max(Path(outdir).glob("*-di-*"), key=lambda path: path.stat().st_mtime)
     run("calc_metrics.py", f"--network={TEACHER}", "--steps=18", f"--metrics={METRICS}", f"--num={SAMPLES}",

@@ -72,7 +72,6 @@ class Journal:
         return distributed.gather_ragged({name: torch.cat(values) for name, values in self._values.items()})
 
     def tick(self, values: Mapping[str, Mapping[str, float]]) -> None:
-        """Hands the statistics of a tick to the sinks."""
         for sink in self.sinks:
             sink.scalars(values)
 
@@ -87,7 +86,6 @@ class Journal:
             sink.table(name, row)
 
     def say(self, text: str) -> None:
-        """Hands a line for the user to the sinks."""
         for sink in self.sinks:
             sink.text(text)
 

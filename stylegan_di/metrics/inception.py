@@ -70,7 +70,6 @@ class Inception(Classifier):
         return self.depths(images)["2048"].float()
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """See `Classifier`."""
         return F.linear(features, self.fc.weight).softmax(dim=1)
 
     def depths(self, images: Tensor) -> dict[str, Tensor]:
@@ -102,8 +101,6 @@ class Inception(Classifier):
 
 
 class ConvBN(nn.Module):
-    """A convolution, followed by batch normalisation and ReLU."""
-
     bn: nn.BatchNorm2d | nn.Identity
 
     def __init__(

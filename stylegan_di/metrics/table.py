@@ -148,17 +148,14 @@ def metric(name: str) -> Metric | PathMetric:
 
 
 def figures_of(name: str, results: Mapping[str, float]) -> dict[str, float]:
-    """The figures of one metric among the results."""
     return {name + suffix: results[name + suffix] for suffix in metric(name).suffixes}
 
 
 def need_reals(names: Iterable[str]) -> bool:
-    """Whether any of these metrics compares with real images."""
     return any(metric(name).uses_reals for name in names)
 
 
 def need_labels(names: Iterable[str]) -> bool:
-    """Whether any of these metrics needs the classes of the images."""
     return any(isinstance(entry, Metric) and entry.needs_labels for entry in map(metric, names))
 
 

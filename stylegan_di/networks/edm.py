@@ -36,12 +36,15 @@ MODELS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"SongUNet": SongUNet, 
 class Precond(PersistentModule):
     """D(x; sigma) = c_skip * x + c_out * F(c_in * x; c_noise) (eq. 7); subclasses define the U-Net F and the c's."""
 
-    img_resolution: int
-    img_channels: int
-    label_dim: int
-    use_fp16: bool
     sigma_min: float
     sigma_max: float
+
+    def __init__(self, img_resolution: int, img_channels: int, label_dim: int, use_fp16: bool) -> None:
+        super().__init__()
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.label_dim = label_dim
+        self.use_fp16 = use_fp16
 
     @abstractmethod
     def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
@@ -121,12 +124,8 @@ class UNetPrecond(Precond):
         model_type: str,
         model_kwargs: dict[str, Any],
     ) -> None:
-        super().__init__()
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16)
         check_choice("model_type", model_type, list(MODELS))
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
-        self.label_dim = label_dim
-        self.use_fp16 = use_fp16
         self.model = MODELS[model_type](
             img_resolution=img_resolution,
             in_channels=img_channels,

@@ -44,7 +44,6 @@ def block_precision(weight: Tensor, use_fp16: bool, channels_last: bool) -> tupl
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
-    """The number of feature maps at a resolution."""
     return min(channel_base // resolution, channel_max)
 
 

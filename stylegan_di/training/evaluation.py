@@ -48,15 +48,11 @@ class Evaluation:
         indices = range(GRID_COLUMNS * rows)
         rng = SampleRandom(self.config.seed, "grid", 0, indices, method.device)
         self._z = self.generator.sample_latents(len(indices), rng=rng)
-        self._labels = self._grid_labels(len(indices))
+        self._labels = None
+        if label_dim := self.generator.label_dim:  # a class a column; those beyond the columns do not appear
+            classes = torch.arange(len(indices), device=method.device) % GRID_COLUMNS % label_dim
+            self._labels = one_hot(classes, label_dim)
         self._start: Tensor | None = None  # the grid's images before the first step, in the first process
-
-    def _grid_labels(self, n: int) -> Tensor | None:
-        """Returns labels with one class per column; classes beyond the columns do not appear."""
-        label_dim = self.generator.label_dim
-        if label_dim == 0:
-            return None
-        return one_hot(torch.arange(n, device=self.method.device) % GRID_COLUMNS % label_dim, label_dim)
 
     def grid_images(self) -> Tensor:
         """Returns the average's images at the grid's latents, [n,C,H,W], with the network's fixed noise."""

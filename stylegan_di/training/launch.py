@@ -63,10 +63,8 @@ def _check_agreement(config: TrainConfig, resumed: Resumed | None) -> None:
         raise UserError(f"--gpus={config.gpus}, but {distributed.world_size()} processes were started: leave it out")
     state = "none" if resumed is None else resumed.state.path.name
     mine = {"state": state} | {k: str(v) for k, v in (asdict(config) | versions()).items() if k != "outdir"}
-    texts = distributed.gather_strings(json.dumps(mine))
-    first = json.loads(texts[0])
-    for rank, text in enumerate(texts):
-        other = json.loads(text)
+    first, *_ = all_options = distributed.gather_objects(mine)
+    for rank, other in enumerate(all_options):
         if differing := [key for key in first if first[key] != other.get(key)]:
             named = "; ".join(f"{key} {first[key]} against {other.get(key)}" for key in differing)
             raise UserError(

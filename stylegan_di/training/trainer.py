@@ -22,7 +22,7 @@ from stylegan_di.training import watch
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.evaluation import Evaluation
 from stylegan_di.training.methods.base import Method
-from stylegan_di.training.schedule import ema_beta, lr_scale, update_ema
+from stylegan_di.training.optimize import ema_beta, lr_scale, update_ema
 from stylegan_di.training.state import TrainState
 
 W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg
@@ -104,7 +104,6 @@ class Trainer:
         return self.evaluation.finish(self.clock.elapsed())
 
     def begin(self) -> None:
-        """Evaluates the networks before the first step."""
         with contextlib.suppress(Interrupted, distributed.Abandoned):
             self.evaluation.begin()
         if distributed.any_process(self.stop.requested):
@@ -241,7 +240,6 @@ class Trainer:
         return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"
 
     def provenance(self, metrics: dict[str, float]) -> dict[str, str | float]:
-        """Returns the provenance that is written into a snapshot."""
         config = self.config
         origin = {"command": " ".join(sys.argv), "kind": config.kind, "date": time.strftime("%Y-%m-%d")}
         named = {"teacher": config.teacher, "gan_pkl": config.gan_pkl, "data": config.data}

@@ -82,7 +82,6 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
 
 
 def _arguments(network: Network) -> inspect.BoundArguments:
-    """Returns the arguments that a network was built with, by name."""
     return inspect.signature(type(network)).bind(*network._init_args, **network.init_kwargs)
 
 

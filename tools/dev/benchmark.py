@@ -170,7 +170,6 @@ def convolution_rate(device: torch.device) -> float:
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
 @user_errors
 def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, target: Path | None) -> None:
-    """Prints a line for each row as it is done."""
     keep_freed_memory()
     torch.set_num_threads(1)
     where, dtype = torch.device(device), AMP_TYPES.get(amp)

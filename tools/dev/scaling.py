@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 import stylegan_di
 from stylegan_di.dnnlib.cli import user_errors
-from stylegan_di.dnnlib.util import UserError, atomic_file
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor, Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.metrics.extractors import open_extractor
@@ -52,6 +52,7 @@ from stylegan_di.training.batch import Batch
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from tools.dev.benchmark import Measured, peak_mib, seconds, table, write_report
 from tools.dev.benchmark_rows import step_of, stylegan2, unet
+from tools.spectrum import load_matplotlib, save_figure
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
@@ -70,18 +71,12 @@ def two_panels(path: Path) -> Iterator[Sequence[Any]]:
     Raises:
         UserError: if matplotlib is not installed, or the suffix is not .svg or .png.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise UserError('--plot needs the package matplotlib: pip install "stylegan-di[plot]"') from None
+    _, figure_class = load_matplotlib("--plot")
     if path.suffix not in (".svg", ".png"):
         raise UserError(f"--plot={path}: accepted are names that end in .svg or .png")
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    figure = figure_class(figsize=(9, 3.6), layout="constrained")
     yield figure.subplots(1, 2)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scaling"}), atomic_file(path) as file:
-        figure.savefig(file, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
+    save_figure(figure, path, {"svg.fonttype": "none", "svg.hashsalt": "scaling"})
 
 
 def begin() -> str:
@@ -243,7 +238,6 @@ def family_mib(ancestor: int) -> list[float]:
 
 
 def plot_processes(runs: Sequence[Measured], path: Path) -> None:
-    """Draws speed and memory, with one bar per run."""
     names = [f"{run['processes']}{', spread' if run['weights'] == 'spread' else ''}" for run in runs]
     labels = {"images_per_second": "images / s", "process_mib": "memory of a process, MiB"}
     with two_panels(path) as panels:

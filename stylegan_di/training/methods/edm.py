@@ -83,7 +83,6 @@ class EDM(Method):
 
 
 def _new_network(config: TrainConfig, dataset: ImageDataset) -> Precond:
-    """Makes a new network for a data set."""
     kwargs: dict[str, Any] = dict(
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,

@@ -115,7 +115,6 @@ class GAN(GeneratorMethod):
 
 
 def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
-    """Makes new networks for a data set."""
     common: dict[str, Any] = dict(
         c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
     )
