@@ -30,11 +30,6 @@ def per_sample(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def sigma_from_normal(n: Tensor, P_mean: float, P_std: float) -> Tensor:
-    """Maps standard normal n of any shape to noise levels with ln sigma ~ N(P_mean, P_std^2) (table 1)."""
-    return (n * P_std + P_mean).exp()
-
-
 def vp_sigma(t: Tensor, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> Tensor:
     """Returns VP's noise level at times t in [0,1]: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)."""
     return ((0.5 * beta_d * t.square() + beta_min * t).exp() - 1).sqrt()
@@ -90,14 +85,14 @@ def _check_bounds(sigma_min: float, sigma_max: float) -> None:
 
 @dataclass(frozen=True)
 class LogNormalLaw(NoiseLaw):
-    """EDM's law: ln sigma ~ N(P_mean, P_std^2)."""
+    """EDM's law: ln sigma ~ N(P_mean, P_std^2) (table 1)."""
 
     P_mean: float = number(-1.2, Range(-20, 20))
     P_std: float = number(1.2, Range(0, 10, open_low=True))
     normal = True
 
     def sigma(self, draw: Tensor) -> Tensor:
-        return sigma_from_normal(draw, self.P_mean, self.P_std)
+        return (draw * self.P_std + self.P_mean).exp()
 
 
 @dataclass(frozen=True)

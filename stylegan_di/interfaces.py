@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError, option_name
-from stylegan_di.labels import one_hot
+from stylegan_di.labels import chosen_labels
 from stylegan_di.random import SampleRandom
 
 if TYPE_CHECKING:
@@ -177,8 +177,7 @@ class Generator(torch.nn.Module, ABC):
             rng = SampleRandom(seed, "draw", 0, [0], device)
             z, labels = self.sample_latents(1, rng=rng), None
             if self.label_dim:
-                drawn = rng.integers(self.label_dim)
-                labels = one_hot(drawn if class_index is None else torch.full_like(drawn, class_index), self.label_dim)
+                labels = chosen_labels(rng.integers(self.label_dim), class_index, self.label_dim)
             images.append(self(z, labels))
         return torch.cat(images)
 

@@ -17,7 +17,6 @@ from stylegan_di.diffusion import (
     edm_preconditioning,
     edm_weight,
     per_sample,
-    sigma_from_normal,
     vp_sigma,
     vp_time,
 )
@@ -37,10 +36,10 @@ def test_per_sample_broadcasts_over_samples() -> None:
 
 def test_noise_law_is_lognormal() -> None:
     torch.manual_seed(0)
-    sigma = sigma_from_normal(torch.randn(100_000, dtype=torch.float64), P_mean=-1.2, P_std=1.2)
+    sigma = LogNormalLaw(P_mean=-1.2, P_std=1.2).sigma(torch.randn(100_000, dtype=torch.float64))
     torch.testing.assert_close(sigma.log().mean().item(), -1.2, rtol=0, atol=0.02)
     torch.testing.assert_close(sigma.log().std().item(), 1.2, rtol=0, atol=0.02)
-    torch.testing.assert_close(sigma_from_normal(torch.zeros(2), -2.0, 1.0), torch.full([2], math.exp(-2)))
+    torch.testing.assert_close(LogNormalLaw(-2.0, 1.0).sigma(torch.zeros(2)), torch.full([2], math.exp(-2)))
 
 
 def test_add_noise_per_sample_and_scalar() -> None:

@@ -196,14 +196,6 @@ def open_as_a_network_file(data: bytes) -> str:
     return "built" if blueprints else "read"
 
 
-def limit_memory() -> int:
-    """Limits this process's address space; returns the limit in bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = max(MEMORY, pages * resource.getpagesize() + ROOM)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return limit
-
-
 def fuzz(count: int, seed: int, first: int) -> dict[str, Any]:
     """Opens `count` mutants; returns the counts, and the first few failures of each kind as (index, base, what)."""
     bases = base_files()
@@ -214,7 +206,9 @@ def fuzz(count: int, seed: int, first: int) -> dict[str, Any]:
         open_as_a_network_file(mutant(bases, small, -1, index)[1])
     events: list[str] = []
     progress = Progress("Mutants", count)
-    limit = limit_memory()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = max(MEMORY, pages * resource.getpagesize() + ROOM)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     sys.addaudithook(lambda event, arguments: events.append(event) if event.startswith(WATCHED) else None)
     outcomes: Counter[str] = Counter()
     failures: dict[str, list[tuple[int, str, str]]] = {"executions": [], "uncaught": [], "slow": []}
