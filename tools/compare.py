@@ -51,12 +51,6 @@ def table(found: Comparison) -> str:
     return "\n".join(lines)
 
 
-def picture(found: Comparison, columns: int) -> torch.Tensor:
-    """Returns uint8 images in the order of a grid: a row of OLD, the same latents of NEW, the next row, ..."""
-    rows = zip(found.old.split(columns), found.new.split(columns), strict=True)
-    return to_uint8(torch.cat([torch.cat(pair) for pair in rows]))
-
-
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
@@ -93,8 +87,10 @@ def main(
     writable_folder(f"--outdir={outdir}", outdir)
     found = compare(first, second, network, num=num, seed=seed, psis=psis)
     columns = min(columns, num)
-    shown = 2 * min(rows, num // columns) * columns
-    save_grid(picture(found, columns)[:shown], outdir / "compare.png", columns=columns)
+    shown = min(rows, num // columns)
+    pairs = list(zip(found.old.split(columns), found.new.split(columns), strict=True))[:shown]  # a row of OLD, of NEW
+    images = torch.cat([torch.cat(pair) for pair in pairs])
+    save_grid(to_uint8(images), outdir / "compare.png", columns=columns)
     report = {
         "old": old, "new": new, "num": num, "seed": seed, "extractor": extractor,
         "pixel_distance": found.plain.pixel_distance, "feature_distance": found.plain.feature_distance,

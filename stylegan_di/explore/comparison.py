@@ -82,20 +82,17 @@ def compare(
             raise UserError(f"truncation is for GANs; this network is a {old.kind}: give --psi=none")
         shown = (old, new) if psi == 1 else (old.with_options(trunc=psi), new.with_options(trunc=psi))
         first, second = (generator.in_batches(z, labels, BATCH).clamp(-1, 1) for generator in shown)
-        return _point(psi, first, second, extractor), first, second
+        features = [
+            torch.cat([extractor(to_rgb(to_uint8(part))) for part in images.split(BATCH)]) for images in (first, second)
+        ]
+        point = TruncationPoint(
+            psi=psi,
+            pixel_distance=float((first - second).abs().mean()),
+            feature_distance=float((features[0] - features[1]).norm(dim=1).mean()),
+            spread_old=float(first.std(0, correction=0).mean()),
+            spread_new=float(second.std(0, correction=0).mean()),
+        )
+        return point, first, second
 
     plain, first, second = at(1.0)
     return Comparison(first, second, plain, tuple(plain if psi == 1 else at(psi)[0] for psi in psis))
-
-
-def _point(psi: float, old: Tensor, new: Tensor, extractor: FeatureExtractor) -> TruncationPoint:
-    features = [
-        torch.cat([extractor(to_rgb(to_uint8(part))) for part in images.split(BATCH)]) for images in (old, new)
-    ]
-    return TruncationPoint(
-        psi=psi,
-        pixel_distance=float((old - new).abs().mean()),
-        feature_distance=float((features[0] - features[1]).norm(dim=1).mean()),
-        spread_old=float(old.std(0, correction=0).mean()),
-        spread_new=float(new.std(0, correction=0).mean()),
-    )

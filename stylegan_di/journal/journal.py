@@ -65,9 +65,14 @@ class Journal:
 
     def _gathered(self) -> dict[str, Tensor]:
         """All processes' values since the last report, [n] by name, those with noise levels in their bins."""
+        low, high = SIGMA_BINS
         for name, pairs in self._with_sigma.items():
             for values, sigma in pairs:
-                self.scalars(by_sigma(name, values, sigma))
+                self.scalars({
+                    f"{name}/sigma<{low:g}": values[sigma < low],
+                    f"{name}/sigma{low:g}-{high:g}": values[(sigma >= low) & (sigma < high)],
+                    f"{name}/sigma>{high:g}": values[sigma >= high],
+                })  # fmt: skip
         self._with_sigma.clear()
         return distributed.gather_ragged({name: torch.cat(values) for name, values in self._values.items()})
 
@@ -107,13 +112,3 @@ class Journal:
             for name, recorded in own.items()
             if name.startswith(PREFIX)
         }
-
-
-def by_sigma(name: str, values: Tensor, sigma: Tensor) -> dict[str, Tensor]:
-    """Splits per-sample values [B] into bins of noise level: {'name/sigma<0.2': [...], ...}."""
-    low, high = SIGMA_BINS
-    return {
-        f"{name}/sigma<{low:g}": values[sigma < low],
-        f"{name}/sigma{low:g}-{high:g}": values[(sigma >= low) & (sigma < high)],
-        f"{name}/sigma>{high:g}": values[sigma >= high],
-    }

@@ -179,8 +179,9 @@ class Trainer:
         self.journal.say(line)
         trouble = watch.out_of_range(state.history, values, self.method.watched)
         values["Progress/distance_from_start"] = self.evaluation.distance_from_start()
-        values["Progress/skipped_updates"] = _scalar(len(state.skipped))
-        self.journal.tick(values | {"Progress/kimg": _scalar(state.cur_nimg / 1000)})
+        progress = {"Progress/skipped_updates": len(state.skipped), "Progress/kimg": state.cur_nimg / 1000}
+        values |= {name: {"num": 1, "mean": value, "std": 0.0} for name, value in progress.items()}
+        self.journal.tick(values)
         return trouble
 
     def return_to_best(self, trouble: str) -> None:
@@ -249,7 +250,3 @@ class Trainer:
             | {"seed": float(config.seed), "kimg": self.state.cur_nimg / 1000}
             | {f"metric/{name}": value for name, value in metrics.items()}
         )
-
-
-def _scalar(value: float) -> dict[str, float]:
-    return {"num": 1, "mean": value, "std": 0.0}

@@ -25,11 +25,6 @@ class GAN:
     ema: Generator
 
 
-def frozen(layers: int) -> dict[str, Any]:
-    """Returns the Discriminator's block_kwargs that freeze so many layers, starting at the highest resolution."""
-    return {"freeze_layers": layers} if layers else {}
-
-
 def freeze(model: interfaces.Generator, ema: interfaces.Generator, parts: Sequence[str]) -> None:
     """Freezes parts of a generator with the weights of its average, so that the average keeps them too.
 
@@ -74,9 +69,11 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
         )
     blocks = _arguments(discriminator).arguments.get("block_kwargs") or {}
     blocks = {name: value for name, value in blocks.items() if name != "freeze_layers"}
+    if freezed:
+        blocks["freeze_layers"] = freezed
     return GAN(
         _rebuilt(generator, c_dim=dataset.label_dim),
-        _rebuilt(discriminator, c_dim=dataset.label_dim, block_kwargs=blocks | frozen(freezed)),
+        _rebuilt(discriminator, c_dim=dataset.label_dim, block_kwargs=blocks),
         _rebuilt(ema, c_dim=dataset.label_dim),
     )
 

@@ -100,13 +100,6 @@ def make_files(folder: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def import_all() -> None:
-    """Makes PyTorch import here once what every training would import at its first step."""
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    parameter.grad = torch.zeros(1)
-    torch.optim.Adam([parameter], fused=True).step()
-
-
 def launch(arguments: Sequence[str], fresh: bool) -> ForkProcess:
     """Starts train.py, in a new interpreter or in a child forked from this process."""
     command = [sys.executable, str(ROOT / "train.py"), *arguments]
@@ -297,7 +290,9 @@ def torn_saves(folder: Path, count: int, random: np.random.Generator) -> tuple[i
 @click.option("--dest", type=click.Path(path_type=Path), help="Folder to work in.  [default: a temporary one]")
 def main(kills: int, fresh: int, torn: int, seed: int, dest: Path | None) -> None:
     torch.set_num_threads(1)  # like the fresh processes, because rounding depends on the number of threads
-    import_all()
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    torch.optim.Adam([parameter], fused=True).step()  # PyTorch imports here, once, what trainings would at first
     random = np.random.default_rng(seed)
     folder = Path(tempfile.mkdtemp(prefix="kill-test-", dir=dest))
     ok = True

@@ -133,7 +133,7 @@ def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
         **common,
         **widths,
         architecture=config.d_arch,
-        block_kwargs=transfer.frozen(config.freezed),
+        block_kwargs={"freeze_layers": config.freezed} if config.freezed else {},
         mapping_kwargs={},
         epilogue_kwargs=dict(mbstd_group_size=config.mbstd_group),
     )
