@@ -55,14 +55,6 @@ def reference_of(
     return reference
 
 
-def results_folder(outdir: Path | None, network: str | None) -> Path | None:
-    """Returns the folder of metric-<name>.jsonl: --outdir, else the network's run folder, else None."""
-    if outdir is not None:
-        return writable_folder("--outdir", outdir)
-    folder = Path(network or "").parent
-    return folder if (folder / "training_options.json").is_file() else None
-
-
 def table(mean: Mapping[str, float], spread: Mapping[str, float], repeat: int, title: str) -> str:
     width = max(map(len, mean))
     lines = [f"  {name:<{width}}  {value:.6g}" for name, value in mean.items()]
@@ -136,7 +128,9 @@ def main(
         raise UserError(f"--which={which} is for --network; leave it out with --images")
     start = time.monotonic()
     names = metrics.split(",")
-    folder = results_folder(outdir, network)
+    folder = None if outdir is None else writable_folder("--outdir", outdir)
+    if folder is None and (Path(network or "").parent / "training_options.json").is_file():
+        folder = Path(network or "").parent  # a run's
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
     reference = reference_of(names, network, data, ref, mirror)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import click
 
@@ -48,7 +48,6 @@ def default_of(declared: Option, kind: str | None) -> str:
 
 
 def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
-    """Returns the configuration of a new run."""
     if kind is None:
         raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to continue a run")
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
@@ -99,18 +98,12 @@ def main(dry_run: bool, **given: Any) -> None:
         click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)
         status = error.status
     if processes.started():
-        leave(status)
+        # One of several leaves without shutting the interpreter down, because the shutdown after a sharded run (FSDP2,
+        # gloo, PyTorch 2.13) aborted the process in two of some eighty runs.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     raise click.exceptions.Exit(status)
-
-
-def leave(status: int) -> NoReturn:
-    """Exits one of several processes immediately when its work is done, without shutting the interpreter down.
-
-    The shutdown after a sharded run (FSDP2, gloo, PyTorch 2.13) aborted the process in two of some eighty runs.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -30,11 +30,6 @@ def per_sample(sigma: Tensor, x: Tensor) -> Tensor:
     return sigma.reshape(-1, *[1] * (x.ndim - 1))
 
 
-def sigma_from_normal(n: Tensor, P_mean: float, P_std: float) -> Tensor:
-    """Maps standard normal n of any shape to noise levels with ln sigma ~ N(P_mean, P_std^2) (table 1)."""
-    return (n * P_std + P_mean).exp()
-
-
 def vp_sigma(t: Tensor, beta_d: float = VP_BETA_D, beta_min: float = VP_BETA_MIN) -> Tensor:
     """Returns VP's noise level at times t in [0,1]: sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1)."""
     return ((0.5 * beta_d * t.square() + beta_min * t).exp() - 1).sqrt()
@@ -64,11 +59,6 @@ def add_noise(x: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     return x + per_sample(sigma, x) * noise
 
 
-def score(denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
-    """Returns the gradient of the noised images' log density at x, [B,C,H,W]: (denoised - x) / sigma^2 (eq. 3)."""
-    return (denoised - x) / per_sample(sigma, x).square()
-
-
 def edm_weight(sigma: Tensor, sigma_data: float = 0.5) -> Tensor:
     """Returns the weight (sigma^2 + sigma_data^2) / (sigma * sigma_data)^2 = 1 / c_out^2 (table 1), shaped as sigma."""
     return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
@@ -95,14 +85,14 @@ def _check_bounds(sigma_min: float, sigma_max: float) -> None:
 
 @dataclass(frozen=True)
 class LogNormalLaw(NoiseLaw):
-    """EDM's law: ln sigma ~ N(P_mean, P_std^2)."""
+    """EDM's law: ln sigma ~ N(P_mean, P_std^2) (table 1)."""
 
     P_mean: float = number(-1.2, Range(-20, 20))
     P_std: float = number(1.2, Range(0, 10, open_low=True))
     normal = True
 
     def sigma(self, draw: Tensor) -> Tensor:
-        return sigma_from_normal(draw, self.P_mean, self.P_std)
+        return (draw * self.P_std + self.P_mean).exp()
 
 
 @dataclass(frozen=True)
@@ -188,23 +178,3 @@ def edm_preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> Preconditioni
         c_in=total.rsqrt(),
         c_noise=sigma.log() / 4,
     )
-
-
-def vp_preconditioning(sigma: Tensor, beta_d: float, beta_min: float, M: int) -> Preconditioning:
-    """Returns VP's coefficients: F estimates the noise and is told its level as a time from 0 to M - 1."""
-    return _noise_prediction(sigma, c_noise=(M - 1) * vp_time(sigma, beta_d, beta_min))
-
-
-def iddpm_preconditioning(sigma: Tensor, index: Tensor, M: int) -> Preconditioning:
-    """Returns iDDPM's coefficients; `index`, shaped as sigma, is the noise level's index in `iddpm_levels`."""
-    return _noise_prediction(sigma, c_noise=(M - 1 - index).to(sigma.dtype))
-
-
-def ve_preconditioning(sigma: Tensor) -> Preconditioning:
-    """Returns VE's coefficients: F estimates the negative noise from the unscaled noisy image."""
-    one = torch.ones_like(sigma)
-    return Preconditioning(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
-
-
-def _noise_prediction(sigma: Tensor, c_noise: Tensor) -> Preconditioning:
-    return Preconditioning(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)

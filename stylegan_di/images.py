@@ -45,22 +45,15 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
         Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format=format)
 
 
-def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int, pad: int = 0) -> None:
+def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int) -> None:
     """Writes images uint8 [N,C,H,W] as one image; see `tile` and `save_image`."""
-    save_image(tile(images, columns, pad), path)
+    save_image(tile(images, columns), path)
 
 
-def tile(images: Tensor, columns: int, pad: int = 0) -> Tensor:
-    """Arranges images [N,C,H,W] row by row into one image [C,...].
-
-    Args:
-        columns: images in a row; an incomplete last row is filled with black.
-        pad: black pixels between neighbours.
-    """
+def tile(images: Tensor, columns: int) -> Tensor:
+    """Arranges images [N,C,H,W] row by row into one image [C,...]; an incomplete last row is filled with zeros."""
     n, channels, height, width = images.shape
     rows = -(-n // columns)
-    grid = images.new_zeros([channels, rows * (height + pad) - pad, columns * (width + pad) - pad])
-    for index, image in enumerate(images):
-        top, left = index // columns * (height + pad), index % columns * (width + pad)
-        grid[:, top : top + height, left : left + width] = image
-    return grid
+    cells = torch.cat([images, images.new_zeros([rows * columns - n, channels, height, width])])
+    cells = cells.unflatten(0, [rows, columns]).permute(2, 0, 3, 1, 4)
+    return cells.reshape(channels, rows * height, columns * width)

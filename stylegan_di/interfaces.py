@@ -9,14 +9,17 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError, option_name
-from stylegan_di.labels import one_hot
+from stylegan_di.labels import chosen_labels
 from stylegan_di.random import SampleRandom
+
+if TYPE_CHECKING:
+    from typing import Self  # from Python 3.11 on
 
 
 class Denoiser(torch.nn.Module, ABC):
@@ -157,6 +160,12 @@ class Generator(torch.nn.Module, ABC):
         return self
 
     @torch.no_grad()
+    def in_batches(self, z: Tensor, labels: Tensor | None, batch: int) -> Tensor:
+        """Images [n,C,H,W] of n latents and labels, `batch` at a time, with the network's fixed noise."""
+        parts = [slice(start, start + batch) for start in range(0, len(z), batch)]
+        return torch.cat([self(z[part], None if labels is None else labels[part]) for part in parts])
+
+    @torch.no_grad()
     def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
         """Draws images [n,C,H,W] for n seeds; a seed's image does not depend on the other seeds.
 
@@ -168,8 +177,7 @@ class Generator(torch.nn.Module, ABC):
             rng = SampleRandom(seed, "draw", 0, [0], device)
             z, labels = self.sample_latents(1, rng=rng), None
             if self.label_dim:
-                drawn = rng.integers(self.label_dim)
-                labels = one_hot(drawn if class_index is None else torch.full_like(drawn, class_index), self.label_dim)
+                labels = chosen_labels(rng.integers(self.label_dim), class_index, self.label_dim)
             images.append(self(z, labels))
         return torch.cat(images)
 
@@ -202,6 +210,14 @@ class FeatureExtractor(torch.nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
         """Maps images uint8 [B,3,H,W] in 0..255 to features float32 [B,dim]."""
+
+    @classmethod
+    def of_weights(cls, weights: Mapping[str, Tensor], **arguments: Any) -> Self:
+        """Makes the network with these weights, which must be its own; in evaluation mode, without gradients."""
+        with torch.device("meta"):
+            network = cls(**arguments)
+        network.load_state_dict(weights, assign=True)
+        return network.eval().requires_grad_(False)
 
 
 class Classifier(FeatureExtractor):

@@ -21,6 +21,11 @@ def one_hot(classes: Tensor, label_dim: int) -> Tensor:
     return (classes[:, None] == torch.arange(label_dim, device=classes.device)).float()
 
 
+def chosen_labels(drawn: Tensor, class_index: int | None, label_dim: int) -> Tensor:
+    """Returns labels float32 [n,label_dim] of class_index, or if it is None of the drawn classes, int64 [n]."""
+    return one_hot(drawn if class_index is None else torch.full_like(drawn, class_index), label_dim)
+
+
 @dataclass(frozen=True)
 class ClassMap:
     """The student's labels as its teacher takes them.

@@ -55,7 +55,7 @@ def test_a_row_is_printed_and_written(tmp_path: Path) -> None:
     assert row["ratio"] == pytest.approx(row["plain_seconds"] / row["seconds"])
     assert row["difference"] < 2e-5
     assert row["peak_mib"] > 0
-    assert f"{row['ratio']:5.2f}" in result.output
+    assert f"| {row['ratio']:.2f} |" in result.output
 
 
 def test_sides_that_differ_are_refused() -> None:

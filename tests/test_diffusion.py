@@ -17,8 +17,6 @@ from stylegan_di.diffusion import (
     edm_preconditioning,
     edm_weight,
     per_sample,
-    score,
-    sigma_from_normal,
     vp_sigma,
     vp_time,
 )
@@ -38,10 +36,10 @@ def test_per_sample_broadcasts_over_samples() -> None:
 
 def test_noise_law_is_lognormal() -> None:
     torch.manual_seed(0)
-    sigma = sigma_from_normal(torch.randn(100_000, dtype=torch.float64), P_mean=-1.2, P_std=1.2)
+    sigma = LogNormalLaw(P_mean=-1.2, P_std=1.2).sigma(torch.randn(100_000, dtype=torch.float64))
     torch.testing.assert_close(sigma.log().mean().item(), -1.2, rtol=0, atol=0.02)
     torch.testing.assert_close(sigma.log().std().item(), 1.2, rtol=0, atol=0.02)
-    torch.testing.assert_close(sigma_from_normal(torch.zeros(2), -2.0, 1.0), torch.full([2], math.exp(-2)))
+    torch.testing.assert_close(LogNormalLaw(-2.0, 1.0).sigma(torch.zeros(2)), torch.full([2], math.exp(-2)))
 
 
 def test_add_noise_per_sample_and_scalar() -> None:
@@ -50,16 +48,6 @@ def test_add_noise_per_sample_and_scalar() -> None:
     torch.testing.assert_close(noisy[0], x[0] + 0.5 * noise[0])
     torch.testing.assert_close(noisy[1], x[1] + 2.0 * noise[1])
     torch.testing.assert_close(add_noise(x, noise, torch.tensor(2.0)), x + 2 * noise)
-
-
-def test_score_of_a_gaussian() -> None:
-    """For x0 ~ N(m, s^2): D = (s^2 x + sigma^2 m) / (s^2 + sigma^2), and the score is (m - x) / (s^2 + sigma^2)."""
-    torch.manual_seed(0)
-    mean, std = 0.7, 1.5
-    x = torch.randn(4, 3, 2, 2, dtype=torch.float64)
-    variance = per_sample(SIGMAS, x).square()
-    denoised = (std**2 * x + variance * mean) / (std**2 + variance)
-    torch.testing.assert_close(score(denoised, x, SIGMAS), (mean - x) / (std**2 + variance), rtol=1e-8, atol=0)
 
 
 def test_preconditioning_gives_unit_variances() -> None:

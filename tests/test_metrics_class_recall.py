@@ -14,11 +14,10 @@ from torch import Tensor
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.metrics.class_recall import class_recall
 from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.metrics.extractors import open_extractor
 from stylegan_di.metrics.features import dataset_features, extract, generated_images
-from stylegan_di.metrics.precision_recall import precision_recall
+from stylegan_di.metrics.manifolds import class_recall, precision_recall
 from stylegan_di.metrics.statistics import load_stats, save_stats
 from stylegan_di.metrics.table import need_labels
 from stylegan_di.networks import stylegan2

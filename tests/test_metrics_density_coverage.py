@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.metrics import density_coverage as module
-from stylegan_di.metrics.density_coverage import density_coverage
+from stylegan_di.metrics import manifolds as module
+from stylegan_di.metrics.manifolds import density_coverage
 
 
 def normal(num: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:

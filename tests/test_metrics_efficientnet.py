@@ -14,7 +14,7 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Classifier
-from stylegan_di.metrics.efficientnet import Block, Conv, EfficientNetLite0, efficientnet_of, load_efficientnet
+from stylegan_di.metrics.efficientnet import Block, Conv, EfficientNetLite0, load_efficientnet
 from stylegan_di.metrics.extractors import detector_files, open_extractor
 
 MILITARY_UNIFORM, BOW_TIE, SUIT = 652, 457, 834  # ImageNet's classes
@@ -34,7 +34,7 @@ def network(weights_file: Path) -> EfficientNetLite0:
 @pytest.fixture(scope="module")
 def plain(weights_file: Path) -> EfficientNetLite0:
     """Batch normalisation not folded."""
-    return efficientnet_of(torch.load(weights_file, map_location="cpu", weights_only=True))
+    return EfficientNetLite0.of_weights(torch.load(weights_file, map_location="cpu", weights_only=True))
 
 
 @pytest.fixture(scope="module")
@@ -133,13 +133,13 @@ def test_a_copy_of_the_file_serves_and_others_do_not(weights_file: Path, tmp_pat
 
 def test_names_and_shapes_must_be_exact() -> None:
     weights = EfficientNetLite0().state_dict()
-    efficientnet_of(weights)
+    EfficientNetLite0.of_weights(weights)
     with pytest.raises(RuntimeError, match="extra"):
-        efficientnet_of(weights | {"extra": torch.zeros(1)})
+        EfficientNetLite0.of_weights(weights | {"extra": torch.zeros(1)})
     with pytest.raises(RuntimeError, match="_fc"):
-        efficientnet_of({name: value for name, value in weights.items() if name != "_fc.bias"})
+        EfficientNetLite0.of_weights({name: value for name, value in weights.items() if name != "_fc.bias"})
     with pytest.raises(RuntimeError, match="size mismatch"):
-        efficientnet_of(weights | {"_fc.bias": torch.zeros(999)})
+        EfficientNetLite0.of_weights(weights | {"_fc.bias": torch.zeros(999)})
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,9 @@ from stylegan_di.metrics.features import (
 )
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception_score import inception_score
+from stylegan_di.metrics.manifolds import precision_recall
 from stylegan_di.metrics.path_length import Path as LatentPath
 from stylegan_di.metrics.path_length import path_distances, trimmed_mean
-from stylegan_di.metrics.precision_recall import precision_recall
 from stylegan_di.metrics.statistics import load_stats, save_stats
 from stylegan_di.metrics.table import METRICS
 from stylegan_di.metrics.vgg16 import lpips_of, vgg16_of

@@ -19,7 +19,7 @@ from stylegan_di.dnnlib.download import cached_path
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.metrics.extractors import open_extractor
-from stylegan_di.metrics.inception import WEIGHTS, Inception, inception_of, resize_tf1
+from stylegan_di.metrics.inception import WEIGHTS, Inception, resize_tf1
 from stylegan_di.metrics.inception_script import SCRIPT, ScriptedInception
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"
@@ -59,7 +59,8 @@ def test_features_at_every_depth(weights: dict[str, Tensor], case: str) -> None:
     big = np.random.RandomState(2).randint(0, 256, (1, 3, 299, 299)).astype(np.uint8)
     images = torch.from_numpy(big if case == "b299" else golden[f"{case}/x"])
     for dtype in (torch.float32, torch.float64) if case == "c64x48" else (torch.float32,):
-        network = inception_of({name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()})
+        cast = {name: v.to(dtype) if v.is_floating_point() else v for name, v in weights.items()}
+        network = Inception.of_weights(cast)
         for name, value in network.depths(images).items():
             expected = golden[f"{case}/{name}"]
             assert value.dtype == dtype
@@ -101,10 +102,10 @@ def test_offline_it_says_where_to_put_the_file(tmp_path: Path, monkeypatch: pyte
 
 
 def test_folded_normalisation_gives_the_same_features(weights: dict[str, Tensor]) -> None:
-    network = inception_of(weights)
+    network = Inception.of_weights(weights)
     images = torch.from_numpy(np.random.RandomState(3).randint(0, 256, (2, 3, 32, 32)).astype(np.uint8))
     expected = network(images)
-    fast = inception_of(weights).optimized()
+    fast = Inception.of_weights(weights).optimized()
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in fast.modules())
     torch.testing.assert_close(fast(images), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
 

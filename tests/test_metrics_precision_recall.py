@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.metrics import precision_recall as module
-from stylegan_di.metrics.precision_recall import precision_recall
+from stylegan_di.metrics import manifolds as module
+from stylegan_di.metrics.manifolds import precision_recall
 
 GOLDEN = Path(__file__).parent / "golden" / "metrics"
 

@@ -301,7 +301,7 @@ def test_encoder_skip_adds_the_downsampled_image() -> None:
     outputs: dict[str, torch.Tensor] = {}
     for key, layer in model.enc.items():
         layer.register_forward_hook(lambda _layer, _args, output, key=key: outputs.__setitem__(key, output))
-    _, skips = model.encode(x, emb)
+    skips = model.encode(x, emb)
     for res, skip in ((4, skips[2]), (2, skips[4])):
         image = F.adaptive_avg_pool2d(x, res)
         expected = outputs[f"{res}x{res}_down"] + model.enc[f"{res}x{res}_aux_skip"](image)

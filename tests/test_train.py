@@ -16,6 +16,7 @@ from click.testing import CliRunner
 import train
 from stylegan_di import load_denoiser, load_generator
 from stylegan_di.config import TrainConfig
+from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.download import cached_path
 from stylegan_di.networks.edm import PRECONDITIONERS, EDMPrecond, VEPrecond, VPPrecond
 from stylegan_di.snapshots.checkpoint import load_snapshot
@@ -267,7 +268,7 @@ def test_a_gan_trains_on_from_its_pickle(files: dict[str, str], tmp_path: Path) 
 
 
 def test_transfer_to_other_classes_keeps_every_weight_that_fits(files: dict[str, str]) -> None:
-    gan = gan_to_resume(files["gan"], label_dim=0, resolution=8, channels=1)
+    gan = gan_to_resume(files["gan"], ImageDataset(files["data"]))
     old = load_snapshot(files["gan"]).networks["G"]
     assert old is not None
     assert gan.generator.c_dim == gan.discriminator.c_dim == gan.ema.c_dim == 0
@@ -298,7 +299,7 @@ def test_an_augmentation_that_needs_larger_images_is_refused(files: dict[str, st
 def test_layers_of_a_resumed_discriminator_can_be_frozen(files: dict[str, str]) -> None:
     old = load_snapshot(files["gan"]).networks["D"]
     assert old is not None
-    gan = gan_to_resume(files["gan"], label_dim=3, resolution=8, channels=1, freezed=1)
+    gan = gan_to_resume(files["gan"], ImageDataset(files["data"], use_labels=True), freezed=1)
     assert {name for name, _ in gan.discriminator.named_buffers()} >= {"b8.fromrgb.weight", "b8.fromrgb.bias"}
     assert "b8.conv0.weight" in dict(gan.discriminator.named_parameters())
     new = gan.discriminator.state_dict()
@@ -332,7 +333,7 @@ def test_short_names_are_stylegan2_adas_files(
     path = cached_path(folder + file)
     path.parent.mkdir(parents=True)
     shutil.copy(files["gan"], path)
-    gan = gan_to_resume(name, label_dim=3, resolution=8, channels=1)
+    gan = gan_to_resume(name, ImageDataset(files["data"], use_labels=True))
     expected = load_snapshot(files["gan"]).networks["G"]
     assert expected is not None
     torch.testing.assert_close(gan.generator.state_dict(), expected.state_dict(), rtol=0, atol=0)

@@ -13,7 +13,6 @@ from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.divergences import parse_divergence
 from stylegan_di.journal.clock import comparison_table
 from stylegan_di.journal.journal import Journal
-from stylegan_di.journal.statistics import Statistics
 from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
@@ -24,8 +23,7 @@ from stylegan_di.training.instruction import Instruction
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.methods.gan import GAN
-from stylegan_di.training.optimize import apply_gradients
-from stylegan_di.training.schedule import ema_beta, update_ema
+from stylegan_di.training.optimize import apply_gradients, ema_beta, update_ema
 from tests.tiny import edm_network, gan_networks
 
 CPU = torch.device("cpu")
@@ -238,9 +236,9 @@ def test_ema_has_the_half_life_it_is_given() -> None:
 
 
 def test_statistics_are_means_over_all_values_since_the_last_report() -> None:
-    statistics = Statistics()
-    statistics.add({"a": torch.tensor([1.0, 2.0]), "b": 5.0})
-    statistics.add({"a": torch.tensor([6.0]), "none": torch.tensor([])})
+    statistics = Journal()
+    statistics.scalars({"a": torch.tensor([1.0, 2.0]), "b": 5.0})
+    statistics.scalars({"a": torch.tensor([6.0]), "none": torch.tensor([])})
     drained = statistics.drain()
     assert drained["a"] == {"num": 3, "mean": 3.0, "std": pytest.approx((14 / 3) ** 0.5)}
     assert set(drained) == {"a", "b"}
@@ -248,8 +246,8 @@ def test_statistics_are_means_over_all_values_since_the_last_report() -> None:
 
 
 def test_statistics_are_told_apart_by_noise_level() -> None:
-    statistics = Statistics()
-    statistics.add_by_sigma("a", torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 0.9, 2.0]))
+    statistics = Journal()
+    statistics.by_sigma("a", torch.tensor([1.0, 2.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 0.9, 2.0]))
     drained = statistics.drain()
     assert {name: value["mean"] for name, value in drained.items()} == {
         "a/sigma<0.2": 1.0, "a/sigma0.2-1": 2.5, "a/sigma>1": 5.0

@@ -42,7 +42,6 @@ def parse_psis(text: str) -> list[float]:
 
 
 def table(found: Comparison) -> str:
-    """Formats the comparison as text."""
     lines = [f"pixels {found.plain.pixel_distance:.4f}, features {found.plain.feature_distance:.4f} (mean distances)"]
     if found.truncation:
         lines.append(f"{'psi':>6} {'pixels':>8} {'features':>9} {'spread old':>11} {'spread new':>11}")
@@ -50,12 +49,6 @@ def table(found: Comparison) -> str:
         row = f"{p.psi:>6g} {p.pixel_distance:>8.4f} {p.feature_distance:>9.4f} {p.spread_old:>11.4f}"
         lines.append(f"{row} {p.spread_new:>11.4f}")
     return "\n".join(lines)
-
-
-def picture(found: Comparison, columns: int) -> torch.Tensor:
-    """Returns uint8 images in the order of a grid: a row of OLD, the same latents of NEW, the next row, ..."""
-    rows = zip(found.old.split(columns), found.new.split(columns), strict=True)
-    return to_uint8(torch.cat([torch.cat(pair) for pair in rows]))
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
@@ -94,8 +87,10 @@ def main(
     writable_folder(f"--outdir={outdir}", outdir)
     found = compare(first, second, network, num=num, seed=seed, psis=psis)
     columns = min(columns, num)
-    shown = 2 * min(rows, num // columns) * columns
-    save_grid(picture(found, columns)[:shown], outdir / "compare.png", columns=columns)
+    shown = min(rows, num // columns)
+    pairs = list(zip(found.old.split(columns), found.new.split(columns), strict=True))[:shown]  # a row of OLD, of NEW
+    images = torch.cat([torch.cat(pair) for pair in pairs])
+    save_grid(to_uint8(images), outdir / "compare.png", columns=columns)
     report = {
         "old": old, "new": new, "num": num, "seed": seed, "extractor": extractor,
         "pixel_distance": found.plain.pixel_distance, "feature_distance": found.plain.feature_distance,

@@ -78,7 +78,6 @@ def main(
     channels: str | None,
     labels: bool | None,
 ) -> None:
-    """Convert or check a data set."""
     if only_check:
         if any(value is not None for value in (dest, size, transform, split, max_images, channels, labels)):
             raise UserError("--check reads the data set --source unchanged; leave the other options out.")

@@ -23,7 +23,6 @@ SCALE = 4  # factor by which the grid is enlarged
 @click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
 @click.option("--dest", default="out/demo.png", show_default=True, help="The before/after grid.")
 def main(seed: int, outdir: str, dest: str) -> None:
-    """Trains, then enlarges the picture."""
     before = set(Path(outdir).glob("*"))
     command = ["train.py", "--kind=di", "--gan-pkl=fashion-gan.pkl", f"--seed={seed}", f"--outdir={outdir}"]
     click.echo("python " + " ".join(command))

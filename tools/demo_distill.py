@@ -24,26 +24,19 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, ROOT / command[0], *command[1:]], check=True)
 
 
-def teacher_figures(folder: Path) -> dict[str, float]:
-    """Reads the teacher's metrics that calc_metrics.py wrote."""
-    figures: dict[str, float] = {}
-    for name in METRICS.split(","):
-        line = (folder / f"metric-{name}.jsonl").read_text().splitlines()[-1]
-        figures |= json.loads(line)["results"]
-    return figures
-
-
 @click.command(help=__doc__)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
 def main(seed: int, outdir: str) -> None:
-    """Trains the student, measures the teacher, prints the metrics of both."""
     run("train.py", "--kind=di", f"--teacher={TEACHER}", f"--seed={seed}", f"--outdir={outdir}")
     folder = max(Path(outdir).glob("*-di-*"), key=lambda path: path.stat().st_mtime)
     run("calc_metrics.py", f"--network={TEACHER}", "--steps=18", f"--metrics={METRICS}", f"--num={SAMPLES}",
         f"--seed={seed}", f"--outdir={folder}")  # fmt: skip
     result = json.loads((folder / "result.json").read_text())
-    teacher = teacher_figures(folder)
+    teacher: dict[str, float] = {}
+    for name in METRICS.split(","):
+        line = (folder / f"metric-{name}.jsonl").read_text().splitlines()[-1]
+        teacher |= json.loads(line)["results"]
     click.echo(f"{'metric':<24s}{'teacher, 18 steps':>20s}{'student, 1 step':>20s}")
     for name, value in result["after"].items():
         click.echo(f"{name:<24s}{teacher[name]:>20.4f}{value:>20.4f}")

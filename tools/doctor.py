@@ -33,7 +33,6 @@ Op = Callable[[Tensor], Tensor]
 
 
 def machine() -> Iterator[str]:
-    """Describes the machine, one property per line."""
     yield f"python     {platform.python_version()} on {platform.platform()}"
     capability = torch.backends.cpu.get_cpu_capability()
     yield f"torch      {torch.__version__}, {torch.get_num_threads()} threads, {capability}"
@@ -99,7 +98,6 @@ def kernel_report(device: str) -> Iterator[tuple[bool, str]]:
 
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
 def main() -> None:
-    """Prints the report."""
     for line in machine():
         click.echo(line)
     well = True

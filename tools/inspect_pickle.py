@@ -19,7 +19,6 @@ from stylegan_di.snapshots.inspection import Inspection, inspect_file
 
 
 def report(found: Inspection) -> str:
-    """Formats the inspection as lines of text."""
     lines = [
         f"file        {found.source}, {found.size:,} bytes",
         f"SHA-256     {found.sha256}",

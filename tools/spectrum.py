@@ -56,7 +56,7 @@ def check_size(name: str, size: int, expected: int) -> None:
 
 def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
     """Draws the ratios [H//2+1] of each name over the frequency, without that of 0 cycles, into a .png or .svg."""
-    matplotlib, figure_class = load_matplotlib()
+    _, figure_class = load_matplotlib("spectrum.py")
     figure = figure_class(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.axhline(1, color="black", linewidth=0.8)
@@ -65,18 +65,24 @@ def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
         axes.plot(torch.arange(1, nyquist + 1) / nyquist, ratio[1:], label=name)
     axes.set(xscale="log", yscale="log", xlabel="frequency / Nyquist's", ylabel="power / power of real images")
     axes.legend()
+    save_figure(figure, path, {"svg.hashsalt": "spectrum"})
+
+
+def save_figure(figure: Any, path: Path, settings: dict[str, str]) -> None:
+    """Writes a figure in the format of the path's suffix, with equal bytes for equal figures."""
+    matplotlib, _ = load_matplotlib("a picture")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with matplotlib.rc_context({"svg.hashsalt": "spectrum"}), atomic_file(path) as file:
+    with matplotlib.rc_context(settings), atomic_file(path) as file:
         figure.savefig(file, format=path.suffix[1:], metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def load_matplotlib() -> tuple[Any, Any]:
-    """The package and its class Figure."""
+def load_matplotlib(what: str) -> tuple[Any, Any]:
+    """The package and its class Figure, for `what`."""
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError('spectrum.py needs the package matplotlib: pip install "stylegan-di[plot]"') from None
+        raise UserError(f'{what} needs the package matplotlib: pip install "stylegan-di[plot]"') from None
     return matplotlib, Figure
 
 
@@ -98,7 +104,7 @@ def main(
         raise UserError("give --network or --images: what is to be compared with --data")
     if out.suffix not in (".png", ".svg"):
         raise UserError(f"--out={out}: accepted are names that end in .png or .svg")
-    load_matplotlib()
+    load_matplotlib("spectrum.py")
     device = device or default_device()
     resolution = ImageDataset(data).resolution
     sources = {name: first_images(name, num, resolution) for name in folders}

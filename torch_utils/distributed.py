@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
+
+T = TypeVar("T")
 
 #: The longest wait for another process, because the first one may measure for long. A dead one is noticed at once.
 TIMEOUT = datetime.timedelta(hours=6)
@@ -66,16 +68,10 @@ def init(device: torch.device) -> None:
     """Joins the processes that torchrun started; does nothing without torchrun."""
     if under_torchrun() and not torch.distributed.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        with _exchange_before_start():
+        try:
             torch.distributed.init_process_group(backend=backend, timeout=TIMEOUT)
-
-
-@contextlib.contextmanager
-def _exchange_before_start() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise ProcessLost(f"the processes of the run did not find each other ({str(error)[:200]})") from error
+        except RuntimeError as error:
+            raise ProcessLost(f"the processes of the run did not find each other ({str(error)[:200]})") from error
 
 
 def finish() -> None:
@@ -136,16 +132,6 @@ def any_process(flag: bool) -> bool:
     return bool(count.item())
 
 
-def gather(tensor: Tensor) -> Tensor:
-    """Joins the tensors of all processes, equal in shape, along the first dimension in order of rank."""
-    if world_size() == 1:
-        return tensor
-    parts = [torch.empty_like(tensor) for _ in range(world_size())]
-    with _exchange():
-        torch.distributed.all_gather(parts, tensor)
-    return torch.cat(parts)
-
-
 def gather_ragged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Joins vectors [n] of the same name from all processes, in order of rank, on the CPU where there are several.
 
@@ -153,20 +139,17 @@ def gather_ragged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     if world_size() == 1:
         return dict(tensors)
-    box: list[dict[str, np.ndarray]] = [{} for _ in range(world_size())]
-    with _exchange():
-        torch.distributed.all_gather_object(box, {name: vector.cpu().numpy() for name, vector in tensors.items()})
+    box = gather_objects({name: vector.cpu().numpy() for name, vector in tensors.items()})
     names = dict.fromkeys(name for part in box for name in part)
     return {name: torch.from_numpy(np.concatenate([part[name] for part in box if name in part])) for name in names}
 
 
-def gather_strings(text: str) -> list[str]:
-    """Returns every process's string, in order of rank."""
-    if world_size() == 1:
-        return [text]
-    box: list[str] = [""] * world_size()
-    with _exchange():
-        torch.distributed.all_gather_object(box, text)
+def gather_objects(value: T) -> list[T]:
+    """Returns every process's value, in order of rank."""
+    box = [value] * world_size()
+    if world_size() > 1:
+        with _exchange():
+            torch.distributed.all_gather_object(box, value)
     return box
 
 
@@ -210,8 +193,8 @@ def meet() -> None:
     """
     if not any_process(False):
         return
-    reports = [(number, json.loads(text)) for number, text in enumerate(gather_strings("null"))]
-    failures = [(number, report) for number, report in reports if report is not None]
+    reports: list[dict[str, Any] | None] = gather_objects(None)
+    failures = [(number, report) for number, report in enumerate(reports) if report is not None]
     for _, report in failures:
         if report["status"] is not None:
             raise _FailedElsewhere(report["text"], report["status"])
@@ -221,13 +204,12 @@ def meet() -> None:
 
 def _tell(error: Exception) -> None:
     """Tells the processes that `meet` of an error in this one."""
+    report: dict[str, Any] = {"text": f"{type(error).__name__}: {error}", "status": None}
     if isinstance(error, UserError):
         report = {"text": str(error), "status": error.status}
-    else:
-        report = {"text": f"{type(error).__name__}: {error}", "status": None}
     with contextlib.suppress(ProcessLost):  # the error itself says more
         any_process(True)
-        gather_strings(json.dumps(report))
+        gather_objects(report)
 
 
 def share_out(

@@ -80,18 +80,13 @@ class PersistentModule(Persistent, torch.nn.Module):
     """A module that remembers the arguments it was built with."""
 
 
-def flatten_state(module: PersistentObject) -> OrderedDict[str, Tensor]:
+def flatten_state(module: PersistentObject, prefix: str = "") -> OrderedDict[str, Tensor]:
     """Returns the state dict of a module read from a file: its parameters, its buffers, then its children's.
 
     Raises:
         RefusedFileError: if the object is not a module, or has something else in the place of a tensor.
     """
     result: OrderedDict[str, Tensor] = OrderedDict()
-    _flatten(module, "", result)
-    return result
-
-
-def _flatten(module: PersistentObject, prefix: str, result: OrderedDict[str, Tensor]) -> None:
     transient = module.state.get("_non_persistent_buffers_set") or ()
     for group in ("_parameters", "_buffers", "_modules"):
         entries = module.state.get(group)
@@ -101,11 +96,12 @@ def _flatten(module: PersistentObject, prefix: str, result: OrderedDict[str, Ten
             if entry is None or (group == "_buffers" and name in transient):
                 continue
             if group == "_modules" and isinstance(entry, PersistentObject):
-                _flatten(entry, f"{prefix}{name}.", result)
+                result |= flatten_state(entry, f"{prefix}{name}.")
             elif group != "_modules" and isinstance(entry, Tensor):
                 result[prefix + name] = entry
             else:
                 raise RefusedFileError(module.source, f"a {type(entry).__name__} as {prefix}{name} in {group}")
+    return result
 
 
 def write_pickle(
@@ -252,15 +248,10 @@ def _plain(value: Any, where: str) -> Any:
 
 
 class _StoragePickler(pickle.Pickler):
-    """Writes the storage reference of a legacy torch stream."""
+    """Writes a legacy torch stream, whose only tuple is the reference to the storage."""
 
     def persistent_id(self, obj: Any) -> Any:
-        return obj.reference if isinstance(obj, _StorageReference) else None
-
-
-class _StorageReference:
-    def __init__(self, reference: tuple[Any, ...]) -> None:
-        self.reference = reference
+        return obj if isinstance(obj, tuple) else None
 
 
 def _storage_stream(tensor: Tensor) -> bytes:
@@ -272,7 +263,7 @@ def _storage_stream(tensor: Tensor) -> bytes:
         "little_endian": True,
         "type_sizes": {"short": 2, "int": 4, "long": 4},
     }
-    reference = _StorageReference(("storage", _STORAGES[tensor.dtype], "0", "cpu", tensor.numel(), None))
+    reference = ("storage", _STORAGES[tensor.dtype], "0", "cpu", tensor.numel(), None)
     stream = io.BytesIO()
     for part in (STORAGE_MAGIC, STORAGE_PROTOCOL, system, reference, ["0"]):
         _StoragePickler(stream, protocol=2).dump(part)

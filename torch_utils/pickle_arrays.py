@@ -54,7 +54,15 @@ def read_storage(data: memoryview, opcodes: int) -> tuple[Tensor, int]:
         raise Refusal("a tensor's storage that is no torch stream")
     if not isinstance(system, Pairs) or ("little_endian", True) not in system.pairs[:10]:
         raise Refusal("a tensor's storage of a big-endian machine", "Save it again on a little-endian machine.")
-    dtype, key, count = _storage_reference(reference)
+    value = reference.value if isinstance(reference, PersistentId) else None
+    if not isinstance(value, tuple) or len(value) != 6:
+        raise Refusal("a torch stream without a storage")
+    tag, kind, key, _device, count, view = value
+    if not isinstance(tag, str) or tag != "storage" or not isinstance(kind, Global) or view is not None:
+        raise Refusal("a torch stream without a plain storage")
+    if not isinstance(key, str) or type(count) is not int or count < 0:
+        raise Refusal("a storage whose key or count is of a wrong type", DAMAGED)
+    dtype = STORAGE_DTYPES[kind.name]
     if not isinstance(keys, list) or len(keys) != 1 or not isinstance(keys[0], str) or keys[0] != key:
         raise Refusal("a tensor's storage with other keys than its own", DAMAGED)
     header, raw = data[position : position + 8], data[position + 8 :]
@@ -100,19 +108,6 @@ def read_array(shape: Any, dtype: np.dtype, fortran: Any, data: memoryview) -> n
 
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, tuple) and all(type(item) is int and 0 <= item < 2**60 for item in value)
-
-
-def _storage_reference(node: Any) -> tuple[torch.dtype, str, int]:
-    """Returns dtype, key and count from ('storage', class, key, device, count, None)."""
-    value = node.value if isinstance(node, PersistentId) else None
-    if not isinstance(value, tuple) or len(value) != 6:
-        raise Refusal("a torch stream without a storage")
-    tag, kind, key, _device, count, view = value
-    if not isinstance(tag, str) or tag != "storage" or not isinstance(kind, Global) or view is not None:
-        raise Refusal("a torch stream without a plain storage")
-    if not isinstance(key, str) or type(count) is not int or count < 0:
-        raise Refusal("a storage whose key or count is of a wrong type", DAMAGED)
-    return STORAGE_DTYPES[kind.name], key, count
 
 
 def numpy_dtype(node: Any) -> np.dtype:

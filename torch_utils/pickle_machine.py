@@ -142,18 +142,14 @@ class Machine:
     def run(self) -> Any:
         if self.data[self.start : self.start + 1] != b"\x80":
             raise Refusal("no pickle of protocol 2 to 5")
-        steps, data, size = self.steps, self.data, len(self.data)
         while True:
-            if self.position >= size:
-                self.take(1)  # raises the error
-            code = data[self.position]
-            self.position += 1
+            code = self.take(1)[0]
             self.opcodes += 1
             if self.opcodes > MAX_OPCODES:
                 raise Refusal(f"more than {MAX_OPCODES} pickle opcodes")
             if code == _STOP:
                 break
-            step = steps.get(code)
+            step = self.steps.get(code)
             if step is None:
                 raise Refusal(f"pickle opcode {_OPCODE_NAMES.get(code, hex(code))} at byte {self.position - 1}")
             step(self)
@@ -174,11 +170,7 @@ class Machine:
         return taken
 
     def unpack(self, form: struct.Struct) -> Any:
-        if self.position + form.size > len(self.data):
-            self.take(form.size)  # raises the error
-        value = form.unpack_from(self.data, self.position)[0]
-        self.position += form.size
-        return value
+        return form.unpack(self.take(form.size))[0]
 
     def take_line(self) -> str:
         """Returns a text argument of GLOBAL, which ends at a newline; names of 256 bytes or more are refused."""
@@ -198,6 +190,10 @@ class Machine:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
             raise Refusal(f"a pickle that takes from an empty stack at byte {self.position}", DAMAGED)
         return self.stack.pop()
+
+    def popped(self, count: int) -> list[Any]:
+        """Returns the topmost values, the last one last."""
+        return [self.pop() for _ in range(count)][::-1]
 
     def pop_to_mark(self) -> list[Any]:
         if not self.marks:
@@ -228,9 +224,6 @@ class Machine:
             raise Refusal(f"more than {MAX_MARKS} nested pickle MARKs")
         self.marks.append(len(self.stack))
 
-    def global_(self) -> None:
-        self.push(self.known_global(self.take_line(), self.take_line()))
-
     def stack_global(self) -> None:
         name, module = self.pop(), self.pop()
         if not isinstance(name, str) or not isinstance(module, str):
@@ -242,12 +235,6 @@ class Machine:
         if role is None:
             raise Refusal(f"the global {module[:80]!r} {name[:80]!r}, which no network needs and which could run code")
         return Global(module, name, role)
-
-    def reduce(self) -> None:
-        self.call(_CALLED)
-
-    def newobj(self) -> None:
-        self.call(_CREATED)
 
     def call(self, roles: set[str]) -> None:
         arguments, function = self.pop(), self.pop()
@@ -261,12 +248,7 @@ class Machine:
             raise Refusal(f"a BUILD of something that has no state, at byte {self.position - 1}")
         target.state = state
 
-    def setitem(self) -> None:
-        value, key = self.pop(), self.pop()
-        self.pairs_of_top().append((key, value))
-
-    def setitems(self) -> None:
-        values = self.pop_to_mark()
+    def setitems(self, values: list[Any]) -> None:
         self.pairs_of_top().extend(_paired(values))
 
     def pairs_of_top(self) -> list[tuple[Any, Any]]:
@@ -275,27 +257,12 @@ class Machine:
             return target.pairs
         raise Refusal(f"SETITEM on something that is no dict, at byte {self.position - 1}")
 
-    def list_of_top(self, kind: type) -> Any:
+    def extend(self, kind: type, values: list[Any]) -> None:
         target = self.top()
         if not isinstance(target, kind):
             raise Refusal(f"items added to something that cannot hold them, at byte {self.position - 1}")
-        return target
-
-    def append(self) -> None:
-        value = self.pop()
-        self.list_of_top(list).append(value)
-
-    def appends(self) -> None:
-        values = self.pop_to_mark()
-        self.list_of_top(list).extend(values)
-
-    def additems(self) -> None:
-        values = self.pop_to_mark()
-        self.list_of_top(Members).members.extend(values)
-
-    def tuple_(self, count: int) -> None:
-        values = [self.pop() for _ in range(count)]
-        self.push(tuple(reversed(values)))
+        items: Any = target.members if isinstance(target, Members) else target
+        items.extend(values)
 
     def integer(self, count: int) -> None:
         if count > MAX_INT_BYTES:
@@ -362,24 +329,24 @@ _STEPS_BY_NAME: dict[str, Callable[[Machine], None]] = {
     "BINBYTES8": lambda m: m.push(m.take(m.unpack(_UINT64))),
     "BYTEARRAY8": lambda m: m.push(m.take(m.unpack(_UINT64))),
     "EMPTY_TUPLE": lambda m: m.push(()),
-    "TUPLE1": lambda m: m.tuple_(1),
-    "TUPLE2": lambda m: m.tuple_(2),
-    "TUPLE3": lambda m: m.tuple_(3),
+    "TUPLE1": lambda m: m.push(tuple(m.popped(1))),
+    "TUPLE2": lambda m: m.push(tuple(m.popped(2))),
+    "TUPLE3": lambda m: m.push(tuple(m.popped(3))),
     "TUPLE": lambda m: m.push(tuple(m.pop_to_mark())),
     "EMPTY_LIST": lambda m: m.push([]),
     "LIST": lambda m: m.push(m.pop_to_mark()),
-    "APPEND": Machine.append,
-    "APPENDS": Machine.appends,
+    "APPEND": lambda m: m.extend(list, m.popped(1)),
+    "APPENDS": lambda m: m.extend(list, m.pop_to_mark()),
     "EMPTY_DICT": lambda m: m.push(Pairs()),
     "DICT": lambda m: m.push(Pairs(_paired(m.pop_to_mark()))),
-    "SETITEM": Machine.setitem,
-    "SETITEMS": Machine.setitems,
+    "SETITEM": lambda m: m.setitems(m.popped(2)),
+    "SETITEMS": lambda m: m.setitems(m.pop_to_mark()),
     "EMPTY_SET": lambda m: m.push(Members()),
-    "ADDITEMS": Machine.additems,
-    "GLOBAL": Machine.global_,
+    "ADDITEMS": lambda m: m.extend(Members, m.pop_to_mark()),
+    "GLOBAL": lambda m: m.push(m.known_global(m.take_line(), m.take_line())),
     "STACK_GLOBAL": Machine.stack_global,
-    "REDUCE": Machine.reduce,
-    "NEWOBJ": Machine.newobj,
+    "REDUCE": lambda m: m.call(_CALLED),
+    "NEWOBJ": lambda m: m.call(_CREATED),
     "BUILD": Machine.build,
     "MEMOIZE": Machine.memoize,
     "BINPUT": lambda m: m.put(m.unpack(_UINT8)),

@@ -110,7 +110,11 @@ def read_pickle(data: bytes | bytearray | memoryview, source: str, *, python2: b
     """
     view = memoryview(data)
     try:
-        _check_kind(view)
+        if not len(view):
+            raise Refusal("an empty file", DAMAGED)
+        for offset, magic, kind, remedy in _OTHER_FILES:
+            if view[offset : offset + len(magic)] == magic:
+                raise Refusal(kind, remedy)
         machine = Machine(view, python2=python2)
         root = machine.run()
         if machine.position != len(view):
@@ -118,14 +122,6 @@ def read_pickle(data: bytes | bytearray | memoryview, source: str, *, python2: b
         return _Interpreter(source, machine.opcodes).value(root)
     except Refusal as refusal:
         raise RefusedFileError(source, refusal.found, refusal.remedy) from None
-
-
-def _check_kind(data: memoryview) -> None:
-    if not len(data):
-        raise Refusal("an empty file", DAMAGED)
-    for offset, magic, kind, remedy in _OTHER_FILES:
-        if data[offset : offset + len(magic)] == magic:
-            raise Refusal(kind, remedy)
 
 
 class _Interpreter:

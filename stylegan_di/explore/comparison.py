@@ -45,12 +45,13 @@ class Comparison:
 
 def check_comparable(old: Generator, new: Generator) -> None:
     """Raises UserError unless two generators have the same latents, labels and image size."""
+    shapes = (list(g.sample_latents(1, rng=SampleRandom(0, "compare", 0, [0])).shape[1:]) for g in (old, new))
     for what, first, second in (
         ("kind", old.kind, new.kind),
         ("resolution", old.img_resolution, new.img_resolution),
         ("channels", old.img_channels, new.img_channels),
         ("classes", old.label_dim, new.label_dim),
-        ("shape of z", _z_shape(old), _z_shape(new)),
+        ("shape of z", *shapes),
     ):
         if first != second:
             raise UserError(f"OLD and NEW do not match: {what} {first} against {second}; compare GANs of one kind")
@@ -77,41 +78,21 @@ def compare(
         labels = one_hot(torch.arange(num, device=device) % old.label_dim, old.label_dim)
 
     def at(psi: float) -> tuple[TruncationPoint, Tensor, Tensor]:
-        first, second = (_images(_truncated(generator, psi), z, labels) for generator in (old, new))
-        return _point(psi, first, second, extractor), first, second
+        if psi != 1 and "trunc" not in old.options:
+            raise UserError(f"truncation is for GANs; this network is a {old.kind}: give --psi=none")
+        shown = (old, new) if psi == 1 else (old.with_options(trunc=psi), new.with_options(trunc=psi))
+        first, second = (generator.in_batches(z, labels, BATCH).clamp(-1, 1) for generator in shown)
+        features = [
+            torch.cat([extractor(to_rgb(to_uint8(part))) for part in images.split(BATCH)]) for images in (first, second)
+        ]
+        point = TruncationPoint(
+            psi=psi,
+            pixel_distance=float((first - second).abs().mean()),
+            feature_distance=float((features[0] - features[1]).norm(dim=1).mean()),
+            spread_old=float(first.std(0, correction=0).mean()),
+            spread_new=float(second.std(0, correction=0).mean()),
+        )
+        return point, first, second
 
     plain, first, second = at(1.0)
     return Comparison(first, second, plain, tuple(plain if psi == 1 else at(psi)[0] for psi in psis))
-
-
-def _z_shape(generator: Generator) -> list[int]:
-    return list(generator.sample_latents(1, rng=SampleRandom(0, "compare", 0, [0])).shape[1:])
-
-
-def _truncated(generator: Generator, psi: float) -> Generator:
-    if psi == 1:
-        return generator
-    if "trunc" not in generator.options:
-        raise UserError(f"truncation is for GANs; this network is a {generator.kind}: give --psi=none")
-    return generator.with_options(trunc=psi)
-
-
-def _images(generator: Generator, z: Tensor, labels: Tensor | None) -> Tensor:
-    parts = []
-    for start in range(0, len(z), BATCH):
-        part = slice(start, start + BATCH)
-        parts.append(generator(z[part], None if labels is None else labels[part]).clamp(-1, 1))
-    return torch.cat(parts)
-
-
-def _point(psi: float, old: Tensor, new: Tensor, extractor: FeatureExtractor) -> TruncationPoint:
-    features = [
-        torch.cat([extractor(to_rgb(to_uint8(part))) for part in images.split(BATCH)]) for images in (old, new)
-    ]
-    return TruncationPoint(
-        psi=psi,
-        pixel_distance=float((old - new).abs().mean()),
-        feature_distance=float((features[0] - features[1]).norm(dim=1).mean()),
-        spread_old=float(old.std(0, correction=0).mean()),
-        spread_new=float(new.std(0, correction=0).mean()),
-    )

@@ -131,7 +131,9 @@ def project(
         optimizer.zero_grad()
         loss.backward(inputs=[w, *noises.values()])
         optimizer.step()
-        standardise(noises)
+        with torch.no_grad():
+            for noise in noises.values():
+                noise.copy_((noise - noise.mean()) / noise.std(correction=0))
         path.append(w.detach().clone())
         report(step + 1, found.item())
     with torch.no_grad():
@@ -143,13 +145,6 @@ def project(
 def noise_maps(network: Generator) -> dict[str, Tensor]:
     """Returns the network's own noise maps [R,R], by their buffers' names in the synthesis network."""
     return {name: buffer for name, buffer in network.synthesis.named_buffers() if name.endswith("noise_const")}
-
-
-@torch.no_grad()
-def standardise(noises: Mapping[str, Tensor]) -> None:
-    """Gives every map mean 0 and variance 1."""
-    for noise in noises.values():
-        noise.copy_((noise - noise.mean()) / noise.std(correction=0))
 
 
 @torch.no_grad()

@@ -36,28 +36,20 @@ def save_video(frames: Iterable[Tensor], path: str | os.PathLike[str], fps: int)
     pictures = (np.ascontiguousarray(frame.cpu().permute(1, 2, 0).numpy()) for frame in frames)
     with atomic_file(path) as file:
         if path.suffix.lower() == ".gif":
-            _write_gif(file, pictures, fps)
-        else:
-            _write_mp4(file, pictures, fps)
-
-
-def _write_gif(file: Any, pictures: Iterable[np.ndarray], fps: int) -> None:
-    images = (Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture) for picture in pictures)
-    first = next(images)
-    first.save(file, format="GIF", save_all=True, append_images=images, duration=1000 // fps, loop=0)
-
-
-def _write_mp4(file: Any, pictures: Iterable[np.ndarray], fps: int) -> None:
-    av = _import_av("a .mp4")
-    with av.open(file, mode="w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
-        stream.pix_fmt = "yuv420p"
-        for number, picture in enumerate(pictures):
-            if number == 0:
-                stream.height, stream.width = picture.shape[:2]
-            frame = av.VideoFrame.from_ndarray(np.broadcast_to(picture, [*picture.shape[:2], 3]), "rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            images = (Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture) for picture in pictures)
+            first = next(images)
+            first.save(file, format="GIF", save_all=True, append_images=images, duration=1000 // fps, loop=0)
+            return
+        av = _import_av("a .mp4")
+        with av.open(file, mode="w", format="mp4") as container:
+            stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
+            stream.pix_fmt = "yuv420p"
+            for number, picture in enumerate(pictures):
+                if number == 0:
+                    stream.height, stream.width = picture.shape[:2]
+                frame = av.VideoFrame.from_ndarray(np.broadcast_to(picture, [*picture.shape[:2], 3]), "rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode())
 
 
 def _import_av(what: str) -> Any:

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from stylegan_di.journal.sinks import Sink
-from stylegan_di.journal.statistics import Statistics
 from stylegan_di.torch_utils import distributed
+
+SIGMA_BINS = (0.2, 1.0)  # losses are reported separately below, between and above these noise levels
+PREFIX = "report."  # of names in the training state
 
 
 class Journal:
@@ -18,36 +20,63 @@ class Journal:
 
     Args:
         sinks: receive the reports; only the first process's are used.
-        device: the device of the values.
+        device: the device of the values, which stay there until the next report.
     """
 
     def __init__(self, sinks: Sequence[Sink] = (), device: torch.device | str = "cpu") -> None:
         self.sinks = tuple(sinks) if distributed.rank() == 0 else ()
-        self.statistics = Statistics(device)
+        self.device = device
+        self._values: dict[str, list[Tensor]] = {}
+        self._with_sigma: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     # During a step.
 
     def scalars(self, values: Mapping[str, Tensor | float]) -> None:
         """Records scalars, or per-sample vectors, for this process's samples."""
-        self.statistics.add(values)
+        for name, value in values.items():
+            self._values.setdefault(name, []).append(torch.as_tensor(value).detach().flatten())
 
     def shared(self, values: Mapping[str, Tensor | float]) -> None:
         """Records scalars that are equal in all processes only once."""
         if distributed.rank() == 0:
-            self.statistics.add(values)
+            self.scalars(values)
 
     def by_sigma(self, name: str, values: Tensor, sigma: Tensor) -> None:
         """Records per-sample values [B], to be reported separately by noise level sigma [B]."""
-        self.statistics.add_by_sigma(name, values, sigma)
+        self._with_sigma.setdefault(name, []).append((values.detach(), sigma))
 
     # Between steps.
 
     def drain(self) -> dict[str, dict[str, float]]:
-        """Returns {name: {num, mean, std}} over all processes since the last call; all processes must call this."""
-        return self.statistics.drain()
+        """Returns {name: {num, mean, std}} over all processes since the last call; omits names without a value.
+
+        Values that are not finite are only counted, as 'nonfinite'. All processes must call this.
+        """
+        result = {}
+        for name, flat in sorted(self._gathered().items()):
+            finite = flat[flat.isfinite()].to("cpu", torch.float64)
+            if finite.numel():
+                std = float(finite.std(correction=0))
+                result[name] = {"num": finite.numel(), "mean": float(finite.mean()), "std": std}
+                if finite.numel() < flat.numel():
+                    result[name]["nonfinite"] = flat.numel() - finite.numel()
+        self._values.clear()
+        return result
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """All processes' values since the last report, [n] by name, those with noise levels in their bins."""
+        low, high = SIGMA_BINS
+        for name, pairs in self._with_sigma.items():
+            for values, sigma in pairs:
+                self.scalars({
+                    f"{name}/sigma<{low:g}": values[sigma < low],
+                    f"{name}/sigma{low:g}-{high:g}": values[(sigma >= low) & (sigma < high)],
+                    f"{name}/sigma>{high:g}": values[sigma >= high],
+                })  # fmt: skip
+        self._with_sigma.clear()
+        return distributed.gather_ragged({name: torch.cat(values) for name, values in self._values.items()})
 
     def tick(self, values: Mapping[str, Mapping[str, float]]) -> None:
-        """Hands the statistics of a tick to the sinks."""
         for sink in self.sinks:
             sink.scalars(values)
 
@@ -62,7 +91,6 @@ class Journal:
             sink.table(name, row)
 
     def say(self, text: str) -> None:
-        """Hands a line for the user to the sinks."""
         for sink in self.sinks:
             sink.text(text)
 
@@ -73,9 +101,14 @@ class Journal:
 
     def tensors(self) -> dict[str, Tensor]:
         """Returns what was recorded since the last tick; all processes must call this."""
-        return {f"report.{name}": values for name, values in self.statistics.tensors().items()}
+        return {PREFIX + name: values for name, values in self._gathered().items()}
 
     def restore(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `tensors` returned."""
-        start = "report."
-        self.statistics.restore({n.removeprefix(start): v for n, v in tensors.items() if n.startswith(start)})
+        """Replaces what was recorded by what `tensors` returned; the first process takes all of it."""
+        own = tensors if distributed.rank() == 0 else {}
+        self._with_sigma.clear()
+        self._values = {
+            name.removeprefix(PREFIX): [recorded.to(self.device)]
+            for name, recorded in own.items()
+            if name.startswith(PREFIX)
+        }

@@ -58,8 +58,6 @@ class JSONLines(Sink):
 
 
 class Pictures(Sink):
-    """Writes grids of images to <name>.png."""
-
     def images(self, name: str, images: Tensor, columns: int) -> None:
         save_grid(images, self.folder / f"{name}.png", columns=columns)
 

@@ -29,13 +29,7 @@ WEIGHTS_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14
 
 
 class DinoV2(FeatureExtractor):
-    """Turns images into the class token after the last normalisation.
-
-    Args:
-        dim: width of the tokens.
-        depth: number of blocks.
-        heads: number of attention heads.
-    """
+    """Turns images into the class token after the last of `depth` blocks, normalised; `dim` is the tokens' width."""
 
     name = "dinov2"
 
@@ -110,7 +104,4 @@ def load_dinov2(path: str | os.PathLike[str] | None = None) -> DinoV2:
 def dinov2_of(weights: Mapping[str, Tensor], *, heads: int = 16) -> DinoV2:
     """The network with these weights, in evaluation mode, without gradients."""
     depth = 1 + max((int(name.split(".")[1]) for name in weights if name.startswith("blocks.")), default=-1)
-    with torch.device("meta"):
-        network = DinoV2(weights["cls_token"].shape[-1], depth, heads)
-    network.load_state_dict(weights, assign=True)
-    return network.eval().requires_grad_(False)
+    return DinoV2.of_weights(weights, dim=weights["cls_token"].shape[-1], depth=depth, heads=heads)

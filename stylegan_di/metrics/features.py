@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -190,7 +189,9 @@ def dataset_features(
     num = len(dataset) if num is None else num
     path, found = None, None
     if distributed.rank() == 0:
-        path = _cache_path(f"{dataset.fingerprint()}/{num}", dataset.name, extractor, keep_features)
+        key = f"{dataset.fingerprint()}/{num}/{extractor.name}/{weights_hash(extractor)}/{keep_features}"
+        digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+        path = cache_folder().parent / "metrics" / f"{dataset.name}-{extractor.name}-{digest}.npz"
         found = load_stats(path) if path.is_file() else None
     distributed.meet()
     if distributed.any_process(found is not None):
@@ -209,10 +210,3 @@ def dataset_features(
         with cache_errors(path.parent):
             save_stats(path, stats)
     return stats
-
-
-def _cache_path(images: str, name: str, extractor: FeatureExtractor, keep_features: bool) -> Path:
-    """Where the statistics of a data set called `name` are cached; `images` tells which images of it count."""
-    key = f"{images}/{extractor.name}/{weights_hash(extractor)}/{keep_features}"
-    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
-    return cache_folder().parent / "metrics" / f"{name}-{extractor.name}-{digest}.npz"

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,17 +41,28 @@ class Inception(Classifier):
         self.Conv2d_2b_3x3 = ConvBN(32, 64, 3, padding=1)
         self.Conv2d_3b_1x1 = ConvBN(64, 80, 1)
         self.Conv2d_4a_3x3 = ConvBN(80, 192, 3)
-        self.Mixed_5b = Mixed35(192, pool=32)
-        self.Mixed_5c = Mixed35(256, pool=64)
-        self.Mixed_5d = Mixed35(288, pool=64)
-        self.Mixed_6a = Reduce35(288)
-        self.Mixed_6b = Mixed17(768, mid=128)
-        self.Mixed_6c = Mixed17(768, mid=160)
-        self.Mixed_6d = Mixed17(768, mid=160)
-        self.Mixed_6e = Mixed17(768, mid=192)
-        self.Mixed_7a = Reduce17(768)
-        self.Mixed_7b = Mixed8(1280, pooling=average_3x3)
-        self.Mixed_7c = Mixed8(2048, pooling=maximum_3x3)
+        self.Mixed_5b = mixed_35(192, pool=32)
+        self.Mixed_5c = mixed_35(256, pool=64)
+        self.Mixed_5d = mixed_35(288, pool=64)
+        self.Mixed_6a = Mixed(
+            288,
+            [("branch3x3", 384, 3, 2)],
+            [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3, 2)],
+            [halved],
+        )
+        self.Mixed_6b = mixed_17(mid=128)
+        self.Mixed_6c = mixed_17(mid=160)
+        self.Mixed_6d = mixed_17(mid=160)
+        self.Mixed_6e = mixed_17(mid=192)
+        self.Mixed_7a = Mixed(
+            768,
+            [("branch3x3_1", 192, 1), ("branch3x3_2", 320, 3, 2)],
+            [("branch7x7x3_1", 192, 1), ("branch7x7x3_2", 192, (1, 7)), ("branch7x7x3_3", 192, (7, 1)),
+             ("branch7x7x3_4", 192, 3, 2)],
+            [halved],
+        )  # fmt: skip
+        self.Mixed_7b = mixed_8(1280, pooling=average_3x3)
+        self.Mixed_7c = mixed_8(2048, pooling=maximum_3x3)
         self.fc = nn.Linear(DIM, NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -58,7 +70,6 @@ class Inception(Classifier):
         return self.depths(images)["2048"].float()
 
     def probabilities(self, features: Tensor) -> Tensor:
-        """See `Classifier`."""
         return F.linear(features, self.fc.weight).softmax(dim=1)
 
     def depths(self, images: Tensor) -> dict[str, Tensor]:
@@ -90,8 +101,6 @@ class Inception(Classifier):
 
 
 class ConvBN(nn.Module):
-    """A convolution, followed by batch normalisation and ReLU."""
-
     bn: nn.BatchNorm2d | nn.Identity
 
     def __init__(
@@ -110,124 +119,82 @@ class ConvBN(nn.Module):
         return F.relu(self.bn(self.conv(x)))
 
 
-def average_3x3(x: Tensor) -> Tensor:
-    """Means of 3x3 neighbourhoods; pixels outside the image do not count."""
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+average_3x3 = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_include_pad=False)
+maximum_3x3 = partial(F.max_pool2d, kernel_size=3, stride=1, padding=1)  # in TensorFlow's very last block only
+halved = partial(F.max_pool2d, kernel_size=3, stride=2)
 
 
-def maximum_3x3(x: Tensor) -> Tensor:
-    """Maxima of 3x3 neighbourhoods, which TensorFlow's network has in its very last block only."""
-    return F.max_pool2d(x, 3, stride=1, padding=1)
+class Mixed(nn.Module):
+    """A block of branches, whose outputs are concatenated.
+
+    Args:
+        cin: channels of the input.
+        branches: each a list of steps: a pooling, or a convolution as (name in the file, channels, kernel, stride if
+            not 1), which keeps the size at stride 1. The last step may be a list of several convolutions side by side.
+    """
+
+    def __init__(self, cin: int, *branches: Sequence[Any]) -> None:
+        super().__init__()
+        self.branches: list[list[list[Callable[[Tensor], Tensor]]]] = []
+        for branch in branches:
+            steps, width = [], cin
+            for step in branch:
+                parts = step if isinstance(step, list) else [step]
+                steps.append([part if callable(part) else self.add(width, *part) for part in parts])
+                width = width if callable(step) else parts[0][1]
+            self.branches.append(steps)
+
+    def add(self, cin: int, name: str, cout: int, kernel: int | tuple[int, int], stride: int = 1) -> ConvBN:
+        height, width = (kernel, kernel) if isinstance(kernel, int) else kernel
+        padding = (height // 2, width // 2) if stride == 1 else 0
+        setattr(self, name, ConvBN(cin, cout, kernel, stride, padding))
+        return getattr(self, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs = []
+        for *chain, last in self.branches:
+            y = x
+            for (step,) in chain:
+                y = step(y)
+            outputs += [part(y) for part in last]
+        return torch.cat(outputs, dim=1)
 
 
-class Mixed35(nn.Module):
+def mixed_35(cin: int, pool: int) -> Mixed:
     """A block at 35x35, whose branches are 1x1, 5x5, 3x3 twice, and pooling."""
-
-    def __init__(self, cin: int, pool: int) -> None:
-        super().__init__()
-        self.branch1x1 = ConvBN(cin, 64, 1)
-        self.branch5x5_1 = ConvBN(cin, 48, 1)
-        self.branch5x5_2 = ConvBN(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = ConvBN(cin, 64, 1)
-        self.branch3x3dbl_2 = ConvBN(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = ConvBN(96, 96, 3, padding=1)
-        self.branch_pool = ConvBN(cin, pool, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        branches = [
-            self.branch1x1(x),
-            self.branch5x5_2(self.branch5x5_1(x)),
-            self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x))),
-            self.branch_pool(average_3x3(x)),
-        ]
-        return torch.cat(branches, dim=1)
+    return Mixed(
+        cin,
+        [("branch1x1", 64, 1)],
+        [("branch5x5_1", 48, 1), ("branch5x5_2", 64, 5)],
+        [("branch3x3dbl_1", 64, 1), ("branch3x3dbl_2", 96, 3), ("branch3x3dbl_3", 96, 3)],
+        [average_3x3, ("branch_pool", pool, 1)],
+    )
 
 
-class Reduce35(nn.Module):
-    """The block that reduces 35x35 to 17x17."""
-
-    def __init__(self, cin: int) -> None:
-        super().__init__()
-        self.branch3x3 = ConvBN(cin, 384, 3, stride=2)
-        self.branch3x3dbl_1 = ConvBN(cin, 64, 1)
-        self.branch3x3dbl_2 = ConvBN(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = ConvBN(96, 96, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([self.branch3x3(x), double, F.max_pool2d(x, 3, stride=2)], dim=1)
-
-
-class Mixed17(nn.Module):
+def mixed_17(mid: int) -> Mixed:
     """A block at 17x17, whose branches are 1x1, 7x7 in two factors, the same twice, and pooling."""
-
-    def __init__(self, cin: int, mid: int) -> None:
-        super().__init__()
-        row, column = partial(ConvBN, kernel=(1, 7), padding=(0, 3)), partial(ConvBN, kernel=(7, 1), padding=(3, 0))
-        self.branch1x1 = ConvBN(cin, 192, 1)
-        self.branch7x7_1 = ConvBN(cin, mid, 1)
-        self.branch7x7_2 = row(mid, mid)
-        self.branch7x7_3 = column(mid, 192)
-        self.branch7x7dbl_1 = ConvBN(cin, mid, 1)
-        self.branch7x7dbl_2 = column(mid, mid)
-        self.branch7x7dbl_3 = row(mid, mid)
-        self.branch7x7dbl_4 = column(mid, mid)
-        self.branch7x7dbl_5 = row(mid, 192)
-        self.branch_pool = ConvBN(cin, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
-        double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
-        double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([self.branch1x1(x), single, double, self.branch_pool(average_3x3(x))], dim=1)
+    row, column = (1, 7), (7, 1)
+    return Mixed(
+        768,
+        [("branch1x1", 192, 1)],
+        [("branch7x7_1", mid, 1), ("branch7x7_2", mid, row), ("branch7x7_3", 192, column)],
+        [("branch7x7dbl_1", mid, 1), ("branch7x7dbl_2", mid, column), ("branch7x7dbl_3", mid, row),
+         ("branch7x7dbl_4", mid, column), ("branch7x7dbl_5", 192, row)],
+        [average_3x3, ("branch_pool", 192, 1)],
+    )  # fmt: skip
 
 
-class Reduce17(nn.Module):
-    """The block that reduces 17x17 to 8x8."""
-
-    def __init__(self, cin: int) -> None:
-        super().__init__()
-        self.branch3x3_1 = ConvBN(cin, 192, 1)
-        self.branch3x3_2 = ConvBN(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = ConvBN(cin, 192, 1)
-        self.branch7x7x3_2 = ConvBN(192, 192, (1, 7), padding=(0, 3))
-        self.branch7x7x3_3 = ConvBN(192, 192, (7, 1), padding=(3, 0))
-        self.branch7x7x3_4 = ConvBN(192, 192, 3, stride=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        single = self.branch3x3_2(self.branch3x3_1(x))
-        double = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
-        return torch.cat([single, double, F.max_pool2d(x, 3, stride=2)], dim=1)
-
-
-class Mixed8(nn.Module):
+def mixed_8(cin: int, pooling: Callable[..., Tensor]) -> Mixed:
     """A block at 8x8, whose branches are 1x1, a fan of 1x3 and 3x1, 3x3 and the same fan, and `pooling`."""
-
-    def __init__(self, cin: int, pooling: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.pooling = pooling
-        self.branch1x1 = ConvBN(cin, 320, 1)
-        self.branch3x3_1 = ConvBN(cin, 384, 1)
-        self.branch3x3_2a = ConvBN(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3_2b = ConvBN(384, 384, (3, 1), padding=(1, 0))
-        self.branch3x3dbl_1 = ConvBN(cin, 448, 1)
-        self.branch3x3dbl_2 = ConvBN(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = ConvBN(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3dbl_3b = ConvBN(384, 384, (3, 1), padding=(1, 0))
-        self.branch_pool = ConvBN(cin, 192, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        single = self.branch3x3_1(x)
-        double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
-        branches = [
-            self.branch1x1(x),
-            self.branch3x3_2a(single),
-            self.branch3x3_2b(single),
-            self.branch3x3dbl_3a(double),
-            self.branch3x3dbl_3b(double),
-            self.branch_pool(self.pooling(x)),
-        ]
-        return torch.cat(branches, dim=1)
+    row, column = (1, 3), (3, 1)
+    return Mixed(
+        cin,
+        [("branch1x1", 320, 1)],
+        [("branch3x3_1", 384, 1), [("branch3x3_2a", 384, row), ("branch3x3_2b", 384, column)]],
+        [("branch3x3dbl_1", 448, 1), ("branch3x3dbl_2", 384, 3),
+         [("branch3x3dbl_3a", 384, row), ("branch3x3dbl_3b", 384, column)]],
+        [pooling, ("branch_pool", 192, 1)],
+    )  # fmt: skip
 
 
 def resize_tf1(images: Tensor) -> Tensor:
@@ -258,12 +225,5 @@ def load_inception(path: str | os.PathLike[str] | None = None) -> Classifier:
         data = Path(path).read_bytes()
         if hashlib.sha256(data).hexdigest() == zoo.ENTRIES[SCRIPT].sha256:
             return ScriptedInception.load(data)
-    return inception_of(torch.load(zoo.published(WEIGHTS, path), map_location="cpu", weights_only=True)).optimized()
-
-
-def inception_of(weights: Mapping[str, Tensor]) -> Inception:
-    """Makes the network with these weights, in evaluation mode, without gradients."""
-    with torch.device("meta"):
-        network = Inception()
-    network.load_state_dict(weights, assign=True)
-    return network.eval().requires_grad_(False)
+    weights = torch.load(zoo.published(WEIGHTS, path), map_location="cpu", weights_only=True)
+    return Inception.of_weights(weights).optimized()

@@ -81,11 +81,7 @@ class FeatureSums:
             self._kept.append(features.to("cpu", torch.float32))
 
     def finish(self, *, extractor: str | None = None) -> FeatureStats:
-        """The statistics of all features so far, at least two.
-
-        Args:
-            extractor: name of the extractor, which the statistics record.
-        """
+        """The statistics of all features so far, at least two; they record the extractor's name."""
         if self.num < 2:
             raise UserError(f"{self.num} image(s) to measure; a covariance needs at least 2, and a good one thousands.")
         mean = self._sum / self.num

@@ -9,13 +9,11 @@ import numpy as np
 import torch
 
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.metrics.class_recall import class_recall
-from stylegan_di.metrics.density_coverage import density_coverage
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception_score import inception_score
 from stylegan_di.metrics.kernel_distance import kernel_distance
+from stylegan_di.metrics.manifolds import class_recall, density_coverage, precision_recall
 from stylegan_di.metrics.path_length import Path
-from stylegan_di.metrics.precision_recall import precision_recall
 from stylegan_di.metrics.spectrum import BANDS, band_ratios
 from stylegan_di.metrics.statistics import FeatureStats
 from stylegan_di.specs import did_you_mean
@@ -80,18 +78,6 @@ def _class_recall(reals: FeatureStats, fakes: FeatureStats, device: torch.device
     return class_recall(_on(device, reals), reals.labels, _on(device, fakes), fakes.labels, k=3)
 
 
-def _spectrum(reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float, ...]:
-    return band_ratios(reals.mean, fakes.mean)
-
-
-def _texture(_reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float, ...]:
-    return tuple(float(value) for value in fakes.mean)
-
-
-def _inception_score(_reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float, float]:
-    return inception_score(_features(fakes), splits=10)
-
-
 def _features(stats: FeatureStats) -> np.ndarray:
     assert stats.features is not None
     return stats.features.astype(np.float32)
@@ -113,7 +99,8 @@ METRICS: dict[str, Metric | PathMetric] = {
     "kid50k_full":   Metric("inception", _KID, _kernel, max_reals=1_000_000, needs_features=True),
     "pr50k3_full":   Metric("vgg16", _PR, _precision_recall, _PR_NAMES, max_reals=200_000, needs_features=True,
                             higher_is_better=True),
-    "is50k":         Metric("inception", "mean and deviation (over N) of 10 parts", _inception_score,
+    "is50k":         Metric("inception", "mean and deviation (over N) of 10 parts",
+                            lambda _reals, fakes, _device: inception_score(_features(fakes), splits=10),
                             ("_mean", "_std"), uses_reals=False, needs_features=True, of_classes=True,
                             higher_is_better=True),
     "ppl2_wend":     PathMetric(Path("w", "end", crop=False)),
@@ -139,8 +126,10 @@ METRICS: dict[str, Metric | PathMetric] = {
     "dc_effnet":     Metric("efficientnet_lite0", _DC, _density_coverage, _DC_NAMES, needs_features=True,
                             higher_is_better=True),
     "spectrum":      Metric("spectrum", "ratio of the mean powers in each octave, and the largest |log2| of them",
-                            _spectrum, ("_worst", *(f"_{band + 1}" for band in range(len(BANDS))))),
-    "texture":       Metric("texture", "mean over pixels and images", _texture, ("_detail", "_black"),
+                            lambda reals, fakes, _device: band_ratios(reals.mean, fakes.mean),
+                            ("_worst", *(f"_{band + 1}" for band in range(len(BANDS))))),
+    "texture":       Metric("texture", "mean over pixels and images",
+                            lambda _reals, fakes, _device: tuple(fakes.mean.tolist()), ("_detail", "_black"),
                             uses_reals=False, higher_is_better=None),
 }
 # fmt: on
@@ -159,17 +148,14 @@ def metric(name: str) -> Metric | PathMetric:
 
 
 def figures_of(name: str, results: Mapping[str, float]) -> dict[str, float]:
-    """The figures of one metric among the results."""
     return {name + suffix: results[name + suffix] for suffix in metric(name).suffixes}
 
 
 def need_reals(names: Iterable[str]) -> bool:
-    """Whether any of these metrics compares with real images."""
     return any(metric(name).uses_reals for name in names)
 
 
 def need_labels(names: Iterable[str]) -> bool:
-    """Whether any of these metrics needs the classes of the images."""
     return any(isinstance(entry, Metric) and entry.needs_labels for entry in map(metric, names))
 
 

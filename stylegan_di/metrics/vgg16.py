@@ -84,12 +84,7 @@ class VGG16(FeatureExtractor):
 
 
 class LPIPS(nn.Module):
-    """Turns images into vectors whose squared distances are LPIPS.
-
-    Args:
-        vgg: the network.
-        weights: w for each depth, [C], with no value below 0.
-    """
+    """Turns images into vectors whose squared distances are LPIPS; weights: w for each depth, [C], none below 0."""
 
     def __init__(self, vgg: VGG16, weights: Sequence[Tensor]) -> None:
         super().__init__()
@@ -126,10 +121,7 @@ def vgg16_of(weights: Mapping[str, Tensor]) -> VGG16:
     """Makes the network with these weights, in evaluation mode, without gradients; the last layer is left out."""
     kept = {name: value for name, value in weights.items() if not name.startswith("classifier.6.")}
     channels = [len(kept[f"features.{index}.weight"]) for index in (0, 5, 10, 17, 24)]
-    with torch.device("meta"):
-        network = VGG16(channels, len(kept["classifier.3.weight"]))
-    network.load_state_dict(kept, assign=True)
-    return network.eval().requires_grad_(False)
+    return VGG16.of_weights(kept, channels=channels, hidden=len(kept["classifier.3.weight"]))
 
 
 def load_lpips(vgg: VGG16, path: str | os.PathLike[str] | None = None) -> LPIPS:

@@ -22,11 +22,9 @@ from stylegan_di.diffusion import (
     Preconditioning,
     edm_preconditioning,
     iddpm_levels,
-    iddpm_preconditioning,
     per_sample,
-    ve_preconditioning,
-    vp_preconditioning,
     vp_sigma,
+    vp_time,
 )
 from stylegan_di.networks.checks import check_choice
 from stylegan_di.networks.edm_unets import DhariwalUNet, SongUNet
@@ -38,12 +36,15 @@ MODELS: dict[str, type[SongUNet] | type[DhariwalUNet]] = {"SongUNet": SongUNet, 
 class Precond(PersistentModule):
     """D(x; sigma) = c_skip * x + c_out * F(c_in * x; c_noise) (eq. 7); subclasses define the U-Net F and the c's."""
 
-    img_resolution: int
-    img_channels: int
-    label_dim: int
-    use_fp16: bool
     sigma_min: float
     sigma_max: float
+
+    def __init__(self, img_resolution: int, img_channels: int, label_dim: int, use_fp16: bool) -> None:
+        super().__init__()
+        self.img_resolution = img_resolution
+        self.img_channels = img_channels
+        self.label_dim = label_dim
+        self.use_fp16 = use_fp16
 
     @abstractmethod
     def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
@@ -51,7 +52,7 @@ class Precond(PersistentModule):
 
     @abstractmethod
     def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> list[Tensor]:
-        """Returns the encoder's outputs of F for the arguments of `raw`; see `SongUNet.features`."""
+        """Returns the encoder's outputs of F for the arguments of `raw`; see `edm_unets.UNet.features`."""
 
     @abstractmethod
     def coefficients(self, sigma: Tensor) -> Preconditioning:
@@ -88,7 +89,7 @@ class Precond(PersistentModule):
         """Runs the U-Net's encoder alone, on the inputs that `forward` would give it for the same arguments.
 
         Returns the encoder's last output at each level, [B,C_i,H/2^i,W/2^i] from the highest resolution to the lowest
-        (see `SongUNet.features`), in the dtype in which the U-Net computes.
+        (see `edm_unets.UNet.features`), in the dtype in which the U-Net computes.
         """
         return self.raw_features(*self._precondition(x, sigma, class_labels)[2])
 
@@ -123,12 +124,8 @@ class UNetPrecond(Precond):
         model_type: str,
         model_kwargs: dict[str, Any],
     ) -> None:
-        super().__init__()
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16)
         check_choice("model_type", model_type, list(MODELS))
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
-        self.label_dim = label_dim
-        self.use_fp16 = use_fp16
         self.model = MODELS[model_type](
             img_resolution=img_resolution,
             in_channels=img_channels,
@@ -144,8 +141,15 @@ class UNetPrecond(Precond):
         return self.model.features(x, c_noise, labels)
 
 
+def _noise_prediction(sigma: Tensor, c_noise: Tensor) -> Preconditioning:
+    return Preconditioning(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)
+
+
 class VPPrecond(UNetPrecond):
-    """Variance preserving (DDPM); c_noise is M - 1 times the time, of which epsilon_t is the smallest in training."""
+    """Variance preserving (DDPM): F estimates the noise.
+
+    c_noise is M - 1 times the time, of which epsilon_t is the smallest in training.
+    """
 
     def __init__(
         self,
@@ -169,11 +173,11 @@ class VPPrecond(UNetPrecond):
         self.sigma_min, self.sigma_max = vp_sigma(times, beta_d, beta_min).tolist()
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
-        return vp_preconditioning(sigma, self.beta_d, self.beta_min, self.M)
+        return _noise_prediction(sigma, (self.M - 1) * vp_time(sigma, self.beta_d, self.beta_min))
 
 
 class VEPrecond(UNetPrecond):
-    """Variance exploding."""
+    """Variance exploding: F estimates the negative noise from the unscaled noisy image."""
 
     def __init__(
         self,
@@ -191,7 +195,8 @@ class VEPrecond(UNetPrecond):
         self.sigma_max = sigma_max
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
-        return ve_preconditioning(sigma)
+        one = torch.ones_like(sigma)
+        return Preconditioning(c_skip=one, c_out=sigma, c_in=one, c_noise=(sigma / 2).log())
 
 
 class iDDPMPrecond(UNetPrecond):
@@ -221,7 +226,7 @@ class iDDPMPrecond(UNetPrecond):
         self.sigma_max = float(levels[0])
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
-        return iddpm_preconditioning(sigma, self._nearest(sigma), self.M)
+        return _noise_prediction(sigma, (self.M - 1 - self._nearest(sigma)).to(sigma.dtype))
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         sigma = torch.as_tensor(sigma)

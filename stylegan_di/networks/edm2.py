@@ -235,7 +235,7 @@ class UNet(PersistentModule):
         return self.out_conv(x, gain=self.out_gain)
 
     def features(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> list[Tensor]:
-        """Runs the encoder alone; see `SongUNet.features`. Arguments as forward's."""
+        """Runs the encoder alone; see `edm_unets.UNet.features`. Arguments as forward's."""
         return last_of_each_level(self._embed_and_encode(x, noise_labels, class_labels)[0])
 
     def _embed_and_encode(
@@ -272,11 +272,7 @@ class Precond(edm.Precond):
         logvar_channels: int = 128,
         **unet_kwargs: Any,
     ) -> None:
-        super().__init__()
-        self.img_resolution = img_resolution
-        self.img_channels = img_channels
-        self.label_dim = label_dim
-        self.use_fp16 = use_fp16
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16)
         self.sigma_data = sigma_data
         self.unet = UNet(img_resolution, img_channels, label_dim, **unet_kwargs)
         self.logvar_fourier = MPFourier(logvar_channels)

@@ -10,6 +10,7 @@ global generator.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -103,29 +104,30 @@ SONG_BLOCK: dict[str, Any] = {
 }
 
 
-def song_encoder(
+def build_encoder(
     plan: Sequence[LayerPlan],
     block: Callable[..., UNetBlock],
     attn_resolutions: Sequence[int],
-    encoder_type: str,
-    resample_filter: Sequence[float],
+    init: dict[str, Any],
+    encoder_type: str = "standard",
+    resample_filter: Sequence[float] = (1, 1),
 ) -> ModuleDict:
-    """Builds SongUNet's encoder; its auxiliary layers downsample the input image for each level."""
+    """Builds an encoder; SongUNet's auxiliary layers downsample the input image for each level."""
     layers = ModuleDict()
     caux = plan[0].cin
     for layer in plan:
         res, kind, cin, cout = layer
         if kind == "conv":
-            layers[layer.key] = Conv2d(cin, cout, kernel=3, **SONG_INIT)
+            layers[layer.key] = Conv2d(cin, cout, kernel=3, **init)
             continue
         down = kind == "down"
         layers[layer.key] = block(cin, cout, down=down, attention=not down and res in attn_resolutions)
         if down and encoder_type == "skip":
             layers[f"{res}x{res}_aux_down"] = Conv2d(caux, caux, kernel=0, down=True, resample_filter=resample_filter)
-            layers[f"{res}x{res}_aux_skip"] = Conv2d(caux, cout, kernel=1, **SONG_INIT)
+            layers[f"{res}x{res}_aux_skip"] = Conv2d(caux, cout, kernel=1, **init)
         if down and encoder_type == "residual":
             layers[f"{res}x{res}_aux_residual"] = Conv2d(
-                caux, cout, kernel=3, down=True, resample_filter=resample_filter, fused_resample=True, **SONG_INIT
+                caux, cout, kernel=3, down=True, resample_filter=resample_filter, fused_resample=True, **init
             )
             caux = cout
     return layers
@@ -157,7 +159,66 @@ def song_decoder(
     return layers
 
 
-class SongUNet(PersistentModule):
+class UNet(PersistentModule):
+    """What both U-Nets share: the embedding conditions the encoder, and the decoder takes the encoder's outputs."""
+
+    enc: ModuleDict
+    dec: ModuleDict
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """Returns F(x) [B,out_channels,H,W].
+
+        Args:
+            x: [B,in_channels,H,W].
+            noise_labels: [B] or [1].
+            class_labels: [B or 1,label_dim]; None without label_dim.
+            augment_labels: [B,augment_dim], None for no augmentation.
+        """
+        emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
+        return self.decode(self.encode(x, emb), emb)
+
+    def features(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+    ) -> list[Tensor]:
+        """Runs the encoder alone and returns its last output at each level, from the highest resolution to the lowest.
+
+        Element i is [B,C_i,H/2^i,W/2^i] with C_i = model_channels * channel_mult[i]. Arguments as forward's.
+        """
+        emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
+        return last_of_each_level(self.encode(x, emb))
+
+    @abstractmethod
+    def embed(
+        self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, batch: int
+    ) -> Tensor:
+        """The embedding [B or 1,emb_channels] that conditions every block."""
+
+    def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        """Returns the outputs of all layers in order; the last one is the deepest level's."""
+        x = x.to(memory_format=LAYOUT)
+        skips: list[Tensor] = []
+        aux = x
+        for key, layer in self.enc.items():
+            match key.partition("_")[2]:
+                case "aux_down":
+                    aux = layer(aux)
+                case "aux_skip":
+                    x = skips[-1] = x + layer(aux)
+                case "aux_residual":
+                    x = skips[-1] = aux = (x + layer(aux)) / math.sqrt(2)
+                case kind:
+                    x = layer(x).to(memory_format=LAYOUT) if kind == "conv" else layer(x, emb)
+                    skips.append(x)
+        return skips
+
+    @abstractmethod
+    def decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """Returns the output image from the encoder's outputs, which it uses up."""
+
+
+class SongUNet(UNet):
     """DDPM++ (positional, standard, standard) and NCSN++ (fourier, residual, standard) of Song et al.
 
     Args:
@@ -221,43 +282,12 @@ class SongUNet(PersistentModule):
 
         encoder = plan_encoder(img_resolution, in_channels, model_channels, widths, num_blocks)
         decoder = plan_decoder(encoder, widths, num_blocks)
-        self.enc = song_encoder(encoder, block, attn_resolutions, encoder_type, resample_filter)
+        self.enc = build_encoder(encoder, block, attn_resolutions, SONG_INIT, encoder_type, resample_filter)
         self.dec = song_decoder(decoder, block, attn_resolutions, decoder_type, resample_filter, out_channels)
-
-    def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        """Returns F(x) [B,out_channels,H,W].
-
-        Args:
-            x: [B,in_channels,H,W].
-            noise_labels: [B] or [1].
-            class_labels: [B or 1,label_dim]; None without label_dim.
-            augment_labels: [B,augment_dim], None for no augmentation.
-        """
-        skips, emb = self._embed_and_encode(x, noise_labels, class_labels, augment_labels)
-        return self.decode(skips[-1], skips, emb)
-
-    def features(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
-    ) -> list[Tensor]:
-        """Runs the encoder alone and returns its last output at each level, from the highest resolution to the lowest.
-
-        Element i is [B,C_i,H/2^i,W/2^i] with C_i = model_channels * channel_mult[i]. Arguments as forward's.
-        """
-        return last_of_each_level(self._embed_and_encode(x, noise_labels, class_labels, augment_labels)[0])
-
-    def _embed_and_encode(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
-    ) -> tuple[list[Tensor], Tensor]:
-        """The outputs of the encoder's layers, in their order, and the embedding."""
-        emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
-        return self.encode(x.to(memory_format=LAYOUT), emb)[1], emb
 
     def embed(
         self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, batch: int
     ) -> Tensor:
-        """The embedding [B or 1,emb_channels] that conditions every block."""
         cos, sin = self.map_noise(noise_labels).chunk(2, dim=1)
         emb = torch.cat([sin, cos], dim=1)
         if self.map_label is not None:
@@ -269,26 +299,9 @@ class SongUNet(PersistentModule):
             emb = emb + self.map_augment(augment_labels.to(emb.dtype))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
-    def encode(self, x: Tensor, emb: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Returns the deepest level's output, and the outputs of all layers in order for the decoder's blocks."""
-        skips: list[Tensor] = []
-        aux = x
-        for key, layer in self.enc.items():
-            match key.partition("_")[2]:
-                case "aux_down":
-                    aux = layer(aux)
-                case "aux_skip":
-                    x = skips[-1] = x + layer(aux)
-                case "aux_residual":
-                    x = skips[-1] = aux = (x + layer(aux)) / math.sqrt(2)
-                case kind:
-                    x = layer(x).to(memory_format=LAYOUT) if kind == "conv" else layer(x, emb)
-                    skips.append(x)
-        return x, skips
-
-    def decode(self, x: Tensor, skips: list[Tensor], emb: Tensor) -> Tensor:
-        """Returns the output image, which decoder_type 'skip' sums from upsampled images of all levels."""
-        image = None
+    def decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+        """See `UNet.decode`; decoder_type 'skip' sums the image from upsampled images of all levels."""
+        x, image = skips[-1], None
         for key, layer in self.dec.items():
             match key.partition("_")[2]:
                 case "aux_up":
@@ -303,7 +316,7 @@ class SongUNet(PersistentModule):
         return image
 
 
-class DhariwalUNet(PersistentModule):
+class DhariwalUNet(UNet):
     """ADM of Dhariwal & Nichol. Arguments as SongUNet's."""
 
     map_label: Linear | None
@@ -341,14 +354,7 @@ class DhariwalUNet(PersistentModule):
         self.map_label = Linear(label_dim, emb_channels, bias=False, **init_label) if label_dim else None
 
         encoder = plan_encoder(img_resolution, in_channels, widths[0], widths, num_blocks)
-        self.enc = ModuleDict()
-        for layer in encoder:
-            res, kind, cin, cout = layer
-            if kind == "conv":
-                self.enc[layer.key] = Conv2d(cin, cout, kernel=3, **init)
-            else:
-                down = kind == "down"
-                self.enc[layer.key] = block(cin, cout, down=down, attention=not down and res in attn_resolutions)
+        self.enc = build_encoder(encoder, block, attn_resolutions, init)
         self.dec = ModuleDict()
         for layer in plan_decoder(encoder, widths, num_blocks):
             res, kind, cin, cout = layer
@@ -357,38 +363,15 @@ class DhariwalUNet(PersistentModule):
         self.out_norm = GroupNorm(widths[0])
         self.out_conv = Conv2d(widths[0], out_channels, kernel=3, **init_zero)
 
-    def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
-    ) -> Tensor:
-        """Returns F(x) [B,out_channels,H,W]. Arguments as SongUNet's."""
-        skips, emb = self._embed_and_encode(x, noise_labels, class_labels, augment_labels)
+    def decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
         x = skips[-1]
         for key, layer in self.dec.items():
             x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in key else x, emb)
         return self.out_conv(self.out_norm.then_silu(x))
 
-    def features(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
-    ) -> list[Tensor]:
-        """Runs the encoder alone; see `SongUNet.features`."""
-        return last_of_each_level(self._embed_and_encode(x, noise_labels, class_labels, augment_labels)[0])
-
-    def _embed_and_encode(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None
-    ) -> tuple[list[Tensor], Tensor]:
-        """The outputs of the encoder's layers, in their order, and the embedding."""
-        emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
-        x = x.to(memory_format=LAYOUT)
-        outputs: list[Tensor] = []
-        for key, layer in self.enc.items():
-            x = layer(x).to(memory_format=LAYOUT) if key.endswith("_conv") else layer(x, emb)
-            outputs.append(x)
-        return outputs, emb
-
     def embed(
         self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None, batch: int
     ) -> Tensor:
-        """The embedding [B or 1,emb_channels] that conditions every block."""
         emb = self.map_noise(noise_labels)
         if self.map_augment is not None and augment_labels is not None:
             emb = emb + self.map_augment(augment_labels.to(emb.dtype))

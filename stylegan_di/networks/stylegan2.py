@@ -32,21 +32,6 @@ from stylegan_di.networks.stylegan2_layers import (
 from stylegan_di.torch_utils.ops.upfirdn2d import downsample2d, setup_filter, upsample2d
 from stylegan_di.torch_utils.persistence import PersistentModule
 
-__all__ = [
-    "Conv2dLayer",
-    "Discriminator",
-    "DiscriminatorBlock",
-    "DiscriminatorEpilogue",
-    "FullyConnectedLayer",
-    "Generator",
-    "MappingNetwork",
-    "MinibatchStdLayer",
-    "SynthesisBlock",
-    "SynthesisLayer",
-    "SynthesisNetwork",
-    "ToRGBLayer",
-]
-
 LAYOUT = torch.channels_last  # the faster layout for activations in float32 and float64
 ARCHITECTURES = ("orig", "skip", "resnet")
 
@@ -59,7 +44,6 @@ def block_precision(weight: Tensor, use_fp16: bool, channels_last: bool) -> tupl
 
 
 def channels_at(resolution: int, channel_base: int, channel_max: int) -> int:
-    """The number of feature maps at a resolution."""
     return min(channel_base // resolution, channel_max)
 
 
@@ -267,9 +251,7 @@ class Generator(PersistentModule):
 
     Args:
         z_dim, c_dim, w_dim: lengths of latents, labels (0: unconditional) and mapped latents.
-        img_resolution, img_channels: shape of the images.
-        mapping_kwargs: arguments for the MappingNetwork.
-        synthesis_kwargs: arguments for the SynthesisNetwork.
+        mapping_kwargs, synthesis_kwargs: arguments for the MappingNetwork and the SynthesisNetwork.
     """
 
     def __init__(

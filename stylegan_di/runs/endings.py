@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 
 from stylegan_di.dnnlib.util import UserError
 
@@ -83,8 +83,6 @@ class StopRequest:
         if number == signal.SIGINT:
             signal.signal(number, self._previous[number])  # type: ignore[arg-type]
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)  # type: ignore[arg-type]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from stylegan_di.config import TrainConfig
@@ -35,7 +36,11 @@ class RunFolder:
         try:
             outdir.mkdir(parents=True, exist_ok=True)
             numbers = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5})-", p.name))]
-            path = _claim(outdir, max(numbers, default=-1) + 1, run_name(config))
+            for number in itertools.count(max(numbers, default=-1) + 1):
+                path = outdir / f"{number:05d}-{run_name(config)}"
+                with contextlib.suppress(FileExistsError):  # mkdir is atomic, so two runs never get the same one
+                    path.mkdir()
+                    break
         except OSError as error:
             raise UserError(f"--outdir={config.outdir}: cannot write there ({error}); choose another folder") from error
         folder = cls(path, config)
@@ -70,9 +75,7 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.close()
 
@@ -132,14 +135,3 @@ def run_name(config: TrainConfig) -> str:
     if config.desc:
         parts.append(config.desc)
     return re.sub(r"[^\w.+-]+", "-", "-".join(parts))
-
-
-def _claim(outdir: Path, number: int, name: str) -> Path:
-    """Makes the folder with the first free number; mkdir is atomic, so two runs never get the same one."""
-    while True:
-        path = outdir / f"{number:05d}-{name}"
-        try:
-            path.mkdir()
-            return path
-        except FileExistsError:
-            number += 1

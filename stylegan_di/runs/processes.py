@@ -22,6 +22,7 @@ from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.distributed import ProcessLost
 
 GRACE = 20.0  # seconds for the others to end after one has failed
+started = distributed.under_torchrun  # whether `run` or torchrun started this process
 PARENT = "STYLEGAN_DI_PARENT"  # set in the processes that `run` starts
 
 
@@ -31,11 +32,6 @@ class ProcessFailed(UserError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-def started() -> bool:
-    """Returns whether `run` or torchrun started this process."""
-    return distributed.under_torchrun()
 
 
 def has_parent() -> bool:

@@ -55,10 +55,11 @@ def resume(source: str, given: Mapping[str, Any]) -> Resumed:
     state = statefile.load_state(path)
     config = changed_config(state, {key: value for key, value in given.items() if key not in ("resume", "outdir")})
     notes += [f"continues from {path}"]
-    if changes := statefile.version_changes(path):
-        notes.append(f"versions have changed since it was written, so numbers may differ: {'; '.join(changes)}")
-    if config.device == "cpu" and (change := statefile.threads_change(path)):
-        notes.append(f"the number of threads has changed, so sums may round differently: {change} (OMP_NUM_THREADS)")
+    libraries, threads = statefile.changes(path)
+    if libraries:
+        notes.append(f"versions have changed since it was written, so numbers may differ: {'; '.join(libraries)}")
+    if config.device == "cpu" and threads:
+        notes.append(f"the number of threads has changed, so sums may round differently: {threads} (OMP_NUM_THREADS)")
     return Resumed(config, state, tuple(notes))
 
 
@@ -70,7 +71,12 @@ def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
         if wrong := statefile.damage(path):
             raise UserError(f"--resume={source}: the file is damaged, {wrong}; pass its folder to use the one before")
         return path, []
-    folder = path if source != "latest" else _latest_folder(outdir)
+    folder = path
+    if source == "latest":  # the folder with the newest state
+        states = [state for run in outdir.glob("*/") for state in statefile.complete_states(run)]
+        if not states:
+            raise UserError(f"--resume=latest: no run in --outdir={outdir} holds a training state; give a run's folder")
+        folder = max(states, key=statefile.written).parent
     notes: list[str] = []
     for state in reversed(statefile.complete_states(folder)):
         wrong = statefile.damage(state)
@@ -82,14 +88,6 @@ def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
         + (f" ({'; '.join(notes)})" if notes else "")
         + "; start a new run: leave --resume out"
     )
-
-
-def _latest_folder(outdir: Path) -> Path:
-    """Returns outdir's run folder with the newest state."""
-    states = [path for folder in outdir.glob("*/") for path in statefile.complete_states(folder)]
-    if not states:
-        raise UserError(f"--resume=latest: no run in --outdir={outdir} holds a training state; give a run's folder")
-    return max(states, key=statefile.written).parent
 
 
 def changed_config(state: State, given: Mapping[str, Any]) -> TrainConfig:
@@ -107,8 +105,7 @@ def changed_config(state: State, given: Mapping[str, Any]) -> TrainConfig:
         named = "; ".join(f"{option_name(name)}={given[name]} was {stored.get(name)}" for name in differing)
         may = ", ".join(option_name(name) for name in MAY_CHANGE)
         raise UserError(f"--resume: these options cannot change: {named}. Leave them out; these may change: {may}")
-    config = TrainConfig(**{**stored, **given, "outdir": str(state.path.parent.parent)})
-    return config
+    return TrainConfig(**{**stored, **given, "outdir": str(state.path.parent.parent)})
 
 
 def config_hash(config: TrainConfig) -> str:

@@ -201,14 +201,12 @@ def load_state(path: Path) -> State:
         raise UserError(f"{path}: no training state ({str(error)[:100]}); pass one that train.py wrote") from None
 
 
-def version_changes(path: Path) -> list[str]:
-    """Returns 'torch 2.12.0, now 2.13.0' or the like for each library whose version has changed since the state."""
-    before = json.loads(manifest_path(path).read_bytes())["versions"]
-    return [f"{name} {before.get(name)}, now {now}" for name, now in versions().items() if before.get(name) != now]
-
-
-def threads_change(path: Path) -> str:
-    """Returns '1, now 2' if the number of threads per process has changed since the state, else ''."""
-    now = torch.get_num_threads()
-    before = json.loads(manifest_path(path).read_bytes()).get("threads", now)
-    return "" if before == now else f"{before}, now {now}"
+def changes(path: Path) -> tuple[list[str], str]:
+    """Returns what has changed since a state: 'torch 2.12.0, now 2.13.0' or the like for each library, then '1, now 2'
+    for the number of threads per process, '' where it is the same.
+    """
+    manifest, threads = json.loads(manifest_path(path).read_bytes()), torch.get_num_threads()
+    old = manifest["versions"]
+    libraries = [f"{name} {old.get(name)}, now {now}" for name, now in versions().items() if old.get(name) != now]
+    before = manifest.get("threads", threads)
+    return libraries, "" if before == threads else f"{before}, now {threads}"

@@ -17,10 +17,10 @@ from torch import Tensor
 from stylegan_di.diffusion import iddpm_levels, vp_sigma, vp_time
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
+from stylegan_di.networks.checks import check_choice
 from stylegan_di.sampling.heun import sigma_steps
 
 SOLVERS = ("euler", "heun")
-SCHEDULES = ("linear", "vp", "ve")
 SCALINGS = ("none", "vp")
 EPSILON_S = 1e-3  # VP's smallest time
 #: Default lowest and highest noise level of each discretization.
@@ -30,6 +30,20 @@ DISCRETIZATIONS: dict[str, tuple[float, float]] = {
     "ve": (0.02, 100.0),
     "iddpm": (0.002, 81.0),
 }  # fmt: skip
+
+
+def _vp_slope(t: Tensor, beta_d: float, beta_min: float) -> Tensor:
+    sigma = vp_sigma(t, beta_d, beta_min)
+    return 0.5 * (beta_min + beta_d * t) * (sigma + 1 / sigma)
+
+
+#: sigma(t), its inverse and its derivative, as functions of t or sigma and VP's betas.
+_SCHEDULES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]] = {
+    "linear": (lambda t, *_: t, lambda sigma, *_: sigma, lambda t, *_: torch.ones_like(t)),
+    "vp": (vp_sigma, vp_time, _vp_slope),
+    "ve": (lambda t, *_: t.sqrt(), lambda sigma, *_: sigma.square(), lambda t, *_: 0.5 / t.sqrt()),
+}
+SCHEDULES = tuple(_SCHEDULES)
 
 
 @dataclass(frozen=True)
@@ -45,31 +59,15 @@ class Process:
     beta_min: float
 
     def sigma(self, t: Tensor) -> Tensor:
-        match self.schedule:
-            case "vp":
-                return vp_sigma(t, self.beta_d, self.beta_min)
-            case "ve":
-                return t.sqrt()
-        return t
+        return _SCHEDULES[self.schedule][0](t, self.beta_d, self.beta_min)
 
     def time(self, sigma: Tensor) -> Tensor:
         """Inverts `sigma`."""
-        match self.schedule:
-            case "vp":
-                return vp_time(sigma, self.beta_d, self.beta_min)
-            case "ve":
-                return sigma.square()
-        return sigma
+        return _SCHEDULES[self.schedule][1](sigma, self.beta_d, self.beta_min)
 
     def sigma_slope(self, t: Tensor) -> Tensor:
         """Returns d sigma / dt."""
-        match self.schedule:
-            case "vp":
-                sigma = self.sigma(t)
-                return 0.5 * (self.beta_min + self.beta_d * t) * (sigma + 1 / sigma)
-            case "ve":
-                return 0.5 / t.sqrt()
-        return torch.ones_like(t)
+        return _SCHEDULES[self.schedule][2](t, self.beta_d, self.beta_min)
 
     def scale(self, t: Tensor) -> Tensor:
         """Returns s(t)."""
@@ -108,6 +106,7 @@ def noise_levels(
     Raises:
         UserError: if the range contains none of iDDPM's levels.
     """
+    check_choice("discretization", discretization, tuple(DISCRETIZATIONS))
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64)
     match discretization:
         case "vp":
@@ -121,9 +120,7 @@ def noise_levels(
                 found = f"none of iDDPM's {M} noise levels is from {sigma_min:g} to {sigma_max:g}"
                 raise UserError(f"{found}; widen the range (--sigma-min, --sigma-max)")
             return levels[(ramp * (len(levels) - 1)).round().long()]
-        case "edm":
-            return sigma_steps(num_steps, sigma_min, sigma_max, rho)
-    raise ValueError(f"discretization={discretization!r}; accepted: {', '.join(DISCRETIZATIONS)}")
+    return sigma_steps(num_steps, sigma_min, sigma_max, rho)
 
 
 @torch.no_grad()
@@ -166,12 +163,10 @@ def ablation_sampler(
     Raises:
         ValueError: if a name is unknown.
     """
-    for name, value, accepted in (
-        ("solver", solver, SOLVERS), ("discretization", discretization, tuple(DISCRETIZATIONS)),
-        ("schedule", schedule, SCHEDULES), ("scaling", scaling, SCALINGS),
-    ):  # fmt: skip
-        if value not in accepted:
-            raise ValueError(f"{name}={value!r}; accepted: {', '.join(accepted)}")
+    check_choice("solver", solver, SOLVERS)
+    check_choice("schedule", schedule, SCHEDULES)
+    check_choice("scaling", scaling, SCALINGS)
+    check_choice("discretization", discretization, tuple(DISCRETIZATIONS))
     if S_churn > 0 and noise_source is None:
         raise ValueError(f"S_churn={S_churn} adds noise: noise_source must be given")
     lowest, highest = DISCRETIZATIONS[discretization]

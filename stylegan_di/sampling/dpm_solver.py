@@ -33,15 +33,7 @@ def dpm_solver(
 ) -> Tensor:
     """Turns noise into images with a denoiser, evaluated num_steps times, each in the denoiser's own precision.
 
-    Args:
-        denoiser: D(x; sigma); [sigma_min, sigma_max] is clipped to its range, and levels are rounded to those it knows.
-        latents: standard normal [B,C,H,W].
-        labels: [B,label_dim] one-hot or None.
-        num_steps: number of noise levels, >= 1.
-        sigma_min, sigma_max, rho: see `sigma_steps`.
-
-    Returns:
-        Images [B,C,H,W] float64, nominally in [-1,1].
+    Arguments and images as `heun.heun_sampler`'s.
     """
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps}; accepted: 1 or more")

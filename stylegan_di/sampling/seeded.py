@@ -15,7 +15,7 @@ from torch import Tensor
 
 from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.labels import one_hot
+from stylegan_di.labels import chosen_labels
 
 _CALL_SAMPLES = 16  # most samples in one call of the network on a GPU
 _CALL_PIXELS = 2**20  # most pixels of output in one call
@@ -62,8 +62,3 @@ def image_latents(
     if not model.label_dim:
         return z, None
     return z, chosen_labels(noise.integers(model.label_dim), class_index, model.label_dim).to(noise.device)
-
-
-def chosen_labels(drawn: Tensor, class_index: int | None, label_dim: int) -> Tensor:
-    """Returns labels float32 [n,label_dim] of class_index, or if it is None of the drawn classes, int64 [n]."""
-    return one_hot(drawn if class_index is None else torch.full_like(drawn, class_index), label_dim)

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
-from stylegan_di.labels import one_hot
+from stylegan_di.labels import chosen_labels, one_hot
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling.seeded import call_size, chosen_labels, uint8_images
+from stylegan_di.sampling.seeded import call_size, uint8_images
 
 
 def part_names(resolutions: Iterable[int]) -> list[str]:

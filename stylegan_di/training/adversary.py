@@ -60,13 +60,7 @@ def logistic_update(
 
 
 class Adversary:
-    """A discriminator in training.
-
-    Args:
-        config: the run's options.
-        network: the discriminator.
-        resolution: the images' resolution, for R1's default weight.
-    """
+    """A discriminator in training; R1's default weight depends on the images' resolution."""
 
     def __init__(self, config: TrainConfig, network: torch.nn.Module, resolution: int) -> None:
         self.config = config

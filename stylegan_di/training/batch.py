@@ -80,9 +80,7 @@ def generated(generator: Generator, batch: Batch, chunk: range, purpose: str) ->
 class RealImages:
     """Supplies the real images step by step: each process gets its share of the shuffled data set.
 
-    Args:
-        dataset: the data set to take them from.
-        num_workers: number of threads that load ahead.
+    num_workers: number of threads that load ahead.
     """
 
     def __init__(self, dataset: ImageDataset, num_workers: int) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.progress import PassProgress, format_time
-from stylegan_di.images import to_uint8
+from stylegan_di.images import tile, to_uint8
 from stylegan_di.journal.clock import comparison_table
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import one_hot
@@ -30,11 +30,7 @@ GRID_BATCH = 16  # images at a time
 class Evaluation:
     """Measures the averaged network in all processes together, and draws its images in the first one.
 
-    Args:
-        method: the training method.
-        folder: the run's folder, which gets the result.
-        journal: receives pictures, tables and lines.
-        evaluator: computes the metrics; None for --metrics=none.
+    There is no evaluator for --metrics=none.
     """
 
     def __init__(self, method: Method, folder: RunFolder, journal: Journal, evaluator: Evaluator | None) -> None:
@@ -52,24 +48,15 @@ class Evaluation:
         indices = range(GRID_COLUMNS * rows)
         rng = SampleRandom(self.config.seed, "grid", 0, indices, method.device)
         self._z = self.generator.sample_latents(len(indices), rng=rng)
-        self._labels = self._grid_labels(len(indices))
+        self._labels = None
+        if label_dim := self.generator.label_dim:  # a class a column; those beyond the columns do not appear
+            classes = torch.arange(len(indices), device=method.device) % GRID_COLUMNS % label_dim
+            self._labels = one_hot(classes, label_dim)
         self._start: Tensor | None = None  # the grid's images before the first step, in the first process
 
-    def _grid_labels(self, n: int) -> Tensor | None:
-        """Returns labels with one class per column; classes beyond the columns do not appear."""
-        label_dim = self.generator.label_dim
-        if label_dim == 0:
-            return None
-        return one_hot(torch.arange(n, device=self.method.device) % GRID_COLUMNS % label_dim, label_dim)
-
-    @torch.no_grad()
     def grid_images(self) -> Tensor:
         """Returns the average's images at the grid's latents, [n,C,H,W], with the network's fixed noise."""
-        parts = []
-        for start in range(0, len(self._z), GRID_BATCH):
-            part = slice(start, start + GRID_BATCH)
-            parts.append(self.generator(self._z[part], None if self._labels is None else self._labels[part]))
-        return torch.cat(parts)
+        return self.generator.in_batches(self._z, self._labels, GRID_BATCH)
 
     def begin(self) -> None:
         """Draws the grids and measures the metrics before the first step."""
@@ -158,7 +145,7 @@ class Evaluation:
         """Draws four rows before training, a white gap, and the same latents after training."""
         n = 4 * GRID_COLUMNS
         gap = torch.ones_like(before[:GRID_COLUMNS])[:, :, : max(self.generator.img_resolution // 8, 1)]
-        images = [_rows(before[:n]), _rows(gap), _rows(after[:n])]
+        images = [tile(part, GRID_COLUMNS) for part in (before[:n], gap, after[:n])]
         self.journal.images("before_after", to_uint8(torch.cat(images, dim=1))[None], 1)
 
 
@@ -187,10 +174,3 @@ def make_evaluator(
         device=method.device,
         report=report,
     )
-
-
-def _rows(images: Tensor) -> Tensor:
-    """Arranges images [n,C,h,W] as one image [C, n / columns * h, columns * W]."""
-    n, channels, height, width = images.shape
-    rows = images.view(n // GRID_COLUMNS, GRID_COLUMNS, channels, height, width)
-    return rows.permute(2, 0, 3, 1, 4).reshape(channels, -1, GRID_COLUMNS * width)

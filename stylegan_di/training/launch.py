@@ -31,11 +31,7 @@ from stylegan_di.training.trainer import Trainer
 
 
 def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any]:
-    """Trains as configured; returns the contents of result.json.
-
-    Args:
-        config: the run's options.
-        resumed: the run to continue; `config` is its config.
+    """Trains as configured; returns the contents of result.json. `config` is that of the run to continue if any.
 
     Raises:
         UserError: if options or files do not work together; nothing has been written then.
@@ -69,10 +65,8 @@ def _check_agreement(config: TrainConfig, resumed: Resumed | None) -> None:
         raise UserError(f"--gpus={config.gpus}, but {distributed.world_size()} processes were started: leave it out")
     state = "none" if resumed is None else resumed.state.path.name
     mine = {"state": state} | {k: str(v) for k, v in (asdict(config) | versions()).items() if k != "outdir"}
-    texts = distributed.gather_strings(json.dumps(mine))
-    first = json.loads(texts[0])
-    for rank, text in enumerate(texts):
-        other = json.loads(text)
+    first, *_ = all_options = distributed.gather_objects(mine)
+    for rank, other in enumerate(all_options):
         if differing := [key for key in first if first[key] != other.get(key)]:
             named = "; ".join(f"{key} {first[key]} against {other.get(key)}" for key in differing)
             raise UserError(

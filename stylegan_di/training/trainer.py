@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ import torch
 from stylegan_di.journal.clock import Clock
 from stylegan_di.journal.journal import Journal
 from stylegan_di.random import SampleRandom
+from stylegan_di.runs import statefile
 from stylegan_di.runs.endings import Diverged, Interrupted, StopRequest, storage_errors
 from stylegan_di.runs.folder import RunFolder
-from stylegan_di.runs.keeper import Keeper, Kept
-from stylegan_di.runs.statefile import State
+from stylegan_di.runs.resume import check_inputs, config_hash
 from stylegan_di.snapshots.checkpoint import save_snapshot
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training import watch
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.evaluation import Evaluation
 from stylegan_di.training.methods.base import Method
-from stylegan_di.training.schedule import ema_beta, lr_scale, update_ema
+from stylegan_di.training.optimize import ema_beta, lr_scale, update_ema
+from stylegan_di.training.state import TrainState
 
 W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg
 SKIPS_INTERVAL = 10  # steps between checks for skipped updates
@@ -32,16 +34,7 @@ MAX_RETURNS = 3  # returns to the best snapshot with --on-divergence=best
 
 
 class Trainer:
-    """One training run.
-
-    Args:
-        method: the networks, data, options and the step.
-        folder: the run's folder.
-        evaluation: measures metrics and draws grids.
-        journal: receives the run's reports.
-        stop: says when to end early.
-        saved: the state to resume from.
-    """
+    """One training run, from the state `saved` where it resumes; `stop` says when to end early."""
 
     def __init__(
         self,
@@ -50,7 +43,7 @@ class Trainer:
         evaluation: Evaluation,
         journal: Journal,
         stop: StopRequest,
-        saved: State | None = None,
+        saved: statefile.State | None = None,
     ) -> None:
         self.method = method
         self.config = method.config
@@ -59,9 +52,12 @@ class Trainer:
         self.evaluation = evaluation
         self.journal = journal
         self.stop = stop
-        parts: dict[str, Kept] = {"state": self.state, "evaluation": evaluation, "journal": journal}
-        self.keeper = Keeper(folder, self.config, method.inputs, parts)
-        seconds = 0.0 if saved is None else self.keeper.restore(saved)
+        #: What a training state holds the tensors and values of.
+        self.kept: dict[str, TrainState | Evaluation | Journal] = {
+            "state": self.state, "evaluation": evaluation, "journal": journal
+        }  # fmt: skip
+        self.saved: Path | None = None  # the newest state on disk
+        seconds = 0.0 if saved is None else self.restore(saved)
         self.total_nimg = round(self.config.kimg * 1000)
         self.clock = Clock(self.total_nimg, self.state.cur_nimg, seconds)
         share = self.config.batch // distributed.world_size()
@@ -97,7 +93,7 @@ class Trainer:
             Diverged: if the training diverged.
         """
         state = self.state
-        if self.keeper.saved is None:
+        if self.saved is None:
             self.begin()
         while state.snapshot_due or state.cur_nimg < self.total_nimg:
             if state.snapshot_due:
@@ -111,16 +107,39 @@ class Trainer:
         return self.evaluation.finish(self.clock.elapsed())
 
     def begin(self) -> None:
-        """Evaluates the networks before the first step."""
         with contextlib.suppress(Interrupted, distributed.Abandoned):
             self.evaluation.begin()
         if distributed.any_process(self.stop.requested):
             raise Interrupted(f"{self._stopped()}, before the first step: there is nothing to save; start it again")
 
     def save(self) -> None:
-        """Writes the training state."""
+        """Writes the training state and removes all but the last few; every process must call this."""
         distributed.average(self.method.running_means())
-        self.keeper.save(self.state.cur_nimg, self.clock.elapsed())
+        config, folder, path = self.config, self.folder, self.folder.state_path(self.state.cur_nimg)
+        if path == self.saved:
+            return
+        tensors = {name: tensor for part in self.kept.values() for name, tensor in part.tensors().items()}
+        self.saved = path
+        if distributed.rank() != 0:
+            return
+        values: dict[str, Any] = {name: part.values() for name, part in self.kept.items()}
+        values |= {"inputs": self.method.inputs, "line_files": folder.line_files(), "seconds": self.clock.elapsed()}
+        statefile.save_state(path, tensors, values, asdict(config), config_hash(config))
+        statefile.prune(folder.path, path)
+
+    def restore(self, saved: statefile.State) -> float:
+        """Restores a training state; returns the seconds that the run had taken.
+
+        Raises:
+            UserError: if the teacher or the data set has changed since the run began.
+        """
+        check_inputs(saved.values["inputs"], self.method.inputs)
+        for name, part in self.kept.items():
+            part.restore(saved.values[name], saved.tensors)
+        if distributed.rank() == 0:
+            self.folder.cut_line_files(saved.values["line_files"])
+        self.saved = saved.path
+        return float(saved.values["seconds"])
 
     def after_step(self) -> None:
         """Does what is due after a step: a tick, a check for divergence, a state."""
@@ -163,8 +182,9 @@ class Trainer:
         self.journal.say(line)
         trouble = watch.out_of_range(state.history, values, self.method.watched)
         values["Progress/distance_from_start"] = self.evaluation.distance_from_start()
-        values["Progress/skipped_updates"] = _scalar(len(state.skipped))
-        self.journal.tick(values | {"Progress/kimg": _scalar(state.cur_nimg / 1000)})
+        progress = {"Progress/skipped_updates": len(state.skipped), "Progress/kimg": state.cur_nimg / 1000}
+        values |= {name: {"num": 1, "mean": value, "std": 0.0} for name, value in progress.items()}
+        self.journal.tick(values)
         return trouble
 
     def return_to_best(self, trouble: str) -> None:
@@ -175,7 +195,10 @@ class Trainer:
         Raises:
             Diverged: if there is no best state, or the run has returned to it MAX_RETURNS times.
         """
-        state, best = self.state, self.keeper.best()
+        state, best_path = self.state, self.folder.best_state_path()
+        best = None
+        if self.config.on_divergence == "best" and best_path.is_file():
+            best = statefile.load_state(best_path)
         where = f"the training diverged at kimg {state.cur_nimg / 1000:g}: {trouble}"
         if best is None:
             raise Diverged(
@@ -202,8 +225,9 @@ class Trainer:
                 self.write_snapshot(path, metrics, self.method.entries(), self.method.extras)
             for name, networks in self.method.beside().items():
                 self.write_snapshot(self.folder.beside_path(name), {}, networks, lambda data: {"dataset_kwargs": data})
-            if is_best:
-                self.keeper.keep_best()
+            if is_best and self.config.on_divergence == "best":
+                assert self.saved is not None
+                statefile.keep_best(self.saved, self.folder.best_state_path())
         self.state.snapshot_due = False
 
     def write_snapshot(
@@ -228,7 +252,6 @@ class Trainer:
         return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"
 
     def provenance(self, metrics: dict[str, float]) -> dict[str, str | float]:
-        """Returns the provenance that is written into a snapshot."""
         config = self.config
         origin = {"command": " ".join(sys.argv), "kind": config.kind, "date": time.strftime("%Y-%m-%d")}
         named = {"teacher": config.teacher, "gan_pkl": config.gan_pkl, "data": config.data}
@@ -238,7 +261,3 @@ class Trainer:
             | {"seed": float(config.seed), "kimg": self.state.cur_nimg / 1000}
             | {f"metric/{name}": value for name, value in metrics.items()}
         )
-
-
-def _scalar(value: float) -> dict[str, float]:
-    return {"num": 1, "mean": value, "std": 0.0}

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import torch
-
 from stylegan_di import interfaces, zoo
+from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.snapshots.checkpoint import load_snapshot
@@ -26,11 +25,6 @@ class GAN:
     ema: Generator
 
 
-def frozen(layers: int) -> dict[str, Any]:
-    """Returns the Discriminator's block_kwargs that freeze so many layers, starting at the highest resolution."""
-    return {"freeze_layers": layers} if layers else {}
-
-
 def freeze(model: interfaces.Generator, ema: interfaces.Generator, parts: Sequence[str]) -> None:
     """Freezes parts of a generator with the weights of its average, so that the average keeps them too.
 
@@ -45,14 +39,13 @@ def freeze(model: interfaces.Generator, ema: interfaces.Generator, parts: Sequen
         module.load_state_dict(average.state_dict())
 
 
-def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int, freezed: int = 0) -> GAN:
-    """Opens the networks of a GAN's pickle for data of label_dim classes.
+def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
+    """Opens the networks of a GAN's pickle for a data set.
 
     If the file has a different number of classes, the layers that depend on it are newly initialised.
 
     Args:
         source: a file, URL or known name, or a key of zoo.TRANSFER_SOURCES.
-        label_dim, resolution, channels: those of the training data.
         freezed: number of discriminator layers to freeze (Mo et al. 2020, arXiv 2002.10964).
 
     Raises:
@@ -68,7 +61,7 @@ def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int
             f"--resume={source}: training needs a generator and a discriminator, but the file's entries are "
             f"{', '.join(networks) or 'none'}; pass a .pkl that --kind=gan or stylegan2-ada wrote"
         )
-    found, wanted = (generator.img_resolution, generator.img_channels), (resolution, channels)
+    found, wanted = (generator.img_resolution, generator.img_channels), (dataset.resolution, dataset.num_channels)
     if found != wanted:
         raise UserError(
             f"--resume={source}: its images have resolution and channels {found}, those of --data {wanted}; "
@@ -76,15 +69,16 @@ def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int
         )
     blocks = _arguments(discriminator).arguments.get("block_kwargs") or {}
     blocks = {name: value for name, value in blocks.items() if name != "freeze_layers"}
+    if freezed:
+        blocks["freeze_layers"] = freezed
     return GAN(
-        _rebuilt(generator, c_dim=label_dim),
-        _rebuilt(discriminator, c_dim=label_dim, block_kwargs=blocks | frozen(freezed)),
-        _rebuilt(ema, c_dim=label_dim),
+        _rebuilt(generator, c_dim=dataset.label_dim),
+        _rebuilt(discriminator, c_dim=dataset.label_dim, block_kwargs=blocks),
+        _rebuilt(ema, c_dim=dataset.label_dim),
     )
 
 
 def _arguments(network: Network) -> inspect.BoundArguments:
-    """Returns the arguments that a network was built with, by name."""
     return inspect.signature(type(network)).bind(*network._init_args, **network.init_kwargs)
 
 
@@ -96,10 +90,6 @@ def _rebuilt(network: Network, **changes: Any) -> Network:
     arguments.arguments.update(changes)
     other = type(network)(*arguments.args, **arguments.kwargs)
     own, weights = other.state_dict(), network.state_dict()
-    fitting = {name: weights[name] for name, value in own.items() if _same_shape(weights.get(name), value)}
+    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
     other.load_state_dict(own | fitting)
     return other
-
-
-def _same_shape(first: torch.Tensor | None, second: torch.Tensor) -> bool:
-    return first is not None and first.shape == second.shape

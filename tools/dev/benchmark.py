@@ -16,8 +16,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,37 +37,29 @@ from tools.dev.benchmark_rows import Row, Side, rows
 AUTOCAST_TOLERANCE = 0.1  # the two sides round to 8 (bf16) or 11 (fp16) bits at different places
 
 
-@dataclass(frozen=True)
-class Result:
-    """The measurements of a row; seconds are medians, of CPU time on the CPU."""
-
-    name: str
-    target: float | None
-    ratio: float
-    quartiles: tuple[float, float]
-    seconds: float
-    plain_seconds: float
-    images_per_second: float
-    gflops: float  # billion operations per second in convolutions and products; 0 if there are none
-    plain_gflops: float
-    peak_mib: float
-    plain_peak_mib: float
-    difference: float
-
-    def line(self) -> str:
-        target = "-" if self.target is None else f"{self.target:.2f}"
-        low, high = self.quartiles
-        return (
-            f"{self.name:<38s} {self.ratio:5.2f} ({low:.2f}-{high:.2f})  {target:>6s}  {self.images_per_second:9.1f} "
-            f"{self.gflops:8.0f} {self.plain_gflops:6.0f} "
-            f"{self.peak_mib:8.0f} {self.plain_peak_mib:8.0f}  {self.difference:.0e}"
-        )
+Measured = Mapping[str, Any]  # a row of a table, by column
+COLUMNS = {
+    "row": "{name}", "ratio": "{ratio:.2f}", "quartiles": "{quartiles[0]:.2f}-{quartiles[1]:.2f}", "target": "{target}",
+    "images/s": "{images_per_second:.1f}", "GFLOP/s": "{gflops:.0f}", "plain": "{plain_gflops:.0f}",
+    "MiB": "{peak_mib:.0f}", "plain's MiB": "{plain_peak_mib:.0f}", "differs": "{difference:.0e}",
+}  # fmt: skip
 
 
-HEADER = (
-    f"{'row':<38s} {'ratio (quartiles)':<17s} {'target':>7s}  {'images/s':>9s} {'GFLOP/s':>8s} {'plain':>6s} "
-    f"{'MiB':>8s} {'plain':>8s}  differs"
-)
+def table(columns: Mapping[str, str], rows: Iterable[Measured]) -> list[Measured]:
+    """Prints a Markdown table of rows as they come, and returns them; columns: title -> format of a row's values."""
+    click.echo(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}")
+    done = []
+    for row in rows:
+        done.append(row)
+        click.echo(f"| {' | '.join(form.format(**row) for form in columns.values())} |")
+    return done
+
+
+def write_report(target: Path | None, report: dict[str, Any]) -> None:
+    """Writes what was measured, and with which PyTorch, as JSON where --json is given."""
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(target, json.dumps({"torch": torch.__version__} | report, indent=1).encode())
 
 
 def seconds(side: Callable[[], object], device: torch.device) -> float:
@@ -94,12 +85,13 @@ def peak_mib(side: Callable[[], object], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # resets the largest size so far
-    before = _status("VmRSS")
+    before = kib_of_process("VmRSS")
     side()
-    return (_status("VmHWM") - before) / 2**10
+    return (kib_of_process("VmHWM") - before) / 2**10
 
 
-def _status(name: str) -> int:
+def kib_of_process(name: str) -> int:
+    """Returns this process's memory in KiB: VmRSS is the present, VmHWM the largest; getrusage has its parent's too."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1])
 
@@ -116,8 +108,11 @@ def under_autocast(side: Side, device: torch.device, dtype: torch.dtype | None) 
     return run
 
 
-def measure(row: Row, rounds: int, device: torch.device, dtype: torch.dtype | None = None) -> Result:
+def measure(row: Row, rounds: int, device: torch.device, dtype: torch.dtype | None = None) -> Measured:
     """Verifies both sides, then times them alternately, under autocast if a dtype is given.
+
+    Returns medians of the seconds (of CPU time on the CPU), billions of operations a second in convolutions and
+    products (0 if there are none), and MiB.
 
     Raises:
         UserError: if the two sides do not give the same numbers.
@@ -135,10 +130,11 @@ def measure(row: Row, rounds: int, device: torch.device, dtype: torch.dtype | No
     with FlopCounterMode(display=False) as counter:
         ours()
     work = counter.get_total_flops() / 1e9  # our operations; the plain side may do more
-    return Result(
-        row.name, row.target, other / own, (low, high), own, other, row.images / own, work / own, work / other, *peaks,
-        difference,
-    )  # fmt: skip
+    return {
+        "name": row.name, "target": row.target, "ratio": other / own, "quartiles": (low, high), "seconds": own,
+        "plain_seconds": other, "images_per_second": row.images / own, "gflops": work / own,
+        "plain_gflops": work / other, "peak_mib": peaks[0], "plain_peak_mib": peaks[1], "difference": difference,
+    }  # fmt: skip
 
 
 def shares(side: Side, device: torch.device, most: int = 6) -> str:
@@ -165,13 +161,6 @@ def convolution_rate(device: torch.device) -> float:
     return 2 * x.numel() * weight[:, 0].numel() / 1e9 / min(times)
 
 
-def selected(names: str | None, device: torch.device) -> Iterator[Row]:
-    """Yields the rows whose names contain one of the comma-separated texts."""
-    for row in rows(device):
-        if names is None or any(name in row.name for name in names.split(",")):
-            yield row
-
-
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
 @click.option("--rows", "names", help="Only rows whose names contain one of these, comma-separated.")
 @click.option("--rounds", type=click.IntRange(min=2), default=7, show_default=True, help="Timings of each side.")
@@ -181,27 +170,24 @@ def selected(names: str | None, device: torch.device) -> Iterator[Row]:
 @click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
 @user_errors
 def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, target: Path | None) -> None:
-    """Prints a line for each row as it is done."""
     keep_freed_memory()
     torch.set_num_threads(1)
     where, dtype = torch.device(device), AMP_TYPES.get(amp)
     ops = build.load(where.type, may_build=where.type == "cpu")
-    chosen = list(selected(names, where))
+    chosen = [row for row in rows(where) if any(name in row.name for name in (names or "").split(","))]
     if not chosen:
         raise UserError(f"--rows={names}: no such row; there are {', '.join(row.name for row in rows(where))}")
-    report: dict[str, Any] = {"ops": ops, "torch": torch.__version__, "device": device, "amp": amp, "rounds": rounds}
+    report: dict[str, Any] = {"ops": ops, "device": device, "amp": amp, "rounds": rounds}
     report |= {"convolutions": round(convolution_rate(where))}  # GFLOP/s
-    click.echo(f"{', '.join(f'{name} {value}' for name, value in report.items())} GFLOP/s\n{HEADER}")
-    results = []
-    for row in chosen:
-        results.append(measure(row, rounds, where, dtype))
-        click.echo(results[-1].line())
-        if profile:
-            click.echo(f"    {shares(under_autocast(row.make()[0], where, dtype), where)}")
-    if target is not None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(report | {"rows": [asdict(result) for result in results]}, indent=1)
-        atomic_write(target, text.encode())
+    click.echo(f"{', '.join(f'{name} {value}' for name, value in report.items())} GFLOP/s")
+
+    def results() -> Iterator[Measured]:
+        for row in chosen:
+            yield measure(row, rounds, where, dtype)
+            if profile:
+                click.echo(f"    {shares(under_autocast(row.make()[0], where, dtype), where)}")
+
+    write_report(target, report | {"rows": table(COLUMNS, results())})
 
 
 if __name__ == "__main__":

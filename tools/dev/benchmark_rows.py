@@ -30,7 +30,7 @@ from stylegan_di.torch_utils.ops.upfirdn2d import setup_filter
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.instruction import Instruction
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
-from stylegan_di.training.schedule import update_ema
+from stylegan_di.training.optimize import update_ema
 from tools.dev.plain import fir_chain, plain_networks
 
 # Tolerances of gradients in float32. A StyleGAN2's differ from float64's by up to 1e-3, on both sides, in any layout,
@@ -81,7 +81,6 @@ def unet(size: str, device: torch.device) -> EDMPrecond:
 def inputs_of(
     network: StyleGAN2 | EDMPrecond, batch: int, device: torch.device
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Returns positional and keyword arguments for a call."""
     generator = torch.Generator().manual_seed(2)
     classes = network.c_dim if isinstance(network, StyleGAN2) else network.label_dim
     labels = torch.nn.functional.one_hot(torch.arange(batch) % classes, classes).float().to(device) if classes else None
@@ -214,7 +213,6 @@ def frechet_sides(dim: int = 2048) -> tuple[Side, Side]:
 
 
 def rows(device: torch.device) -> list[Row]:
-    """Returns the table, with batches that suit the device."""
     large = device.type == "cuda"
     small, cifar, big = (512, 128, 128) if large else (64, 8, 2)
 

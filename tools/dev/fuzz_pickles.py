@@ -38,6 +38,7 @@ from stylegan_di.snapshots.blueprint import build
 from stylegan_di.snapshots.formats import read_contents
 from stylegan_di.snapshots.stylegan3 import NETWORKS_SOURCE, for_stylegan3
 from stylegan_di.torch_utils.persistence import RefusedFileError, write_pickle
+from tools.dev.benchmark import kib_of_process
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "pickles"
 GOLDEN_SHARE = 0.02  # share of the mutants; golden files are a hundred times the size of ours
@@ -120,86 +121,63 @@ def mutant(bases: list[Base], small: int, seed: int, index: int) -> tuple[str, b
     base = rng.choice(bases[small:] if golden else bases[:small])
     data = bytearray(base.data)
     for _ in range(rng.choice((1, 1, 1, 1, 1, 2, 2, 4, 16))):
-        rng.choice(MUTATIONS)(data, base, bases[rng.randrange(small)], rng)
+        mutate(rng.choice(MUTATIONS), data, base, bases[rng.randrange(small)], rng)
         if len(data) < 3:
             break
     return base.name, bytes(data)
 
 
-def _at_opcode(data: bytearray, base: Base, rng: random.Random) -> int:
-    """Draws a position where the base has an opcode, and usually the mutant still has one."""
-    return min(rng.choice(base.starts), len(data) - 1)
+def mutate(kind: str, data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
+    """Alters one place of a mutant; `kind` is one of MUTATIONS."""
 
+    def at_opcode() -> int:
+        """Draws a position where the base has an opcode, and usually the mutant still has one."""
+        return min(rng.choice(base.starts), len(data) - 1)
 
-def set_byte(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    data[rng.randrange(len(data))] = rng.randrange(256)
-
-
-def flip_bit(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-
-
-def swap_opcode(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    data[_at_opcode(data, base, rng)] = ord(rng.choice(pickletools.opcodes).code)
-
-
-def change_argument(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    """Changes a byte after an opcode, where lengths, counts, memo indices and numbers are."""
-    at = min(_at_opcode(data, base, rng) + rng.randrange(1, 9), len(data) - 1)
-    data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, (data[at] + 1) % 256, (data[at] - 1) % 256))
-
-
-def huge_length(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    at = _at_opcode(data, base, rng) + 1
-    size = rng.choice((1, 4, 8))
-    data[at : at + size] = rng.choice((b"\xff" * size, b"\x7f" * size, (len(data)).to_bytes(8, "little")[:size]))
-
-
-def cut(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    first, second = sorted((_at_opcode(data, base, rng), _at_opcode(data, base, rng)))
-    del data[first : min(second, first + rng.choice((1, 8, 64, 1024)))]
-
-
-def repeat(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    at = _at_opcode(data, base, rng)
-    piece = data[at : at + rng.choice((1, 4, 32, 256))]
-    data[at:at] = piece * rng.choice((1, 1, 2, 50))
-
-
-def splice(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    """Inserts whole opcodes of another file."""
-    start = rng.randrange(len(other.starts) - 1)
-    end = min(start + rng.randrange(1, 40), len(other.starts) - 1)
-    at = _at_opcode(data, base, rng)
-    data[at : at + rng.choice((0, 0, 1, 16))] = other.data[other.starts[start] : other.starts[end]]
-
-
-def exchange(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    first, second = sorted((_at_opcode(data, base, rng), _at_opcode(data, base, rng)))
-    size = rng.choice((1, 2, 8, 32))
-    if first + size <= second:
-        data[first : first + size], data[second : second + size] = (
-            data[second : second + size],
-            data[first : first + size],
-        )
-
-
-def truncate(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    del data[rng.choice((_at_opcode(data, base, rng), rng.randrange(2, max(len(data), 3)))) :]
-
-
-def attack(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    at = _at_opcode(data, base, rng)
-    data[at : at + rng.choice((0, 0, 1, 4))] = rng.choice(HOSTILE)
-
-
-def append_stream(data: bytearray, base: Base, other: Base, rng: random.Random) -> None:
-    data += rng.choice((b"\x80\x04N.", other.data[:64], b"\0"))
+    match kind:
+        case "set byte":
+            data[rng.randrange(len(data))] = rng.randrange(256)
+        case "flip bit":
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        case "swap opcode":
+            data[at_opcode()] = ord(rng.choice(pickletools.opcodes).code)
+        case "change argument":  # a byte after an opcode, where lengths, counts, memo indices and numbers are
+            at = min(at_opcode() + rng.randrange(1, 9), len(data) - 1)
+            data[at] = rng.choice((0, 1, 0x7F, 0x80, 0xFF, (data[at] + 1) % 256, (data[at] - 1) % 256))
+        case "huge length":
+            at, size = at_opcode() + 1, rng.choice((1, 4, 8))
+            own = len(data).to_bytes(8, "little")[:size]
+            data[at : at + size] = rng.choice((b"\xff" * size, b"\x7f" * size, own))
+        case "cut":
+            first, second = sorted((at_opcode(), at_opcode()))
+            del data[first : min(second, first + rng.choice((1, 8, 64, 1024)))]
+        case "repeat":
+            at = at_opcode()
+            piece = data[at : at + rng.choice((1, 4, 32, 256))]
+            data[at:at] = piece * rng.choice((1, 1, 2, 50))
+        case "splice":  # whole opcodes of another file
+            start = rng.randrange(len(other.starts) - 1)
+            end = min(start + rng.randrange(1, 40), len(other.starts) - 1)
+            at = at_opcode()
+            data[at : at + rng.choice((0, 0, 1, 16))] = other.data[other.starts[start] : other.starts[end]]
+        case "exchange":
+            first, second = sorted((at_opcode(), at_opcode()))
+            size = rng.choice((1, 2, 8, 32))
+            if first + size <= second:
+                one, two = slice(first, first + size), slice(second, second + size)
+                data[one], data[two] = data[two], data[one]
+        case "truncate":
+            del data[rng.choice((at_opcode(), rng.randrange(2, max(len(data), 3)))) :]
+        case "attack":
+            at = at_opcode()
+            data[at : at + rng.choice((0, 0, 1, 4))] = rng.choice(HOSTILE)
+        case "append stream":
+            data += rng.choice((b"\x80\x04N.", other.data[:64], b"\0"))
 
 
 MUTATIONS = (
-    set_byte, flip_bit, swap_opcode, change_argument, huge_length, cut, repeat, splice, exchange, truncate, attack,
-    append_stream, swap_opcode, change_argument,
+    "set byte", "flip bit", "swap opcode", "change argument", "huge length", "cut", "repeat", "splice", "exchange",
+    "truncate", "attack", "append stream", "swap opcode", "change argument",
 )  # fmt: skip
 
 
@@ -218,14 +196,6 @@ def open_as_a_network_file(data: bytes) -> str:
     return "built" if blueprints else "read"
 
 
-def limit_memory() -> int:
-    """Limits this process's address space; returns the limit in bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = max(MEMORY, pages * resource.getpagesize() + ROOM)
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    return limit
-
-
 def fuzz(count: int, seed: int, first: int) -> dict[str, Any]:
     """Opens `count` mutants; returns the counts, and the first few failures of each kind as (index, base, what)."""
     bases = base_files()
@@ -236,7 +206,9 @@ def fuzz(count: int, seed: int, first: int) -> dict[str, Any]:
         open_as_a_network_file(mutant(bases, small, -1, index)[1])
     events: list[str] = []
     progress = Progress("Mutants", count)
-    limit = limit_memory()
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = max(MEMORY, pages * resource.getpagesize() + ROOM)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     sys.addaudithook(lambda event, arguments: events.append(event) if event.startswith(WATCHED) else None)
     outcomes: Counter[str] = Counter()
     failures: dict[str, list[tuple[int, str, str]]] = {"executions": [], "uncaught": [], "slow": []}
@@ -265,15 +237,9 @@ def fuzz(count: int, seed: int, first: int) -> dict[str, Any]:
         "mutants": count, "seed": seed, "base_files": len(bases), **outcomes,
         **{kind: len(found) for kind, found in failures.items()},
         "slowest_s": round(slowest, 3), "seconds": round(time.monotonic() - begin, 1),
-        "limit_bytes": limit, "peak_bytes": peak_bytes(),
+        "limit_bytes": limit, "peak_bytes": kib_of_process("VmHWM") * 1024,
         "first_failures": {kind: found[:3] for kind, found in failures.items() if found},
     }  # fmt: skip
-
-
-def peak_bytes() -> int:
-    """Returns this process's largest resident memory; getrusage would include its parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))

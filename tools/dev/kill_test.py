@@ -14,15 +14,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -48,35 +49,26 @@ SAVE_SECONDS = 3.0  # how long a kill that is aimed at a save waits for one
 
 
 @dataclass
-class Launch:
-    """One process that trains."""
-
-    process_id: int
-    started: float = field(default_factory=time.monotonic)
-
-    def poll(self) -> int | None:
-        """Returns the exit status, negative for a signal; None while the process runs."""
-        done, status = os.waitpid(self.process_id, os.WNOHANG)
-        return os.waitstatus_to_exitcode(status) if done else None
-
-    def kill(self) -> None:
-        os.kill(self.process_id, signal.SIGKILL)
-        os.waitpid(self.process_id, 0)
-
-    def wait(self) -> int:
-        return os.waitstatus_to_exitcode(os.waitpid(self.process_id, 0)[1])
-
-
-@dataclass
 class Tally:
-    """Counts of what was done and found."""
+    """How many kills are wanted, and counts of what was done and found."""
 
+    wanted: int
+    wanted_fresh: int
     kills: int = 0
     fresh: int = 0
     in_save: int = 0
     before_any_state: int = 0
     runs: int = 0
     differing: list[str] = field(default_factory=list)
+
+    @property
+    def left(self) -> int:
+        return self.wanted - self.kills
+
+    def next_is_fresh(self) -> bool:
+        """Whether the next kill is of a fresh process; these are spread evenly over all."""
+        fresh = self.wanted_fresh - self.fresh
+        return fresh > 0 and self.left > 0 and self.left % max(self.left // fresh, 1) == 0
 
 
 def make_files(folder: Path) -> dict[str, list[str]]:
@@ -108,40 +100,26 @@ def make_files(folder: Path) -> dict[str, list[str]]:
     }  # fmt: skip
 
 
-def import_all() -> None:
-    """Makes PyTorch import here once what every training would import at its first step."""
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    parameter.grad = torch.zeros(1)
-    torch.optim.Adam([parameter], fused=True).step()
-
-
-def launch(arguments: Sequence[str], fresh: bool) -> Launch:
+def launch(arguments: Sequence[str], fresh: bool) -> ForkProcess:
     """Starts train.py, in a new interpreter or in a child forked from this process."""
+    command = [sys.executable, str(ROOT / "train.py"), *arguments]
     if fresh:
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "train.py"), *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        return Launch(process.pid)
+        return fork(lambda: os.execve(command[0], command, os.environ | {"OMP_NUM_THREADS": "1"}))
     return fork(lambda: train.main.main(list(arguments), standalone_mode=True))
 
 
-def fork(function: Callable[[], object]) -> Launch:
+def fork(function: Callable[[], object]) -> ForkProcess:
     """Runs a function in a forked child without output, which ends with the function's exit status."""
-    child = os.fork()
-    if child:
-        return Launch(child)
-    status = 1
-    try:
+
+    def run() -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, 1)
         os.dup2(nowhere, 2)
         function()
-        status = 0
-    except SystemExit as end:
-        status = end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        os._exit(status)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    return child
 
 
 def saving(folder: Path) -> bool:
@@ -157,37 +135,40 @@ def begun(outdir: Path) -> int:
 
 
 def kill_at_random(
-    child: Launch, outdir: Path, random: np.random.Generator, seconds: float, before: int | None = None
+    child: ForkProcess, outdir: Path, random: np.random.Generator, seconds: float, before: int | None = None
 ) -> bool:
     """Kills at a random moment within `seconds`, or half of the time in the next save after it; False if it has ended.
 
-    The seconds count from the start of the process, or from when `begun` is no longer `before`, because killing a
-    process that is importing PyTorch tests nothing.
+    The seconds count from the call, or from when `begun` is no longer `before`, because killing a process that is
+    importing PyTorch tests nothing.
     """
-    while before is not None and begun(outdir) == before:
-        if child.poll() is not None:
-            return False
-        time.sleep(0.001)
-    start = child.started if before is None else time.monotonic()
-    moment = start + random.uniform(0, seconds)
+
+    def reaches(event: Callable[[], bool]) -> bool:
+        """Waits for an event; False if the child ends first."""
+        while child.is_alive():
+            if event():
+                return True
+            time.sleep(0.0005)
+        return False
+
+    if before is not None and not reaches(lambda: begun(outdir) != before):
+        return False
+    moment = time.monotonic() + random.uniform(0, seconds)
     aimed = bool(random.integers(2))
-    while time.monotonic() < moment:
-        if child.poll() is not None:
-            return False
-        time.sleep(0.001)
-    while aimed and time.monotonic() < moment + SAVE_SECONDS and not any(map(saving, outdir.glob("0*"))):
-        if child.poll() is not None:
-            return False
-    if child.poll() is not None:
+    if not reaches(lambda: time.monotonic() >= moment):
+        return False
+    late = moment + SAVE_SECONDS
+    if aimed and not reaches(lambda: time.monotonic() >= late or any(map(saving, outdir.glob("0*")))):
         return False
     child.kill()
-    return True
+    child.join()
+    return child.exitcode == -signal.SIGKILL
 
 
 def disturbed_run(
-    arguments: list[str], outdir: Path, random: np.random.Generator, seconds: float, tally: Tally, quota: Quota
+    arguments: list[str], outdir: Path, random: np.random.Generator, seconds: float, tally: Tally
 ) -> Path:
-    """Kills and resumes a run until it is complete or the quota of kills is used up; returns its folder."""
+    """Kills and resumes a run until it is complete or no kills are left; returns its folder."""
     while True:
         folders = list(outdir.glob("0*"))
         if folders and not statefile.complete_states(folders[0]):
@@ -195,35 +176,19 @@ def disturbed_run(
             tally.before_any_state += 1
             folders = []
         command = [f"--resume={folders[0]}"] if folders else [*arguments, f"--outdir={outdir}"]
-        fresh = quota.next_is_fresh()
+        fresh = tally.next_is_fresh()
         before = begun(outdir) if fresh else None
         child = launch(command, fresh)
-        if quota.left and kill_at_random(child, outdir, random, seconds, before):
+        if tally.left and kill_at_random(child, outdir, random, seconds, before):
             tally.kills += 1
             tally.fresh += fresh
             tally.in_save += any(map(saving, outdir.glob("0*")))
-            quota.use(fresh)
             continue
-        status = child.wait() if not quota.left else 0
+        child.join()
         (folder,) = outdir.glob("0*")
-        if status or not (folder / "result.json").is_file():
-            raise RuntimeError(f"{folder}: the run ended with status {status} and without a result")
+        if child.exitcode or not (folder / "result.json").is_file():
+            raise RuntimeError(f"{folder}: the run ended with status {child.exitcode} and without a result")
         return folder
-
-
-@dataclass
-class Quota:
-    """The number of remaining kills, and how many of them are of fresh processes."""
-
-    left: int
-    fresh: int
-
-    def next_is_fresh(self) -> bool:
-        return self.fresh > 0 and self.left > 0 and self.left % max(self.left // self.fresh, 1) == 0
-
-    def use(self, fresh: bool) -> None:
-        self.left -= 1
-        self.fresh -= fresh
 
 
 def groups(folder: Path) -> Iterator[tuple[str, str]]:
@@ -252,20 +217,22 @@ def kill_runs(folder: Path, kills: int, fresh: int, random: np.random.Generator,
     trainings = {kind: [*options, f"--seed={seed}"] for kind, options in make_files(folder).items()}
     undisturbed, seconds = {}, 0.0
     for kind, options in trainings.items():
+        start = time.monotonic()
         child = launch([*options, f"--outdir={folder / kind}"], fresh=False)
-        if child.wait():
+        child.join()
+        if child.exitcode:
             raise RuntimeError(f"the undisturbed run of --kind={kind} failed")
-        seconds = max(seconds, time.monotonic() - child.started)
+        seconds = max(seconds, time.monotonic() - start)
         (run,) = (folder / kind).iterdir()
         undisturbed[kind] = dict(groups(run))
         for name, digest in undisturbed[kind].items():
             click.echo(f"undisturbed {kind}: {name} {digest[:16]}")
-    tally, quota = Tally(), Quota(kills, fresh)
+    tally = Tally(kills, fresh)
     progress = Progress("Kills", kills)
-    while quota.left:
+    while tally.left:
         kind = list(trainings)[tally.runs % len(trainings)]
         outdir = folder / f"killed-{tally.runs}"
-        found = dict(groups(disturbed_run(trainings[kind], outdir, random, seconds / 3, tally, quota)))
+        found = dict(groups(disturbed_run(trainings[kind], outdir, random, seconds / 3, tally)))
         tally.runs += 1
         wrong = [name for name, digest in undisturbed[kind].items() if found.get(name) != digest]
         tally.differing += [f"{outdir}: {name}" for name in wrong]
@@ -301,6 +268,7 @@ def torn_saves(folder: Path, count: int, random: np.random.Generator) -> tuple[i
         child = fork(lambda first=newest: save_for_ever(first))  # type: ignore[misc]
         time.sleep(random.uniform(0, TORN_SECONDS))
         child.kill()
+        child.join()
         in_save += saving(folder)
         states = statefile.complete_states(folder)
         newest = int(states[-1].name[15:24])
@@ -322,7 +290,9 @@ def torn_saves(folder: Path, count: int, random: np.random.Generator) -> tuple[i
 @click.option("--dest", type=click.Path(path_type=Path), help="Folder to work in.  [default: a temporary one]")
 def main(kills: int, fresh: int, torn: int, seed: int, dest: Path | None) -> None:
     torch.set_num_threads(1)  # like the fresh processes, because rounding depends on the number of threads
-    import_all()
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    parameter.grad = torch.zeros(1)
+    torch.optim.Adam([parameter], fused=True).step()  # PyTorch imports here, once, what trainings would at first
     random = np.random.default_rng(seed)
     folder = Path(tempfile.mkdtemp(prefix="kill-test-", dir=dest))
     ok = True

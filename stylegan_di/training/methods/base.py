@@ -25,10 +25,7 @@ AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Method(ABC):
     """One kind of training. A subclass is constructed from its networks and passes them to `prepare`.
 
-    Args:
-        config: the run's options.
-        device: the device to train on.
-        dataset: the real images, None if the run needs none.
+    dataset: the real images, None if the run needs none.
     """
 
     #: Watched statistics, and the largest accepted ratio of each to its median over the earlier ticks.

@@ -46,7 +46,10 @@ class GAN(GeneratorMethod):
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> GAN:
         assert dataset is not None
-        gan = _new_gan(config, dataset) if config.resume is None else _gan_to_resume(config, dataset)
+        if config.resume is None:
+            gan = _new_gan(config, dataset)
+        else:
+            gan = transfer.gan_to_resume(config.resume, dataset, config.freezed)
         return cls(config, device, dataset, gan)
 
     def step(self, batch: Batch, journal: Journal) -> None:
@@ -111,9 +114,7 @@ class GAN(GeneratorMethod):
             self.state.scalars[PL_MEAN] = torch.where(skipped, pl_mean, new_mean)
 
 
-
 def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
-    """Makes new networks for a data set."""
     common: dict[str, Any] = dict(
         c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
     )
@@ -132,20 +133,8 @@ def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
         **common,
         **widths,
         architecture=config.d_arch,
-        block_kwargs=transfer.frozen(config.freezed),
+        block_kwargs={"freeze_layers": config.freezed} if config.freezed else {},
         mapping_kwargs={},
         epilogue_kwargs=dict(mbstd_group_size=config.mbstd_group),
     )
     return transfer.GAN(generator, discriminator, copy.deepcopy(generator))
-
-
-def _gan_to_resume(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
-    """Opens the networks of --resume's file."""
-    assert config.resume is not None
-    return transfer.gan_to_resume(
-        config.resume,
-        label_dim=dataset.label_dim,
-        resolution=dataset.resolution,
-        channels=dataset.num_channels,
-        freezed=config.freezed,
-    )
