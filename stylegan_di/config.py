@@ -21,6 +21,7 @@ from stylegan_di.metrics.table import metric
 from stylegan_di.options import option, options_of
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, Range, parse, usage
+from stylegan_di.students.fresh import FRESH_STUDENTS
 from stylegan_di.teachers.mixed import join_teachers
 
 Kind = Literal["edm", "gan", "di"]
@@ -212,10 +213,10 @@ class TrainConfig:
         f"What moves the student, a spec or a weighted sum such as ikl+0.5*sid (docs/theory.md): {usage(DIVERGENCES)}; "
         "none: --adv-weight alone.",
     )
-    student: Literal["auto", "refiner"] = _di(
+    student: str = _di(
         "auto",
-        "What is trained: the GAN, or without one the teacher's network in one step (auto), or refiner: the GAN with "
-        "the teacher's network behind it.",
+        "What is trained: the GAN, or without one the teacher's network in one step (auto); refiner: the GAN with the "
+        f"teacher's network behind it; or a new network, a spec (docs/students.md): {usage(FRESH_STUDENTS)}.",
     )
     sigma_init: float = _di(
         2.5, "Noise level at which a one-step student starts, or that a refiner adds to the GAN's images.", POSITIVE
@@ -275,6 +276,11 @@ class TrainConfig:
         return self.kind != "di" or self.trains_critic or wanted or self.trains_teacher
 
     @property
+    def makes_student(self) -> bool:
+        """Whether the student is a new network."""
+        return self.student not in ("auto", "refiner")
+
+    @property
     def trains_teacher(self) -> bool:
         """Whether --kind=di trains its teacher on the way."""
         return self.teacher == "online"
@@ -310,6 +316,8 @@ class TrainConfig:
                 "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has "
                 "one"
             )
+        if self.makes_student and self.gan_pkl is not None:
+            raise UserError(f"--student={self.student} is a new network: leave --gan-pkl={self.gan_pkl} out")
         if self.student == "refiner" and (self.gan_pkl is None or self.teacher is None or self.trains_teacher):
             raise UserError("--student=refiner joins a GAN and a teacher's network: give --gan-pkl and --teacher")
         if self.fsdp and self.critic != "none":
@@ -364,6 +372,8 @@ def check_specs(kind: Kind, values: Mapping[str, Any]) -> None:
         parse(critic, CRITIC_SPECS, "--critic")
     if samples_wanted(data := values.get("data")) is not None and kind != "di":
         raise UserError(f"--data={data} is for --kind=di, which has a teacher; this is --kind={kind}")
+    if (student := values.get("student") or "auto") not in ("auto", "refiner"):
+        parse(student, {"auto": object, "refiner": object} | FRESH_STUDENTS, "--student")
     for name in ("noise_law", "fake_noise_law", "critic_noise_law"):
         law = values.get(name)
         if law is not None and (name, law) != ("critic_noise_law", "none"):

@@ -94,6 +94,8 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
                 yield ("teacher",), "with --divergence=none" + leave
         if config.gan_pkl is not None:
             yield ("student_steps",), "with --gan-pkl, which makes its images in one: leave it out"
+        if config.makes_student:
+            yield ("sigma_init", "student_steps"), f"with --student={config.student}, a new network" + leave
         if config.gan_pkl is not None and config.student == "auto":
             yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
     if config.kind != "gan" and not config.cond:

@@ -26,6 +26,7 @@ from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import as_denoiser, as_generator, load_snapshot, save_snapshot
 from stylegan_di.spaces import SPACES
 from stylegan_di.students import STUDENTS
+from stylegan_di.students.fresh import DecoderSpec, DecoderStudent, FlowSpec, FlowStudent, RadianceSpec, RadianceStudent
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
@@ -34,6 +35,7 @@ from stylegan_di.teachers.edm import EDMTeacher
 from tests.tiny import edm_network, gan_networks
 
 CLASSES = 3
+SHAPE = dict(img_resolution=8, img_channels=1, label_dim=CLASSES)
 
 
 def _gan() -> stylegan2.Generator:
@@ -54,6 +56,9 @@ def _edm() -> edm.Precond:
 MAKE_STUDENTS: dict[str, Callable[[], Generator]] = {
     "stylegan2": lambda: StyleGAN2Student(_gan()),
     "one-step": lambda: OneStepStudent(_edm(), 2.5),
+    "decoder": lambda: DecoderStudent(DecoderSpec(z_dim=8, width=8).network(**SHAPE)),
+    "flow": lambda: FlowStudent(FlowSpec(depth=2, width=8).network(**SHAPE)),
+    "radiance": lambda: RadianceStudent(RadianceSpec(width=8, depth=4).network(**SHAPE)),
     "refiner": lambda: RefinerStudent.of(StyleGAN2Student(_gan()), EDMTeacher(_edm()), 1.0),
 }
 MAKE_TEACHERS: dict[str, Callable[[], Denoiser]] = {"edm": lambda: EDMTeacher(_edm())}

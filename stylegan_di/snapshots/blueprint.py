@@ -17,15 +17,21 @@ from torch.overrides import TorchFunctionMode
 
 from stylegan_di.data.augment import AugmentPipe
 from stylegan_di.networks import edm2
+from stylegan_di.networks.decoder import Decoder
 from stylegan_di.networks.edm import PRECONDITIONERS, Precond
+from stylegan_di.networks.flow import Flow
+from stylegan_di.networks.radiance import RadianceField
 from stylegan_di.networks.refiner import Refiner
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
 
+# fmt: off
 CLASSES: dict[str, type[PersistentModule]] = {
     cls.__name__: cls
-    for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond, Refiner)
+    for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond, Refiner, Decoder, Flow,
+                RadianceField)
 }
+# fmt: on
 # The class that each entry of a snapshot may hold; other entries may hold any class.
 ROLES: dict[str, type[PersistentModule]] = {
     "G": Generator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from stylegan_di.interfaces import Generator
+from stylegan_di.students.fresh import DecoderStudent, FlowStudent, RadianceStudent
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
@@ -12,4 +13,7 @@ STUDENTS: dict[str, type[Generator]] = {
     "stylegan2": StyleGAN2Student,
     "one-step": OneStepStudent,
     "refiner": RefinerStudent,
+    "decoder": DecoderStudent,
+    "flow": FlowStudent,
+    "radiance": RadianceStudent,
 }

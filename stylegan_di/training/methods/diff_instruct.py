@@ -30,6 +30,8 @@ from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.spaces import SPACES
 from stylegan_di.specs import parse
+from stylegan_di.students import STUDENTS
+from stylegan_di.students.fresh import FRESH_STUDENTS
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.teachers.edm import EDMTeacher
@@ -253,6 +255,9 @@ def rms(gradient: Tensor) -> Tensor:
 
 def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, torch.nn.Module | None]:
     """Returns the generator to train, and the discriminator of its file."""
+    if config.makes_student:
+        assert teacher is not None
+        return _new_student(config.student, teacher), None
     if config.gan_pkl is None:
         assert teacher is not None
         return OneStepStudent.of_teacher(teacher, config.sigma_init, config.student_steps), None
@@ -261,6 +266,19 @@ def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, 
         assert teacher is not None
         return RefinerStudent.of(as_generator(snapshot), teacher, config.sigma_init), snapshot.networks.get("D")
     return as_generator(snapshot), snapshot.networks.get("D")  # that it has one where it is needed, preflight checks
+
+
+def _new_student(student: str, teacher: Denoiser) -> Generator:
+    """Makes the new network of --student for the teacher's images and classes."""
+    spec = parse(student, FRESH_STUDENTS, "--student")
+    try:
+        network = spec.network(
+            img_resolution=teacher.img_resolution, img_channels=teacher.img_channels, label_dim=teacher.label_dim
+        )
+    except ValueError as error:
+        raise UserError(f"--student={student}: {error}") from None
+    found = next(filter(None, (role.of_network(network, {}) for role in STUDENTS.values())))
+    return found.eval()
 
 
 def instruction(
