@@ -213,6 +213,12 @@ class TrainConfig:
         f"What moves the student, a spec or a weighted sum such as ikl+0.5*sid (docs/theory.md): {usage(DIVERGENCES)}; "
         "none: --adv-weight alone.",
     )
+    whitening: float = _di(
+        0.0,
+        "How far the student's error is measured in whitened images, in which fine detail weighs as much as the coarse "
+        "picture; 0: not at all (pixels).",
+        SHARE,
+    )
     student: str = _di(
         "auto",
         "What is trained: the GAN, or without one the teacher's network in one step (auto); refiner: the GAN with the "

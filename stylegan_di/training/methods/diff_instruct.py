@@ -46,6 +46,7 @@ from stylegan_di.training.instruction import Instruction
 from stylegan_di.training.methods.base import GeneratorMethod, count_parameters
 from stylegan_di.training.online_teacher import OnlineTeacher
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
+from stylegan_di.training.whitening import whitened
 
 FAKE_LOSS, STUDENT_GRADIENT = "Loss/fake_score", "Gradient/student"
 
@@ -227,7 +228,7 @@ class DiffInstruct(GeneratorMethod):
                     gradient = self.feature_adversary.gradient(x, labels, batch, chunk)
                     journal.scalars({"Gradient/critic_per_pixel": rms(gradient)})
                     total = total + gradient
-                images.backward(total / batch.local_size)
+                images.backward(whitened(total, self.config.whitening) / batch.local_size)
             journal.shared({STUDENT_GRADIENT: apply_gradients(self.state, "model")})
 
     def beside(self) -> dict[str, Mapping[str, torch.nn.Module]]:
