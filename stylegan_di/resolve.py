@@ -144,6 +144,7 @@ def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, A
     if cfg is None:
         return online | refiner
     recipe = RECIPES[cfg]
-    options = (recipe.refine if "gan_pkl" in given else recipe.distil) | {"cfg": cfg}
+    fresh = given.get("student", "auto") not in ("auto", "refiner")
+    options = (recipe.refine if "gan_pkl" in given or fresh else recipe.distil) | {"cfg": cfg}
     options |= refiner | (recipe.refiner if refiner else {})
     return options | online | ({"teacher": recipe.teacher} if uses_teacher(given) else {})

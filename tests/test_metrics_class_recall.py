@@ -11,7 +11,6 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
-from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.evaluate import Evaluator
@@ -24,7 +23,7 @@ from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from tests.datasets import encode, labels_file, write
-from tests.tiny import gan_networks
+from tests.tiny import gan_networks, save_reference
 from tools import make_reference
 
 CLASSES = 3
@@ -153,8 +152,8 @@ def test_what_has_no_classes_is_refused(folder: Path, tmp_path: Path) -> None:
     names = ["fd_fashion", "cr_fashion"]
     assert need_labels(names)
     assert not need_labels(["fd_fashion", "ppl2_wend"])
-    with pytest.raises(UserError, match=r"fashion-reference\.npz holds no labels.*give a data set"):
-        Evaluator(names, zoo.resolve("fashion-reference.npz"), 40)
+    with pytest.raises(UserError, match=r"ref\.npz holds no labels.*give a data set"):
+        Evaluator(names, save_reference(tmp_path / "ref.npz"), 40)
     with pytest.raises(UserError, match="cr_fashion: images was opened without its labels"):
         Evaluator(names, ImageDataset(folder), 40)
     evaluator = Evaluator(names, ImageDataset(folder, use_labels=True), 40)

@@ -9,6 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors import safe_open
+from torch.nn.functional import gelu
 
 from stylegan_di import zoo
 from stylegan_di.dnnlib.util import UserError
@@ -40,11 +41,10 @@ def test_features_of_32x32_28x28_and_gray() -> None:
     features = classifier(gray.expand(-1, 3, -1, -1))
     assert features.shape == (5, 64)
     assert features.dtype == torch.float32
-    assert features.min() >= 0
-    assert (features.std(dim=0) > 0).sum() > 10  # they tell images apart
+    assert (features.std(dim=0) > 0.1).all()  # all of them tell images apart
     padded = torch.nn.functional.pad(gray, [2, 2, 2, 2]).expand(-1, 3, -1, -1)
     torch.testing.assert_close(classifier(padded), features, rtol=0, atol=0)
-    torch.testing.assert_close(classifier.output(features), classifier.logits(padded))
+    torch.testing.assert_close(classifier.output(gelu(features)), classifier.logits(padded))
 
 
 def test_other_sizes_are_resized() -> None:
@@ -65,8 +65,8 @@ def test_a_features_batch_does_not_matter() -> None:
 def test_the_shipped_files_say_what_they_are() -> None:
     with safe_open(zoo.ASSETS / WEIGHTS, "pt") as file:
         metadata = file.metadata()
-    assert float(metadata["accuracy"]) >= 0.88
-    assert float(metadata["accuracy_16x16"]) >= 0.86
+    assert float(metadata["accuracy"]) >= 0.9
+    assert float(metadata["accuracy_16x16"]) >= 0.9
     assert "train_fashion_classifier.py" in metadata["command"]
     stats = load_stats(zoo.ASSETS / "fashion-reference.npz")
     assert (stats.num, stats.extractor, len(stats.mean)) == (10000, "fashion", 64)
@@ -80,8 +80,15 @@ def test_the_shipped_reference_agrees_with_its_own_features() -> None:
     assert stats.features is not None
     assert stats.features.dtype == np.float16
     wide = stats.features.astype(np.float64)
-    np.testing.assert_allclose(wide.mean(axis=0), stats.mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(wide.mean(axis=0), stats.mean, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(np.cov(wide.T), stats.cov, rtol=0, atol=1e-3 * stats.cov.max())
+
+
+def test_no_feature_is_dead() -> None:
+    """Over the 10,000 test images each feature varies, the least not much less than the most."""
+    stats = load_stats(zoo.ASSETS / "fashion-reference.npz")
+    deviations = np.sqrt(np.diag(stats.cov))
+    assert deviations.min() > 0.3 * deviations.max()
 
 
 def test_the_reference_was_made_with_the_shipped_weights() -> None:
@@ -89,7 +96,7 @@ def test_the_reference_was_made_with_the_shipped_weights() -> None:
     classifier = load_fashion_classifier()
     stats = load_stats(zoo.ASSETS / "fashion-reference.npz")
     assert stats.features is not None
-    counts = classifier.output(torch.from_numpy(stats.features).float()).argmax(dim=1).bincount(minlength=10)
+    counts = classifier.output(gelu(torch.from_numpy(stats.features).float())).argmax(dim=1).bincount(minlength=10)
     assert ((counts > 800) & (counts < 1200)).all()
 
 
@@ -115,7 +122,7 @@ def test_training_learns_and_repeats_exactly() -> None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             networks.append(FashionClassifier())
-        train(networks[-1], pictures, labels, epochs=3, seed=0)
-    assert measure_accuracy(networks[0], pictures, labels) > 0.95
+        train(networks[-1], pictures, labels, epochs=6, seed=0)
+    assert measure_accuracy(networks[0].eval(), pictures, labels) > 0.95
     for name, value in networks[0].state_dict().items():
         torch.testing.assert_close(networks[1].state_dict()[name], value, rtol=0, atol=0)

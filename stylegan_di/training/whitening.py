@@ -2,10 +2,10 @@
 
 The gradient g of a divergence in an image x says that x - g would be better: it is the gradient of |x - (x - g)|^2 / 2.
 Amplitudes of natural images fall as 1 / f with the frequency f (Field 1987, JOSA A 4, 2379), and so do the errors; a
-generator of few parameters, which cannot mend all, mends the coarse ones. In whitened images, whose octaves weigh alike,
-the same error is |A (x - (x - g))|^2 / 2 with A ~ f, and its gradient is A^2 g. What `--whitening` = w says is how far
-to go: the frequency f, in cycles per image, is multiplied by max(1, f / 2)^(2 w). Where g is zero nothing changes, so
-whoever can represent the teacher's images is led to the same ones.
+generator of few parameters, which cannot mend all, mends the coarse ones. In whitened images, whose octaves weigh
+alike, the same error is |A (x - (x - g))|^2 / 2 with A ~ f, and its gradient is A^2 g. `--whitening` = w says how far
+to go: the frequency f, in cycles per image, is multiplied by max(1, f / 2)^(2 w). Where g is zero nothing changes, so a
+student that can represent the teacher's images is led to the same ones.
 """
 
 from __future__ import annotations
