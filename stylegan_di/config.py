@@ -213,6 +213,11 @@ class TrainConfig:
         f"What moves the student, a spec or a weighted sum such as ikl+0.5*sid (docs/theory.md): {usage(DIVERGENCES)}; "
         "none: --adv-weight alone.",
     )
+    clip: bool = _di(
+        False,
+        "The teacher sees images as they are shown, clipped to [-1, 1], so that what ought to be black or white can "
+        "become so.",
+    )
     whitening: float = _di(
         0.0,
         "How far the student's error is measured in whitened images, in which fine detail weighs as much as the coarse "

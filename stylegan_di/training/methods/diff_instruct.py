@@ -29,6 +29,7 @@ from stylegan_di.presets import RECIPES
 from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.spaces import SPACES
+from stylegan_di.spaces.shown import Shown
 from stylegan_di.specs import parse
 from stylegan_di.students import STUDENTS
 from stylegan_di.students.fresh import FRESH_STUDENTS
@@ -305,10 +306,10 @@ def instruction(
 
 
 def _space(config: TrainConfig, teacher: Denoiser) -> Space:
-    """The space that --match names, in the teacher's size."""
+    """The space that --match and --clip name, in the teacher's size."""
     cls: Any = SPACES[config.match]
     space: Space = cls(teacher.img_resolution, teacher.img_channels)
-    return space
+    return Shown(space) if config.clip else space
 
 
 def _feature_adversary(config: TrainConfig, teacher: Denoiser, label_dim: int) -> FeatureAdversary:

@@ -1,0 +1,44 @@
+"""Images clipped as they are shown (--clip)."""
+
+from __future__ import annotations
+
+import torch
+
+from stylegan_di.config import TrainConfig
+from stylegan_di.spaces.pixels import Pixels
+from stylegan_di.spaces.resized import Resized
+from stylegan_di.spaces.shown import Shown
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.training.methods.diff_instruct import instruction
+from tests.test_methods import make_batch
+from tests.tiny import edm_network
+
+
+def test_values_beyond_the_ends_look_like_the_ends_and_get_no_gradient() -> None:
+    x = torch.tensor([-3.0, -1.0, -0.5, 0.9, 1.2]).reshape(1, 1, 1, 5).requires_grad_()
+    seen = Shown(Pixels(5, 1)).encode(x)
+    assert seen.flatten().tolist() == torch.tensor([-1, -1, -0.5, 0.9, 1]).tolist()
+    (gradient,) = torch.autograd.grad(seen.sum(), x)
+    assert gradient.flatten()[[0, 2, 3, 4]].tolist() == [0, 1, 1, 0]
+
+
+def test_it_clips_before_another_space_resizes() -> None:
+    images = torch.full([1, 1, 8, 8], -1.0)
+    images[..., ::2] = -5.0
+    torch.testing.assert_close(Shown(Resized(4, 3)).encode(images), torch.full([1, 3, 4, 4], -1.0))
+
+
+def test_the_gradient_of_a_divergence_is_zero_where_an_image_is_clipped() -> None:
+    torch.manual_seed(0)
+    teacher = EDMTeacher(edm_network(seed=1))
+    for parameter in teacher.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    batch, labels = make_batch(), torch.eye(3)[[0, 1, 2, 0]]
+    x = torch.randn(4, 1, 8, 8).requires_grad_()
+    for clip in (False, True):
+        made = instruction(TrainConfig("di", gan_pkl="a", teacher="b", clip=clip), teacher, 3)
+        for parameter in made.fake_score.parameters():
+            parameter.data += 0.1
+        gradient, _ = made.gradient(x, labels, batch, batch.chunks[0], "some", None)
+        assert bool((gradient[x.abs() > 1] != 0).any()) != clip
+        assert bool((gradient[x.abs() < 1] != 0).all())
