@@ -1,7 +1,7 @@
 """Runs rows of the study of refinement (docs/measurements/study.md), one after the other, and keeps what they gave.
 
     python tools/dev/study.py --rows=before,teacher
-    python tools/dev/study.py --rows=ikl,whitened --seeds=1,2,3
+    python tools/dev/study.py --rows=ikl,ikl-mended --seeds=1,2,3
     python tools/dev/study.py --table
 
 A row is a training with the recipe of the demo but for its own options, on one thread, judged by both judges at 10,000
@@ -31,20 +31,25 @@ from stylegan_di.dnnlib.util import UserError
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = "fd_fashion,pr_fashion,dc_fashion,fd_effnet,pr_effnet,dc_effnet,kid_effnet,spectrum,texture"
 FEATURES = ("--critic=features", "--data=teacher:10000")
+PLAIN = ("--whitening=0", "--clip=false")
+MENDED = ("--whitening=1", "--clip=true")
 #: Name -> the options of train.py besides the recipe's; None: nothing is trained, the file is judged.
 ROWS: dict[str, tuple[str, ...] | None] = {
     "before": None,
     "teacher": None,
-    "ikl": ("--kimg=44", "--whitening=0"),
-    "whitened-half": ("--kimg=44", "--whitening=0.5"),
-    "whitened": ("--kimg=44", "--whitening=1"),
-    "sid": ("--kimg=26", "--whitening=0", "--divergence=sid"),
-    "sid-whitened": ("--kimg=26", "--whitening=1", "--divergence=sid"),
-    "critic": ("--kimg=28", "--whitening=0", *FEATURES),
-    "critic-whitened": ("--kimg=28", "--whitening=1", *FEATURES),
-    "critic-alone": ("--kimg=60", "--whitening=0", "--divergence=none", *FEATURES),
-    "critic-alone-whitened": ("--kimg=60", "--whitening=1", "--divergence=none", *FEATURES),
-    "refiner": ("--kimg=28", "--whitening=0", "--student=refiner"),
+    "ikl": ("--kimg=44", *PLAIN),
+    "ikl-whitened": ("--kimg=44", "--whitening=1", "--clip=false"),
+    "ikl-clipped": ("--kimg=44", "--whitening=0", "--clip=true"),
+    "ikl-mended": ("--kimg=44", *MENDED),
+    "sid": ("--kimg=26", "--divergence=sid", *PLAIN),
+    "sid-mended": ("--kimg=26", "--divergence=sid", *MENDED),
+    "critic": ("--kimg=28", *FEATURES, *PLAIN),
+    "critic-mended": ("--kimg=28", *FEATURES, *MENDED),
+    "critic-alone": ("--kimg=60", "--divergence=none", *FEATURES, *PLAIN),
+    "critic-alone-mended": ("--kimg=60", "--divergence=none", *FEATURES, *MENDED),
+    "refiner": ("--kimg=28", "--student=refiner", *PLAIN),
+    "refiner-mended": ("--kimg=28", "--student=refiner", *MENDED),
+    "ikl-mended-long": ("--kimg=132", *MENDED),
 }
 FILES = {"before": ("fashion-gan.pkl",), "teacher": ("fashion-teacher.pkl", "--solver=dpmpp")}
 COLUMNS = {
