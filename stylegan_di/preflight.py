@@ -17,10 +17,10 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.table import need_reals
-from stylegan_di.snapshots.blueprint import ImageShape, image_shape
+from stylegan_di.snapshots.blueprint import STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, read_contents
-from stylegan_di.students.stylegan2 import part_names
+from stylegan_di.students import stylegan2, stylegan3
 from stylegan_di.torch_utils.ops import build as kernels
 
 MBSTD_GROUP = 4  # of discriminators whose files do not say
@@ -92,10 +92,15 @@ class Files:
             return None
 
 
-def shape_of(contents: Contents | None) -> ImageShape | None:
-    """What images the network that is meant makes: the first of MODELS that the file has."""
+def meant(contents: Contents | None) -> Blueprint | None:
+    """The network that is meant: the first of MODELS that the file has."""
     blueprints = {} if contents is None else contents.blueprints
-    found = next((blueprint for name in MODELS if (blueprint := blueprints.get(name)) is not None), None)
+    return next((blueprint for name in MODELS if (blueprint := blueprints.get(name)) is not None), None)
+
+
+def shape_of(contents: Contents | None) -> ImageShape | None:
+    """What images the network that is meant makes."""
+    found = meant(contents)
     return None if found is None else image_shape(found)
 
 
@@ -197,10 +202,13 @@ def _gan(config: TrainConfig, files: Files) -> Iterator[str]:
 
 
 def _freeze(config: TrainConfig, files: Files) -> Iterator[str]:
-    """The parts of a StyleGAN2 are its mapping network and a block a resolution."""
-    gan = shape_of(files.gan)
-    if gan is not None and config.freeze:
-        parts = part_names(4 * 2**level for level in range(gan.resolution.bit_length() - 2))
+    """The parts of a StyleGAN2 are its mapping network and a block a resolution, of a StyleGAN3 its layers."""
+    network, gan = meant(files.gan), shape_of(files.gan)
+    if network is not None and gan is not None and config.freeze:
+        if network.class_name == STYLEGAN3:
+            parts = stylegan3.part_names(network.init_kwargs.get("num_layers", stylegan3.NUM_LAYERS))
+        else:
+            parts = stylegan2.part_names(4 * 2**level for level in range(gan.resolution.bit_length() - 2))
         if unknown := [part for part in config.freeze if part not in parts]:
             yield f"--freeze={unknown[0]}: there is no such part; it has {', '.join(parts)}"
 

@@ -21,16 +21,17 @@ from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Critic, Denoiser, Generator, Space
 from stylegan_di.journal.sinks import SINKS
-from stylegan_di.networks import edm, stylegan2
+from stylegan_di.networks import edm, stylegan2, stylegan3
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import as_denoiser, as_generator, load_snapshot, save_snapshot
 from stylegan_di.spaces import SPACES
 from stylegan_di.students import STUDENTS
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.students.stylegan3 import StyleGAN3Student
 from stylegan_di.teachers import TEACHERS
 from stylegan_di.teachers.edm import EDMTeacher
-from tests.tiny import edm_network, gan_networks
+from tests.tiny import edm_network, gan_networks, stylegan3_networks
 
 CLASSES = 3
 
@@ -38,6 +39,12 @@ CLASSES = 3
 def _gan() -> stylegan2.Generator:
     network = gan_networks(c_dim=CLASSES)["G_ema"]
     assert isinstance(network, stylegan2.Generator)
+    return network
+
+
+def _stylegan3() -> stylegan3.Generator:
+    network = stylegan3_networks(c_dim=CLASSES)["G_ema"]
+    assert isinstance(network, stylegan3.Generator)
     return network
 
 
@@ -52,6 +59,7 @@ def _edm() -> edm.Precond:
 
 MAKE_STUDENTS: dict[str, Callable[[], Generator]] = {
     "stylegan2": lambda: StyleGAN2Student(_gan()),
+    "stylegan3": lambda: StyleGAN3Student(_stylegan3()),
     "one-step": lambda: OneStepStudent(_edm(), 2.5),
 }
 MAKE_TEACHERS: dict[str, Callable[[], Denoiser]] = {"edm": lambda: EDMTeacher(_edm())}

@@ -15,7 +15,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -59,7 +59,10 @@ class Persistent:
     """An object that remembers the arguments it was built with, as NVlabs' pickles store them.
 
     `_init_args` (tuple) and `_init_kwargs` (dict) are part of the file format: every pickled object's state has them.
+    `_file_source` is the import line for classes of a name that several of NVlabs' modules have.
     """
+
+    _file_source: ClassVar[str | None] = None
 
     _init_args: tuple[Any, ...]
     _init_kwargs: dict[str, Any]
@@ -194,10 +197,11 @@ class _Pickler(_PythonPickler):
 
     def meta(self, obj: Persistent) -> dict[str, Any]:
         class_name = type(obj).__name__
+        source = obj._file_source or self.module_sources.get(class_name, self.default_source)
         return {
             "type": "class",
             "version": FORMAT_VERSION,
-            "module_src": sys.intern(self.module_sources.get(class_name, self.default_source) + "\n"),
+            "module_src": sys.intern(source + "\n"),
             "class_name": sys.intern(class_name),
             "state": _module_state(obj) if isinstance(obj, torch.nn.Module) else _attributes(obj),
         }

@@ -135,7 +135,7 @@ class SynthesisNetwork(PersistentModule):
         Args:
             noise_mode: 'random', 'const' or 'none', as in NVlabs' signature; there is no noise, so all are the same.
             force_fp32: makes layers with use_fp16 compute in float32.
-            update_emas: whether to move the layers' running magnitudes towards this batch's.
+            update_emas: whether layers in train mode move their running magnitudes towards this batch's.
         """
         dtype = self.input.weight.dtype
         ws = check_rows("ws", ws, self.num_ws, self.w_dim).to(dtype)
@@ -188,7 +188,7 @@ class Generator(PersistentModule):
     ) -> Tensor:
         """Generates images from z [N,z_dim], standard normal, and c [N,c_dim], one-hot, ignored if c_dim is 0.
 
-        update_emas moves w_avg and the layers' magnitudes towards this batch's. For truncation see
+        update_emas moves w_avg and the layers' magnitudes towards this batch's, in train mode. For truncation see
         `MappingNetwork.forward`, for synthesis_kwargs and the result `SynthesisNetwork.forward`.
         """
         ws = self.mapping(z, c, truncation_psi, truncation_cutoff, update_emas)

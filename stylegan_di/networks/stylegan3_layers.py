@@ -102,7 +102,7 @@ class MappingNetwork(PersistentModule):
         num_ws: number of copies of w to return.
         num_layers: number of fully connected layers.
         lr_multiplier: learning rate of these layers, relative to the rest of the network.
-        w_avg_beta: decay of the running mean of w, which moves with update_emas only.
+        w_avg_beta: decay of the running mean of w, which moves with update_emas in train mode only.
     """
 
     _file_source = SOURCE
@@ -143,7 +143,7 @@ class MappingNetwork(PersistentModule):
         """z [N,z_dim]; c [N,c_dim] (ignored if c_dim is 0) -> ws [N,num_ws,w_dim].
 
         truncation_psi moves the first truncation_cutoff ws (None: all) towards their mean w_avg; 1 does not move them.
-        update_emas moves w_avg towards this batch's mean.
+        update_emas moves w_avg towards this batch's mean, in train mode.
         """
         dtype = self.w_avg.dtype
         w = normalize_2nd_moment(check_rows("z", z, self.z_dim).to(dtype))
@@ -152,7 +152,7 @@ class MappingNetwork(PersistentModule):
             w = torch.cat([w, normalize_2nd_moment(self.embed(labels))], dim=1)
         for index in range(self.num_layers):
             w = getattr(self, f"fc{index}")(w)
-        if update_emas:
+        if update_emas and self.training:
             self.w_avg.copy_(w.detach().mean(0).lerp(self.w_avg, self.w_avg_beta))
         ws = w[:, None].repeat(1, self.num_ws, 1)
         if truncation_psi == 1:
@@ -324,7 +324,7 @@ class SynthesisLayer(PersistentModule):
         noise_mode is checked and has no effect: there is no noise; see `SynthesisNetwork.forward`.
         """
         check_choice("noise_mode", noise_mode, NOISE_MODES)
-        if update_emas:
+        if update_emas and self.training:
             mean = x.detach().to(self.magnitude_ema.dtype).square().mean()
             self.magnitude_ema.copy_(mean.lerp(self.magnitude_ema, self.magnitude_ema_beta))
         half = self.use_fp16 and not force_fp32 and x.device.type == "cuda" and self.weight.dtype == torch.float32

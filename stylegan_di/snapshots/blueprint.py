@@ -16,19 +16,22 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stylegan_di.data.augment import AugmentPipe
-from stylegan_di.networks import edm2
+from stylegan_di.networks import edm2, stylegan3
 from stylegan_di.networks.edm import PRECONDITIONERS, Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
 
+STYLEGAN3 = "stylegan3.Generator"
+
+#: By the names of the format, and of its modules where these have classes of the same name.
 CLASSES: dict[str, type[PersistentModule]] = {
     cls.__name__: cls for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond)
-}
+} | {STYLEGAN3: stylegan3.Generator}
 # The class that each entry of a snapshot may hold; other entries may hold any class.
-ROLES: dict[str, type[PersistentModule]] = {
-    "G": Generator,
+ROLES: dict[str, type[PersistentModule] | tuple[type[PersistentModule], ...]] = {
+    "G": (Generator, stylegan3.Generator),
     "D": Discriminator,
-    "G_ema": Generator,
+    "G_ema": (Generator, stylegan3.Generator),
     "augment_pipe": AugmentPipe,
     "ema": Precond,
     "Sg": Precond,
@@ -60,6 +63,11 @@ class ImageShape:
     resolution: int
     channels: int
     classes: int
+
+
+def class_name(network: torch.nn.Module) -> str | None:
+    """Returns a network's name in CLASSES, None if it is of none of them."""
+    return next((name for name, cls in CLASSES.items() if cls is type(network)), None)
 
 
 def image_shape(blueprint: Blueprint) -> ImageShape | None:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.networks.stylegan3 import Generator as StyleGAN3
 from stylegan_di.snapshots import stylegan3, tensorflow
-from stylegan_di.snapshots.blueprint import ROLES, Blueprint
+from stylegan_di.snapshots.blueprint import ROLES, STYLEGAN3, Blueprint, class_name
 from stylegan_di.torch_utils.persistence import (
     Persistent,
     PersistentModule,
@@ -93,6 +94,8 @@ def to_pickle(
 ) -> bytes:
     """Returns a pickle for NVlabs' tools; `target` is the repository whose StyleGAN2 classes it names.
 
+    StyleGAN3's networks are always written for stylegan3.
+
     Raises:
         UserError: if the target is unknown.
     """
@@ -102,7 +105,7 @@ def to_pickle(
     order = EDM_ORDER if "ema" in networks else STYLEGAN2_ORDER
     ordered = {name: entries.get(name) for name in order} | entries
     tree = ordered | {"provenance": dict(metadata)}
-    if target == "stylegan3":
+    if target == "stylegan3" or any(isinstance(network, StyleGAN3) for network in networks.values()):
         tree = {name: _for_stylegan3(entry) for name, entry in tree.items()}
         return write_pickle(tree, default_source=stylegan3.NETWORKS_SOURCE)
     return write_pickle(tree)
@@ -122,7 +125,7 @@ def to_safetensors(
         described[name] = None
         if isinstance(network, PersistentModule):
             described[name] = {
-                "class_name": type(network).__name__,
+                "class_name": class_name(network),
                 "init_args": network._init_args,
                 "init_kwargs": network.init_kwargs,
             }
@@ -180,6 +183,8 @@ def _blueprint(module: PersistentObject) -> Blueprint:
     init_args, init_kwargs = module.state.get("_init_args"), module.state.get("_init_kwargs")
     if not isinstance(init_args, tuple) or not isinstance(init_kwargs, dict):
         raise RefusedFileError(module.source, f"a {module.class_name[:40]} without its constructor's arguments")
+    if stylegan3.is_alias_free(module):
+        return Blueprint(STYLEGAN3, init_args, init_kwargs, flatten_state(module))
     if stylegan3.is_stylegan3s(module):
         init_kwargs = stylegan3.our_arguments(module, init_kwargs)
     elif module.class_name == "Discriminator" and not init_args:
@@ -198,6 +203,8 @@ def _writer(content: Mapping[str, Any]) -> str:
     if "ema" in content:
         return "EDM" if "loss_fn" in content else EMA_ALONE
     generators = [entry for entry in content.values() if isinstance(entry, PersistentObject)]
+    if any(stylegan3.is_alias_free(entry) for entry in generators):
+        return "stylegan3"
     if any(stylegan3.is_stylegan3s(entry) for entry in generators):
         return "stylegan3 (StyleGAN2)"
     return "stylegan2-ada-pytorch" if "G_ema" in content else "unknown"

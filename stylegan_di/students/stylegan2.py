@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ class StyleGAN2Student(Generator):
     """
 
     kind = "GAN"
-    options = ("trunc", "noise_mode")
+    options: ClassVar[Sequence[str]] = ("trunc", "noise_mode")
     network: stylegan2.Generator
 
     def __init__(self, network: stylegan2.Generator, *, trunc: float = 1, noise_mode: str = "const") -> None:
@@ -47,7 +48,7 @@ class StyleGAN2Student(Generator):
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
         self.label_dim = network.c_dim
-        self.parts = part_names(network.synthesis.block_resolutions)
+        self.parts = self.part_names()
         self.frozen: tuple[str, ...] = ()
 
     def with_options(self, **options: Any) -> StyleGAN2Student:
@@ -65,7 +66,7 @@ class StyleGAN2Student(Generator):
         Raises:
             UserError: if labels are missing or given against the network's nature.
         """
-        labels = _checked_labels(labels, self.label_dim, z.shape[0])  # len(z) would fix an ONNX batch
+        labels = checked_labels(labels, self.label_dim, z.shape[0])  # len(z) would fix an ONNX batch
         if rng is None:
             noise: dict[str, Any] = {"noise_mode": "none" if self.noise_mode == "none" else "const"}
         else:
@@ -74,6 +75,14 @@ class StyleGAN2Student(Generator):
         return images if images.dtype == torch.float64 else images.float()
 
     # In a training.
+
+    def part_names(self) -> Sequence[str]:
+        """The names of the parts that can be frozen."""
+        return part_names(self.network.synthesis.block_resolutions)
+
+    def part(self, name: str) -> torch.nn.Module:
+        """The network of a part."""
+        return self.network.mapping if name == "mapping" else self.network.synthesis.get_submodule(name)
 
     def freeze(self, parts: Sequence[str]) -> None:
         """A frozen mapping network keeps its w_avg too."""
@@ -84,8 +93,7 @@ class StyleGAN2Student(Generator):
 
     def frozen_modules(self) -> list[torch.nn.Module]:
         """The networks behind the names of the frozen parts."""
-        synthesis = self.network.synthesis
-        return [self.network.mapping if part == "mapping" else synthesis.get_submodule(part) for part in self.frozen]
+        return [self.part(name) for name in self.frozen]
 
     def train(self, mode: bool = True) -> StyleGAN2Student:
         """Frozen parts stay in evaluation mode."""
@@ -113,9 +121,7 @@ class StyleGAN2Student(Generator):
         mapping = self.network.mapping
         if "mapping" in self.frozen or mapping.w_avg_beta is None:
             return
-        labels = one_hot(rng.integers(self.label_dim), self.label_dim) if self.label_dim else None
-        ws = mapping(self.sample_latents(len(rng), rng=rng), labels, skip_w_avg_update=True)
-        mapping.w_avg.copy_(ws[:, 0].mean(0))
+        mapping.w_avg.copy_(mean_w(self, rng))
 
     # On disk.
 
@@ -170,7 +176,16 @@ class StyleGAN2Student(Generator):
         return uint8_images(draw, range(len(ws)), call_size(ws.device, self.img_resolution))
 
 
-def _checked_labels(labels: Tensor | None, label_dim: int, count: int) -> Tensor | None:
+def mean_w(student: StyleGAN2Student, rng: SampleRandom) -> Tensor:
+    """Returns the mean w [w_dim] over the streams of rng, labels drawn evenly; moves no running mean."""
+    network, label_dim = student.network, student.label_dim
+    labels = one_hot(rng.integers(label_dim), label_dim) if label_dim else None
+    mapping = copy.copy(network.mapping)  # shares the weights; its mode is its own
+    mapping.training = False
+    return mapping(student.sample_latents(len(rng), rng=rng), labels)[:, 0].mean(0)
+
+
+def checked_labels(labels: Tensor | None, label_dim: int, count: int) -> Tensor | None:
     if label_dim == 0:
         return None
     if labels is None:
