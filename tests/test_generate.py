@@ -301,8 +301,11 @@ def test_every_option_of_a_kind_is_on_the_command_line_under_its_name() -> None:
     of_kinds = {name: [option_name(name)] for kind in kinds for name in kind.options}
     assert {name: opts for name, opts in options.items() if name not in general} == of_kinds
     help_texts = {parameter.name: getattr(parameter, "help", "") for parameter in generate.main.params}
-    for kind, label in ((StyleGAN2Student, "[GAN] "), (DiffusionSampler, "[teacher] ")):
-        assert all(help_texts[name].startswith(label) for name in kind.options)
+    own = set(StyleGAN3Student.options) - set(StyleGAN2Student.options)
+    for names, label in (
+        (StyleGAN2Student.options, "[GAN] "), (own, "[StyleGAN3] "), (DiffusionSampler.options, "[teacher] "),
+    ):  # fmt: skip
+        assert all(help_texts[name].startswith(label) for name in names)
 
 
 def test_help_tells_what_happens_without_a_class() -> None:

@@ -18,12 +18,14 @@ from stylegan_di.networks import stylegan3
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot, save_snapshot
 from stylegan_di.snapshots.formats import read_contents
+from stylegan_di.snapshots.onnx import exported
 from stylegan_di.students.stylegan3 import StyleGAN3Student, position_transform
 from stylegan_di.torch_utils.persistence import read_pickle
 from tests.golden_edm import assert_near
 from tests.test_checkpoint import GOLDEN, _attributes, assert_same_weights, expected
 from tests.test_resume import invoke, whole_run
 from tests.tiny import save_files, stylegan3_networks
+from tools import convert
 
 FILE = GOLDEN / "sg3-t.pkl"
 MOVED = {"translate": (0.1, -0.05), "rotate": 20.0}
@@ -150,6 +152,22 @@ def test_settling() -> None:
     labels = torch.eye(3)[rng.integers(3)]
     ws = student.network.mapping(student.sample_latents(50, rng=rng), labels)
     assert_near(student.network.mapping.w_avg, ws[:, 0].mean(0), 1e-6)
+
+
+def test_the_exported_graph_gives_its_images() -> None:
+    """What ONNX is made of, for a batch of another size than the one it was traced with."""
+    student = tiny_student(conv_kernel=1, use_radial_filters=True)
+    z, labels = student.sample_latents(3, rng=SampleRandom(0, "z", 0, range(3))), torch.eye(3)
+    assert_near(exported(student).module()(z, labels), student(z, labels), 1e-5)
+
+
+def test_only_stylegan3s_code_is_a_target(tmp_path: Path) -> None:
+    result = CliRunner().invoke(convert.main, [str(FILE), str(tmp_path / "o.pkl"), "--for=stylegan2-ada"])
+    assert result.exit_code != 0
+    assert "holds a StyleGAN3, which only stylegan3 opens: leave it out" in result.output
+    result = CliRunner().invoke(convert.main, [str(FILE), str(tmp_path / "o.pkl"), "--for=stylegan3", "--which=G"])
+    assert result.exit_code == 0, result.output
+    assert_same_weights(load_snapshot(tmp_path / "o.pkl").networks["G_ema"], load_snapshot(FILE).networks["G"])
 
 
 def test_tools_for_w_take_it() -> None:

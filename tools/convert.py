@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from stylegan_di import zoo
 from stylegan_di.dnnlib.cli import user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write, sha256_of_file
+from stylegan_di.networks import stylegan3
 from stylegan_di.networks.edm import Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.snapshots.checkpoint import Snapshot, as_generator, as_model, as_shown, load_snapshot, save_snapshot
@@ -39,7 +40,8 @@ def chosen(snapshot: Snapshot, which: str | None) -> dict[str, torch.nn.Module |
     if which is None:
         return snapshot.networks
     network = snapshot.networks[which]
-    name = {Generator: "G_ema"}.get(type(network), "ema" if isinstance(network, Precond) else which)  # type: ignore[arg-type]
+    generators = (Generator, stylegan3.Generator)
+    name = "G_ema" if isinstance(network, generators) else "ema" if isinstance(network, Precond) else which
     return {name: network}
 
 
@@ -77,6 +79,8 @@ def main(
     click.echo(f"{network}: {inspect_file(network, try_networks=False).sentence()}")
     snapshot = load_snapshot(network, which)
     networks, extras = chosen(snapshot, which), marked(snapshot, sigma_init)
+    if target == "stylegan2-ada" and any(isinstance(part, stylegan3.Generator) for part in networks.values()):
+        raise UserError(f"--for={target}: {network} holds a StyleGAN3, which only stylegan3 opens: leave it out")
     if target is not None and not any(isinstance(part, Generator | Discriminator) for part in networks.values()):
         raise UserError(f"--for={target} is for StyleGAN2 networks, and {network} holds none: leave it out")
     origin = {"converted_from": network, "converted_sha256": sha256_of_file(zoo.resolve(network))}
