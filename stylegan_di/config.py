@@ -169,6 +169,10 @@ class TrainConfig:
     mixing: float = _gan(0.9, "Probability of style mixing.", SHARE)
     pl_weight: float = _gan(2.0, "Weight of path length regularisation; 0: none.", NOT_NEGATIVE)
     pl_interval: int = _gan(4, "Steps between path length updates.", POSITIVE)
+    blur_sigma: float = _gan(
+        0.0, "Deviation, in pixels, of the blur of all that the discriminator sees at first.", NOT_NEGATIVE
+    )
+    blur_fade: float = _gan(0.0, "Thousands of images over which the blur fades.", NOT_NEGATIVE)
     mbstd_group: int = _gan(4, "Group size of the minibatch standard deviation.", POSITIVE)
 
     freeze: tuple[str, ...] = _critic(
@@ -266,6 +270,8 @@ class TrainConfig:
             raise UserError("--fsdp spreads the teacher, whose features --critic needs whole: leave one of them out")
         if self.fake_warmup >= self.kimg and self.fake_warmup:
             raise UserError(f"--fake-warmup={self.fake_warmup:g} leaves none of --kimg={self.kimg:g} to the student")
+        if self.blur_sigma and not self.blur_fade:
+            raise UserError(f"--blur-sigma={self.blur_sigma:g} needs --blur-fade, such as --blur-fade=200")
         if {"/", "\\"} & set(self.desc):
             raise UserError(f"--desc={self.desc}: accepted is a text without / and \\, as it becomes part of a name")
         if len(set(self.metrics)) < len(self.metrics):

@@ -49,8 +49,15 @@ _GAN_TABLE: dict[str, tuple[Any, ...]] = {
 }
 # fmt: on
 _CIFAR = dict(pl_weight=0.0, mixing=0.0, d_arch="orig")
-GAN_PRESETS = ("auto", *_GAN_TABLE)
 FP16_RES = 4  # how many of the highest resolutions are computed in float16 on CUDA
+
+#: --cfg of StyleGAN3: the factor on its generator's channels, and its further arguments (arXiv 2106.12423).
+STYLEGAN3: dict[str, tuple[int, dict[str, Any]]] = {
+    "stylegan3-t": (1, {}),
+    "stylegan3-r": (2, dict(conv_kernel=1, use_radial_filters=True)),
+}
+GAN_PRESETS = ("auto", *_GAN_TABLE, *STYLEGAN3)
+BY_RESOLUTION = ("auto", *STYLEGAN3)  # whose numbers depend on the images
 
 
 def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda: bool) -> dict[str, Any]:
@@ -58,9 +65,9 @@ def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda:
 
     Args:
         cfg: one of GAN_PRESETS.
-        resolution: the images' resolution, used by 'auto'.
+        resolution: the images' resolution, used by BY_RESOLUTION.
         gpus: number of processes, used by 'auto'.
-        batch: images per step, from which 'auto' derives gamma, ema and mbstd_group; None for the preset's.
+        batch: images per step, from which these derive gamma, ema and mbstd_group; None for the preset's.
         cuda: whether to compute the highest resolutions in float16.
     """
     fp16 = dict(fp16_res=FP16_RES if cuda else 0)
@@ -72,6 +79,15 @@ def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda:
             gamma=0.0002 * resolution**2 / size, ema=size * 10 / 32, ema_rampup=0.05, map_depth=2,
         )  # fmt: skip
         return options | fp16
+    if cfg in STYLEGAN3:
+        size = batch or 32
+        options = dict(
+            kimg=25000.0, batch=size, mbstd_group=4, cbase=32768, lr=0.0025, dlr=0.002,
+            gamma=0.001 * resolution**2 / size, ema=size * 10 / 32, ema_rampup=0.05, map_depth=2, pl_weight=0.0,
+            mixing=0.0,
+        )  # fmt: skip
+        blur = dict(blur_sigma=10.0, blur_fade=size * 200 / 32) if cfg == "stylegan3-r" else {}
+        return options | blur | fp16
     options = dict(zip(_GAN_COLUMNS, _GAN_TABLE[cfg], strict=True))
     options["batch_gpu"] = options["batch"] // options.pop("gpus")
     return options | (_CIFAR if cfg == "cifar" else {}) | fp16

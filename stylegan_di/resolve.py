@@ -9,11 +9,20 @@ from stylegan_di.config import Kind, TrainConfig, check_specs, uses_teacher
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.options import options_of
-from stylegan_di.presets import EDM_PRESETS, KIND_DEFAULTS, RECIPES, check_cfg, gan_preset, recipe_name
+from stylegan_di.presets import (
+    BY_RESOLUTION,
+    EDM_PRESETS,
+    KIND_DEFAULTS,
+    RECIPES,
+    STYLEGAN3,
+    check_cfg,
+    gan_preset,
+    recipe_name,
+)
 
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
-#: stylegan2-ada's defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth.
-STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
+#: NVlabs' defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth, nothing is blurred.
+STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None, "blur_sigma": 0.0}
 #: Options that lay out a GAN's networks; those of a discriminator's training; those of real images; those of the
 #: divergence.
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
@@ -31,7 +40,7 @@ def resolve(
         kind: of the training.
         given: fields of TrainConfig; None for those not given.
         known_name: the zoo's name of the GAN, else of the teacher; None for others.
-        resolution_of: the resolution of the images of a data set, for --cfg=auto.
+        resolution_of: the resolution of the images of a data set, for a --cfg that depends on it.
         gpus: number of processes.
 
     Raises:
@@ -97,6 +106,10 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
         yield ("ref", "metric_samples", "detector_file"), "with --metrics=none" + leave
     if not config.pl_weight:
         yield ("pl_interval",), "with --pl-weight=0" + leave
+    if config.kind == "gan" and not config.blur_sigma:
+        yield ("blur_fade",), "with --blur-sigma=0" + leave
+    if config.cfg in STYLEGAN3:
+        yield ("noise_inputs",), f"with --cfg={config.cfg}, whose generator has none" + leave
     if config.resume is not None:
         yield GAN_LAYERS, "with --resume, whose networks are as in its file" + leave
 
@@ -107,7 +120,7 @@ def _text(value: Any) -> str:
 
 def _gan_options(given: Mapping[str, Any], resolution_of: Callable[[str], int], gpus: int) -> dict[str, Any]:
     cfg = given.get("cfg", "auto")
-    resolution = resolution_of(given["data"]) if cfg == "auto" and "data" in given else 256
+    resolution = resolution_of(given["data"]) if cfg in BY_RESOLUTION and "data" in given else 256
     cuda = given.get("device", "cpu").startswith("cuda")
     preset = gan_preset(cfg, resolution=resolution, gpus=gpus, batch=given.get("batch"), cuda=cuda)
     return preset | {"cfg": cfg}

@@ -32,6 +32,7 @@ from stylegan_di.snapshots.formats import TARGETS
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.onnx import to_onnx
 
+STYLEGANS = (Generator, Discriminator, stylegan3.Generator)
 SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
@@ -40,9 +41,9 @@ def chosen(snapshot: Snapshot, which: str | None) -> dict[str, torch.nn.Module |
     if which is None:
         return snapshot.networks
     network = snapshot.networks[which]
-    generators = (Generator, stylegan3.Generator)
-    name = "G_ema" if isinstance(network, generators) else "ema" if isinstance(network, Precond) else which
-    return {name: network}
+    if isinstance(network, Generator | stylegan3.Generator):
+        return {"G_ema": network}
+    return {"ema" if isinstance(network, Precond) else which: network}
 
 
 def marked(snapshot: Snapshot, sigma_init: float | None) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def main(
     networks, extras = chosen(snapshot, which), marked(snapshot, sigma_init)
     if target == "stylegan2-ada" and any(isinstance(part, stylegan3.Generator) for part in networks.values()):
         raise UserError(f"--for={target}: {network} holds a StyleGAN3, which only stylegan3 opens: leave it out")
-    if target is not None and not any(isinstance(part, Generator | Discriminator) for part in networks.values()):
+    if target is not None and not any(isinstance(part, STYLEGANS) for part in networks.values()):
         raise UserError(f"--for={target} is for StyleGAN2 networks, and {network} holds none: leave it out")
     origin = {"converted_from": network, "converted_sha256": sha256_of_file(zoo.resolve(network))}
     writable_folder(f"OUT={dest}", dest.parent)

@@ -35,6 +35,8 @@ class StyleGAN2Student(Generator):
 
     kind = "GAN"
     options: ClassVar[Sequence[str]] = ("trunc", "noise_mode")
+    #: The steps of a GAN's training whose samples move the running means.
+    means_move_with: ClassVar[Sequence[str]] = ("generator", "path_length")
     network: stylegan2.Generator
 
     def __init__(self, network: stylegan2.Generator, *, trunc: float = 1, noise_mode: str = "const") -> None:
@@ -111,6 +113,14 @@ class StyleGAN2Student(Generator):
 
     def running_means(self) -> list[Tensor]:
         return [buffer for name, buffer in self.named_buffers() if name.endswith("w_avg")]
+
+    def mapped_in_training(self, z: Tensor, labels: Tensor | None, *, moves: bool) -> Tensor:
+        """ws [B,num_ws,w_dim] of z and labels; whether w_avg moves too, in train mode."""
+        return self.network.mapping(z, labels, skip_w_avg_update=not moves)
+
+    def synthesized_in_training(self, ws: Tensor, rng: SampleRandom, *, moves: bool) -> Tensor:
+        """Images [B,C,H,W] of ws with noise of rng; whether other running means move too, of which this has none."""
+        return self.network.synthesis(ws, noise_mode="random", noise_source=rng.normal)
 
     @torch.no_grad()
     def settle(self, rng: SampleRandom) -> None:

@@ -46,6 +46,7 @@ class StyleGAN3Student(StyleGAN2Student):
 
     kind = "StyleGAN3"
     options: ClassVar[Sequence[str]] = ("trunc", "translate", "rotate")
+    means_move_with: ClassVar[Sequence[str]] = ("discriminator",)
     network: stylegan3.Generator  # type: ignore[assignment]
 
     def __init__(self, network: stylegan3.Generator, *, trunc: float = 1) -> None:
@@ -87,6 +88,12 @@ class StyleGAN3Student(StyleGAN2Student):
 
     def running_means(self) -> list[Tensor]:
         return [buffer for name, buffer in self.named_buffers() if name.endswith(("w_avg", "magnitude_ema"))]
+
+    def mapped_in_training(self, z: Tensor, labels: Tensor | None, *, moves: bool) -> Tensor:
+        return self.network.mapping(z, labels, update_emas=moves)
+
+    def synthesized_in_training(self, ws: Tensor, rng: SampleRandom, *, moves: bool) -> Tensor:
+        return self.network.synthesis(ws, update_emas=moves)
 
     @torch.no_grad()
     def settle(self, rng: SampleRandom) -> None:

@@ -11,15 +11,18 @@ import torch
 
 from stylegan_di import interfaces, zoo
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.networks import stylegan2, stylegan3
+from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.snapshots.checkpoint import load_snapshot
+from stylegan_di.torch_utils.persistence import PersistentModule
 
-Network = TypeVar("Network", Generator, Discriminator)
+Generator = stylegan2.Generator | stylegan3.Generator
+Network = TypeVar("Network", bound=PersistentModule)
 
 
 @dataclass(frozen=True)
 class GAN:
-    """The networks of a StyleGAN2 training."""
+    """The networks of a StyleGAN training."""
 
     generator: Generator
     discriminator: Discriminator
@@ -56,7 +59,7 @@ def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int
         freezed: number of discriminator layers to freeze (Mo et al. 2020, arXiv 2002.10964).
 
     Raises:
-        UserError: if the file holds no StyleGAN2 with its discriminator, or is for other images.
+        UserError: if the file holds no StyleGAN with its discriminator, or is for other images.
     """
     networks = load_snapshot(zoo.TRANSFER_SOURCES.get(source, source)).networks
     generator, discriminator = networks.get("G"), networks.get("D")
@@ -83,7 +86,7 @@ def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int
     )
 
 
-def _arguments(network: Network) -> inspect.BoundArguments:
+def _arguments(network: PersistentModule) -> inspect.BoundArguments:
     """Returns the arguments that a network was built with, by name."""
     return inspect.signature(type(network)).bind(*network._init_args, **network.init_kwargs)
 
