@@ -173,6 +173,12 @@ class TrainConfig:
         0.0, "Deviation, in pixels, of the blur of all that the discriminator sees at first.", NOT_NEGATIVE
     )
     blur_fade: float = _gan(0.0, "Thousands of images over which the blur fades.", NOT_NEGATIVE)
+    anneal: float = _gan(
+        0.0,
+        "Thousands of images of R3GAN's schedules: lr falls to a quarter, gamma to a tenth, beta2 rises from 0.9, p "
+        "and ema rise from 0; 0: none.",
+        NOT_NEGATIVE,
+    )
     mbstd_group: int = _gan(4, "Group size of the minibatch standard deviation.", POSITIVE)
 
     freeze: tuple[str, ...] = _critic(

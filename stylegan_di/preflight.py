@@ -17,7 +17,8 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.table import need_reals
-from stylegan_di.snapshots.blueprint import STYLEGAN3, Blueprint, ImageShape, image_shape
+from stylegan_di.presets import R3GAN as R3GAN_PRESET
+from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, read_contents
 from stylegan_di.students import stylegan2, stylegan3
@@ -133,12 +134,14 @@ def _processes(config: TrainConfig, processes: int) -> Iterator[str]:
 
 def _minibatch(config: TrainConfig, processes: int, files: Files) -> Iterator[str]:
     """The minibatch standard deviation takes whole groups of the images that are computed together."""
-    if not config.trains_critic:
+    if not config.trains_critic or config.cfg == R3GAN_PRESET:
         return
     wanted, name, other = config.mbstd_group, f"--mbstd-group={config.mbstd_group}", ", or another --mbstd-group"
     source = files.gan if config.kind == "di" else files.resumed
     if source is not None:
         network = source.blueprints.get("D")
+        if network is not None and network.class_name.startswith(R3GAN):
+            return
         epilogue = {} if network is None else network.init_kwargs.get("epilogue_kwargs") or {}
         wanted = epilogue.get("mbstd_group_size", MBSTD_GROUP)
         option = f"--gan-pkl={config.gan_pkl}" if config.kind == "di" else f"--resume={config.resume}"
@@ -205,12 +208,14 @@ def _freeze(config: TrainConfig, files: Files) -> Iterator[str]:
     """The parts of a StyleGAN2 are its mapping network and a block a resolution, of a StyleGAN3 its layers."""
     network, gan = meant(files.gan), shape_of(files.gan)
     if network is not None and gan is not None and config.freeze:
-        if network.class_name == STYLEGAN3:
+        if network.class_name.startswith(R3GAN):
+            parts = []
+        elif network.class_name == STYLEGAN3:
             parts = stylegan3.part_names(network.init_kwargs.get("num_layers", stylegan3.NUM_LAYERS))
         else:
             parts = stylegan2.part_names(4 * 2**level for level in range(gan.resolution.bit_length() - 2))
         if unknown := [part for part in config.freeze if part not in parts]:
-            yield f"--freeze={unknown[0]}: there is no such part; it has {', '.join(parts)}"
+            yield f"--freeze={unknown[0]}: there is no such part; it has {', '.join(parts) or 'none'}"
 
 
 def _data(config: TrainConfig, files: Files) -> Iterator[str]:

@@ -56,8 +56,11 @@ STYLEGAN3: dict[str, tuple[int, dict[str, Any]]] = {
     "stylegan3-t": (1, {}),
     "stylegan3-r": (2, dict(conv_kernel=1, use_radial_filters=True)),
 }
-GAN_PRESETS = ("auto", *_GAN_TABLE, *STYLEGAN3)
-BY_RESOLUTION = ("auto", *STYLEGAN3)  # whose numbers depend on the images
+R3GAN = "r3gan"
+#: R3GAN's numbers by resolution (Huang et al. 2024, arXiv 2501.05441): batch, gamma, p, EMA in kimg, float16 stages.
+_R3GAN_TABLE = {32: (512, 0.05, 0.55, 5000.0, 3), 64: (256, 2.0, 0.3, 500.0, 4), 256: (256, 150.0, 0.3, 500.0, 4)}
+GAN_PRESETS = ("auto", *_GAN_TABLE, *STYLEGAN3, R3GAN)
+BY_RESOLUTION = ("auto", *STYLEGAN3, R3GAN)  # whose numbers depend on the images
 
 
 def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda: bool) -> dict[str, Any]:
@@ -79,6 +82,12 @@ def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda:
             gamma=0.0002 * resolution**2 / size, ema=size * 10 / 32, ema_rampup=0.05, map_depth=2,
         )  # fmt: skip
         return options | fp16
+    if cfg == R3GAN:
+        size, gamma, p, ema, stages = _R3GAN_TABLE.get(resolution, (256, None, 0.3, 500.0, FP16_RES))
+        return dict(
+            kimg=25000.0, batch=size, cbase=24576, cmax=768, w_dim=64, lr=2e-4, gamma=gamma, ema=ema, ema_rampup=None,
+            anneal=20000.0, aug="fixed", augpipe=R3GAN, p=p, pl_weight=0.0, mixing=0.0, fp16_res=stages if cuda else 0,
+        )  # fmt: skip
     if cfg in STYLEGAN3:
         size = batch or 32
         options = dict(

@@ -13,6 +13,7 @@ from stylegan_di.presets import (
     BY_RESOLUTION,
     EDM_PRESETS,
     KIND_DEFAULTS,
+    R3GAN,
     RECIPES,
     STYLEGAN3,
     check_cfg,
@@ -28,6 +29,9 @@ STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None, "bl
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
 REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
+#: Options of StyleGAN2's and StyleGAN3's networks and losses that R3GAN has no use for.
+NOT_R3GANS = ("map_depth", "noise_inputs", "d_arch", "freezed", "mixing", "pl_weight", "pl_interval", "blur_sigma",
+              "blur_fade", "mbstd_group", "freeze", "r1_interval")  # fmt: skip
 DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
 
 
@@ -73,6 +77,10 @@ def resolve(
     for names, why in _without_effect(config):
         if idle := [name for name in names if name in given]:
             raise UserError(f"{option_name(idle[0])}={_text(given[idle[0]])} has no effect {why}")
+    if config.cfg == R3GAN and config.aug == "ada":
+        raise UserError("--aug=ada goes by signs of logits, which mean nothing to --cfg=r3gan: give fixed or noaug")
+    if config.cfg == R3GAN and config.gamma is None:
+        raise UserError("--cfg=r3gan knows the --gamma of 32, 64 and 256 pixels only; give one, such as --gamma=2")
     if config.aug == "fixed" and not config.p:
         raise UserError("--aug=fixed needs --p, the probability of augmentations, such as --p=0.2")
     return config
@@ -108,6 +116,10 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
         yield ("pl_interval",), "with --pl-weight=0" + leave
     if config.kind == "gan" and not config.blur_sigma:
         yield ("blur_fade",), "with --blur-sigma=0" + leave
+    if config.cfg == R3GAN:
+        yield NOT_R3GANS, f"with --cfg={R3GAN}" + leave
+    elif config.kind == "gan":
+        yield ("anneal",), f"without --cfg={R3GAN}" + leave
     if config.cfg in STYLEGAN3:
         yield ("noise_inputs",), f"with --cfg={config.cfg}, whose generator has none" + leave
     if config.resume is not None:

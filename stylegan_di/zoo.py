@@ -171,8 +171,8 @@ def _entries() -> dict[str, Entry]:
         found += [Entry(f"edm2-{run}-{name}.pkl", EDM2, label_dim, None, reference) for name in names.split()]
     for configurations, images in _STYLEGAN3_FILES.items():
         folder = STYLEGAN2_NGC if configurations == "stylegan2" else STYLEGAN3
-        names = [f"{configuration}-{name}.pkl" for configuration in configurations.split() for name in images.split()]
-        found += [Entry(name, folder, 0) for name in names]
+        for configuration in configurations.split():
+            found += [Entry(f"{configuration}-{name}.pkl", folder, 0) for name in images.split()]
     found += [  # detectors; NVIDIA publishes no hashes, and two of its three files are not used here (docs/metrics.md)
         Entry("vgg16.pt", DETECTORS, None),
         Entry("inception-2015-12-05.pkl", NGC_METRICS, None),

@@ -16,22 +16,26 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stylegan_di.data.augment import AugmentPipe
-from stylegan_di.networks import edm2, stylegan3
+from stylegan_di.networks import edm2, r3gan, stylegan3
 from stylegan_di.networks.edm import PRECONDITIONERS, Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
 
-STYLEGAN3 = "stylegan3.Generator"
+STYLEGAN3, R3GAN = "stylegan3.Generator", "r3gan."
 
 #: By the names of the format, and of its modules where these have classes of the same name.
 CLASSES: dict[str, type[PersistentModule]] = {
     cls.__name__: cls for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond)
-} | {STYLEGAN3: stylegan3.Generator}
+} | {
+    STYLEGAN3: stylegan3.Generator,
+    R3GAN + "Generator": r3gan.Generator,
+    R3GAN + "Discriminator": r3gan.Discriminator,
+}
 # The class that each entry of a snapshot may hold; other entries may hold any class.
 ROLES: dict[str, type[PersistentModule] | tuple[type[PersistentModule], ...]] = {
-    "G": (Generator, stylegan3.Generator),
-    "D": Discriminator,
-    "G_ema": (Generator, stylegan3.Generator),
+    "G": (Generator, stylegan3.Generator, r3gan.Generator),
+    "D": (Discriminator, r3gan.Discriminator),
+    "G_ema": (Generator, stylegan3.Generator, r3gan.Generator),
     "augment_pipe": AugmentPipe,
     "ema": Precond,
     "Sg": Precond,

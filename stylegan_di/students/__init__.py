@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from stylegan_di.interfaces import Generator
 from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.r3gan import R3GANStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.students.stylegan3 import StyleGAN3Student
 
@@ -11,5 +12,6 @@ from stylegan_di.students.stylegan3 import StyleGAN3Student
 STUDENTS: dict[str, type[Generator]] = {
     "stylegan2": StyleGAN2Student,
     "stylegan3": StyleGAN3Student,
+    "r3gan": R3GANStudent,
     "one-step": OneStepStudent,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -21,6 +23,16 @@ def lr_scale(nimg: int, *, kimg: float, rampup: float, decay: float | None) -> f
         done = (nimg / (kimg * 1000) - decay) / (1 - decay)
         scale *= 1 - 0.97 * min(max(done, 0.0), 1.0)
     return scale
+
+
+def annealing(nimg: int, kimg: float) -> float:
+    """Returns the share of R3GAN's schedules that is done: from 0 to 1 along half a cosine; 0 without a length.
+
+    Args:
+        nimg: images seen.
+        kimg: length of the schedules in thousands of images.
+    """
+    return (1 - math.cos(math.pi * min(nimg / (kimg * 1000), 1))) / 2 if kimg else 0.0
 
 
 def ema_beta(batch: int, *, halflife_kimg: float, rampup: float | None, nimg: int) -> float:

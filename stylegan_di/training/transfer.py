@@ -11,7 +11,7 @@ import torch
 
 from stylegan_di import interfaces, zoo
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.networks import stylegan2, stylegan3
+from stylegan_di.networks import r3gan, stylegan2, stylegan3
 from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.snapshots.checkpoint import load_snapshot
 from stylegan_di.torch_utils.persistence import PersistentModule
@@ -64,6 +64,8 @@ def gan_to_resume(source: str, *, label_dim: int, resolution: int, channels: int
     networks = load_snapshot(zoo.TRANSFER_SOURCES.get(source, source)).networks
     generator, discriminator = networks.get("G"), networks.get("D")
     ema = networks.get("G_ema") or generator
+    if isinstance(generator, r3gan.Generator):
+        raise UserError(f"--resume={source}: its networks are R3GAN's; give --cfg=r3gan")
     if not (
         isinstance(generator, Generator) and isinstance(discriminator, Discriminator) and isinstance(ema, Generator)
     ):

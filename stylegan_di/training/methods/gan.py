@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di import loss_gan
+from stylegan_di import loss_gan, presets
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
@@ -25,6 +25,7 @@ from stylegan_di.training import transfer
 from stylegan_di.training.adversary import ROLE, Adversary
 from stylegan_di.training.batch import Batch, Samples
 from stylegan_di.training.methods.base import GeneratorMethod
+from stylegan_di.training.methods.r3gan import R3GAN
 from stylegan_di.training.optimize import apply_gradients, trainable
 
 MAGNITUDE_HALFLIFE = 20_000  # images, of StyleGAN3's running magnitudes
@@ -51,8 +52,10 @@ class GAN(GeneratorMethod):
         self.state.totals |= self.adversary.totals(device)
 
     @classmethod
-    def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> GAN:
+    def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> GeneratorMethod:
         assert dataset is not None
+        if config.cfg == presets.R3GAN:
+            return R3GAN.open(config, device, dataset)
         gan = _new_gan(config, dataset) if config.resume is None else _gan_to_resume(config, dataset)
         return cls(config, device, dataset, gan)
 
