@@ -12,14 +12,19 @@ from typing import Any
 import pytest
 import torch
 
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.explore.opening import open_gan
 from stylegan_di.networks import r3gan
+from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot, save_snapshot
 from stylegan_di.snapshots.formats import read_contents
 from stylegan_di.snapshots.inspection import inspect_file
+from stylegan_di.snapshots.onnx import exported
 from stylegan_di.students.r3gan import R3GANStudent
 from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
 from tests.test_checkpoint import assert_same_weights
-from tests.tiny import r3gan_networks, save_gan
+from tests.test_resume import invoke, whole_run
+from tests.tiny import r3gan_networks, save_files, save_gan
 
 CLASSES = {cls._file_class: cls for cls in vars(r3gan).values() if isinstance(cls, type)
            and issubclass(cls, PersistentModule) and cls._file_class is not None}  # fmt: skip
@@ -143,3 +148,38 @@ def test_altered_files_are_refused(tmp_path: Path) -> None:
     save_snapshot(tmp_path / "n.pkl", networks, extras={}, metadata={})
     with pytest.raises(RefusedFileError, match=r"a training\.networks\.Generator without the layers of R3GAN"):
         load_snapshot(tmp_path / "n.pkl")
+
+
+def test_the_exported_graph_gives_its_images() -> None:
+    student = R3GANStudent(r3gan_networks()["G_ema"])  # type: ignore[arg-type]
+    z, labels = student.sample_latents(3, rng=SampleRandom(0, "z", 0, range(3))), torch.eye(3)
+    torch.testing.assert_close(exported(student).module()(z, labels), student(z, labels))
+
+
+def test_what_it_has_not_is_refused(tmp_path: Path) -> None:
+    source = save_gan(tmp_path / "r.pkl", r3gan_networks)
+    with pytest.raises(UserError, match="is a R3GAN, which has no w"):
+        open_gan(str(source))
+    with pytest.raises(UserError, match=r"--trunc=0\.5 is not for a R3GAN"):
+        as_generator(load_snapshot(source)).with_options(trunc=0.5)
+
+
+def test_refinement_and_its_preflight(tmp_path: Path) -> None:
+    files = save_files(tmp_path)
+    arguments = ["--kind=di", f"--teacher={files['teacher']}", f"--gan-pkl={files['r3gan']}", "--device=cpu",
+                 "--batch=6", "--kimg=0.012", "--metrics=none", "--lr=0.01", "--ema=0.001"]  # fmt: skip
+    critic = ["--adv-weight=1", "--gamma=0.1", f"--data={files['data']}", "--cond=true"]
+    folder = whole_run(tmp_path / "runs", *arguments, *critic)  # 6 images are no whole groups of StyleGAN2's
+    snapshot = load_snapshot(max(folder.glob("network-snapshot-*.pkl")))
+    before: Any = load_snapshot(files["r3gan"]).networks
+    for name in ("G_ema", "D"):
+        assert not torch.equal(_flat(snapshot.networks[name]), _flat(before[name]))
+    assert isinstance(as_generator(snapshot), R3GANStudent)
+    result = invoke(*arguments, "--freeze=b4", f"--outdir={tmp_path}")
+    assert result.exit_code != 0
+    assert "--freeze=b4: there is no such part; it has none" in result.output
+
+
+def _flat(network: torch.nn.Module | None) -> torch.Tensor:
+    assert network is not None
+    return torch.cat([parameter.flatten() for parameter in network.parameters()])

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from stylegan_di import zoo
 from stylegan_di.dnnlib.cli import user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write, sha256_of_file
-from stylegan_di.networks import stylegan3
+from stylegan_di.networks import r3gan, stylegan3
 from stylegan_di.networks.edm import Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.snapshots.checkpoint import Snapshot, as_generator, as_model, as_shown, load_snapshot, save_snapshot
@@ -41,7 +41,7 @@ def chosen(snapshot: Snapshot, which: str | None) -> dict[str, torch.nn.Module |
     if which is None:
         return snapshot.networks
     network = snapshot.networks[which]
-    if isinstance(network, Generator | stylegan3.Generator):
+    if isinstance(network, Generator | stylegan3.Generator | r3gan.Generator):
         return {"G_ema": network}
     return {"ema" if isinstance(network, Precond) else which: network}
 

@@ -122,7 +122,7 @@ def as_gan(snapshot: Snapshot) -> StyleGAN2Student:
     found = _first(snapshot, table)
     if found is None:
         raise UserError(
-            f"--network={snapshot.source} is a {as_shown(snapshot).kind}, not a GAN: it has no w. Pass a StyleGAN2 or "
+            f"--network={snapshot.source} is a {as_shown(snapshot).kind}, which has no w. Pass a StyleGAN2 or "
             "StyleGAN3 network, or use generate.py with --seeds"
         )
     return found
