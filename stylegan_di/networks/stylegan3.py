@@ -9,6 +9,7 @@ parameters.
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,50 @@ __all__ = [
     "SynthesisLayer",
     "SynthesisNetwork",
 ]
+
+
+@dataclass(frozen=True)
+class _Level:
+    """Feature maps between two layers; `rate` is their sampling rate, `half_width` that of the band's transition."""
+
+    channels: int
+    size: int
+    rate: int
+    cutoff: float
+    half_width: float
+
+    def arguments(self, side: str) -> dict[str, Any]:
+        """Returns the arguments of a layer that has them on a side, 'in' or 'out'."""
+        names = ("channels", "size", "sampling_rate", "cutoff", "half_width")
+        return {f"{side}_{name}": value for name, value in zip(names, astuple(self), strict=True)}
+
+
+def _levels(
+    num_layers: int,
+    num_critical: int,
+    *,
+    cutoffs: tuple[float, float],
+    stopbands: tuple[float, float],
+    channels: tuple[float, int, int],
+    img_resolution: int,
+    margin_size: int,
+) -> list[_Level]:
+    """Returns what each layer writes, ToRGB last (section 3.2 of the paper).
+
+    Args:
+        cutoffs, stopbands: ends of pass bands and beginnings of stop bands, the first and the last.
+        channels: the numerator of their number, its limit, and those of the images.
+    """
+    growth = np.minimum(np.arange(num_layers + 1) / (num_layers - num_critical), 1)
+    cutoff, stopband = (first * (last / first) ** growth for first, last in (cutoffs, stopbands))
+    rate = np.exp2(np.ceil(np.log2(np.minimum(stopband * 2, img_resolution))))
+    half_width = np.maximum(stopband, rate / 2) - cutoff
+    size = rate + margin_size * 2
+    size[-2:] = img_resolution
+    number = np.rint(np.minimum(channels[0] / cutoff, channels[1]))
+    number[-1] = channels[2]
+    rows = zip(number, size, rate, cutoff, half_width, strict=True)
+    return [_Level(int(n), int(s), int(r), float(c), float(h)) for n, s, r, c, h in rows]
 
 
 class SynthesisNetwork(PersistentModule):
@@ -85,45 +130,32 @@ class SynthesisNetwork(PersistentModule):
         self.output_scale = output_scale
         self.num_fp16_res = num_fp16_res
 
-        growth = np.minimum(np.arange(num_layers + 1) / (num_layers - num_critical), 1)
-        last_cutoff = img_resolution / 2
-        cutoffs = first_cutoff * (last_cutoff / first_cutoff) ** growth
-        stopbands = first_stopband * (last_cutoff * last_stopband_rel / first_stopband) ** growth
-        rates = np.exp2(np.ceil(np.log2(np.minimum(stopbands * 2, img_resolution))))
-        half_widths = np.maximum(stopbands, rates / 2) - cutoffs
-        sizes = (rates + margin_size * 2).astype(int)
-        sizes[-2:] = img_resolution
-        channels = np.rint(np.minimum(channel_base / 2 / cutoffs, channel_max)).astype(int)
-        channels[-1] = img_channels
-
+        last = img_resolution / 2
+        levels = _levels(
+            num_layers,
+            num_critical,
+            cutoffs=(first_cutoff, last),
+            stopbands=(first_stopband, last * last_stopband_rel),
+            channels=(channel_base / 2, channel_max, img_channels),
+            img_resolution=img_resolution,
+            margin_size=margin_size,
+        )
+        first = levels[0]
         self.input = SynthesisInput(
-            w_dim,
-            channels=int(channels[0]),
-            size=int(sizes[0]),
-            sampling_rate=float(rates[0]),
-            bandwidth=float(cutoffs[0]),
+            w_dim, channels=first.channels, size=first.size, sampling_rate=float(first.rate), bandwidth=first.cutoff
         )
         self.layer_names: list[str] = []
-        for index in range(num_layers + 1):
-            before = max(index - 1, 0)
+        for index, (before, after) in enumerate(zip([first, *levels], levels, strict=False)):
             layer = SynthesisLayer(
                 w_dim,
                 is_torgb=index == num_layers,
                 is_critically_sampled=index >= num_layers - num_critical,
-                use_fp16=bool(rates[index] * 2**num_fp16_res > img_resolution),
-                in_channels=int(channels[before]),
-                out_channels=int(channels[index]),
-                in_size=int(sizes[before]),
-                out_size=int(sizes[index]),
-                in_sampling_rate=int(rates[before]),
-                out_sampling_rate=int(rates[index]),
-                in_cutoff=float(cutoffs[before]),
-                out_cutoff=float(cutoffs[index]),
-                in_half_width=float(half_widths[before]),
-                out_half_width=float(half_widths[index]),
+                use_fp16=after.rate * 2**num_fp16_res > img_resolution,
+                **before.arguments("in"),
+                **after.arguments("out"),
                 **layer_kwargs,
             )
-            name = f"L{index}_{sizes[index]}_{channels[index]}"
+            name = f"L{index}_{after.size}_{after.channels}"
             setattr(self, name, layer)
             self.layer_names.append(name)
 
