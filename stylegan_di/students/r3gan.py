@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stylegan_di.interfaces import Generator
 from stylegan_di.networks import r3gan
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling.seeded import chosen_labels
+from stylegan_di.sampling.seeded import numpy_latents
 from stylegan_di.students.stylegan2 import checked_labels
 
 
@@ -62,11 +61,6 @@ class R3GANStudent(Generator):
     @torch.no_grad()
     def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
         """Latents are numpy's of each seed, from 0 to 2^32 - 1, as for StyleGAN2."""
-        streams = [np.random.RandomState(seed) for seed in seeds]
         device = next(self.parameters()).device
-        z = torch.from_numpy(np.concatenate([stream.randn(1, self.network.z_dim) for stream in streams]))
-        labels = None
-        if self.label_dim:
-            drawn = torch.tensor([int(stream.randint(self.label_dim)) for stream in streams])
-            labels = chosen_labels(drawn, class_index, self.label_dim).to(device)
-        return self(z.to(device), labels)
+        z, labels = numpy_latents(seeds, self.network.z_dim, self.label_dim, class_index)
+        return self(z.to(device), None if labels is None else labels.to(device))

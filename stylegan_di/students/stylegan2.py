@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +15,7 @@ from stylegan_di.interfaces import Generator
 from stylegan_di.labels import one_hot
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling.seeded import call_size, chosen_labels, uint8_images
+from stylegan_di.sampling.seeded import call_size, numpy_latents, uint8_images
 
 
 def part_names(resolutions: Iterable[int]) -> list[str]:
@@ -158,13 +157,9 @@ class StyleGAN2Student(Generator):
 
         class_index: 0 to label_dim - 1; None draws a label after the latent where the network is conditional.
         """
-        streams = [np.random.RandomState(seed) for seed in seeds]
         device = next(self.parameters()).device
-        z = torch.from_numpy(np.concatenate([stream.randn(1, self.network.z_dim) for stream in streams]))
-        labels = None
-        if self.label_dim:
-            drawn = torch.tensor([int(stream.randint(self.label_dim)) for stream in streams])
-            labels = chosen_labels(drawn, class_index, self.label_dim).to(device)
+        z, labels = numpy_latents(seeds, self.network.z_dim, self.label_dim, class_index)
+        labels = None if labels is None else labels.to(device)
         return self.network.mapping(z.to(device), labels, truncation_psi=self.trunc)
 
     @torch.no_grad()
