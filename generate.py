@@ -2,6 +2,7 @@
 
     python generate.py --network=runs/00000-.../network-best.pkl --seeds=0-63 --grid=grid.png
     python generate.py --network=cifar10.pkl --seeds=0,3,10-20 --class=2 --trunc=0.7
+    python generate.py --network=stylegan3-r-afhqv2-512x512.pkl --seeds=2 --translate=0.1,0 --rotate=45
     python generate.py --network=edm-cifar10-32x32-cond-vp.pkl --seeds=0-15 --steps=18
     python generate.py --network=baseline-cifar10-32x32-uncond-ve.pkl --seeds=0-15 --steps=256 --solver=euler --disc=ve
 
@@ -18,7 +19,7 @@ from typing import Any
 import click
 import torch
 
-from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import CommaList, Device, Seeds, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.explore.opening import open_gan, open_generator
@@ -66,7 +67,10 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
               help="Images to make before they are written; does not change the images.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
-              help="[GAN] Noise inputs; random draws them from the seed.  [default: const]")
+              help="[GAN] StyleGAN2's noise inputs; random draws them from the seed.  [default: const]")
+@click.option("--translate", type=CommaList(float), metavar="X,Y",
+              help="[StyleGAN3] Move the picture right and down, in pictures.  [default: 0,0]")
+@click.option("--rotate", type=float, metavar="DEG", help="[StyleGAN3] Turn it anticlockwise.  [default: 0]")
 @click.option("--steps", type=click.IntRange(min=1), help="[teacher] Sampler steps.  [default: 18, dpmpp: 8]")
 @click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002 with heun, edm]")
 @click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80 with heun, edm]")
@@ -92,7 +96,7 @@ def main(
     grid: Path | None,
     device: str | None,
     batch: int,
-    **options: float | str | None,
+    **options: float | str | tuple[float, ...] | None,
 ) -> None:
     keep_freed_memory()
     given = {name: value for name, value in options.items() if value is not None}

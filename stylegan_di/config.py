@@ -190,6 +190,16 @@ class TrainConfig:
     mixing: float = _gan(0.9, "Probability of style mixing.", SHARE)
     pl_weight: float = _gan(2.0, "Weight of path length regularisation; 0: none.", NOT_NEGATIVE)
     pl_interval: int = _gan(4, "Steps between path length updates.", POSITIVE)
+    blur_sigma: float = _gan(
+        0.0, "Deviation, in pixels, of the blur of all that the discriminator sees at first.", NOT_NEGATIVE
+    )
+    blur_fade: float = _gan(0.0, "Thousands of images over which the blur fades.", NOT_NEGATIVE)
+    anneal: float = _gan(
+        0.0,
+        "Thousands of images of R3GAN's schedules: lr falls to a quarter, gamma to a tenth, beta2 rises from 0.9, p "
+        "and ema rise from 0; 0: none.",
+        NOT_NEGATIVE,
+    )
     mbstd_group: int = _gan(4, "Group size of the minibatch standard deviation.", POSITIVE)
 
     freeze: tuple[str, ...] = _critic(
@@ -337,6 +347,8 @@ class TrainConfig:
             name, value = max(("fake", self.fake_warmup), ("teacher", self.teacher_warmup), key=lambda pair: pair[1])
             raise UserError(f"--{name}-warmup={value:g} leaves none of --kimg={self.kimg:g} to the student")
         self._check_teacher()
+        if self.blur_sigma and not self.blur_fade:
+            raise UserError(f"--blur-sigma={self.blur_sigma:g} needs --blur-fade, such as --blur-fade=200")
         if {"/", "\\"} & set(self.desc):
             raise UserError(f"--desc={self.desc}: accepted is a text without / and \\, as it becomes part of a name")
         if len(set(self.metrics)) < len(self.metrics):
@@ -349,7 +361,6 @@ class TrainConfig:
         if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
             or_critic = "" if self.adv_weight else ", or --critic=features"
             raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses{or_critic}")
-
 
     def _check_teacher(self) -> None:
         """Raises UserError for a teacher on the way, or a conversion, that does not go with the other options."""

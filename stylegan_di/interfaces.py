@@ -155,7 +155,8 @@ class Generator(torch.nn.Module, ABC):
         """
         for name, value in options.items():
             if name not in self.options:
-                option = f"{option_name(name)}={value}"
+                text = ",".join(map(str, value)) if isinstance(value, tuple) else value
+                option = f"{option_name(name)}={text}"
                 raise UserError(f"{option} is not for a {self.kind}, which this network is: leave it out")
         return self
 

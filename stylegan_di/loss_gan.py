@@ -1,7 +1,8 @@
-"""StyleGAN2-ADA's losses: non-saturating logistic, R1, path length, and the control of ADA's p.
+"""Losses of StyleGAN2-ADA and R3GAN: logistic, relativistic, gradient penalties, path length; the control of ADA's p.
 
-Logistic: Goodfellow et al. 2014; R1: Mescheder et al. 2018 (arXiv 1801.04406, eq. 9); path length: Karras et al. 2020
-(arXiv 1912.04958, eq. 4); ADA: Karras et al. 2020 (arXiv 2006.06676, section 3).
+Logistic: Goodfellow et al. 2014; relativistic: Jolicoeur-Martineau 2018 (arXiv 1807.00734), Huang et al. 2024 (arXiv
+2501.05441); R1: Mescheder et al. 2018 (arXiv 1801.04406, eq. 9); path length: Karras et al. 2020 (arXiv 1912.04958,
+eq. 4); ADA: Karras et al. 2020 (arXiv 2006.06676, section 3).
 """
 
 from __future__ import annotations
@@ -23,11 +24,23 @@ def discriminator_logistic(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
     return F.softplus(fake_logits) + F.softplus(-real_logits)
 
 
+def generator_relativistic(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """Returns -log sigmoid(D(fake) - D(real)) per pair, shaped as the logits."""
+    return F.softplus(real_logits - fake_logits)
+
+
+def discriminator_relativistic(fake_logits: Tensor, real_logits: Tensor) -> Tensor:
+    """Returns -log sigmoid(D(real) - D(fake)) per pair, shaped as the logits."""
+    return F.softplus(fake_logits - real_logits)
+
+
 def r1_penalty(real_logits: Tensor, reals: Tensor, gamma: float) -> Tensor:
     """Returns gamma / 2 * |grad_x D(x)|^2 at real images, per sample [B]; differentiable in D's parameters.
 
+    At generated images, which it takes as well, it is called R2.
+
     Args:
-        real_logits: D(reals) [B,1], with the graph.
+        real_logits: D(reals), with the graph.
         reals: [B,C,H,W], requires grad.
         gamma: weight of the penalty.
     """

@@ -18,11 +18,12 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.labels import class_map
 from stylegan_di.metrics.table import need_reals
-from stylegan_di.snapshots.blueprint import ImageShape, image_shape
+from stylegan_di.presets import R3GAN as R3GAN_PRESET
+from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, read_contents
+from stylegan_di.students import stylegan2, stylegan3
 from stylegan_di.students.refiner import PARTS as REFINER_PARTS
-from stylegan_di.students.stylegan2 import part_names
 from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils.ops import build as kernels
 
@@ -104,10 +105,15 @@ class Files:
             return None
 
 
-def shape_of(contents: Contents | None) -> ImageShape | None:
-    """What images the network that is meant makes: the first of MODELS that the file has."""
+def meant(contents: Contents | None) -> Blueprint | None:
+    """The network that is meant: the first of MODELS that the file has."""
     blueprints = {} if contents is None else contents.blueprints
-    found = next((blueprint for name in MODELS if (blueprint := blueprints.get(name)) is not None), None)
+    return next((blueprint for name in MODELS if (blueprint := blueprints.get(name)) is not None), None)
+
+
+def shape_of(contents: Contents | None) -> ImageShape | None:
+    """What images the network that is meant makes."""
+    found = meant(contents)
     return None if found is None else image_shape(found)
 
 
@@ -142,12 +148,14 @@ def _processes(config: TrainConfig, processes: int) -> Iterator[str]:
 
 def _minibatch(config: TrainConfig, processes: int, files: Files) -> Iterator[str]:
     """The minibatch standard deviation takes whole groups of the images that are computed together."""
-    if not config.trains_critic:
+    if not config.trains_critic or config.cfg == R3GAN_PRESET:
         return
     wanted, name, other = config.mbstd_group, f"--mbstd-group={config.mbstd_group}", ", or another --mbstd-group"
     source = files.gan if config.kind == "di" else files.resumed
     if source is not None:
         network = source.blueprints.get("D")
+        if network is not None and network.class_name.startswith(R3GAN):
+            return
         epilogue = {} if network is None else network.init_kwargs.get("epilogue_kwargs") or {}
         wanted = epilogue.get("mbstd_group_size", MBSTD_GROUP)
         option = f"--gan-pkl={config.gan_pkl}" if config.kind == "di" else f"--resume={config.resume}"
@@ -224,14 +232,19 @@ def _gan(config: TrainConfig, files: Files) -> Iterator[str]:
 
 
 def _freeze(config: TrainConfig, files: Files) -> Iterator[str]:
-    """The parts of a StyleGAN2 are its mapping network and a block a resolution."""
-    gan = shape_of(files.gan)
-    if gan is not None and config.freeze:
-        parts = part_names(4 * 2**level for level in range(gan.resolution.bit_length() - 2))
+    """The parts of a StyleGAN2 are its mapping network and a block a resolution, of a StyleGAN3 its layers."""
+    network, gan = meant(files.gan), shape_of(files.gan)
+    if network is not None and gan is not None and config.freeze:
         if config.student == "refiner":
             parts = [*REFINER_PARTS]
+        elif network.class_name.startswith(R3GAN):
+            parts = []
+        elif network.class_name == STYLEGAN3:
+            parts = stylegan3.part_names(network.init_kwargs.get("num_layers", stylegan3.NUM_LAYERS))
+        else:
+            parts = stylegan2.part_names(4 * 2**level for level in range(gan.resolution.bit_length() - 2))
         if unknown := [part for part in config.freeze if part not in parts]:
-            yield f"--freeze={unknown[0]}: there is no such part; it has {', '.join(parts)}"
+            yield f"--freeze={unknown[0]}: there is no such part; it has {', '.join(parts) or 'none'}"
 
 
 def _data(config: TrainConfig, files: Files) -> Iterator[str]:

@@ -49,8 +49,18 @@ _GAN_TABLE: dict[str, tuple[Any, ...]] = {
 }
 # fmt: on
 _CIFAR = dict(pl_weight=0.0, mixing=0.0, d_arch="orig")
-GAN_PRESETS = ("auto", *_GAN_TABLE)
 FP16_RES = 4  # how many of the highest resolutions are computed in float16 on CUDA
+
+#: --cfg of StyleGAN3: the factor on its generator's channels, and its further arguments (arXiv 2106.12423).
+STYLEGAN3: dict[str, tuple[int, dict[str, Any]]] = {
+    "stylegan3-t": (1, {}),
+    "stylegan3-r": (2, dict(conv_kernel=1, use_radial_filters=True)),
+}
+R3GAN = "r3gan"
+#: R3GAN's numbers by resolution (Huang et al. 2024, arXiv 2501.05441): batch, gamma, p, EMA in kimg, float16 stages.
+_R3GAN_TABLE = {32: (512, 0.05, 0.55, 5000.0, 3), 64: (256, 2.0, 0.3, 500.0, 4), 256: (256, 150.0, 0.3, 500.0, 4)}
+GAN_PRESETS = ("auto", *_GAN_TABLE, *STYLEGAN3, R3GAN)
+BY_RESOLUTION = ("auto", *STYLEGAN3, R3GAN)  # whose numbers depend on the images
 
 
 def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda: bool) -> dict[str, Any]:
@@ -58,9 +68,9 @@ def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda:
 
     Args:
         cfg: one of GAN_PRESETS.
-        resolution: the images' resolution, used by 'auto'.
+        resolution: the images' resolution, used by BY_RESOLUTION.
         gpus: number of processes, used by 'auto'.
-        batch: images per step, from which 'auto' derives gamma, ema and mbstd_group; None for the preset's.
+        batch: images per step, from which these derive gamma, ema and mbstd_group; None for the preset's.
         cuda: whether to compute the highest resolutions in float16.
     """
     fp16 = dict(fp16_res=FP16_RES if cuda else 0)
@@ -72,6 +82,21 @@ def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda:
             gamma=0.0002 * resolution**2 / size, ema=size * 10 / 32, ema_rampup=0.05, map_depth=2,
         )  # fmt: skip
         return options | fp16
+    if cfg == R3GAN:
+        size, gamma, p, ema, stages = _R3GAN_TABLE.get(resolution, (256, None, 0.3, 500.0, FP16_RES))
+        return dict(
+            kimg=25000.0, batch=size, cbase=24576, cmax=768, w_dim=64, lr=2e-4, gamma=gamma, ema=ema, ema_rampup=None,
+            anneal=20000.0, aug="fixed", augpipe=R3GAN, p=p, pl_weight=0.0, mixing=0.0, fp16_res=stages if cuda else 0,
+        )  # fmt: skip
+    if cfg in STYLEGAN3:
+        size = batch or 32
+        options = dict(
+            kimg=25000.0, batch=size, mbstd_group=4, cbase=32768, lr=0.0025, dlr=0.002,
+            gamma=0.001 * resolution**2 / size, ema=size * 10 / 32, ema_rampup=0.05, map_depth=2, pl_weight=0.0,
+            mixing=0.0,
+        )  # fmt: skip
+        blur = dict(blur_sigma=10.0, blur_fade=size * 200 / 32) if cfg == "stylegan3-r" else {}
+        return options | blur | fp16
     options = dict(zip(_GAN_COLUMNS, _GAN_TABLE[cfg], strict=True))
     options["batch_gpu"] = options["batch"] // options.pop("gpus")
     return options | (_CIFAR if cfg == "cifar" else {}) | fp16

@@ -9,12 +9,22 @@ from stylegan_di.config import Kind, TrainConfig, check_specs, uses_teacher
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.options import options_of
-from stylegan_di.presets import EDM_PRESETS, KIND_DEFAULTS, RECIPES, check_cfg, gan_preset, recipe_name
+from stylegan_di.presets import (
+    BY_RESOLUTION,
+    EDM_PRESETS,
+    KIND_DEFAULTS,
+    R3GAN,
+    RECIPES,
+    STYLEGAN3,
+    check_cfg,
+    gan_preset,
+    recipe_name,
+)
 
 REFINER: dict[str, Any] = {"sigma_init": 1.0}
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
-#: stylegan2-ada's defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth.
-STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
+#: NVlabs' defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth, nothing is blurred.
+STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None, "blur_sigma": 0.0}
 #: Options that lay out a GAN's networks; those of a discriminator's training; those that lay out a denoiser, and train
 #: one beside a student; those of real images; those of the divergence.
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
@@ -22,6 +32,9 @@ DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target",
 UNET_LAYERS = ("arch", "precond", "model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
 ONLINE_TEACHER = (*UNET_LAYERS, "augment", "label_dropout", "teacher_lr", "teacher_warmup")
 REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
+#: Options of StyleGAN2's and StyleGAN3's networks and losses that R3GAN has no use for.
+NOT_R3GANS = ("map_depth", "noise_inputs", "d_arch", "freezed", "mixing", "pl_weight", "pl_interval", "blur_sigma",
+              "blur_fade", "mbstd_group", "freeze", "r1_interval")  # fmt: skip
 DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
 
 
@@ -34,7 +47,7 @@ def resolve(
         kind: of the training.
         given: fields of TrainConfig; None for those not given.
         known_name: the zoo's name of the GAN, else of the teacher; None for others.
-        resolution_of: the resolution of the images of a data set, for --cfg=auto.
+        resolution_of: the resolution of the images of a data set, for a --cfg that depends on it.
         gpus: number of processes.
 
     Raises:
@@ -67,6 +80,10 @@ def resolve(
     for names, why in _without_effect(config):
         if idle := [name for name in names if name in given]:
             raise UserError(f"{option_name(idle[0])}={_text(given[idle[0]])} has no effect {why}")
+    if config.cfg == R3GAN and config.aug == "ada":
+        raise UserError("--aug=ada goes by signs of logits, which mean nothing to --cfg=r3gan: give fixed or noaug")
+    if config.cfg == R3GAN and config.gamma is None:
+        raise UserError("--cfg=r3gan knows the --gamma of 32, 64 and 256 pixels only; give one, such as --gamma=2")
     if config.aug == "fixed" and not config.p:
         raise UserError("--aug=fixed needs --p, the probability of augmentations, such as --p=0.2")
     return config
@@ -110,6 +127,14 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
         yield ("ref", "metric_samples", "detector_file"), "with --metrics=none" + leave
     if not config.pl_weight:
         yield ("pl_interval",), "with --pl-weight=0" + leave
+    if config.kind == "gan" and not config.blur_sigma:
+        yield ("blur_fade",), "with --blur-sigma=0" + leave
+    if config.cfg == R3GAN:
+        yield NOT_R3GANS, f"with --cfg={R3GAN}" + leave
+    elif config.kind == "gan":
+        yield ("anneal",), f"without --cfg={R3GAN}" + leave
+    if config.cfg in STYLEGAN3:
+        yield ("noise_inputs",), f"with --cfg={config.cfg}, whose generator has none" + leave
     if config.resume is not None:
         yield GAN_LAYERS, "with --resume, whose networks are as in its file" + leave
 
@@ -120,7 +145,7 @@ def _text(value: Any) -> str:
 
 def _gan_options(given: Mapping[str, Any], resolution_of: Callable[[str], int], gpus: int) -> dict[str, Any]:
     cfg = given.get("cfg", "auto")
-    resolution = resolution_of(given["data"]) if cfg == "auto" and "data" in given else 256
+    resolution = resolution_of(given["data"]) if cfg in BY_RESOLUTION and "data" in given else 256
     cuda = given.get("device", "cpu").startswith("cuda")
     preset = gan_preset(cfg, resolution=resolution, gpus=gpus, batch=given.get("batch"), cuda=cuda)
     return preset | {"cfg": cfg}

@@ -28,7 +28,10 @@ EDM2 = NVIDIA + "edm2/posthoc-reconstructions/"
 EDM2_REFS = NVIDIA + "edm2/dataset-refs/"
 STYLEGAN2 = NVIDIA + "stylegan2/networks/"
 DETECTORS = SG2 + "metrics/"
-NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan3/versions/1/files/metrics/"
+NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research/"
+STYLEGAN3 = NGC + "stylegan3/versions/1/files/"
+STYLEGAN2_NGC = NGC + "stylegan2/versions/1/files/"  # trained by stylegan3's code
+NGC_METRICS = STYLEGAN3 + "metrics/"
 PYTORCH_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
 TORCHVISION = "https://download.pytorch.org/models/"
 LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/"
@@ -57,7 +60,8 @@ TRANSFER_SOURCES = {
 TERMS = {
     NVIDIA + "stylegan2/": "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan2)",
     NVIDIA + "stylegan2-ada-pytorch/": "NVIDIA Source Code License, non-commercial use only (stylegan2-ada-pytorch)",
-    NGC: "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan3)",
+    STYLEGAN3: "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan3)",
+    STYLEGAN2_NGC: "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan3)",
     NVIDIA + "edm/": "CC BY-NC-SA 4.0, non-commercial use only (NVlabs/edm)",
     NVIDIA + "edm2/": "CC BY-NC-SA 4.0, non-commercial use only (NVlabs/edm2)",
     PYTORCH_FID: "Apache-2.0, converted from TensorFlow's Inception-v3 (mseitzer/pytorch-fid)",
@@ -148,6 +152,15 @@ _EDM2_RUNS = {
                         "2147483-0.035 2147483-0.045 2147483-0.085 2147483-0.150",
     "img512-s-uncond":  "2147483-0.070 2147483-0.090",
 }
+
+# The networks that stylegan3's authors published, <configuration>-<images>.pkl; all are unconditional.
+_STYLEGAN3_FILES = {
+    "stylegan3-t stylegan3-r": "ffhq-1024x1024 ffhqu-1024x1024 ffhqu-256x256 metfaces-1024x1024 metfacesu-1024x1024 "
+                               "afhqv2-512x512",
+    "stylegan2":               "ffhq-1024x1024 ffhq-512x512 ffhq-256x256 ffhqu-1024x1024 ffhqu-256x256 "
+                               "metfaces-1024x1024 metfacesu-1024x1024 afhqv2-512x512 afhqcat-512x512 afhqdog-512x512 "
+                               "afhqwild-512x512 brecahad-512x512 celebahq-256x256 lsundog-256x256",
+}
 # fmt: on
 
 
@@ -156,9 +169,13 @@ def _entries() -> dict[str, Entry]:
     for run, names in _EDM2_RUNS.items():
         label_dim, reference = 0 if "uncond" in run else 1000, run.partition("-")[0] + ".pkl"
         found += [Entry(f"edm2-{run}-{name}.pkl", EDM2, label_dim, None, reference) for name in names.split()]
+    for configurations, images in _STYLEGAN3_FILES.items():
+        folder = STYLEGAN2_NGC if configurations == "stylegan2" else STYLEGAN3
+        for configuration in configurations.split():
+            found += [Entry(f"{configuration}-{name}.pkl", folder, 0) for name in images.split()]
     found += [  # detectors; NVIDIA publishes no hashes, and two of its three files are not used here (docs/metrics.md)
         Entry("vgg16.pt", DETECTORS, None),
-        Entry("inception-2015-12-05.pkl", NGC, None),
+        Entry("inception-2015-12-05.pkl", NGC_METRICS, None),
         Entry("pt_inception-2015-12-05-6726825d.pth", PYTORCH_FID, None,
               sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"),
         Entry("inception-2015-12-05.pt", DETECTORS, None,

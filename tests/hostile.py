@@ -190,7 +190,7 @@ def refused_pickles() -> dict[str, tuple[bytes, str]]:
         ),
         "unknown class": (
             write_pickle({"G_ema": gan_networks()["G_ema"].mapping}),  # type: ignore[union-attr]
-            "a 'MappingNetwork' as 'G_ema'. Known for 'G_ema' are Generator.",
+            "a 'MappingNetwork' as 'G_ema'. Known for 'G_ema' are Generator, stylegan3.Generator, r3gan.Generator.",
         ),
         "another version": (
             good.replace(b"version\x94K\x06", b"version\x94K\x05", 1),

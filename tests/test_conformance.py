@@ -21,18 +21,20 @@ from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Critic, Denoiser, Generator, Space
 from stylegan_di.journal.sinks import SINKS
-from stylegan_di.networks import edm, stylegan2
+from stylegan_di.networks import edm, r3gan, stylegan2, stylegan3
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import as_denoiser, as_generator, load_snapshot, save_snapshot
 from stylegan_di.spaces import SPACES
 from stylegan_di.students import STUDENTS
 from stylegan_di.students.fresh import DecoderSpec, DecoderStudent, FlowSpec, FlowStudent, RadianceSpec, RadianceStudent
 from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.r3gan import R3GANStudent
 from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.students.stylegan3 import StyleGAN3Student
 from stylegan_di.teachers import TEACHERS
 from stylegan_di.teachers.edm import EDMTeacher
-from tests.tiny import edm_network, gan_networks
+from tests.tiny import edm_network, gan_networks, r3gan_networks, stylegan3_networks
 
 CLASSES = 3
 SHAPE = dict(img_resolution=8, img_channels=1, label_dim=CLASSES)
@@ -41,6 +43,18 @@ SHAPE = dict(img_resolution=8, img_channels=1, label_dim=CLASSES)
 def _gan() -> stylegan2.Generator:
     network = gan_networks(c_dim=CLASSES)["G_ema"]
     assert isinstance(network, stylegan2.Generator)
+    return network
+
+
+def _stylegan3() -> stylegan3.Generator:
+    network = stylegan3_networks(c_dim=CLASSES)["G_ema"]
+    assert isinstance(network, stylegan3.Generator)
+    return network
+
+
+def _r3gan() -> r3gan.Generator:
+    network = r3gan_networks(c_dim=CLASSES)["G_ema"]
+    assert isinstance(network, r3gan.Generator)
     return network
 
 
@@ -55,6 +69,8 @@ def _edm() -> edm.Precond:
 
 MAKE_STUDENTS: dict[str, Callable[[], Generator]] = {
     "stylegan2": lambda: StyleGAN2Student(_gan()),
+    "stylegan3": lambda: StyleGAN3Student(_stylegan3()),
+    "r3gan": lambda: R3GANStudent(_r3gan()),
     "one-step": lambda: OneStepStudent(_edm(), 2.5),
     "decoder": lambda: DecoderStudent(DecoderSpec(z_dim=8, width=8).network(**SHAPE)),
     "flow": lambda: FlowStudent(FlowSpec(depth=2, width=8).network(**SHAPE)),

@@ -19,7 +19,7 @@ from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.torch_utils.persistence import write_pickle
 from tests import hostile
 from tests.test_checkpoint import GOLDEN, assert_same_weights
-from tests.tiny import edm_network, gan_networks, save_gan, save_teacher
+from tests.tiny import edm_network, gan_networks, save_gan, save_teacher, stylegan3_networks
 from tools import convert, inspect_pickle
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -149,6 +149,18 @@ def test_a_gan_as_onnx_gives_its_images(tmp_path: Path) -> None:
         expected = network(z, labels, truncation_psi=0.5, noise_mode="const")
         torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
     assert runtime.get_modelmeta().custom_metadata_map["converted_from"] == str(source)
+
+
+@needs_onnx
+def test_a_stylegan3_as_onnx_gives_its_images(tmp_path: Path) -> None:
+    source = save_gan(tmp_path / "g.pkl", stylegan3_networks, conv_kernel=1, use_radial_filters=True)
+    converted(source, tmp_path / "g.onnx")
+    runtime, network = session(tmp_path / "g.onnx"), load_generator(source).network
+    for count in (1, 3):
+        z = torch.randn([count, 8], generator=torch.Generator().manual_seed(count))
+        labels = torch.eye(3)[torch.arange(count) % 3]
+        (images,) = runtime.run(None, {"z": z.numpy(), "labels": labels.numpy()})
+        torch.testing.assert_close(torch.from_numpy(images), network(z, labels), rtol=0, atol=1e-5)
 
 
 @needs_onnx

@@ -15,7 +15,7 @@ def test_all_is_well(kernels: str) -> None:
         pytest.skip("looks at native kernels")
     result = CliRunner().invoke(doctor.main)
     assert result.exit_code == 0, result.output
-    assert result.output.count("differs from its reference by") == 8
+    assert result.output.count("differs from its reference by") == 10
     assert "all is well" in result.output
 
 

@@ -324,21 +324,10 @@ def test_stylegan3s_default_precision_and_clamp_are_read_from_the_layers(tmp_pat
     assert not generator.synthesis.get_submodule("b4").use_fp16
 
 
-def test_alias_free_generators_are_refused_by_name(tmp_path: Path) -> None:
-    network: Any = copy.deepcopy(gan_networks()["G_ema"])
-    network.synthesis.__dict__.update(num_fp16_res=4, margin_size=10)
-    path = save(tmp_path / "n.pkl", write_pickle({"G_ema": network}))
-    with pytest.raises(RefusedFileError) as caught:
-        load_generator(path)
-    assert str(caught.value) == (
-        f"{path}: found an alias-free StyleGAN3 generator. This toolkit reads StyleGAN2's; pass one of those."
-    )
-
-
 # To every format.
 
 
-@pytest.mark.parametrize("name", ["sg2-uncond", "sg2-cond", TENSORFLOW, "edm-cond", "edm-uncond"])
+@pytest.mark.parametrize("name", ["sg2-uncond", "sg2-cond", "sg3-t", TENSORFLOW, "edm-cond", "edm-uncond"])
 def test_through_every_format_and_back(name: str, tmp_path: Path) -> None:
     """pickle -> safetensors -> pickle -> pickle for stylegan3 -> safetensors: weights and images to the bit."""
     original = golden(name)

@@ -25,6 +25,7 @@ from stylegan_di.sampling.seeded import call_size, uint8_images
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.students.stylegan3 import StyleGAN3Student
 from tests.golden_edm import load_network
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
@@ -296,12 +297,15 @@ def test_options_of_other_kinds_are_refused_for_a_one_step_student(one_step: str
 def test_every_option_of_a_kind_is_on_the_command_line_under_its_name() -> None:
     general = {"network", "seeds", "projected_w", "class_index", "outdir", "grid", "device", "batch", "which"}
     options = {parameter.name: parameter.opts for parameter in generate.main.params}
-    kinds: list[type[Generator]] = [StyleGAN2Student, OneStepStudent, DiffusionSampler]
+    kinds: list[type[Generator]] = [StyleGAN2Student, StyleGAN3Student, OneStepStudent, DiffusionSampler]
     of_kinds = {name: [option_name(name)] for kind in kinds for name in kind.options}
     assert {name: opts for name, opts in options.items() if name not in general} == of_kinds
     help_texts = {parameter.name: getattr(parameter, "help", "") for parameter in generate.main.params}
-    for kind, label in ((StyleGAN2Student, "[GAN] "), (DiffusionSampler, "[teacher] ")):
-        assert all(help_texts[name].startswith(label) for name in kind.options)
+    own = set(StyleGAN3Student.options) - set(StyleGAN2Student.options)
+    for names, label in (
+        (StyleGAN2Student.options, "[GAN] "), (own, "[StyleGAN3] "), (DiffusionSampler.options, "[teacher] "),
+    ):  # fmt: skip
+        assert all(help_texts[name].startswith(label) for name in names)
 
 
 def test_help_tells_what_happens_without_a_class() -> None:

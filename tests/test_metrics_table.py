@@ -12,7 +12,16 @@ import torch
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
 from stylegan_di.metrics.statistics import FeatureStats, FeatureSums
-from stylegan_di.metrics.table import METRICS, Metric, PathMetric, figures_of, is_better, metric, need_reals
+from stylegan_di.metrics.table import (
+    METRICS,
+    Metric,
+    MotionMetric,
+    PathMetric,
+    figures_of,
+    is_better,
+    metric,
+    need_reals,
+)
 
 IMAGES = sorted(name for name, entry in METRICS.items() if isinstance(entry, Metric))
 CPU = torch.device("cpu")
@@ -45,10 +54,12 @@ def samples(name: str, quality: str, seed: int) -> FeatureStats:
 @pytest.mark.parametrize("name", METRICS)
 def test_entries_are_complete(name: str) -> None:
     entry = METRICS[name]
-    assert entry.extractor in {*EXTRACTORS, "lpips"}
+    assert entry.extractor in {*EXTRACTORS, "lpips", None}
     assert entry.estimator
     assert len(set(entry.suffixes)) == len(entry.suffixes) > 0
-    assert isinstance(entry, Metric) or entry.extractor == "lpips"
+    expected = {PathMetric: "lpips", MotionMetric: None}.get(type(entry), entry.extractor)
+    assert entry.extractor == expected
+    assert entry.extractor or isinstance(entry, MotionMetric)
     assert f"`{name}`" in DOCS.read_text()
 
 
@@ -77,7 +88,8 @@ def test_features_are_used_only_if_asked_for(name: str) -> None:
 
 def test_the_lineages_names_are_all_there() -> None:
     lineage = ["fid50k_full", "kid50k_full", "pr50k3_full", "ppl2_wend", "is50k", "fid50k", "kid50k", "pr50k3",
-               "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend"]  # fmt: skip
+               "ppl_zfull", "ppl_wfull", "ppl_zend", "ppl_wend",
+               "eqt50k_int", "eqt50k_frac", "eqr50k"]  # fmt: skip
     assert set(lineage) <= METRICS.keys()
     for name in lineage:
         entry = METRICS[name]
@@ -85,6 +97,8 @@ def test_the_lineages_names_are_all_there() -> None:
             space, sampling = name.split("_")[1][0], name.split("_")[1][1:]
             assert (entry.path.space, entry.path.sampling) == (space, sampling)
             assert entry.path.crop == (not name.startswith("ppl2"))
+        elif isinstance(entry, MotionMetric):
+            assert entry.motion == {"eqr50k": "rotation"}.get(name, name.rpartition("_")[2])
         elif entry.uses_reals:
             assert entry.mirrored == (not name.endswith("_full"))
             limits = {"fid50k_full": None, "kid50k_full": 1_000_000, "pr50k3_full": 200_000}

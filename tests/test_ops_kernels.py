@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from stylegan_di.torch_utils.ops.filtered_lrelu import filtered_lrelu
 from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
 from stylegan_di.torch_utils.ops.modconv_epilogue import modconv_epilogue
 from stylegan_di.torch_utils.ops.reference import OPERATORS, reference_kernels
@@ -73,7 +74,13 @@ BIAS: list[Case] = [
     Case(f"bias_act {act}", lambda x, b, act=act: bias_act(x, b, act=act, gain=1.3, clamp=0.9), ("wide", "wide_b"))
     for act in ACTIVATIONS
 ]  # fmt: skip
-CASES = {case.name: case for case in [*EPILOGUE, *NORM, *RESAMPLE, *BIAS]}
+LRELU: list[Case] = [
+    Case("filtered_lrelu", lambda x, b: filtered_lrelu(x, setup_filter(range(1, 9)), SKEWED["f"], b, up=2, down=2,
+         padding=[5, 4, 3, 6], clamp=1.2), ("x", "b")),
+    Case("filtered_lrelu, wide", lambda x, b: filtered_lrelu(x, BLUR["f"], setup_filter(range(1, 9)), b, up=4, down=2,
+         padding=[3, 1, -2, 4]), ("wide", "wide_b")),
+]  # fmt: skip
+CASES = {case.name: case for case in [*EPILOGUE, *NORM, *RESAMPLE, *BIAS, *LRELU]}
 
 
 def inputs(case: Case, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> list[Tensor]:
@@ -144,7 +151,7 @@ def test_half_precision(name: str, dtype: torch.dtype, kernels: str) -> None:
 def test_operators(name: str, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
     """What torch.library asks of the op and of its gradient, as they are called here."""
     case, calls = CASES[name], []
-    for operator in OPERATORS.keys() - {"bias_act", "bias_act_grad", "upfirdn2d"}:
+    for operator in OPERATORS.keys() - {"bias_act", "bias_act_grad", "upfirdn2d", "filtered_lrelu_tangent"}:
         overload = getattr(torch.ops.stylegan_di, operator)
 
         def record(*args: Any, overload: Any = overload) -> Any:

@@ -177,7 +177,7 @@ HOSTILE = {
     "APPEND on a dict": (b"}Na.", "cannot hold"),
     "ADDITEMS on a list": (b"](N\x90.", "cannot hold"),
     "bare global": (PERSISTENT + b".", "where a value belongs"),
-    "key that is no text": (b"}K\x01Ns.", "dict key of type int"),
+    "key that is no text": (b"}NNs.", "dict key of type NoneType"),
     "key without value": (b"}(\x8c\x01au.", "no value"),
     "left-over values": (b"NN.", "left-over"),
     "empty stack": (b".", "empty stack"),

@@ -118,11 +118,11 @@ def test_nothing_is_imported_opened_or_run(tmp_path: Path) -> None:
     objects = tmp_path / "objects.npz"
     np.savez(objects, mu=np.array([1, None], dtype=object), sigma=np.eye(2))
     golden = sorted(GOLDEN.glob("*.pkl"))
-    assert len(golden) == 5
+    assert len(golden) == 6
     report = watched([*golden, edited, tmp_path / "good.safetensors", *expected, objects])
     assert report["events"] == []
     results = report["results"]
-    assert [results[str(path)] for path in (*golden, edited, tmp_path / "good.safetensors")] == ["loaded"] * 7
+    assert [results[str(path)] for path in (*golden, edited, tmp_path / "good.safetensors")] == ["loaded"] * 8
     assert "objects.npz" in results[str(objects)]
     assert results[str(objects)] != "loaded"
     teacher = next(path for path in expected if path.name.startswith("teacher"))

@@ -43,6 +43,10 @@ def commands(files: dict[str, str]) -> dict[str, list[str]]:
         "edm": ["--kind=edm", *data, *none, *TINY_EDM, "--label-dropout=0.3", "--workers=2"],
         "di": [*di, *metrics, f"--gan-pkl={files['gan']}", "--fake-warmup=0.008", "--lr-decay=0.5"],
         "one-step": [*di, *none, "--lr-rampup=0.02"],
+        "r3gan": [*di, *none, f"--gan-pkl={files['r3gan']}", f"--data={files['data']}", "--cond=true", "--adv-weight=1",
+                  "--gamma=0.1"],
+        "stylegan3": [*di, *none, f"--gan-pkl={files['stylegan3']}", f"--data={files['data']}", "--cond=true",
+                      "--adv-weight=1", "--gamma=0.1", "--batch-gpu=2", "--freeze=mapping,L1"],
         "hybrid": [*di, *none, f"--gan-pkl={files['gan']}", f"--data={files['data']}", "--cond=true", "--adv-weight=1",
                    "--gamma=0.1", "--aug=ada", "--augpipe=blit", "--ada-kimg=0.05", "--batch-gpu=2"],
     }  # fmt: skip
@@ -114,7 +118,7 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*bits)
 
 
-@pytest.mark.parametrize("kind", ["gan", "transfer", "edm", "di", "one-step", "hybrid"])
+@pytest.mark.parametrize("kind", ["gan", "transfer", "edm", "di", "one-step", "hybrid", "stylegan3", "r3gan"])
 def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(
     files: dict[str, str], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,9 +136,9 @@ def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(
     names = {name.split(".")[0] for name in last_state(folder).tensors}
     assert names >= {"model", "ema", "optimizer", "evaluation"}
     assert ("pl_mean" in names) == (kind in ("gan", "transfer"))
-    assert ("real_signs" in names) == (kind in ("gan", "transfer", "hybrid"))
+    assert ("real_signs" in names) == (kind in ("gan", "transfer", "hybrid", "stylegan3", "r3gan"))
     assert ("discriminator" in names) == (kind not in ("edm", "one-step"))
-    assert ("fake_score" in names) == (kind in ("di", "one-step", "hybrid"))
+    assert ("fake_score" in names) == (kind in ("di", "one-step", "hybrid", "stylegan3", "r3gan"))
     assert ("augment_pipe" in names) == (kind in ("gan", "hybrid"))
 
 

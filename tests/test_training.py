@@ -23,7 +23,8 @@ from stylegan_di.training.instruction import Instruction
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.methods.gan import GAN
-from stylegan_di.training.optimize import apply_gradients, ema_beta, update_ema
+from stylegan_di.training.optimize import apply_gradients
+from stylegan_di.training.schedule import ema_beta, update_ema
 from tests.tiny import edm_network, gan_networks
 
 CPU = torch.device("cpu")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from stylegan_di import zoo
 from stylegan_di.dnnlib import download
 from stylegan_di.dnnlib.download import cached_path
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.snapshots.inspection import origin_of
+from tests.golden_edm import GOLDEN
 
 
 def test_cifar10_brings_its_teacher_labels_and_reference() -> None:
@@ -22,7 +26,7 @@ def test_cifar10_brings_its_teacher_labels_and_reference() -> None:
 
 @pytest.mark.parametrize("known", zoo.ENTRIES.values(), ids=lambda known: known.name)
 def test_entries_fit_together(known: zoo.Entry) -> None:
-    is_network = known.name.endswith(".pkl") and known.folder not in (zoo.EDM2_REFS, zoo.NGC)
+    is_network = known.name.endswith(".pkl") and known.folder not in (zoo.EDM2_REFS, zoo.NGC_METRICS)
     assert (known.label_dim is not None) == is_network
     assert (known.url is None) == known.name.startswith("fashion-")
     assert known.url is None or sum(known.url.startswith(beginning) for beginning in zoo.TERMS) == 1
@@ -34,6 +38,19 @@ def test_entries_fit_together(known: zoo.Entry) -> None:
         assert known.reference in zoo.ENTRIES
     if "uncond" in known.name:
         assert known.label_dim == 0
+
+
+def test_stylegan3s_published_networks() -> None:
+    shapes = json.loads(gzip.decompress((GOLDEN / "format" / "published_shapes_sg3.json.gz").read_bytes()))
+    published = {name for configuration in shapes.values() for name in configuration["published_files"]}
+    assert {name for name in zoo.ENTRIES if name.startswith("stylegan3-")} == published
+    assert len(published) == 12
+    known = zoo.ENTRIES["stylegan3-r-afhqv2-512x512.pkl"]
+    start = "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan"
+    assert known.url == f"{start}3/versions/1/files/stylegan3-r-afhqv2-512x512.pkl"
+    assert zoo.ENTRIES["stylegan2-ffhqu-256x256.pkl"].url == f"{start}2/versions/1/files/stylegan2-ffhqu-256x256.pkl"
+    assert "non-commercial" in origin_of("stylegan3-t-ffhq-1024x1024.pkl")
+    assert "non-commercial" in origin_of(f"{start}3/versions/1/files/metrics/inception-2015-12-05.pkl")
 
 
 def test_entry_goes_by_the_file_name() -> None:

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from stylegan_di import zoo
 from stylegan_di.dnnlib.cli import user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write, sha256_of_file
+from stylegan_di.networks import r3gan, stylegan3
 from stylegan_di.networks.edm import Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.snapshots.checkpoint import Snapshot, as_generator, as_model, as_shown, load_snapshot, save_snapshot
@@ -31,6 +32,7 @@ from stylegan_di.snapshots.formats import TARGETS
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.onnx import to_onnx
 
+STYLEGANS = (Generator, Discriminator, stylegan3.Generator)
 SUFFIXES = (".pkl", ".safetensors", ".onnx")
 
 
@@ -39,8 +41,9 @@ def chosen(snapshot: Snapshot, which: str | None) -> dict[str, torch.nn.Module |
     if which is None:
         return snapshot.networks
     network = snapshot.networks[which]
-    name = {Generator: "G_ema"}.get(type(network), "ema" if isinstance(network, Precond) else which)  # type: ignore[arg-type]
-    return {name: network}
+    if isinstance(network, Generator | stylegan3.Generator | r3gan.Generator):
+        return {"G_ema": network}
+    return {"ema" if isinstance(network, Precond) else which: network}
 
 
 def marked(snapshot: Snapshot, sigma_init: float | None) -> dict[str, Any]:
@@ -77,7 +80,9 @@ def main(
     click.echo(f"{network}: {inspect_file(network, try_networks=False).sentence()}")
     snapshot = load_snapshot(network, which)
     networks, extras = chosen(snapshot, which), marked(snapshot, sigma_init)
-    if target is not None and not any(isinstance(part, Generator | Discriminator) for part in networks.values()):
+    if target == "stylegan2-ada" and any(isinstance(part, stylegan3.Generator) for part in networks.values()):
+        raise UserError(f"--for={target}: {network} holds a StyleGAN3, which only stylegan3 opens: leave it out")
+    if target is not None and not any(isinstance(part, STYLEGANS) for part in networks.values()):
         raise UserError(f"--for={target} is for StyleGAN2 networks, and {network} holds none: leave it out")
     origin = {"converted_from": network, "converted_sha256": sha256_of_file(zoo.resolve(network))}
     writable_folder(f"OUT={dest}", dest.parent)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 from stylegan_di.dnnlib.util import UserError, cache_folder
 from stylegan_di.torch_utils.ops import build
 from stylegan_di.torch_utils.ops.bias_act import bias_act
+from stylegan_di.torch_utils.ops.filtered_lrelu import filtered_lrelu
 from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
 from stylegan_di.torch_utils.ops.modconv_epilogue import modconv_epilogue
 from stylegan_di.torch_utils.ops.reference import reference_kernels
@@ -54,6 +55,7 @@ def ops(device: str) -> dict[str, Op]:
     return {
         "bias_act": lambda x: bias_act(x, values, act="lrelu", clamp=1),
         "upfirdn2d": lambda x: upfirdn2d(x, f, up=2, padding=[2, 1, 2, 1]),
+        "filtered_lrelu": lambda x: filtered_lrelu(x, f, f, values, up=2, down=2, padding=[4, 3, 4, 3], clamp=1),
         "modconv_epilogue": lambda x: modconv_epilogue(
             x, f, [1, 1, 1, 1], 4, scale=scale, noise=noise, b=values, act="lrelu"
         ),

@@ -45,8 +45,8 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
 @click.option("--frames", type=click.IntRange(min=2), help=f"Frames in the loop.  [default: {FRAMES} per keyframe]")
 @click.option("--fps", type=click.IntRange(min=1, max=240), default=25, show_default=True, help="Frames per second.")
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True,
-              help="Noise inputs; random: drawn from a cell's first seed, the same in all frames.")
+@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
+              help="[StyleGAN2] Noise inputs; random: of a cell's first seed, in all frames.  [default: const]")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
               help="Class of a conditional network.  [default: drawn from each seed]")
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
@@ -59,7 +59,7 @@ def main(
     frames: int | None,
     fps: int,
     trunc: float,
-    noise_mode: str,
+    noise_mode: str | None,
     class_index: int | None,
     device: str | None,
 ) -> None:
@@ -68,7 +68,8 @@ def main(
     if len(seeds) % cells or keyframes < 2:
         raise UserError(f"--seeds: {len(seeds)} seeds; a grid of {cells} takes {2 * cells}, {3 * cells} or more so")
     check_video("--output", output, fps)
-    gan = open_gan(network, class_index).with_options(trunc=trunc, noise_mode=noise_mode)
+    noise = {} if noise_mode is None else {"noise_mode": noise_mode}
+    gan = open_gan(network, class_index).with_options(trunc=trunc, **noise)
     gan.to(device or default_device())
     writable_folder(f"--output={output}", output.parent)
 

@@ -29,8 +29,8 @@ from stylegan_di.images import save_grid, save_image
 @click.option("--styles", type=Seeds(), metavar="LIST",
               help="Styles to take from the column, from 0 (coarse).  [default: 0-6 of 18, in proportion]")
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]), default="const", show_default=True,
-              help="Noise inputs; random: drawn from the row's seed.")
+@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
+              help="[StyleGAN2] Noise inputs; random: drawn from the row's seed.  [default: const]")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
               help="Class of a conditional network.  [default: drawn from each seed]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
@@ -42,12 +42,13 @@ def main(
     cols: list[int],
     styles: list[int] | None,
     trunc: float,
-    noise_mode: str,
+    noise_mode: str | None,
     class_index: int | None,
     outdir: Path,
     device: str | None,
 ) -> None:
-    gan = open_gan(network, class_index).with_options(trunc=trunc, noise_mode=noise_mode)
+    noise = {} if noise_mode is None else {"noise_mode": noise_mode}
+    gan = open_gan(network, class_index).with_options(trunc=trunc, **noise)
     gan.to(device or default_device())
     num_ws = gan.network.num_ws
     if styles is not None and max(styles) >= num_ws:

@@ -15,7 +15,7 @@ import pickle
 import sys
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ MODULE_SOURCES = {  # class name -> import line, for classes that are elsewhere
 
 _NVLABS_MODULE = "torch_utils.persistence"  # where NVlabs' tools look for `_reconstruct_persistent_obj`
 _PICKLE_PROTOCOL = 4
-_CONTAINERS = (torch.nn.ModuleDict, torch.nn.ModuleList)
+_TORCH_MODULES = (torch.nn.ModuleDict, torch.nn.ModuleList, torch.nn.Conv2d, torch.nn.Linear)
 _STORAGES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items()}
 _TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
 
@@ -59,7 +59,12 @@ class Persistent:
     """An object that remembers the arguments it was built with, as NVlabs' pickles store them.
 
     `_init_args` (tuple) and `_init_kwargs` (dict) are part of the file format: every pickled object's state has them.
+    `_file_source` is the import line for classes of a name that several of NVlabs' modules have. `_file_class` is the
+    (module, name) of classes that are not written in NVlabs' form but as plain modules (R3GAN's).
     """
+
+    _file_source: ClassVar[str | None] = None
+    _file_class: ClassVar[tuple[str, str] | None] = None
 
     _init_args: tuple[Any, ...]
     _init_kwargs: dict[str, Any]
@@ -117,7 +122,7 @@ def write_pickle(
     current mode and device. Numpy numbers become Python's; buffers that are not persistent are left out.
 
     Args:
-        obj: a tree of dict (str keys), list, tuple, str, bytes, bool, int, float, None, Tensor, Persistent.
+        obj: a tree of dict (str keys), list, tuple, str, bytes, bool, int, float, None, Tensor, dtype, Persistent.
         module_sources: class name -> the line written as its source.
         default_source: the line for other classes.
         protocol: pickle protocol, 2 to 5.
@@ -159,24 +164,30 @@ class _Pickler(_PythonPickler):
         self.default_source = default_source
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
-        if obj is not _reconstruct_persistent_obj:
+        if obj is _reconstruct_persistent_obj:
+            module, name = _NVLABS_MODULE, obj.__name__
+        elif isinstance(obj, torch.dtype):
+            module, _, name = str(obj).partition(".")
+        elif isinstance(obj, type) and issubclass(obj, Persistent) and obj._file_class is not None:
+            module, name = obj._file_class
+        else:
             super().save_global(obj, name)
             return
         if self.proto >= 4:
-            self.save(_NVLABS_MODULE)
-            self.save(name)
+            self.save(sys.intern(module))
+            self.save(sys.intern(name))
             self.write(pickle.STACK_GLOBAL)
         else:
-            self.write(pickle.GLOBAL + f"{_NVLABS_MODULE}\n{name}\n".encode())
+            self.write(pickle.GLOBAL + f"{module}\n{name}\n".encode())
         self.memoize(obj)
 
     def reducer_override(self, obj: Any) -> Any:
         if obj is _reconstruct_persistent_obj:
             return obj.__name__  # for `save_global`
+        if isinstance(obj, _TORCH_MODULES) or (isinstance(obj, PersistentModule) and obj._file_class is not None):
+            return copyreg.__newobj__, (type(obj),), _module_state(obj)  # type: ignore[attr-defined]
         if isinstance(obj, Persistent):
             return _reconstruct_persistent_obj, (self.meta(obj),)
-        if isinstance(obj, _CONTAINERS):
-            return copyreg.__newobj__, (type(obj),), _module_state(obj)  # type: ignore[attr-defined]
         if isinstance(obj, torch.nn.Parameter):
             return torch._utils._rebuild_parameter, (obj.detach(), False, OrderedDict())
         if isinstance(obj, Tensor):
@@ -190,10 +201,11 @@ class _Pickler(_PythonPickler):
 
     def meta(self, obj: Persistent) -> dict[str, Any]:
         class_name = type(obj).__name__
+        source = obj._file_source or self.module_sources.get(class_name, self.default_source)
         return {
             "type": "class",
             "version": FORMAT_VERSION,
-            "module_src": sys.intern(self.module_sources.get(class_name, self.default_source) + "\n"),
+            "module_src": sys.intern(source + "\n"),
             "class_name": sys.intern(class_name),
             "state": _module_state(obj) if isinstance(obj, torch.nn.Module) else _attributes(obj),
         }
@@ -212,7 +224,7 @@ def _module_state(module: torch.nn.Module) -> dict[str, Any]:
         "_forward_pre_hooks": OrderedDict(),
         "_state_dict_hooks": OrderedDict(),
         "_load_state_dict_pre_hooks": OrderedDict(),
-        "_modules": OrderedDict(module._modules),
+        "_modules": OrderedDict((sys.intern(name), child) for name, child in module._modules.items()),
     }
     return state | _attributes(module)
 
@@ -222,13 +234,14 @@ def _attributes(obj: object) -> dict[str, Any]:
     where = type(obj).__name__
     last = ("_init_args", "_init_kwargs")
     own = [name for name in vars(obj) if name not in _TORCH_ATTRIBUTES and name not in last]
-    names = [*own, *(name for name in last if name in vars(obj))]
+    plain = isinstance(obj, Persistent) and obj._file_class is not None
+    names = [*own, *(name for name in last if name in vars(obj) and not plain)]
     return {name: _plain(getattr(obj, name), f"{where}.{name}") for name in names}
 
 
 def _plain(value: Any, where: str) -> Any:
     """Converts numbers to Python's and interns equal strings, so that the bytes do not depend on object identity."""
-    if value is None or isinstance(value, bool | bytes | Tensor | Persistent):
+    if value is None or isinstance(value, bool | bytes | Tensor | Persistent | torch.dtype):
         return value
     if isinstance(value, np.generic):
         return _plain(value.item(), where)

@@ -17,6 +17,16 @@ MAX_OPCODES = 250_000  # several times what the largest published networks need
 MAX_MARKS = 100  # nested MARKs
 MAX_INT_BYTES = 16
 
+# R3GAN's modules are plain ones. These packages and modules are two names of the same.
+R3GAN_PACKAGES = ("R3GAN", "BaselineGAN")
+R3GAN_WRAPPERS = ("training.networks", "training.networks_baseline")
+_R3GAN_CLASSES = {
+    ".Networks": "Generator Discriminator GeneratorStage DiscriminatorStage GenerativeBasis DiscriminativeBasis "
+                 "UpsampleLayer DownsampleLayer ResidualBlock Convolution",
+    ".FusedOperators": "BiasedActivationCUDA",
+    ".Resamplers": "InterpolativeUpsamplerCUDA InterpolativeDownsamplerCUDA",
+}  # fmt: skip
+
 # (module, name) -> role: the only names that a network file may contain. numpy 2 renamed numpy.core to numpy._core; up
 # to protocol 3 an empty set is written as a call of the built-in type (of `__builtin__` in protocol 2); protocol 2 has
 # no bytes and writes them as text to be encoded; protocol 5 writes numpy arrays as buffers.
@@ -42,7 +52,15 @@ KNOWN_GLOBALS: dict[tuple[str, str], str] = {
     ("_codecs", "encode"): "bytes",
     ("__builtin__", "bytes"): "bytes",
     ("dnnlib.tflib.network", "Network"): "tensorflow",
-}
+    ("torch.nn.modules.conv", "Conv2d"): "container",
+    ("torch.nn.modules.linear", "Linear"): "container",
+    ("torch", "float32"): "torch_dtype",
+    ("torch", "float16"): "torch_dtype",
+    ("torch", "bfloat16"): "torch_dtype",
+    **{(module, name): "container" for module in R3GAN_WRAPPERS for name in ("Generator", "Discriminator")},
+    **{(package + module, name): "container"
+       for package in R3GAN_PACKAGES for module, names in _R3GAN_CLASSES.items() for name in names.split()},
+}  # fmt: skip
 
 _CALLED = {
     "persistent", "ordered_dict", "parameter", "tensor", "storage", "dtype", "scalar", "array", "buffer", "set",

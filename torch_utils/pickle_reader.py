@@ -27,6 +27,8 @@ from stylegan_di.torch_utils.pickle_arrays import (
 from stylegan_di.torch_utils.pickle_machine import (
     DAMAGED,
     NOT_A_NETWORK,
+    R3GAN_PACKAGES,
+    R3GAN_WRAPPERS,
     Call,
     Global,
     Machine,
@@ -67,7 +69,7 @@ class PersistentObject:
     """An object of a network file, as data.
 
     `class_name` and `state` (the instance's __dict__) are as stored; `module_src_sha256` is the hash of the embedded
-    source ('' for torch.nn's containers, which have none); `version` is the format's; `source` is the file's name.
+    source ('' for plain modules, which have none); `version` is the format's; `source` is the file's name.
     """
 
     class_name: str
@@ -102,8 +104,9 @@ def read_pickle(data: bytes | bytearray | memoryview, source: str, *, python2: b
         python2: whether Python 2 wrote it, as it did for CIFAR-10's batches; see `Machine`.
 
     Returns:
-        dicts (str keys), lists, tuples, sets of str, str, bytes, bool, int, float, None, numpy arrays (read-only),
-        torch tensors, PersistentObjects, TensorFlowNetworks. They take at most a few times the file's size in memory.
+        dicts (str keys; whole numbers become text), lists, tuples, sets of str, str, bytes, bool, int, float, None,
+        numpy arrays (read-only), torch tensors, names of torch's types, PersistentObjects, TensorFlowNetworks. They
+        take at most a few times the file's size in memory.
 
     Raises:
         RefusedFileError: for any other file.
@@ -193,14 +196,16 @@ class _Interpreter:
             return bytes(self.bytes_(node))
         if isinstance(node, Call) and node.function.role in self.calls:
             return self.calls[node.function.role](node)
+        if isinstance(node, Global) and node.role == "torch_dtype":
+            return node.name
         raise Refusal("a global or storage where a value belongs")
 
     def dict_(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
         result = {}
         for key, item in pairs:
-            if not isinstance(key, str):
+            if not isinstance(key, str) and type(key) is not int:
                 raise Refusal(f"a dict key of type {type(key).__name__}, not text")
-            result[key] = self.value(item)
+            result[str(key)] = self.value(item)  # an optimizer's state counts its parameters
         return result
 
     def strings(self, members: Any) -> set[str]:
@@ -221,7 +226,8 @@ class _Interpreter:
         _arguments(node, 0)
         if not isinstance(node.state, Pairs):
             raise Refusal(f"a {node.function.name} whose state is no dict")
-        return PersistentObject(node.function.name, self.dict_(node.state.pairs), "", FORMAT_VERSION, self.source)
+        state = self.dict_(node.state.pairs)
+        return PersistentObject(_plain_class(node.function), state, "", FORMAT_VERSION, self.source)
 
     def persistent(self, node: Call) -> PersistentObject:
         (meta_node,) = _arguments(node, 1)
@@ -319,6 +325,16 @@ class _Interpreter:
         if not isinstance(order, str) or order not in ("C", "F"):
             raise Refusal("a numpy array of unknown order", DAMAGED)
         return read_array(shape, numpy_dtype(dtype_node), order == "F", self.bytes_(data))
+
+
+def _plain_class(function: Global) -> str:
+    """The name of a plain module's class: torch.nn's by itself, R3GAN's with its module, under its newer name."""
+    if function.module.startswith("torch.nn."):
+        return function.name
+    package, _, module = function.module.partition(".")
+    if package in R3GAN_PACKAGES:
+        return f"{R3GAN_PACKAGES[0]}.{module}.{function.name}"
+    return f"{R3GAN_WRAPPERS[0]}.{function.name}"
 
 
 def _arguments(node: Call, count: int) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ class DiscriminatorCritic(Critic):
     """D(x) of a GAN.
 
     Args:
-        network: called as network(images, labels) -> logits [B,1].
+        network: called as network(images, labels) -> logits [B,1] or [B].
         augment_pipe: augmentations of what it is trained on; None: none.
         noise_law: noise levels that it is trained at; None: it sees clean images.
     """
@@ -39,4 +39,4 @@ class DiscriminatorCritic(Critic):
             if rng is not None and self.augment_pipe is not None:
                 images = self.augment_pipe(images, rng=rng)
             logits: Tensor = self.network(images, labels)
-            return logits
+            return logits.view(len(x), 1)

@@ -51,6 +51,7 @@ AUGMENT_PIPES: dict[str, dict[str, float]] = {
     "bgcf": BLIT | GEOM | COLOR | FILTER,
     "bgcfn": BLIT | GEOM | COLOR | FILTER | NOISE,
     "bgcfnc": BLIT | GEOM | COLOR | FILTER | NOISE | CUTOUT,
+    "r3gan": BLIT | GEOM | dict.fromkeys(COLOR, 0.5) | CUTOUT,
 }
 
 BAND_POWER = (10 / 13, 1 / 13, 1 / 13, 1 / 13)  # expected share of power of each frequency band in natural images

@@ -15,6 +15,7 @@ from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Classifier, FeatureExtractor, Generator
+from stylegan_di.metrics.equivariance import motion_errors, psnr
 from stylegan_di.metrics.extractors import detector_files, open_extractor
 from stylegan_di.metrics.features import (
     Batches,
@@ -28,7 +29,7 @@ from stylegan_di.metrics.features import (
 from stylegan_di.metrics.path_length import path_distances, trimmed_mean
 from stylegan_di.metrics.references import SUFFIXES, load_references
 from stylegan_di.metrics.statistics import FeatureStats
-from stylegan_di.metrics.table import Metric, PathMetric, metric, need_labels, need_reals
+from stylegan_di.metrics.table import Metric, MotionMetric, PathMetric, metric, need_labels, need_reals
 from stylegan_di.metrics.vgg16 import VGG16, load_lpips
 from stylegan_di.torch_utils import distributed
 
@@ -74,6 +75,7 @@ class Evaluator:
         entries = {name: metric(name) for name in metrics}
         self.of_images = {name: entry for name, entry in entries.items() if isinstance(entry, Metric)}
         self.of_paths = {name: entry for name, entry in entries.items() if isinstance(entry, PathMetric)}
+        self.of_motions = {name: entry for name, entry in entries.items() if isinstance(entry, MotionMetric)}
         self.metrics = tuple(entries)
         self.num_samples = num_samples
         self.batch = batch
@@ -102,6 +104,13 @@ class Evaluator:
                 )  # fmt: skip
                 if distributed.rank() == 0:
                     results[name] = trimmed_mean(distances)
+            for name, moving in self.of_motions.items():
+                errors = motion_errors(
+                    generator, moving.motion,
+                    num=self.num_samples, batch=batch, seed=seed, report=self._report("Motions", self.num_samples),
+                )  # fmt: skip
+                if distributed.rank() == 0:
+                    results[name] = psnr(errors)
             if self.of_images:
                 images = generated_images(generator, num=self.num_samples, batch=batch, seed=seed, device=self.device)
                 results |= self._measure(images)
@@ -115,6 +124,8 @@ class Evaluator:
         """
         if self.of_paths:
             raise UserError(f"{', '.join(self.of_paths)}: path lengths are for a GAN, not for images")
+        if self.of_motions:
+            raise UserError(f"{', '.join(self.of_motions)}: equivariance is for a StyleGAN3, not for images")
         num = min(self.num_samples, len(dataset))
         with distributed.together():
             batch = self.batch or batch_size(dataset.resolution)

@@ -1,4 +1,4 @@
-"""The perceptual path length of a StyleGAN (Karras et al. 2018, arXiv 1812.04948, section 4.1).
+"""The perceptual path length of a StyleGAN2 or StyleGAN3 (Karras et al. 2018, arXiv 1812.04948, section 4.1).
 
     E_t [ LPIPS(G(p(t)), G(p(t + epsilon))) / epsilon^2 ]
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from stylegan_di.interfaces import Generator
 from stylegan_di.labels import one_hot
 from stylegan_di.metrics.features import evaluation_mode
 from stylegan_di.metrics.vgg16 import LPIPS
-from stylegan_di.networks import stylegan2
+from stylegan_di.networks import stylegan2, stylegan3
 from stylegan_di.random import SampleRandom
 from stylegan_di.torch_utils import distributed
 
@@ -67,7 +67,7 @@ def path_distances(
     seed: int = 0,
     report: Callable[[int], None] | None = None,
 ) -> np.ndarray:
-    """Squared LPIPS speeds [num] on as many paths of a StyleGAN2 generator, on its device, in evaluation mode.
+    """Squared LPIPS speeds [num] on as many paths of a StyleGAN generator, on its device, in evaluation mode.
 
     Each path draws its own labels, uniformly over the classes, and its own noise; both are the same at its two points.
 
@@ -78,7 +78,7 @@ def path_distances(
         report: called in every process with the number of paths that all have done.
 
     Raises:
-        UserError: if the generator is no StyleGAN2, is truncated, or makes images that are too small for VGG-16.
+        UserError: if the generator is no StyleGAN, is truncated, or makes images that are too small for VGG-16.
     """
     network = _measurable(generator, path)
     device = next(network.parameters()).device
@@ -88,8 +88,10 @@ def path_distances(
         indices = range(index * batch, min((index + 1) * batch, num))
         ends = []
         for ws in _points(network, path, SampleRandom(seed, "path", 0, indices, device)):
-            noise = SampleRandom(seed, "path noise", 0, indices, device).normal  # the same at both points
-            images = network.synthesis(ws, force_fp32=True, noise_source=noise)
+            noise: dict[str, Any] = {}
+            if isinstance(network, stylegan2.Generator):  # the same at both points
+                noise["noise_source"] = SampleRandom(seed, "path noise", 0, indices, device).normal
+            images = network.synthesis(ws, force_fp32=True, **noise)
             ends.append(lpips(_prepare(images, path.crop)))
         return [((ends[0] - ends[1]).square().sum(dim=1) / EPSILON**2).cpu()]
 
@@ -102,10 +104,10 @@ def path_distances(
     return torch.cat(found).numpy() if found else np.empty(0)
 
 
-def _measurable(generator: Generator, path: Path) -> stylegan2.Generator:
+def _measurable(generator: Generator, path: Path) -> stylegan2.Generator | stylegan3.Generator:
     """The network of a generator that has such paths; UserError if it has none."""
     network = getattr(generator, "network", None)
-    if not isinstance(network, stylegan2.Generator):
+    if not isinstance(network, stylegan2.Generator | stylegan3.Generator):
         raise UserError("path lengths (ppl...) are for a GAN, which has a mapping network; choose other --metrics")
     if getattr(generator, "trunc", 1) != 1:
         raise UserError("path lengths (ppl...) are defined without truncation; leave --trunc out")
@@ -115,7 +117,9 @@ def _measurable(generator: Generator, path: Path) -> stylegan2.Generator:
     return network
 
 
-def _points(network: stylegan2.Generator, path: Path, rng: SampleRandom) -> tuple[Tensor, Tensor]:
+def _points(
+    network: stylegan2.Generator | stylegan3.Generator, path: Path, rng: SampleRandom
+) -> tuple[Tensor, Tensor]:
     """Two neighbouring points on each path, ws [B,num_ws,w_dim]."""
     dtype = next(network.parameters()).dtype
     t = (rng.uniform(1) if path.sampling == "full" else torch.zeros([len(rng), 1], device=rng.device)).to(dtype)

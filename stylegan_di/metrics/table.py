@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.metrics.equivariance import Motion
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception_score import inception_score
 from stylegan_di.metrics.kernel_distance import kernel_distance
@@ -56,6 +57,18 @@ class PathMetric:
     higher_is_better: bool = False
 
 
+@dataclass(frozen=True)
+class MotionMetric:
+    """An entry that measures how exactly a StyleGAN3's picture moves instead of comparing images with real ones."""
+
+    motion: Motion
+    extractor: str | None = None
+    estimator: str = "PSNR in dB of all errors together"
+    suffixes: tuple[str, ...] = ("",)
+    uses_reals: bool = False
+    higher_is_better: bool = True
+
+
 def _frechet(reals: FeatureStats, fakes: FeatureStats, _device: torch.device) -> tuple[float]:
     return (frechet_distance(fakes.mean, fakes.covariance(ddof=1), reals.mean, reals.covariance(ddof=1)),)
 
@@ -94,7 +107,7 @@ _PR_NAMES = ("_precision", "_recall")
 _DC = "balls of the real images out to the fifth neighbour, float32"
 _DC_NAMES = ("_density", "_coverage")
 # fmt: off
-METRICS: dict[str, Metric | PathMetric] = {
+METRICS: dict[str, Metric | PathMetric | MotionMetric] = {
     "fid50k_full":   Metric("inception", _N1, _frechet),
     "kid50k_full":   Metric("inception", _KID, _kernel, max_reals=1_000_000, needs_features=True),
     "pr50k3_full":   Metric("vgg16", _PR, _precision_recall, _PR_NAMES, max_reals=200_000, needs_features=True,
@@ -104,6 +117,9 @@ METRICS: dict[str, Metric | PathMetric] = {
                             ("_mean", "_std"), uses_reals=False, needs_features=True, of_classes=True,
                             higher_is_better=True),
     "ppl2_wend":     PathMetric(Path("w", "end", crop=False)),
+    "eqt50k_int":    MotionMetric("int"),
+    "eqt50k_frac":   MotionMetric("frac"),
+    "eqr50k":        MotionMetric("rotation"),
     "fid50k":        Metric("inception", _N1, _frechet, max_reals=50_000, mirrored=True),
     "kid50k":        Metric("inception", _KID, _kernel, max_reals=50_000, mirrored=True, needs_features=True),
     "pr50k3":        Metric("vgg16", _PR, _precision_recall, _PR_NAMES, max_reals=50_000, mirrored=True,
@@ -135,7 +151,7 @@ METRICS: dict[str, Metric | PathMetric] = {
 # fmt: on
 
 
-def metric(name: str) -> Metric | PathMetric:
+def metric(name: str) -> Metric | PathMetric | MotionMetric:
     """Returns the entry with this name.
 
     Raises:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,3 +63,18 @@ def image_latents(
     if not model.label_dim:
         return z, None
     return z, chosen_labels(noise.integers(model.label_dim), class_index, model.label_dim).to(noise.device)
+
+
+def numpy_latents(
+    seeds: Sequence[int], z_dim: int, label_dim: int, class_index: int | None
+) -> tuple[Tensor, Tensor | None]:
+    """Draws latents float64 [n,z_dim] and labels for n seeds, 0 to 2^32 - 1, on the CPU, as StyleGAN's tools do.
+
+    class_index: None draws a label after the latent where label_dim is not 0.
+    """
+    streams = [np.random.RandomState(seed) for seed in seeds]
+    z = torch.from_numpy(np.concatenate([stream.randn(1, z_dim) for stream in streams]))
+    if not label_dim:
+        return z, None
+    drawn = torch.tensor([int(stream.randint(label_dim)) for stream in streams])
+    return z, chosen_labels(drawn, class_index, label_dim)

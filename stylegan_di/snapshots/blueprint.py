@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stylegan_di.data.augment import AugmentPipe
-from stylegan_di.networks import edm2
+from stylegan_di.networks import edm2, r3gan, stylegan3
 from stylegan_di.networks.decoder import Decoder
 from stylegan_di.networks.edm import PRECONDITIONERS, Precond
 from stylegan_di.networks.flow import Flow
@@ -25,18 +25,25 @@ from stylegan_di.networks.refiner import Refiner
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
 
+STYLEGAN3, R3GAN = "stylegan3.Generator", "r3gan."
+
 # fmt: off
+#: By the names of the format, and of its modules where these have classes of the same name.
 CLASSES: dict[str, type[PersistentModule]] = {
     cls.__name__: cls
     for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond, Refiner, Decoder, Flow,
                 RadianceField)
+} | {
+    STYLEGAN3: stylegan3.Generator,
+    R3GAN + "Generator": r3gan.Generator,
+    R3GAN + "Discriminator": r3gan.Discriminator,
 }
 # fmt: on
 # The class that each entry of a snapshot may hold; other entries may hold any class.
-ROLES: dict[str, type[PersistentModule]] = {
-    "G": Generator,
-    "D": Discriminator,
-    "G_ema": Generator,
+ROLES: dict[str, type[PersistentModule] | tuple[type[PersistentModule], ...]] = {
+    "G": (Generator, stylegan3.Generator, r3gan.Generator),
+    "D": (Discriminator, r3gan.Discriminator),
+    "G_ema": (Generator, stylegan3.Generator, r3gan.Generator),
     "augment_pipe": AugmentPipe,
     "ema": Precond,
     "Sg": Precond,
@@ -69,6 +76,11 @@ class ImageShape:
     resolution: int
     channels: int
     classes: int
+
+
+def class_name(network: torch.nn.Module) -> str | None:
+    """Returns a network's name in CLASSES, None if it is of none of them."""
+    return next((name for name, cls in CLASSES.items() if cls is type(network)), None)
 
 
 def image_shape(blueprint: Blueprint) -> ImageShape | None:

@@ -16,11 +16,12 @@ import torch
 from stylegan_di import interfaces, zoo
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
-from stylegan_di.snapshots.blueprint import CLASSES, build
+from stylegan_di.snapshots.blueprint import CLASSES, build, class_name
 from stylegan_di.snapshots.formats import TARGETS, Contents, read_contents, to_pickle, to_safetensors
 from stylegan_di.students import STUDENTS
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.students.stylegan3 import StyleGAN3Student
 from stylegan_di.teachers import TEACHERS
 from stylegan_di.torch_utils.persistence import RefusedFileError
 
@@ -117,11 +118,12 @@ def as_gan(snapshot: Snapshot) -> StyleGAN2Student:
     Raises:
         UserError: if it holds something else.
     """
-    found = _first(snapshot, {"stylegan2": StyleGAN2Student})
+    table: dict[str, type[StyleGAN2Student]] = {"stylegan2": StyleGAN2Student, "stylegan3": StyleGAN3Student}
+    found = _first(snapshot, table)
     if found is None:
         raise UserError(
-            f"--network={snapshot.source} is a {as_shown(snapshot).kind}, not a GAN: it has no w. Pass a StyleGAN2 "
-            "network, or use generate.py with --seeds"
+            f"--network={snapshot.source} is a {as_shown(snapshot).kind}, which has no w. Pass a StyleGAN2 or "
+            "StyleGAN3 network, or use generate.py with --seeds"
         )
     return found
 
@@ -191,14 +193,15 @@ def save_snapshot(
         networks: by entry: G, D, G_ema, augment_pipe (NVlabs' loader wants the first three), or ema.
         extras: other entries: training_set_kwargs or dataset_kwargs, a one-step student's sigma_init, augment_pipe.
         metadata: the provenance, each value a str or float (command, teacher, kimg, ...).
-        target: the repository whose code opens a .pkl of StyleGAN2 networks, one of `formats.TARGETS`.
+        target: the repository whose code opens a .pkl of StyleGAN2 networks, one of `formats.TARGETS`; StyleGAN3's
+            are always written for stylegan3.
 
     Raises:
         UserError: if the suffix or the target is unknown.
         TypeError: if an entry cannot be written.
     """
     for name, network in networks.items():
-        if network is not None and type(network) is not CLASSES.get(type(network).__name__):
+        if network is not None and class_name(network) is None:
             raise TypeError(f"{name}: a {type(network).__name__} is none of {', '.join(CLASSES)}")
     suffix = Path(path).suffix
     if suffix == ".pkl":

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.snapshots import stylegan3, tensorflow
-from stylegan_di.snapshots.blueprint import ROLES, Blueprint
+from stylegan_di.networks.r3gan import Generator as R3GANGenerator
+from stylegan_di.networks.stylegan3 import Generator as StyleGAN3
+from stylegan_di.snapshots import r3gan, stylegan3, tensorflow
+from stylegan_di.snapshots.blueprint import R3GAN, ROLES, STYLEGAN3, Blueprint, class_name
 from stylegan_di.torch_utils.persistence import (
     Persistent,
     PersistentModule,
@@ -33,7 +35,9 @@ from stylegan_di.torch_utils.persistence import (
 
 FORMAT_VERSION = "1"  # the version of our safetensors files
 STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
+R3GAN_ORDER = ("G", "D", "G_ema", "training_set_kwargs")
 EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
+OPTIMIZERS = ("D_opt_state", "G_opt_state")  # R3GAN's
 TARGETS = ("stylegan2-ada", "stylegan3")  # the code that opens a pickle of StyleGAN2 networks; EDM's have one form
 DIFF_INSTRUCT, EMA_ALONE = "Diff-Instruct", "EDM's networks without its training (SiD's, for one)"
 AMBIGUOUS = (DIFF_INSTRUCT, EMA_ALONE)  # their 'ema' may be a one-step student; the file does not say
@@ -93,6 +97,8 @@ def to_pickle(
 ) -> bytes:
     """Returns a pickle for NVlabs' tools; `target` is the repository whose StyleGAN2 classes it names.
 
+    StyleGAN3's networks are always written for stylegan3.
+
     Raises:
         UserError: if the target is unknown.
     """
@@ -100,9 +106,11 @@ def to_pickle(
         raise UserError(f"target {target!r}; accepted are {', '.join(TARGETS)}")
     entries = {**networks, **extras}
     order = EDM_ORDER if "ema" in networks else STYLEGAN2_ORDER
+    if any(isinstance(network, R3GANGenerator) for network in networks.values()):
+        order = R3GAN_ORDER
     ordered = {name: entries.get(name) for name in order} | entries
     tree = ordered | {"provenance": dict(metadata)}
-    if target == "stylegan3":
+    if target == "stylegan3" or any(isinstance(network, StyleGAN3) for network in networks.values()):
         tree = {name: _for_stylegan3(entry) for name, entry in tree.items()}
         return write_pickle(tree, default_source=stylegan3.NETWORKS_SOURCE)
     return write_pickle(tree)
@@ -122,7 +130,7 @@ def to_safetensors(
         described[name] = None
         if isinstance(network, PersistentModule):
             described[name] = {
-                "class_name": type(network).__name__,
+                "class_name": class_name(network),
                 "init_args": network._init_args,
                 "init_kwargs": network.init_kwargs,
             }
@@ -169,6 +177,8 @@ def _from_pickle(content: dict[str, Any], source: str) -> Contents:
             contents.blueprints[name] = None
         elif entry is None and name == "loss_fn":
             continue
+        elif name in OPTIMIZERS:
+            contents.objects += (name,)
         elif name == "provenance" and isinstance(entry, dict):
             contents.metadata = entry
         else:
@@ -177,9 +187,13 @@ def _from_pickle(content: dict[str, Any], source: str) -> Contents:
 
 
 def _blueprint(module: PersistentObject) -> Blueprint:
+    if r3gan.is_r3gans(module):
+        return Blueprint(R3GAN + r3gan.CLASSES[module.class_name], (), *r3gan.arguments(module))
     init_args, init_kwargs = module.state.get("_init_args"), module.state.get("_init_kwargs")
     if not isinstance(init_args, tuple) or not isinstance(init_kwargs, dict):
         raise RefusedFileError(module.source, f"a {module.class_name[:40]} without its constructor's arguments")
+    if stylegan3.is_alias_free(module):
+        return Blueprint(STYLEGAN3, init_args, init_kwargs, flatten_state(module))
     if stylegan3.is_stylegan3s(module):
         init_kwargs = stylegan3.our_arguments(module, init_kwargs)
     elif module.class_name == "Discriminator" and not init_args:
@@ -198,6 +212,10 @@ def _writer(content: Mapping[str, Any]) -> str:
     if "ema" in content:
         return "EDM" if "loss_fn" in content else EMA_ALONE
     generators = [entry for entry in content.values() if isinstance(entry, PersistentObject)]
+    if any(r3gan.is_r3gans(entry) for entry in generators):
+        return "R3GAN"
+    if any(stylegan3.is_alias_free(entry) for entry in generators):
+        return "stylegan3"
     if any(stylegan3.is_stylegan3s(entry) for entry in generators):
         return "stylegan3 (StyleGAN2)"
     return "stylegan2-ada-pytorch" if "G_ema" in content else "unknown"

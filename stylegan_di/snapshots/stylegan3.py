@@ -16,7 +16,7 @@ import torch
 
 from stylegan_di.networks.stylegan2 import Discriminator, Generator, SynthesisBlock, SynthesisNetwork
 from stylegan_di.networks.stylegan2_layers import Conv2dLayer, FullyConnectedLayer, SynthesisLayer, ToRGBLayer
-from stylegan_di.torch_utils.persistence import PersistentModule, PersistentObject, RefusedFileError
+from stylegan_di.torch_utils.persistence import PersistentModule, PersistentObject
 
 NETWORKS_SOURCE = "from training.networks_stylegan2 import *"
 W_AVG_BETA = 0.998  # stylegan3's default
@@ -33,17 +33,15 @@ def is_stylegan3s(module: PersistentObject) -> bool:
     return module.class_name == "Generator" and synthesis is not None and "num_fp16_res" in synthesis.state
 
 
-def our_arguments(module: PersistentObject, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Converts the constructor arguments of a stylegan3-era generator to those of our Generator.
-
-    Raises:
-        RefusedFileError: if it is an alias-free StyleGAN3 generator.
-    """
+def is_alias_free(module: PersistentObject) -> bool:
+    """Returns whether it is a StyleGAN3 generator, whose arguments are ours."""
     synthesis = _child(module, "synthesis")
-    if synthesis is not None and "margin_size" in synthesis.state:
-        raise RefusedFileError(
-            module.source, "an alias-free StyleGAN3 generator", "This toolkit reads StyleGAN2's; pass one of those."
-        )
+    return module.class_name == "Generator" and synthesis is not None and "margin_size" in synthesis.state
+
+
+def our_arguments(module: PersistentObject, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Converts the constructor arguments of a stylegan3-era StyleGAN2 generator to those of our Generator."""
+    synthesis = _child(module, "synthesis")
     result = {name: value for name, value in kwargs.items() if name in _GENERATOR}
     blocks = {name: value for name, value in kwargs.items() if name not in _GENERATOR and name != _FUSED}
     mapping = result.get("mapping_kwargs", {})

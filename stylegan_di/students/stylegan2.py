@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
-from stylegan_di.labels import chosen_labels, one_hot
+from stylegan_di.labels import one_hot
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling.seeded import call_size, uint8_images
+from stylegan_di.sampling.seeded import call_size, numpy_latents, uint8_images
 
 
 def part_names(resolutions: Iterable[int]) -> list[str]:
@@ -33,7 +33,9 @@ class StyleGAN2Student(Generator):
     """
 
     kind = "GAN"
-    options = ("trunc", "noise_mode")
+    options: ClassVar[Sequence[str]] = ("trunc", "noise_mode")
+    #: The steps of a GAN's training whose samples move the running means.
+    means_move_with: ClassVar[Sequence[str]] = ("generator", "path_length")
     network: stylegan2.Generator
 
     def __init__(self, network: stylegan2.Generator, *, trunc: float = 1, noise_mode: str = "const") -> None:
@@ -47,7 +49,7 @@ class StyleGAN2Student(Generator):
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
         self.label_dim = network.c_dim
-        self.parts = part_names(network.synthesis.block_resolutions)
+        self.parts = self.part_names()
         self.frozen: tuple[str, ...] = ()
 
     def with_options(self, **options: Any) -> StyleGAN2Student:
@@ -65,7 +67,7 @@ class StyleGAN2Student(Generator):
         Raises:
             UserError: if labels are missing or given against the network's nature.
         """
-        labels = _checked_labels(labels, self.label_dim, z.shape[0])  # len(z) would fix an ONNX batch
+        labels = checked_labels(labels, self.label_dim, z.shape[0])  # len(z) would fix an ONNX batch
         if rng is None:
             noise: dict[str, Any] = {"noise_mode": "none" if self.noise_mode == "none" else "const"}
         else:
@@ -74,6 +76,14 @@ class StyleGAN2Student(Generator):
         return images if images.dtype == torch.float64 else images.float()
 
     # In a training.
+
+    def part_names(self) -> Sequence[str]:
+        """The names of the parts that can be frozen."""
+        return part_names(self.network.synthesis.block_resolutions)
+
+    def part(self, name: str) -> torch.nn.Module:
+        """The network of a part."""
+        return self.network.mapping if name == "mapping" else self.network.synthesis.get_submodule(name)
 
     def freeze(self, parts: Sequence[str]) -> None:
         """A frozen mapping network keeps its w_avg too."""
@@ -84,8 +94,7 @@ class StyleGAN2Student(Generator):
 
     def frozen_modules(self) -> list[torch.nn.Module]:
         """The networks behind the names of the frozen parts."""
-        synthesis = self.network.synthesis
-        return [self.network.mapping if part == "mapping" else synthesis.get_submodule(part) for part in self.frozen]
+        return [self.part(name) for name in self.frozen]
 
     def train(self, mode: bool = True) -> StyleGAN2Student:
         """Frozen parts stay in evaluation mode."""
@@ -104,6 +113,14 @@ class StyleGAN2Student(Generator):
     def running_means(self) -> list[Tensor]:
         return [buffer for name, buffer in self.named_buffers() if name.endswith("w_avg")]
 
+    def mapped_in_training(self, z: Tensor, labels: Tensor | None, *, moves: bool) -> Tensor:
+        """ws [B,num_ws,w_dim] of z and labels; whether w_avg moves too, in train mode."""
+        return self.network.mapping(z, labels, skip_w_avg_update=not moves)
+
+    def synthesized_in_training(self, ws: Tensor, rng: SampleRandom, *, moves: bool) -> Tensor:
+        """Images [B,C,H,W] of ws with noise of rng; whether other running means move too, of which this has none."""
+        return self.network.synthesis(ws, noise_mode="random", noise_source=rng.normal)
+
     @torch.no_grad()
     def settle(self, rng: SampleRandom) -> None:
         """Sets w_avg, the w that truncation draws towards, to the mean over the streams of rng, labels drawn evenly.
@@ -113,9 +130,7 @@ class StyleGAN2Student(Generator):
         mapping = self.network.mapping
         if "mapping" in self.frozen or mapping.w_avg_beta is None:
             return
-        labels = one_hot(rng.integers(self.label_dim), self.label_dim) if self.label_dim else None
-        ws = mapping(self.sample_latents(len(rng), rng=rng), labels, skip_w_avg_update=True)
-        mapping.w_avg.copy_(ws[:, 0].mean(0))
+        mapping.w_avg.copy_(mean_w(self, rng))
 
     # On disk.
 
@@ -147,14 +162,9 @@ class StyleGAN2Student(Generator):
 
     def latents_of(self, seeds: Sequence[int], *, class_index: int | None = None) -> tuple[Tensor, Tensor | None]:
         """The latents [n,z_dim], float64, and labels [n,label_dim] of n seeds; see `mapped`."""
-        streams = [np.random.RandomState(seed) for seed in seeds]
         device = next(self.parameters()).device
-        z = torch.from_numpy(np.concatenate([stream.randn(1, self.network.z_dim) for stream in streams]))
-        labels = None
-        if self.label_dim:
-            drawn = torch.tensor([int(stream.randint(self.label_dim)) for stream in streams])
-            labels = chosen_labels(drawn, class_index, self.label_dim).to(device)
-        return z.to(device), labels
+        z, labels = numpy_latents(seeds, self.network.z_dim, self.label_dim, class_index)
+        return z.to(device), None if labels is None else labels.to(device)
 
     @torch.no_grad()
     def synthesize(self, ws: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -175,7 +185,16 @@ class StyleGAN2Student(Generator):
         return uint8_images(draw, range(len(ws)), call_size(ws.device, self.img_resolution))
 
 
-def _checked_labels(labels: Tensor | None, label_dim: int, count: int) -> Tensor | None:
+def mean_w(student: StyleGAN2Student, rng: SampleRandom) -> Tensor:
+    """Returns the mean w [w_dim] over the streams of rng, labels drawn evenly; moves no running mean."""
+    network, label_dim = student.network, student.label_dim
+    labels = one_hot(rng.integers(label_dim), label_dim) if label_dim else None
+    mapping = copy.copy(network.mapping)  # shares the weights; its mode is its own
+    mapping.training = False
+    return mapping(student.sample_latents(len(rng), rng=rng), labels)[:, 0].mean(0)
+
+
+def checked_labels(labels: Tensor | None, label_dim: int, count: int) -> Tensor | None:
     if label_dim == 0:
         return None
     if labels is None:

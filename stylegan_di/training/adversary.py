@@ -15,6 +15,7 @@ from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.journal.journal import Journal
 from stylegan_di.specs import parse
 from stylegan_di.torch_utils import distributed
+from stylegan_di.torch_utils.ops.upfirdn2d import filter2d
 from stylegan_di.training.batch import Batch, Reals, Samples
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
 from stylegan_di.training.state import TrainState
@@ -59,6 +60,21 @@ def logistic_update(
     return torch.cat(losses), torch.cat(real), norm
 
 
+def blur_sigma(config: TrainConfig, nimg: int) -> float:
+    """Returns the blur's deviation in pixels after nimg images: it falls linearly to 0."""
+    left = 1 - nimg / (config.blur_fade * 1000) if config.blur_fade else 0.0
+    return config.blur_sigma * max(left, 0.0)
+
+
+def blurred(images: Tensor, sigma: float) -> Tensor:
+    """Filters images [n,C,H,W] by exp2(-(i / sigma)^2) along both axes, zeros around them; the size is kept."""
+    reach = int(sigma * 3)
+    if reach == 0:
+        return images
+    f = torch.arange(-reach, reach + 1, device=images.device).div(sigma).square().neg().exp2()
+    return filter2d(images, f / f.sum())
+
+
 class Adversary:
     """A discriminator in training; R1's default weight depends on the images' resolution."""
 
@@ -91,7 +107,8 @@ class Adversary:
         return {SIGNS: torch.zeros(2, device=device)}
 
     def logits(self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str) -> Tensor:
-        """Returns D's logits [n,1] of images as in training: augmented, and noised by its noise law."""
+        """Returns D's logits [n,1] of images as in training: blurred, augmented, and noised by its noise law."""
+        images = blurred(images, blur_sigma(self.config, batch.nimg))
         law = self.critic.noise_law
         if law is None:
             noise, sigma = torch.zeros_like(images), torch.zeros(len(images), device=images.device)

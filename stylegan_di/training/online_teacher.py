@@ -17,7 +17,8 @@ from stylegan_di.specs import parse
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.batch import Batch, Reals
 from stylegan_di.training.denoising import Denoising
-from stylegan_di.training.optimize import adam, ema_beta, update_ema
+from stylegan_di.training.optimize import adam
+from stylegan_di.training.schedule import ema_beta, update_ema
 from stylegan_di.training.state import TrainState
 
 ONLINE = "online"  # --teacher's value

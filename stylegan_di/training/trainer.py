@@ -25,12 +25,15 @@ from stylegan_di.training import watch
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.evaluation import Evaluation
 from stylegan_di.training.methods.base import Method
-from stylegan_di.training.optimize import ema_beta, lr_scale, update_ema
+from stylegan_di.training.schedule import annealing, ema_beta, lr_scale, update_ema
 from stylegan_di.training.state import TrainState
 
 W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg
 SKIPS_INTERVAL = 10  # steps between checks for skipped updates
 MAX_RETURNS = 3  # returns to the best snapshot with --on-divergence=best
+
+
+ANNEALED_LR = 0.25  # the factor on learning rates where --anneal ends
 
 
 class Trainer:
@@ -76,13 +79,15 @@ class Trainer:
             device=self.method.device,
         )
         scale = lr_scale(state.cur_nimg, kimg=config.kimg, rampup=config.lr_rampup, decay=config.lr_decay)
+        scale *= 1 - (1 - ANNEALED_LR) * annealing(state.cur_nimg, config.anneal)
         for optimizer in state.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
         self.method.step(batch, self.journal)
         state.cur_nimg += batch.size
         state.cur_step += 1
-        beta = ema_beta(batch.size, halflife_kimg=config.ema, rampup=config.ema_rampup, nimg=state.cur_nimg)
+        halflife = config.ema * (annealing(state.cur_nimg, config.anneal) if config.anneal else 1)
+        beta = ema_beta(batch.size, halflife_kimg=halflife, rampup=config.ema_rampup, nimg=state.cur_nimg)
         update_ema(state.networks["ema"], state.networks["model"], beta)
 
     def run(self) -> dict[str, Any]:

@@ -10,15 +10,18 @@ from typing import Any, TypeVar
 from stylegan_di import interfaces, zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.networks import r3gan, stylegan2, stylegan3
+from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.snapshots.checkpoint import load_snapshot
+from stylegan_di.torch_utils.persistence import PersistentModule
 
-Network = TypeVar("Network", Generator, Discriminator)
+Generator = stylegan2.Generator | stylegan3.Generator
+Network = TypeVar("Network", bound=PersistentModule)
 
 
 @dataclass(frozen=True)
 class GAN:
-    """The networks of a StyleGAN2 training."""
+    """The networks of a StyleGAN training."""
 
     generator: Generator
     discriminator: Discriminator
@@ -49,11 +52,13 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
         freezed: number of discriminator layers to freeze (Mo et al. 2020, arXiv 2002.10964).
 
     Raises:
-        UserError: if the file holds no StyleGAN2 with its discriminator, or is for other images.
+        UserError: if the file holds no StyleGAN with its discriminator, or is for other images.
     """
     networks = load_snapshot(zoo.TRANSFER_SOURCES.get(source, source)).networks
     generator, discriminator = networks.get("G"), networks.get("D")
     ema = networks.get("G_ema") or generator
+    if isinstance(generator, r3gan.Generator):
+        raise UserError(f"--resume={source}: its networks are R3GAN's; give --cfg=r3gan")
     if not (
         isinstance(generator, Generator) and isinstance(discriminator, Discriminator) and isinstance(ema, Generator)
     ):
@@ -78,7 +83,7 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
     )
 
 
-def _arguments(network: Network) -> inspect.BoundArguments:
+def _arguments(network: PersistentModule) -> inspect.BoundArguments:
     return inspect.signature(type(network)).bind(*network._init_args, **network.init_kwargs)
 
 

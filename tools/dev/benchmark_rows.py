@@ -30,7 +30,7 @@ from stylegan_di.torch_utils.ops.upfirdn2d import setup_filter
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.instruction import Instruction
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
-from stylegan_di.training.optimize import update_ema
+from stylegan_di.training.schedule import update_ema
 from tools.dev.plain import fir_chain, plain_networks
 
 # Tolerances of gradients in float32. A StyleGAN2's differ from float64's by up to 1e-3, on both sides, in any layout,

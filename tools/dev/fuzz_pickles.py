@@ -33,7 +33,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.networks.r3gan import Generator as R3GAN
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.networks.stylegan3 import Generator as StyleGAN3
 from stylegan_di.snapshots.blueprint import build
 from stylegan_di.snapshots.formats import read_contents
 from stylegan_di.snapshots.stylegan3 import NETWORKS_SOURCE, for_stylegan3
@@ -89,6 +91,11 @@ def base_files() -> list[Base]:
     files["edm-half-protocol-2"] = write_pickle(half, protocol=2)
     files |= {f"numpy-protocol-{p}": pickle.dumps(plain, p) for p in (2, 4, 5)}
     files["stylegan3"] = write_pickle({"G_ema": for_stylegan3(generator)}, default_source=NETWORKS_SOURCE)
+    alias_free = StyleGAN3(z_dim=2, w_dim=2, num_layers=2, num_critical=1, channel_base=8, channel_max=2, **common)
+    files["alias-free"] = write_pickle({"G_ema": alias_free})
+    stages: dict[str, Any] = dict(WidthPerStage=[2], CardinalityPerStage=[1], BlocksPerStage=[1], ExpansionFactor=1)
+    residual = R3GAN(NoiseDimension=2, FP16Stages=[0], ConditionEmbeddingDimension=2, **stages, **common)
+    files |= {f"r3gan-protocol-{p}": write_pickle({"G_ema": residual}, protocol=p) for p in (2, 4)}
     files |= {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("*.pkl"))}
     return [Base(name, data, opcode_starts(data)) for name, data in files.items()]
 

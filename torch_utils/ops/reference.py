@@ -8,12 +8,15 @@ from collections.abc import Iterator
 
 import torch
 
-from stylegan_di.torch_utils.ops import bias_act, group_norm_silu, modconv_epilogue, upfirdn2d
+from stylegan_di.torch_utils.ops import bias_act, filtered_lrelu, group_norm_silu, modconv_epilogue, upfirdn2d
 
 OPERATORS = {
     "bias_act": bias_act._bias_act,
     "bias_act_grad": bias_act._bias_act_grad,
     "upfirdn2d": upfirdn2d._upfirdn2d,
+    "filtered_lrelu": filtered_lrelu._filtered_lrelu,
+    "filtered_lrelu_tangent": filtered_lrelu._filtered_lrelu_tangent,
+    "filtered_lrelu_grad": filtered_lrelu._filtered_lrelu_grad,
     "modconv_epilogue": modconv_epilogue._modconv_epilogue,
     "modconv_epilogue_grad": modconv_epilogue._modconv_epilogue_grad,
     "group_norm_silu": group_norm_silu._group_norm_silu,

@@ -1,4 +1,7 @@
-"""--kind=gan: StyleGAN2-ADA (Karras et al. 2020, arXiv 1912.04958 and 2006.06676)."""
+"""--kind=gan: StyleGAN2-ADA (Karras et al. 2020, arXiv 1912.04958 and 2006.06676), and with its losses StyleGAN3.
+
+StyleGAN3 (Karras et al. 2021, arXiv 2106.12423) has the same discriminator.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di import loss_gan
+from stylegan_di import loss_gan, presets
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
-from stylegan_di.networks import stylegan2
+from stylegan_di.networks import stylegan2, stylegan3
+from stylegan_di.presets import FP16_RES, STYLEGAN3
 from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.students.stylegan3 import StyleGAN3Student
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training import transfer
 from stylegan_di.training.adversary import ROLE, Adversary
-from stylegan_di.training.batch import Batch
+from stylegan_di.training.batch import Batch, Samples
 from stylegan_di.training.methods.base import GeneratorMethod
+from stylegan_di.training.methods.r3gan import R3GAN
 from stylegan_di.training.optimize import apply_gradients, trainable
 
+MAGNITUDE_HALFLIFE = 20_000  # images, of StyleGAN3's running magnitudes
 PL_MEAN, PL_DECAY = "pl_mean", 0.01  # the mean path length's name in the state, and its rate of change
 
 
@@ -34,7 +42,7 @@ class GAN(GeneratorMethod):
     ) -> None:
         """Takes a Method's arguments and the networks to train."""
         super().__init__(config, device, dataset)
-        self.model, self.ema = StyleGAN2Student(gan.generator), StyleGAN2Student(gan.ema)
+        self.model, self.ema = _student(gan.generator), _student(gan.ema)
         transfer.freeze(self.model, self.ema, config.freeze)
         self.adversary = Adversary(config, gan.discriminator, self.model.img_resolution)
         networks = {"model": self.model, "ema": self.ema, **self.adversary.networks}
@@ -44,12 +52,11 @@ class GAN(GeneratorMethod):
         self.state.totals |= self.adversary.totals(device)
 
     @classmethod
-    def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> GAN:
+    def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> GeneratorMethod:
         assert dataset is not None
-        if config.resume is None:
-            gan = _new_gan(config, dataset)
-        else:
-            gan = transfer.gan_to_resume(config.resume, dataset, config.freezed)
+        if config.cfg == presets.R3GAN:
+            return R3GAN.open(config, device, dataset)
+        gan = _new_gan(config, dataset) if config.resume is None else _gan_to_resume(config, dataset)
         return cls(config, device, dataset, gan)
 
     def step(self, batch: Batch, journal: Journal) -> None:
@@ -59,22 +66,27 @@ class GAN(GeneratorMethod):
             self.path_length_update(batch, journal)
         assert self.reals is not None
         reals = self.reals.take(batch)
-        self.adversary.step(
-            self.state, batch, reals, lambda chunk: self.sample(batch, chunk, "discriminator")[::2], journal
-        )
+        self.adversary.step(self.state, batch, reals, lambda chunk: self.fakes(batch, chunk), journal)
+
+    def fakes(self, batch: Batch, chunk: range) -> Samples:
+        """Generates images and labels for the discriminator; StyleGAN3's running means move with these."""
+        self.model.train("discriminator" in self.model.means_move_with)
+        images, _, labels = self.sample(batch, chunk, "discriminator")
+        self.model.eval()
+        return images, labels
 
     def sample(self, batch: Batch, chunk: range, purpose: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """Generates images, with their ws and labels, and mixes styles in a share `mixing` of the samples.
 
         With style mixing (arXiv 1812.04948, section 3.1) the ws from a random layer on come from a second latent.
         """
-        network = self.model.network
+        model, moves = self.model, purpose in self.model.means_move_with
         labels = batch.labels(purpose, chunk, self.model.label_dim)
         rng = batch.random(f"{purpose}/z", chunk)
-        ws = network.mapping(self.model.sample_latents(len(chunk), rng=rng), labels)
+        ws = model.mapped_in_training(model.sample_latents(len(chunk), rng=rng), labels, moves=moves)
         if self.config.mixing:
             z = self.model.sample_latents(len(chunk), rng=rng)
-            second = network.mapping(z, labels, skip_w_avg_update=True)
+            second = model.mapped_in_training(z, labels, moves=False)
             mixed = rng.uniform() < self.config.mixing
             cutoff = torch.where(mixed, 1 + rng.integers(ws.shape[1] - 1), ws.shape[1])
             layer = torch.arange(ws.shape[1], device=ws.device)
@@ -82,7 +94,7 @@ class GAN(GeneratorMethod):
         if torch.is_grad_enabled() and not ws.requires_grad:
             ws.requires_grad_()  # for path lengths; a frozen mapping network gives ws without gradients
         noise = batch.random(f"{purpose}/noise", chunk)
-        return network.synthesis(ws, noise_mode="random", noise_source=noise.normal), ws, labels
+        return model.synthesized_in_training(ws, noise, moves=moves), ws, labels
 
     def generator_update(self, batch: Batch, journal: Journal) -> None:
         """Updates the generator by the non-saturating logistic loss."""
@@ -114,27 +126,69 @@ class GAN(GeneratorMethod):
             self.state.scalars[PL_MEAN] = torch.where(skipped, pl_mean, new_mean)
 
 
+def _student(network: transfer.Generator) -> StyleGAN2Student:
+    return StyleGAN3Student(network) if isinstance(network, stylegan3.Generator) else StyleGAN2Student(network)
+
+
 def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
     common: dict[str, Any] = dict(
         c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
     )
     widths: dict[str, Any] = dict(channel_base=config.cbase, channel_max=config.cmax)
-    if config.fp16_res:
-        widths |= dict(num_fp16_res=config.fp16_res, conv_clamp=256)
-    synthesis = widths if config.noise_inputs else widths | dict(use_noise=False)
-    generator = stylegan2.Generator(
-        z_dim=config.w_dim,
-        w_dim=config.w_dim,
-        mapping_kwargs=dict(num_layers=config.map_depth),
-        synthesis_kwargs=synthesis,
-        **common,
-    )
+    halves: dict[str, Any] = dict(num_fp16_res=config.fp16_res, conv_clamp=256) if config.fp16_res else {}
+    generator = _new_stylegan3(config, common) if config.cfg in STYLEGAN3 else _new_stylegan2(config, common)
     discriminator = stylegan2.Discriminator(
         **common,
         **widths,
+        **halves,
         architecture=config.d_arch,
         block_kwargs={"freeze_layers": config.freezed} if config.freezed else {},
         mapping_kwargs={},
         epilogue_kwargs=dict(mbstd_group_size=config.mbstd_group),
     )
     return transfer.GAN(generator, discriminator, copy.deepcopy(generator))
+
+
+def _new_stylegan2(config: TrainConfig, common: dict[str, Any]) -> stylegan2.Generator:
+    synthesis: dict[str, Any] = dict(channel_base=config.cbase, channel_max=config.cmax)
+    if config.fp16_res:
+        synthesis |= dict(num_fp16_res=config.fp16_res, conv_clamp=256)
+    return stylegan2.Generator(
+        z_dim=config.w_dim,
+        w_dim=config.w_dim,
+        mapping_kwargs=dict(num_layers=config.map_depth),
+        synthesis_kwargs=synthesis if config.noise_inputs else synthesis | dict(use_noise=False),
+        **common,
+    )
+
+
+def _new_stylegan3(config: TrainConfig, common: dict[str, Any]) -> stylegan3.Generator:
+    """Without float16, the network has no clamp either."""
+    assert config.cfg is not None
+    factor, options = STYLEGAN3[config.cfg]
+    if config.fp16_res != FP16_RES:
+        options = options | dict(num_fp16_res=config.fp16_res) | ({} if config.fp16_res else dict(conv_clamp=None))
+    return stylegan3.Generator(
+        z_dim=config.w_dim,
+        w_dim=config.w_dim,
+        mapping_kwargs=dict(num_layers=config.map_depth),
+        channel_base=config.cbase * factor,
+        channel_max=config.cmax * factor,
+        magnitude_ema_beta=0.5 ** (config.batch / MAGNITUDE_HALFLIFE),
+        **options,
+        **common,
+    )
+
+
+def _gan_to_resume(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
+    """Opens the networks of --resume's file."""
+    assert config.resume is not None
+    gan = transfer.gan_to_resume(config.resume, dataset, config.freezed)
+    wants, is_one = config.cfg in STYLEGAN3, isinstance(gan.generator, stylegan3.Generator)
+    if wants != is_one:
+        remedy = f"give --cfg={' or '.join(STYLEGAN3)}" if is_one else "choose another --cfg"
+        raise UserError(
+            f"--resume={config.resume}: its generator is a StyleGAN{3 if is_one else 2}, which --cfg={config.cfg} does "
+            f"not train; {remedy}"
+        )
+    return gan

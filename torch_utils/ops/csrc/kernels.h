@@ -53,6 +53,9 @@ inline Act parse_act(std::string_view name) {
     m.impl("bias_act", stylegan_di::bias_act);                                   \
     m.impl("bias_act_grad", stylegan_di::bias_act_grad);                         \
     m.impl("upfirdn2d", stylegan_di::upfirdn2d);                                 \
+    m.impl("filtered_lrelu", stylegan_di::filtered_lrelu);                       \
+    m.impl("filtered_lrelu_tangent", stylegan_di::filtered_lrelu_tangent);       \
+    m.impl("filtered_lrelu_grad", stylegan_di::filtered_lrelu_grad);             \
     m.impl("modconv_epilogue", stylegan_di::modconv_epilogue);                   \
     m.impl("modconv_epilogue_grad", stylegan_di::modconv_epilogue_grad);         \
     m.impl("group_norm_silu", stylegan_di::group_norm_silu);                     \

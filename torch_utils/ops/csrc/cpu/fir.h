@@ -9,7 +9,7 @@ namespace stylegan_di {
 
 // Along one axis, which positions each output is the weighted sum of.
 template <typename T> struct Axis {
-  std::vector<int64_t> first, position;  // those of output o are [first[o], first[o + 1])
+  std::vector<int64_t> first, position, tap;  // those of output o are [first[o], first[o + 1])
   std::vector<T> weight;
 
   Axis(const std::vector<T>& taps, int64_t size, int64_t out_size, int64_t up, int64_t down, int64_t pad) : first{0} {
@@ -18,6 +18,7 @@ template <typename T> struct Axis {
         const int64_t at = o * down + k - pad;
         if (at < 0 || at % up || at / up >= size || taps[k] == 0) continue;
         position.push_back(at / up);
+        tap.push_back(k);
         weight.push_back(taps[k]);
       }
       first.push_back(position.size());
@@ -59,6 +60,7 @@ struct Extent {
 };
 
 // A filter that is correlated: the sum over terms of (vertical taps) x (horizontal taps). A separable one has one term.
+// Others take their taps one by one where pixels are vectors (S > 1).
 template <typename T> class Fir {
  public:
   Fir(const Tensor& f, const Extent& extent, at::IntArrayRef up, at::IntArrayRef down, int64_t pad_x, int64_t pad_y,
@@ -80,6 +82,15 @@ template <typename T> class Fir {
     for (int64_t y = 0; y < height && separable; y++)
       for (int64_t x = 0; x < width; x++)
         separable &= std::abs(at(y, x) - at(y, peak_x) * at(peak_y, x) / peak) <= rounding * std::abs(peak);
+    if (!separable && extent.S > 1) {
+      for (int64_t y = 0; y < height; y++)
+        for (int64_t x = 0; x < width; x++) matrix_.push_back(at(y, x));
+      taps_width_ = width;
+      const std::vector<T> rows(height, T(1)), columns(width, T(1));
+      terms_.push_back({Axis<T>(rows, extent.height, extent.out_height, up[1], down[1], pad_y),
+                        Axis<T>(columns, extent.width, extent.out_width, up_x_, down_x_, pad_x), columns});
+      return;
+    }
     for (int64_t x = 0; x < (separable ? 1 : width); x++) {
       std::vector<T> vertical(height), horizontal(width);
       for (int64_t y = 0; y < height; y++) vertical[y] = at(y, separable ? peak_x : x);
@@ -92,6 +103,7 @@ template <typename T> class Fir {
   // Row `oy` of the result, out[out_width * S], of one plane [height, width * S]; `buffer` holds width * S.
   void row(const T* plane, int64_t oy, T* buffer, T* out) const {
     const int64_t S = extent_.S;
+    if (!matrix_.empty()) return tap_by_tap(plane, oy, out);
     for (size_t index = 0; index < terms_.size(); index++) {
       const Term& term = terms_[index];
       term.vertical.sum(plane, extent_.width * S, oy, buffer, false);
@@ -108,6 +120,28 @@ template <typename T> class Fir {
     Axis<T> vertical, horizontal;
     std::vector<T> taps;  // horizontal
   };
+
+  // Several sums at a time, since each addition waits for the one before it.
+  void tap_by_tap(const T* plane, int64_t oy, T* out) const {
+    const Axis<T>&rows = terms_[0].vertical, &columns = terms_[0].horizontal;
+    const int64_t S = extent_.S, first_row = rows.first[oy], last_row = rows.first[oy + 1];
+    for (int64_t ox = 0; ox < extent_.out_width; ox++, out += S) {
+      const int64_t begin = columns.first[ox], end = columns.first[ox + 1];
+      vectors<T>(S, [&](int64_t i, int64_t n) {
+        Vec<T> sums[4] = {Vec<T>(0), Vec<T>(0), Vec<T>(0), Vec<T>(0)};
+        for (int64_t r = first_row; r < last_row; r++) {
+          const T *line = plane + rows.position[r] * extent_.width * S + i, *w = matrix_.data() + rows.tap[r] * taps_width_;
+          const int64_t *at = columns.position.data(), *tap = columns.tap.data();
+          int64_t k = begin;
+          for (; k + 4 <= end; k += 4)
+            for (int lane = 0; lane < 4; lane++)
+              sums[lane] = at::vec::fmadd(load(line + at[k + lane] * S, n), Vec<T>(w[tap[k + lane]]), sums[lane]);
+          for (; k < end; k++) sums[0] = at::vec::fmadd(load(line + at[k] * S, n), Vec<T>(w[tap[k]]), sums[0]);
+        }
+        store((sums[0] + sums[1]) + (sums[2] + sums[3]), out + i, n);
+      });
+    }
+  }
 
   // Pixels side by side: tap by tap along the row.
   void along_row(const std::vector<T>& taps, const T* row, T* out, bool add) const {
@@ -135,6 +169,8 @@ template <typename T> class Fir {
   const Extent extent_;
   const int64_t up_x_, down_x_, pad_x_;
   std::vector<Term> terms_;
+  std::vector<T> matrix_;  // all taps where they are taken one by one
+  int64_t taps_width_ = 0;
 };
 
 inline Tensor resample(const Tensor& x, const Tensor& f, at::IntArrayRef up, at::IntArrayRef down,

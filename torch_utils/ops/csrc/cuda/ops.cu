@@ -5,6 +5,7 @@
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include "../filtered_lrelu.h"
 #include "../kernels.h"
 
 namespace stylegan_di {
@@ -237,6 +238,41 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> modconv_epilogue_grad(
   }
   Tensor dx = scale ? g.mul(scale->to(x.scalar_type()).unsqueeze(2).unsqueeze(3)) : f ? g : g.clone();
   return {dx.contiguous(layout_of(x)), x.mul(g).sum({2, 3}), t.sum({1}, true).contiguous(), t.sum({2, 3})};
+}
+
+// filtered_lrelu and its linear parts: the kernels above in turn.
+
+inline Tensor resample(const Tensor& x, const Resampling& r) {
+  return upfirdn2d(x, r.f, {r.up, r.up}, {r.down, r.down}, r.pads, r.flip, r.gain);
+}
+
+// clamp(lrelu(up(x + b)) * gain), which also tells the slope at each pixel.
+inline Tensor activated(const Tensor& x, const Optional& b, const Resampling& up, const LeakyRelu& act) {
+  const Tensor biased = b ? bias_act(x, b, 1, "linear", 0, 1, {}) : x;
+  return bias_act(resample(biased, up), {}, 1, "lrelu", act.slope, act.gain, act.clamp);
+}
+
+inline Tensor through(const Tensor& t, const Tensor& activated, const LeakyRelu& act) {
+  return bias_act_grad(t, activated, {}, 1, "lrelu", act.slope, act.gain, act.clamp);
+}
+
+Tensor filtered_lrelu(const Tensor& x, STYLEGAN_DI_LRELU_ARGUMENTS) {
+  const FilterPair filters(x, fu, fd, up, down, padding, flip_filter);
+  return resample(activated(x, b, filters.up, {gain, slope, clamp}), filters.down);
+}
+
+Tensor filtered_lrelu_tangent(const Tensor& v, const Tensor& x, STYLEGAN_DI_LRELU_ARGUMENTS) {
+  const FilterPair filters(x, fu, fd, up, down, padding, flip_filter);
+  const LeakyRelu act{gain, slope, clamp};
+  const Tensor t = resample(v.contiguous(layout_of(x)), filters.up);
+  return resample(through(t, activated(x, b, filters.up, act), act), filters.down);
+}
+
+Tensor filtered_lrelu_grad(const Tensor& dy, const Tensor& x, STYLEGAN_DI_LRELU_ARGUMENTS) {
+  const FilterPair filters(x, fu, fd, up, down, padding, flip_filter);
+  const LeakyRelu act{gain, slope, clamp};
+  const Tensor t = resample(dy.contiguous(layout_of(x)), filters.down.transposed());
+  return resample(through(t, activated(x, b, filters.up, act), act), filters.up.transposed());
 }
 
 // Group normalisation: a block for each group of a sample.
