@@ -20,6 +20,7 @@ from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.metrics.table import metric
 from stylegan_di.options import option, options_of
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
+from stylegan_di.snapshots.pipelines import TeacherOptions
 from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, Range, parse, usage
 
 Kind = Literal["edm", "gan", "di"]
@@ -52,7 +53,10 @@ class TrainConfig:
         kinds=("di",),
     )
     teacher: str | None = _input(
-        None, "EDM teacher: known name, path or URL. Known GANs have a default.", kinds=("di",)
+        None,
+        "The diffusion teacher: a network file (known name, path or URL), a folder in diffusers' layout, or "
+        "hf:owner/name of such a pipeline (docs/teachers.md). Known GANs have a default.",
+        kinds=("di",),
     )
     data: str | None = _input(
         None,
@@ -198,6 +202,21 @@ class TrainConfig:
     fake_warmup: float = _di(
         0.0, "Thousands of images on which only the fake score learns, inside --kimg.", NOT_NEGATIVE
     )
+    prompt: str | None = _di(
+        None, "What a text-to-image teacher shall see: a text, or one a class of the GAN, as in 'a cat|a dog'."
+    )
+    negative_prompt: str | None = _di(None, "The text that --guidance leads away from. [default: the empty text]")
+    guidance: float = _di(
+        1.0, "Scale of the teacher's classifier-free guidance, for pipelines of texts or classes; 1: none.", POSITIVE
+    )
+    autoencoder: str | None = _di(
+        None,
+        "Autoencoder of a teacher that works on latents: a folder in diffusers' layout or hf:owner/name. "
+        "[default: the pipeline's own]",
+    )
+    checkpointing: bool = _di(
+        False, "Compute activations of teacher and fake score again in the backward pass: less memory, more time."
+    )
     critic: str = _di(
         "none",
         f"A critic on the teacher's features beside the divergence, a spec: {usage(CRITIC_SPECS)}. It learns from "
@@ -239,6 +258,11 @@ class TrainConfig:
         return uses_teacher(vars(self))
 
     @property
+    def teacher_options(self) -> TeacherOptions:
+        """What the teacher is given besides its file."""
+        return TeacherOptions(self.prompt, self.negative_prompt, self.guidance, self.autoencoder, self.checkpointing)
+
+    @property
     def wants_reals(self) -> str:
         """The option of --kind=di for which real images or a discriminator are there, for messages."""
         if self.critic != "none":
@@ -259,8 +283,8 @@ class TrainConfig:
             raise UserError("--divergence=none leaves nothing to train by; give --adv-weight=1 or another --divergence")
         if self.kind == "di" and self.teacher is None and self.needs_teacher:
             raise UserError(
-                "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has "
-                "one"
+                "--kind=di needs --teacher=NAME|PATH|URL, a diffusion model, or --cfg=NAME, or a known --gan-pkl that "
+                "has one"
             )
         if self.fsdp and self.critic != "none":
             raise UserError("--fsdp spreads the teacher, whose features --critic needs whole: leave one of them out")

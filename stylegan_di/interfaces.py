@@ -27,6 +27,7 @@ class Denoiser(torch.nn.Module, ABC):
     label_dim: int  # 0: unconditional
     sigma_min: float
     sigma_max: float
+    space: Space | None = None  # what it sees of a student's images, where that is not their pixels
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -20,6 +20,8 @@ from stylegan_di.metrics.table import need_reals
 from stylegan_di.snapshots.blueprint import ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, read_contents
+from stylegan_di.snapshots.pipelines import HUB, is_pipeline, read_pipeline
+from stylegan_di.snapshots.teacher_files import student_shape
 from stylegan_di.students.stylegan2 import part_names
 from stylegan_di.torch_utils.ops import build as kernels
 
@@ -67,8 +69,20 @@ class Files:
         return self._contents(None if source is None else zoo.TRANSFER_SOURCES.get(source, source))
 
     @cached_property
-    def teacher(self) -> Contents | None:
-        return self._contents(self.config.teacher)
+    def teacher(self) -> ImageShape | None:
+        """The images that the teacher is made for."""
+        source, options = self.config.teacher, self.config.teacher_options
+        on_a_hub = any(name.startswith(HUB) for name in (source or "", options.autoencoder or ""))
+        if source is None or (on_a_hub and not self.fetch):
+            return None
+        try:
+            if is_pipeline(source):
+                return read_pipeline(source, options).shape(options)
+            shape = shape_of(self._contents(source))
+            return None if shape is None else student_shape(source, shape, options)
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
 
     @cached_property
     def data(self) -> ImageDataset | None:
@@ -171,14 +185,9 @@ def _reference(config: TrainConfig) -> Iterator[str]:
 
 
 def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
-    teacher, gan = shape_of(files.teacher), shape_of(files.gan)
+    teacher, gan = files.teacher, shape_of(files.gan)
     if teacher is None:
         return
-    if teacher.channels not in (1, 3):
-        yield (
-            f"--teacher={config.teacher}: its images have {teacher.channels} channels, so it works on an autoencoder's "
-            "latents; a teacher of pictures, of 1 or 3 channels, is needed"
-        )
     for what in ("resolution", "channels", "classes") if gan is not None else ():
         if getattr(teacher, what) != getattr(gan, what):
             yield (
@@ -220,7 +229,7 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
         )
     if config.kind == "gan" and (side < 4 or side & (side - 1)):
         yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with tools/dataset_tool.py"
-    network, whose = shape_of(files.gan or files.teacher), "GAN" if files.gan else "teacher"
+    network, whose = (shape_of(files.gan), "GAN") if files.gan else (files.teacher, "teacher")
     found = ImageShape(side, data.num_channels, data.label_dim)
     if network is not None and found != network:
         yield (

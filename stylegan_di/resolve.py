@@ -19,6 +19,7 @@ STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None}
 GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "fp16_res", "mbstd_group")
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
 REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
+TEACHER = ("prompt", "negative_prompt", "guidance", "autoencoder", "checkpointing")
 DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
 
 
@@ -84,7 +85,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
         if config.divergence == "none":
             yield DIVERGENCE, "with --divergence=none" + leave
             if not config.needs_teacher:
-                yield ("teacher",), "with --divergence=none" + leave
+                yield ("teacher", *TEACHER), "with --divergence=none" + leave
         if config.gan_pkl is not None:
             yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
     if config.kind == "edm" and not config.cond:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from stylegan_di.interfaces import Space
+from stylegan_di.spaces.latents import Latents
 from stylegan_di.spaces.pixels import Pixels
 
 #: By name.
-SPACES: dict[str, type[Space]] = {"pixels": Pixels}
+SPACES: dict[str, type[Space]] = {"pixels": Pixels, "latents": Latents}

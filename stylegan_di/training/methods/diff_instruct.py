@@ -19,10 +19,12 @@ from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.divergences import parse_divergence
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.presets import RECIPES
-from stylegan_di.snapshots.checkpoint import as_denoiser, as_generator, load_snapshot
+from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
+from stylegan_di.snapshots.teacher_files import open_teacher
 from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.specs import parse
 from stylegan_di.students.one_step import OneStepStudent
@@ -88,7 +90,9 @@ class DiffInstruct(GeneratorMethod):
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> DiffInstruct:
-        teacher = None if config.teacher is None else as_denoiser(load_snapshot(config.teacher))
+        teacher = None if config.teacher is None else open_teacher(config.teacher, config.teacher_options)
+        if teacher is not None and teacher.space is not None:
+            _check_latents(config)
         model, discriminator = _student(config, teacher)
         instructions = [] if teacher is None or config.divergence == "none" else [instruction(config, teacher)]
         adversary = None
@@ -213,13 +217,24 @@ def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, 
     return as_generator(snapshot), snapshot.networks.get("D")  # that it has one where it is needed, preflight checks
 
 
+def _check_latents(config: TrainConfig) -> None:
+    """Raises UserError for what a teacher that works on latents has no part in: it neither sees nor makes pixels."""
+    latents = f"--teacher={config.teacher} works on an autoencoder's latents, and"
+    if config.gan_pkl is None:
+        raise UserError(f"{latents} a student makes images: give --gan-pkl, a GAN to refine")
+    divergence = parse_divergence(config.divergence)
+    if config.critic != "none" or (divergence is not None and divergence.needs_critic):
+        option = f"--divergence={config.divergence}" if config.critic == "none" else f"--critic={config.critic}"
+        raise UserError(f"{latents} {option} needs a critic that sees what the teacher sees: leave it out")
+
+
 def instruction(config: TrainConfig, teacher: Denoiser) -> Instruction:
     """Makes the configured instruction of a teacher, with a copy of the teacher as the fake score."""
     divergence = parse_divergence(config.divergence)
     assert divergence is not None
     return Instruction(
         teacher=teacher,
-        space=Pixels(teacher.img_resolution, teacher.img_channels),
+        space=teacher.space or Pixels(teacher.img_resolution, teacher.img_channels),
         fake_score=teacher.trainable_copy(),
         divergence=divergence,
         student_law=parse(config.noise_law, NOISE_LAWS, "--noise-law"),
