@@ -23,6 +23,7 @@ from stylegan_di.diffusion import (
     edm_preconditioning,
     iddpm_levels,
     iddpm_preconditioning,
+    linear_levels,
     per_sample,
     ve_preconditioning,
     vp_preconditioning,
@@ -215,9 +216,12 @@ class iDDPMPrecond(UNetPrecond):
         self.C_1 = C_1
         self.C_2 = C_2
         self.M = M
-        levels = iddpm_levels(M, C_1, C_2)
+        self.set_levels(iddpm_levels(M, C_1, C_2))
+
+    def set_levels(self, levels: Tensor) -> None:
+        """Sets the noise levels, falling to 0 [M+1]."""
         self.register_buffer("u", levels)
-        self.sigma_min = float(levels[M - 1])
+        self.sigma_min = float(levels[self.M - 1])
         self.sigma_max = float(levels[0])
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
@@ -230,6 +234,23 @@ class iDDPMPrecond(UNetPrecond):
     def _nearest(self, sigma: Tensor) -> Tensor:
         """Returns the indices of the nearest noise levels, shaped like sigma."""
         return (sigma.to(self.u)[..., None] - self.u).abs().argmin(dim=-1)
+
+
+class DDPMPrecond(iDDPMPrecond):
+    """iDDPM at the noise levels of DDPM's linear betas, as ADM's networks above 64 pixels; not of NVlabs' format."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        M: int = 1000,
+        model_type: str = "DhariwalUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, M=M, model_type=model_type, **model_kwargs)
+        self.set_levels(linear_levels(M))
 
 
 class EDMPrecond(UNetPrecond):
