@@ -198,6 +198,12 @@ class TrainConfig:
     )
     sigma_init: float = _di(2.5, "Noise level at which a one-step student starts.", POSITIVE)
     fake_lr: float | None = _di(None, "Learning rate of the fake score. [default: --lr]", POSITIVE)
+    fake_rank: int | None = _di(
+        None,
+        "Rank of low-rank adapters (peft): the fake score shares the teacher's weights and trains these alone, which "
+        "saves memory. For networks of diffusers. [default: a whole copy]",
+        Range(1, 4096),
+    )
     fake_steps: int = _di(1, "Updates of the fake score in a step, which has one of the student.", POSITIVE)
     fake_warmup: float = _di(
         0.0, "Thousands of images on which only the fake score learns, inside --kimg.", NOT_NEGATIVE
@@ -285,6 +291,10 @@ class TrainConfig:
             raise UserError(
                 "--kind=di needs --teacher=NAME|PATH|URL, a diffusion model, or --cfg=NAME, or a known --gan-pkl that "
                 "has one"
+            )
+        if self.fsdp and self.fake_rank is not None:
+            raise UserError(
+                f"--fsdp spreads two networks, and --fake-rank={self.fake_rank} makes them share one: leave one out"
             )
         if self.fsdp and self.critic != "none":
             raise UserError("--fsdp spreads the teacher, whose features --critic needs whole: leave one of them out")

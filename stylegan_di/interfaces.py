@@ -52,6 +52,17 @@ class Denoiser(torch.nn.Module, ABC):
         """Returns a trainable copy, from which a fake score starts. A wrapper copies the network that it wraps."""
         return copy.deepcopy(self)
 
+    def adapted_copy(self, rank: int) -> Denoiser:
+        """Returns a copy that shares this network's frozen weights and trains low-rank adapters of them alone.
+
+        Raises:
+            UserError: if networks of this class cannot have adapters.
+        """
+        raise UserError(
+            f"--fake-rank={rank}: a {type(self).__name__} cannot have low-rank adapters, only networks of diffusers "
+            "can; leave it out"
+        )
+
     @classmethod
     def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> Denoiser | None:
         """Makes a denoiser from a snapshot's network and extra entries; None if the network is not of this kind."""

@@ -20,7 +20,7 @@ GAN_LAYERS = ("cbase", "cmax", "w_dim", "map_depth", "noise_inputs", "d_arch", "
 DISCRIMINATOR = ("gamma", "r1_interval", "dlr", "aug", "augpipe", "p", "target", "ada_kimg")
 REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
 TEACHER = ("prompt", "negative_prompt", "guidance", "autoencoder", "checkpointing")
-DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
+DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "compile", "fsdp")
 
 
 def resolve(

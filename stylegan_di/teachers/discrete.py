@@ -22,6 +22,7 @@ from stylegan_di.diffusion import (
 )
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.networks.edm_unets import last_of_each_level
+from stylegan_di.teachers.adapters import Adapted, add_adapters
 
 
 class Times(torch.nn.Module):
@@ -197,6 +198,13 @@ class DiscreteTeacher(Denoiser):
         copied = copy.deepcopy(self, {id(self.space): self.space})
         copied.guidance = 1.0
         return copied
+
+    def adapted_copy(self, rank: int) -> Denoiser:
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        copied = copy.deepcopy(self, {**shared, id(self.space): self.space})
+        copied.guidance = 1.0
+        add_adapters(copied.network, rank)
+        return Adapted(copied)
 
     def compile_network(self) -> None:
         self.network.compile()

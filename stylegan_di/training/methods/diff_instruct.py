@@ -229,13 +229,14 @@ def _check_latents(config: TrainConfig) -> None:
 
 
 def instruction(config: TrainConfig, teacher: Denoiser) -> Instruction:
-    """Makes the configured instruction of a teacher, with a copy of the teacher as the fake score."""
+    """Makes the configured instruction of a teacher, with a copy of the teacher, or adapters on it, as fake score."""
     divergence = parse_divergence(config.divergence)
     assert divergence is not None
+    rank = config.fake_rank
     return Instruction(
         teacher=teacher,
         space=teacher.space or Pixels(teacher.img_resolution, teacher.img_channels),
-        fake_score=teacher.trainable_copy(),
+        fake_score=teacher.trainable_copy() if rank is None else teacher.adapted_copy(rank),
         divergence=divergence,
         student_law=parse(config.noise_law, NOISE_LAWS, "--noise-law"),
         fake_law=parse(config.fake_noise_law, NOISE_LAWS, "--fake-noise-law"),
