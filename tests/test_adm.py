@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -107,6 +108,21 @@ def test_a_state_dict_is_read_to_the_bit(tmp_path: Path) -> None:
     for name, value in weights.items():
         assert found[name].dtype == value.dtype
         assert torch.equal(found[name], value.detach())
+
+
+def test_mutants_of_an_archive_are_read_or_refused() -> None:
+    original, rng = archive({}), random.Random(0)
+    outcomes = set()
+    for _ in range(2000):
+        mutant = bytearray(original)
+        for _ in range(rng.randint(1, 8)):
+            mutant[rng.randrange(len(mutant))] = rng.randrange(256)
+        try:
+            read_state_dict(bytes(mutant), "w.pt")
+            outcomes.add("read")
+        except RefusedFileError:
+            outcomes.add("refused")
+    assert outcomes == {"read", "refused"}
 
 
 class Bomb:

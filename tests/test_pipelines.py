@@ -278,6 +278,17 @@ def run(outdir: Path, *arguments: str) -> Path:
     return next(outdir.iterdir())
 
 
+def test_a_gan_is_refined_by_an_edm2_network_of_latents(tmp_path: Path) -> None:
+    network = save_teacher(tmp_path / "edm2.pkl", precond="edm2", img_channels=4)
+    tiny.autoencoder().save_pretrained(str(tmp_path / "vae"))
+    gan = save_gan(tmp_path / "gan.pkl", resolution=16)  # latents of 8x8
+    options = [f"--teacher={network}", f"--autoencoder={tmp_path / 'vae'}"]
+    folder = run(tmp_path / "runs", *options, f"--gan-pkl={gan}")
+    line = json.loads((folder / "stats.jsonl").read_text().splitlines()[-1])
+    assert 0 < line["Gradient/student"]["mean"] < float("inf")
+    assert "resolution 16 against 8" in failed(*options, f"--gan-pkl={save_gan(tmp_path / 'small.pkl')}")
+
+
 @pytest.mark.parametrize("kind", ["classes", "texts", "transformer"])
 def test_a_gan_is_refined_and_its_snapshot_needs_no_teacher(kind: str, tmp_path: Path) -> None:
     teacher = {
@@ -402,6 +413,10 @@ def test_pickles_and_foreign_code_are_refused_by_name(tmp_path: Path) -> None:
     assert "its unet is a AutoencoderKL of diffusers" in refused(folder)
     edit(folder / "model_index.json", unet=["diffusers", "UNet2DModel"], scheduler=["diffusers", "UNet2DModel"])
     assert "there is no scheduler UNet2DModel in diffusers" in refused(folder)
+    edit(folder / "model_index.json", scheduler=["diffusers", "DDPMScheduler"])
+    (folder / "unet" / "adapter_config.json").write_text("{}")
+    assert "holds adapters of another model" in refused(folder)
+    (folder / "unet" / "adapter_config.json").unlink()
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
     assert "diffusion_pytorch_model.bin, a pickle, which can run code when it is opened" in refused(folder)

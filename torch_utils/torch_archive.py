@@ -6,8 +6,10 @@ the same machine as NVlabs' pickles, with a shorter list of names that it may co
 
 from __future__ import annotations
 
+import contextlib
 import io
 import zipfile
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -38,18 +40,26 @@ def read_state_dict(data: bytes, source: str) -> dict[str, Tensor]:
         return _Archive(data).state_dict()
     except Refusal as refusal:
         raise RefusedFileError(source, refusal.found, refusal.remedy) from None
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
-        found = f"no archive of torch.save ({str(error)[:100]})"
-        raise RefusedFileError(source, found, _NOT_A_STATE_DICT) from None
+
+
+@contextlib.contextmanager
+def _unzipping() -> Iterator[None]:
+    """Turns what zipfile raises for damaged archives, errors of many types, into a Refusal."""
+    try:
+        yield
+    except Exception as error:
+        raise Refusal(f"no archive of torch.save ({str(error)[:100]})", _NOT_A_STATE_DICT) from None
 
 
 class _Archive:
     """An archive whose files are not compressed, so that its contents are no larger than itself."""
 
     def __init__(self, data: bytes) -> None:
-        self.zip = zipfile.ZipFile(io.BytesIO(data))
-        self.files = {info.filename: info for info in self.zip.infolist()}
-        if len(self.files) < len(self.zip.infolist()):
+        with _unzipping():
+            self.zip = zipfile.ZipFile(io.BytesIO(data))
+            infos = self.zip.infolist()
+        self.files = {info.filename: info for info in infos}
+        if len(self.files) < len(infos):
             raise Refusal("an archive with two files of one name")
         pickles = [name for name in self.files if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
@@ -63,7 +73,8 @@ class _Archive:
             raise Refusal(f"an archive without {name[:80]!r}", DAMAGED)
         if info.compress_type != zipfile.ZIP_STORED:
             raise Refusal("a compressed file in an archive, which torch.save writes none of")
-        return self.zip.read(info)
+        with _unzipping():
+            return self.zip.read(info)
 
     def state_dict(self) -> dict[str, Tensor]:
         if self.root + "byteorder" in self.files and self.read("byteorder") != b"little":

@@ -221,8 +221,10 @@ def weights_files(part: Part, option: str) -> list[Path]:
     """The safetensors of a part.
 
     Raises:
-        UserError: if there are none; pickles that lie there instead are named.
+        UserError: if there are none, and pickles that lie there instead are named; if another model belongs to them.
     """
+    if (part.folder / "adapter_config.json").exists():
+        raise UserError(f"{option}: {part.folder} holds adapters of another model; merge them into it first")
     if found := sorted(part.folder.glob("*.safetensors")):
         return found
     pickles = sorted(path.name for suffix in ("bin", "ckpt", "pt") for path in part.folder.glob(f"*.{suffix}"))
