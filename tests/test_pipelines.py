@@ -144,13 +144,40 @@ def test_texts_are_encoded_as_clip_does(tmp_path: Path) -> None:
     tokens = tokenizer(["", "a b"], padding="max_length", max_length=6, return_tensors="pt").input_ids
     assert tokens[1].tolist() == [52, 26, 27, 53, 53, 53]  # start, a</w>, b</w>, end, and the end as padding
     with torch.no_grad():
-        torch.testing.assert_close(teacher.texts, encoder(tokens).last_hidden_state)
+        torch.testing.assert_close(teacher.texts.tokens, encoder(tokens).last_hidden_state)
     original = tiny.diffusers.UNet2DConditionModel.from_pretrained(str(folder / "unet"))
     x, sigma = torch.randn([2, 4, 4, 4], generator=torch.Generator().manual_seed(0)), torch.full([2], 2.0)
     c_skip, c_out, c_in, time = teacher.times.coefficients(sigma[:1])
-    raw = original(c_in * x, time.expand(2), encoder_hidden_states=teacher.texts[1:].expand(2, -1, -1)).sample
+    raw = original(c_in * x, time.expand(2), encoder_hidden_states=teacher.texts.tokens[1:].expand(2, -1, -1)).sample
     torch.testing.assert_close(teacher(x, sigma), c_skip * x + c_out * raw)
     assert teacher.label_dim == 0
+
+
+@pytest.mark.parametrize("negative", [None, "d"])
+def test_sdxls_two_encoders_and_sizes_are_those_of_its_pipeline(negative: str | None, tmp_path: Path) -> None:
+    folder = tiny.save_sdxl(tmp_path / "p")
+    teacher = open_teacher(str(folder), text(prompt="a b", negative_prompt=negative, guidance=2.0))
+    pipeline = tiny.diffusers.StableDiffusionXLPipeline.from_pretrained(str(folder))
+    with torch.no_grad():
+        tokens, null, pooled, null_pooled = pipeline.encode_prompt(
+            "a b", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True, negative_prompt=negative
+        )
+    x, sigma = torch.randn([2, 4, 4, 4], generator=torch.Generator().manual_seed(0)), torch.full([2], 2.0)
+    c_skip, c_out, c_in, time = teacher.times.coefficients(sigma[:1])
+    sizes = pipeline._get_add_time_ids((8, 8), (0, 0), (8, 8), torch.float32, text_encoder_projection_dim=10)
+    assert sizes.tolist() == [[8, 8, 0, 0, 8, 8]]
+    denoised = []
+    for hidden, embedded in ((tokens, pooled), (null, null_pooled)):
+        added = {"text_embeds": embedded.expand(2, -1), "time_ids": sizes.expand(2, -1)}
+        hidden = hidden.expand(2, -1, -1)
+        raw = pipeline.unet(
+            c_in * x, time.expand(2), encoder_hidden_states=hidden, added_cond_kwargs=added, return_dict=False
+        )[0]
+        denoised.append(c_skip * x + c_out * raw)
+    conditional, unconditional = denoised
+    torch.testing.assert_close(teacher(x, sigma), unconditional + 2 * (conditional - unconditional))
+    assert not torch.allclose(conditional, unconditional)
+    torch.testing.assert_close(teacher.trainable_copy()(x, sigma), conditional)
 
 
 def test_prompts_are_classes_and_guidance_leads_away_from_the_negative_one(tmp_path: Path) -> None:
@@ -424,6 +451,15 @@ def test_pickles_and_foreign_code_are_refused_by_name(tmp_path: Path) -> None:
     assert "no .safetensors in" in refused(folder)
 
 
+@pytest.mark.parametrize("missing", ["diffusers", "transformers", "huggingface_hub"])
+def test_a_missing_library_is_named(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tiny.save_text_to_image(tmp_path / "p")
+    monkeypatch.setitem(sys.modules, missing, None)
+    source = "hf:owner/name" if missing == "huggingface_hub" else str(folder)
+    with pytest.raises(UserError, match=f"{missing}, which is not installed: pip install diffusers transformers"):
+        open_teacher(source, text())
+
+
 def test_damaged_pipelines_are_refused(tmp_path: Path) -> None:
     folder = tiny.save_unet(tmp_path / "p")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
@@ -468,7 +504,9 @@ def test_options_that_a_pipeline_has_no_use_for_are_refused(tmp_path: Path) -> N
     assert "has 1 channels and" in refused(plain, autoencoder=str(tmp_path / "vae"))
     assert "is a UNet2DModel; accepted are" in refused(plain, autoencoder=str(plain / "unet"))
     edit(texts / "unet" / "config.json", addition_embed_type="text_time")
-    assert "wants more than a text (addition_embed_type=text_time)" in refused(texts, prompt="a")
+    assert "model_index.json names no text_encoder_2" in refused(texts, prompt="a")
+    edit(texts / "unet" / "config.json", addition_embed_type="image")
+    assert "wants more than a text (addition_embed_type=image)" in refused(texts, prompt="a")
     network = save_teacher(tmp_path / "edm.pkl")
     assert "--prompt=a is for a text-to-image pipeline" in refused(network, prompt="a")
     assert "--guidance=2 is for pipelines" in refused(network, guidance=2.0)

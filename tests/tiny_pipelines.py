@@ -85,8 +85,8 @@ def save_dit(folder: Path, levels: Any = None) -> Path:
     return save(folder, {"transformer": transformer, "vae": autoencoder(), "scheduler": levels or scheduler()})
 
 
-def text_encoder(folder: Path) -> tuple[Any, Any]:
-    """A CLIP text model and its tokenizer, whose words are single letters."""
+def text_encoder(folder: Path, projection: int | None = None) -> tuple[Any, Any]:
+    """A CLIP text model, with a projection of its pooled output if asked, and its tokenizer of single letters."""
     transformers = pytest.importorskip(
         "transformers", reason="texts are encoded by transformers, which is not installed"
     )
@@ -102,8 +102,26 @@ def text_encoder(folder: Path) -> tuple[Any, Any]:
     config = transformers.CLIPTextConfig(
         vocab_size=len(words), hidden_size=12, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=6, bos_token_id=len(words) - 2, eos_token_id=len(words) - 1,
+        projection_dim=projection or 512,
     )  # fmt: skip
-    return transformers.CLIPTextModel(config).eval(), tokenizer
+    cls = transformers.CLIPTextModelWithProjection if projection else transformers.CLIPTextModel
+    return cls(config).eval(), tokenizer
+
+
+def save_sdxl(folder: Path) -> Path:
+    """Two text encoders, a pooled text and sizes, as SDXL has them."""
+    first, second = text_encoder(folder / "made"), text_encoder(folder / "made", projection=10)
+    torch.manual_seed(0)
+    more: dict[str, Any] = dict(
+        cross_attention_dim=24, addition_embed_type="text_time", addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=6 * 4 + 10,
+    )  # fmt: skip
+    unet = randomised(diffusers.UNet2DConditionModel(**(TEXT_UNET | more)))
+    parts = {
+        "unet": unet, "vae": autoencoder(), "scheduler": scheduler(name="EulerDiscreteScheduler"),
+        "text_encoder": first[0], "tokenizer": first[1], "text_encoder_2": second[0], "tokenizer_2": second[1],
+    }  # fmt: skip
+    return save(folder, parts, _class_name="StableDiffusionXLPipeline")
 
 
 def save_text_to_image(folder: Path, levels: Any = None, tiny: bool = False, **options: Any) -> Path:

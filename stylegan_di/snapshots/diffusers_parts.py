@@ -13,7 +13,7 @@ from stylegan_di.diffusion import discrete_levels
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.snapshots.pipelines import INSTALL, Part, Pipeline, TeacherOptions, weights_files
 from stylegan_di.spaces.latents import Latents
-from stylegan_di.teachers.discrete import DiscreteTeacher, FlowTimes, Times
+from stylegan_di.teachers.discrete import DiscreteTeacher, FlowTimes, Texts, Times
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 IMPLIED = "position_ids"  # 0, 1, 2, ...: stored by older versions of transformers
@@ -136,23 +136,40 @@ def _times(part: Part, option: str) -> Times | FlowTimes:
 
 
 @torch.no_grad()
-def _texts(pipeline: Pipeline, options: TeacherOptions, option: str) -> Tensor:
-    """Encodes the negative prompt and the prompts, [1+n,tokens,width]; the text encoder is not kept."""
-    assert pipeline.text_encoder is not None
-    assert pipeline.tokenizer is not None
-    weights_files(pipeline.text_encoder, option)
+def _texts(pipeline: Pipeline, options: TeacherOptions, option: str) -> Texts:
+    """Encodes the negative prompt and the prompts; the text encoders are not kept.
+
+    A network that is told sizes was trained on the layers before the text encoders' last, joined, and on the pooled
+    output of the second one.
+    """
     texts = [options.negative_prompt or "", *options.prompts]
-    with _reading(pipeline.tokenizer, option):
+    outputs = [_encoded(encoder, tokenizer, texts, option) for encoder, tokenizer in pipeline.texts]
+    if not pipeline.told_sizes:
+        return Texts(outputs[0].last_hidden_state)
+    tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    pooled = outputs[-1].text_embeds
+    if pipeline.zero_null and options.negative_prompt is None:
+        tokens[0], pooled[0] = 0, 0
+    side = pipeline.shape(options).resolution
+    sizes = torch.tensor([side, side, 0, 0, side, side], dtype=torch.float32)  # of the original, the crop, the target
+    return Texts(tokens, pooled, sizes)
+
+
+def _encoded(part: Part, words: Part, texts: list[str], option: str) -> Any:
+    """What a text encoder says of texts, and of its layers."""
+    weights_files(part, option)
+    with _reading(words, option):
         from transformers import CLIPTokenizer
 
-        tokenizer = CLIPTokenizer.from_pretrained(str(pipeline.tokenizer.folder), local_files_only=True)
+        tokenizer = CLIPTokenizer.from_pretrained(str(words.folder), local_files_only=True)
         most = tokenizer.model_max_length
         for text in texts:
             if (count := len(tokenizer(text).input_ids)) > most:
                 raise UserError(f"--prompt: '{text[:40]}...' has {count} tokens; {option} reads at most {most}")
         tokens = tokenizer(texts, padding="max_length", max_length=most, return_tensors="pt")
-    with _reading(pipeline.text_encoder, option):
-        from transformers import CLIPTextModel
+    with _reading(part, option):
+        import transformers
 
-        encoder = _checked(CLIPTextModel.from_pretrained, pipeline.text_encoder, option)
-        return encoder(tokens.input_ids).last_hidden_state
+        cls = getattr(transformers, part.class_name)
+        encoder = _checked(cls.from_pretrained, part, option)
+        return encoder(tokens.input_ids, output_hidden_states=True)

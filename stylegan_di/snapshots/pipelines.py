@@ -19,7 +19,7 @@ from stylegan_di.snapshots.blueprint import ImageShape
 HUB = "hf:"
 INSTALL = "pip install diffusers transformers, or '.[diffusers]' in the clone"
 #: What is fetched from a hub. The text file is the merges of a tokenizer.
-FETCHED = ("*.json", "*diffusion_pytorch_model*.safetensors", "*/model*.safetensors", "tokenizer/merges.txt")
+FETCHED = ("*.json", "*diffusion_pytorch_model*.safetensors", "*/model*.safetensors", "tokenizer*/merges.txt")
 NOT_FETCHED = ("*non_ema*", "*.fp16.*", "safety_checker/*")
 
 NETWORKS = {"unet": ("UNet2DModel", "UNet2DConditionModel"), "transformer": ("DiTTransformer2DModel",)}
@@ -27,6 +27,12 @@ AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 TEXT_NETWORK = "UNet2DConditionModel"
 #: Arguments of a UNet2DConditionModel that ask for more than texts and a time.
 MORE_CONDITIONS = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+TEXT_AND_SIZES = "text_time"  # the addition_embed_type of SDXL, which is told a pooled text and the images' sizes
+#: Text encoders and their tokenizers; SDXL has two of each.
+TEXTS = (
+    ("text_encoder", "tokenizer", "CLIPTextModel"),
+    ("text_encoder_2", "tokenizer_2", "CLIPTextModelWithProjection"),
+)
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,17 @@ class Pipeline:
     network: Part
     scheduler: Part
     autoencoder: Part | None
-    text_encoder: Part | None
-    tokenizer: Part | None
+    texts: tuple[tuple[Part, Part], ...]  # text encoders with their tokenizers
+    zero_null: bool  # whether the embedding of no negative prompt is zero, not that of the empty text
 
     @property
     def reads_texts(self) -> bool:
         return self.network.class_name == TEXT_NETWORK
+
+    @property
+    def told_sizes(self) -> bool:
+        """Whether the network is told a pooled text and the images' sizes, as SDXL's is (arXiv 2307.01952)."""
+        return self.network.config.get("addition_embed_type") == TEXT_AND_SIZES
 
     def shape(self, options: TeacherOptions) -> ImageShape:
         """The shape of the images that a student must make for this teacher."""
@@ -83,7 +94,7 @@ class Pipeline:
 
     def sentence(self) -> str:
         """What the run's header says of it."""
-        parts = [self.network, self.scheduler, self.autoencoder, self.text_encoder]
+        parts = [self.network, self.scheduler, self.autoencoder, *(encoder for encoder, _ in self.texts)]
         return ", ".join(part.class_name for part in parts if part is not None) + " in diffusers' layout."
 
 
@@ -106,7 +117,8 @@ def read_pipeline(source: str, options: TeacherOptions) -> Pipeline:
         raise UserError(f"{option}: model_index.json names no {' or '.join(NETWORKS)}, the network of a teacher")
     network = _part(folder, index, name, NETWORKS[name], option)
     _check_network(network, option)
-    reads_texts = network.class_name == TEXT_NETWORK
+    told_sizes = network.config.get("addition_embed_type") == TEXT_AND_SIZES
+    texts = TEXTS[: 2 if told_sizes else 1] if network.class_name == TEXT_NETWORK else ()
     autoencoder = None
     if options.autoencoder is not None:
         autoencoder = read_autoencoder(options.autoencoder)
@@ -117,8 +129,14 @@ def read_pipeline(source: str, options: TeacherOptions) -> Pipeline:
         network=network,
         scheduler=_part(folder, index, "scheduler", (), option),
         autoencoder=autoencoder,
-        text_encoder=_part(folder, index, "text_encoder", ("CLIPTextModel",), option) if reads_texts else None,
-        tokenizer=_part(folder, index, "tokenizer", ("CLIPTokenizer",), option) if reads_texts else None,
+        texts=tuple(
+            (
+                _part(folder, index, encoder, (known,), option),
+                _part(folder, index, tokenizer, ("CLIPTokenizer",), option),
+            )
+            for encoder, tokenizer, known in texts
+        ),
+        zero_null=told_sizes and index.get("force_zeros_for_empty_prompt", True) is True,
     )
     _check_latents(pipeline, index, options, option)
     _check_options(pipeline, options, option)
@@ -199,7 +217,8 @@ def _part(folder: Path, index: Mapping[str, Any], name: str, accepted: Sequence[
             f"{', '.join(accepted) or 'the classes of diffusers'}, and no code of the pipeline's own is run"
         )
     own = folder / name if (folder / name).is_dir() else folder  # older pipelines have the network's files at the top
-    file = {"scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json"}.get(name, "config.json")
+    kind = name.removesuffix("_2")
+    file = f"{kind}_config.json" if kind in ("scheduler", "tokenizer") else "config.json"
     return Part(own, class_name, _json(own / file, option))
 
 
@@ -244,7 +263,8 @@ def _check_network(network: Part, option: str) -> None:
     for name in ("sample_size", "in_channels"):
         if type(config.get(name)) is not int or not 0 < config[name] < 2**16:
             raise UserError(f"{option}: {name} is {str(config.get(name))[:40]} in its config.json; a number is needed")
-    if network.class_name == TEXT_NETWORK and (more := [name for name in MORE_CONDITIONS if config.get(name)]):
+    more = [name for name in MORE_CONDITIONS if config.get(name) and config[name] != TEXT_AND_SIZES]
+    if network.class_name == TEXT_NETWORK and more:
         raise UserError(
             f"{option}: its network wants more than a text ({more[0]}={config[more[0]]}), which is not supported"
         )

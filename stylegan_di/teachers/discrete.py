@@ -82,6 +82,35 @@ class ClassRows(torch.nn.Module):
         return rows.to(self.weight.dtype) @ self.weight
 
 
+class Texts(torch.nn.Module):
+    """Encoded texts of a text-to-image network: the negative one, which is the null label, and n prompts.
+
+    Args:
+        tokens: [1+n,tokens,width], which the network attends to.
+        pooled, sizes: [1+n,width] and [6], of networks that are told these too.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None
+    sizes: Tensor | None
+
+    def __init__(self, tokens: Tensor, pooled: Tensor | None = None, sizes: Tensor | None = None) -> None:
+        super().__init__()
+        for name, value in (("tokens", tokens), ("pooled", pooled), ("sizes", sizes)):
+            self.register_buffer(name, value, persistent=False)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def conditions(self, index: Tensor) -> dict[str, Any]:
+        """The network's arguments for the texts of numbers index [B]."""
+        found: dict[str, Any] = {"encoder_hidden_states": self.tokens[index]}
+        if self.pooled is not None and self.sizes is not None:
+            sizes = self.sizes.expand(len(index), -1)
+            found["added_cond_kwargs"] = {"text_embeds": self.pooled[index], "time_ids": sizes}
+        return found
+
+
 class DiscreteTeacher(Denoiser):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise), with the coefficients of `Times` or `FlowTimes`.
 
@@ -92,20 +121,17 @@ class DiscreteTeacher(Denoiser):
     Args:
         network: F, a UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel of diffusers.
         times: the noise levels that it knows.
-        texts: encoded texts [1+n,tokens,width] of a text-to-image network: the negative text, which is the null label,
-            and n prompts. One prompt is the label of all images; of several, each is that of a class.
+        texts: of a text-to-image network. One prompt is the label of all images; of several, each is that of a class.
         guidance: w; 1 is none.
         space: the latents that the network works on; None for pixels.
     """
-
-    texts: Tensor | None
 
     def __init__(
         self,
         network: torch.nn.Module,
         times: Times | FlowTimes,
         *,
-        texts: Tensor | None = None,
+        texts: Texts | None = None,
         guidance: float = 1.0,
         space: Space | None = None,
     ) -> None:
@@ -115,7 +141,7 @@ class DiscreteTeacher(Denoiser):
         self.times = times
         self.guidance = guidance
         self.space = space
-        self.register_buffer("texts", texts, persistent=False)
+        self.texts = texts
         self.training = network.training
         self.img_resolution = config.sample_size
         self.img_channels = config.in_channels
@@ -137,7 +163,7 @@ class DiscreteTeacher(Denoiser):
         null = self._denoise(x, sigma, self._null(len(x)))
         return null + self.guidance * (denoised - null)
 
-    def _denoise(self, x: Tensor, sigma: Tensor, conditions: dict[str, Tensor]) -> Tensor:
+    def _denoise(self, x: Tensor, sigma: Tensor, conditions: dict[str, Any]) -> Tensor:
         dtype = torch.promote_types(next(self.network.parameters()).dtype, torch.float32)
         x = x.to(dtype)
         sigma = per_sample(torch.as_tensor(sigma, device=x.device).to(dtype), x)
@@ -146,25 +172,25 @@ class DiscreteTeacher(Denoiser):
         raw = self.network(c_in * x, times, **conditions, return_dict=False)[0]
         return c_skip * x + c_out * raw[:, : self.img_channels].to(dtype)
 
-    def _conditions(self, labels: Tensor | None, batch: int) -> dict[str, Tensor]:
+    def _conditions(self, labels: Tensor | None, batch: int) -> dict[str, Any]:
         """What the network is told besides time: texts, or classes as rows or, to a transformer, as indices."""
-        if self.texts is not None and self.label_dim == 0:
-            return {"encoder_hidden_states": self.texts[1:].expand(batch, -1, -1)}
-        if self.label_dim == 0:
+        if self.label_dim == 0 and self.texts is None:
             return {}
+        if self.label_dim == 0 and self.texts is not None:
+            return self.texts.conditions(torch.ones([batch], dtype=torch.long, device=self.texts.tokens.device))
         if labels is None:
             return self._null(batch)
         if self.texts is None and not self.is_transformer:
             return {"class_labels": labels}
-        index = torch.where(labels.any(dim=1), labels.argmax(dim=1), self.label_dim)
+        known, index = labels.any(dim=1), labels.argmax(dim=1)
         if self.texts is not None:
-            return {"encoder_hidden_states": self.texts.roll(-1, 0)[index]}
-        return {"class_labels": index}
+            return self.texts.conditions(torch.where(known, index + 1, 0))
+        return {"class_labels": torch.where(known, index, self.label_dim)}
 
-    def _null(self, batch: int) -> dict[str, Tensor]:
+    def _null(self, batch: int) -> dict[str, Any]:
         """What the network is told of the null label."""
         if self.texts is not None:
-            return {"encoder_hidden_states": self.texts[:1].expand(batch, -1, -1)}
+            return self.texts.conditions(torch.zeros([batch], dtype=torch.long, device=self.texts.tokens.device))
         parameter = next(self.network.parameters())
         if self.is_transformer:
             return {"class_labels": torch.full([batch], self.label_dim, device=parameter.device)}

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stylegan_di.diffusion import discrete_levels
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.util import atomic_write
-from stylegan_di.teachers.discrete import DiscreteTeacher, Times
+from stylegan_di.teachers.discrete import DiscreteTeacher, Texts, Times
 from stylegan_di.training.optimize import adam, trainable
 
 #: Class and arguments of a network: a tiny one, google/ddpm-church-256's, Stable Diffusion 1's.
@@ -69,7 +69,7 @@ def measure(network: str, rank: int | None, checkpointing: bool, batch: int, dev
     made = getattr(diffusers, class_name)(**arguments)
     if checkpointing:
         made.enable_gradient_checkpointing()
-    texts = torch.zeros(2, 77, arguments["cross_attention_dim"]) if "cross_attention_dim" in arguments else None
+    texts = Texts(torch.zeros(2, 77, arguments["cross_attention_dim"])) if "cross_attention_dim" in arguments else None
     levels = discrete_levels(diffusers.DDPMScheduler().alphas_cumprod)
     teacher = DiscreteTeacher(made, Times(levels, "epsilon"), texts=texts).eval().requires_grad_(False).to(device)
     fake_score = teacher.trainable_copy() if rank is None else teacher.adapted_copy(rank)
