@@ -134,6 +134,25 @@ def test_a_transformer_has_its_own_null_class_and_drops_its_variance(tmp_path: P
         teacher.features(x, sigma)
 
 
+def test_older_layouts_and_names_are_known(tmp_path: Path) -> None:
+    x, sigma = torch.randn([1, 1, 8, 8], generator=torch.Generator().manual_seed(0)), torch.ones(1)
+    folder = tiny.save_unet(tmp_path / "u")
+    expected = open_teacher(str(folder))(x, sigma)
+    for name in ("unet", "scheduler"):
+        for path in (folder / name).iterdir():
+            path.rename(folder / path.name)
+        (folder / name).rmdir()
+    assert torch.equal(open_teacher(str(folder))(x, sigma), expected)
+    folder = tiny.save_dit(tmp_path / "d")
+    x = torch.randn([1, 4, 4, 4], generator=torch.Generator().manual_seed(0))
+    expected = open_teacher(str(folder))(x, sigma)
+    edit(folder / "model_index.json", transformer=["diffusers", "Transformer2DModel"])
+    edit(folder / "transformer" / "config.json", _class_name="Transformer2DModel")
+    assert torch.equal(open_teacher(str(folder))(x, sigma), expected)
+    edit(folder / "transformer" / "config.json", norm_type="layer_norm")
+    assert "its transformer is a Transformer2DModel of diffusers" in refused(folder)
+
+
 def test_texts_are_encoded_as_clip_does(tmp_path: Path) -> None:
     folder = tiny.save_text_to_image(tmp_path / "p")
     teacher = open_teacher(str(folder), text())

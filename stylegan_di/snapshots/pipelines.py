@@ -23,6 +23,7 @@ FETCHED = ("*.json", "*diffusion_pytorch_model*.safetensors", "*/model*.safetens
 NOT_FETCHED = ("*non_ema*", "*.fp16.*", "safety_checker/*")
 
 NETWORKS = {"unet": ("UNet2DModel", "UNet2DConditionModel"), "transformer": ("DiTTransformer2DModel",)}
+OLD_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}  # of older pipelines, where their norm_type is DiT's
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
 TEXT_NETWORK = "UNet2DConditionModel"
 #: Arguments of a UNet2DConditionModel that ask for more than texts and a time.
@@ -211,15 +212,17 @@ def _part(folder: Path, index: Mapping[str, Any], name: str, accepted: Sequence[
     if not _is_there(entry):
         raise UserError(f"{option}: model_index.json names no {name}")
     library, class_name = entry
+    own = folder / name if (folder / name).is_dir() else folder  # older pipelines have the network's files at the top
+    kind = name.removesuffix("_2")
+    config = _json(own / (f"{kind}_config.json" if kind in ("scheduler", "tokenizer") else "config.json"), option)
+    if config.get("norm_type") == "ada_norm_zero":
+        class_name = OLD_NAMES.get(class_name, class_name)
     if library not in ("diffusers", "transformers") or (accepted and class_name not in accepted):
         raise UserError(
             f"{option}: its {name} is a {class_name[:60]} of {library[:60]}; read are "
             f"{', '.join(accepted) or 'the classes of diffusers'}, and no code of the pipeline's own is run"
         )
-    own = folder / name if (folder / name).is_dir() else folder  # older pipelines have the network's files at the top
-    kind = name.removesuffix("_2")
-    file = f"{kind}_config.json" if kind in ("scheduler", "tokenizer") else "config.json"
-    return Part(own, class_name, _json(own / file, option))
+    return Part(own, class_name, config)
 
 
 def _json(path: Path, option: str) -> dict[str, Any]:
