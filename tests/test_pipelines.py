@@ -153,6 +153,31 @@ def test_older_layouts_and_names_are_known(tmp_path: Path) -> None:
     assert "its transformer is a Transformer2DModel of diffusers" in refused(folder)
 
 
+def test_older_names_of_weights_are_known(tmp_path: Path) -> None:
+    """Those of the autoencoder's attention in older files, and CLIP's stored positions and prefix."""
+    folder, images = tiny.save_text_to_image(tmp_path / "p"), torch.ones(1, 1, 8, 8)
+    before = open_teacher(str(folder), text())
+    old = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
+    path = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    renamed = {}
+    for name, value in weights.items():
+        for new, former in old.items():
+            name = name.replace(new, former)
+        renamed[name] = value
+    assert len(renamed.keys() - weights.keys()) == 16
+    safetensors.torch.save_file(renamed, path)
+    path = folder / "text_encoder" / "model.safetensors"
+    weights = {
+        f"text_model.{name.removeprefix('text_model.')}": v for name, v in safetensors.torch.load_file(path).items()
+    }
+    weights["text_model.embeddings.position_ids"] = torch.arange(6)[None]
+    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    after = open_teacher(str(folder), text())
+    assert torch.equal(after.space.encode(images), before.space.encode(images))
+    assert torch.equal(after.texts.tokens, before.texts.tokens)
+
+
 def test_texts_are_encoded_as_clip_does(tmp_path: Path) -> None:
     folder = tiny.save_text_to_image(tmp_path / "p")
     teacher = open_teacher(str(folder), text())
