@@ -20,6 +20,7 @@ from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.metrics.table import metric
 from stylegan_di.options import option, options_of
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
+from stylegan_di.snapshots.pipelines import TeacherOptions
 from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, Range, parse, usage
 from stylegan_di.students.fresh import FRESH_STUDENTS
 from stylegan_di.teachers.mixed import join_teachers
@@ -55,9 +56,10 @@ class TrainConfig:
     )
     teacher: str | None = _input(
         None,
-        "EDM teacher: known name, path or URL. Known GANs have a default. Given more than once, as 0.7*A.pkl and "
-        "0.3*B.pkl, or A.pkl@0-1 and B.pkl@1- (noise levels), the teachers are mixed. online: one is trained from "
-        "--data beside the student.",
+        "The diffusion teacher: a network file (known name, path or URL), a folder in diffusers' layout, or "
+        "hf:owner/name of such a pipeline (docs/teachers.md). Known GANs have a default. Given more than once, as "
+        "0.7*A.pkl and 0.3*B.pkl, or A.pkl@0-1 and B.pkl@1- (noise levels), the teachers are mixed. online: one is "
+        "trained from --data beside the student.",
         kinds=("di",),
         join=join_teachers,
     )
@@ -246,6 +248,12 @@ class TrainConfig:
         1, "Denoising steps of a student that is distilled without a GAN, trained at their levels.", Range(1, 64)
     )
     fake_lr: float | None = _di(None, "Learning rate of the fake score. [default: --lr]", POSITIVE)
+    fake_rank: int | None = _di(
+        None,
+        "Rank of low-rank adapters (peft): the fake score shares the teacher's weights and trains these alone, which "
+        "saves memory. For networks of diffusers. [default: a whole copy]",
+        Range(1, 4096),
+    )
     fake_steps: int = _di(1, "Updates of the fake score in a step, which has one of the student.", POSITIVE)
     fake_warmup: float = _di(
         0.0, "Thousands of images on which only the fake score learns, inside --kimg.", NOT_NEGATIVE
@@ -260,6 +268,21 @@ class TrainConfig:
         0.0,
         "Thousands of images on which only a teacher that is trained on the way learns, inside --kimg.",
         NOT_NEGATIVE,
+    )
+    prompt: str | None = _di(
+        None, "What a text-to-image teacher shall see: a text, or one a class of the GAN, as in 'a cat|a dog'."
+    )
+    negative_prompt: str | None = _di(None, "The text that --guidance leads away from. [default: the empty text]")
+    guidance: float = _di(
+        1.0, "Scale of the teacher's classifier-free guidance, for pipelines of texts or classes; 1: none.", POSITIVE
+    )
+    autoencoder: str | None = _di(
+        None,
+        "Autoencoder of a teacher that works on latents: a folder in diffusers' layout or hf:owner/name. "
+        "[default: the pipeline's own]",
+    )
+    checkpointing: bool = _di(
+        False, "Compute activations of teacher and fake score again in the backward pass: less memory, more time."
     )
     critic: str = _di(
         "none",
@@ -312,6 +335,11 @@ class TrainConfig:
         return uses_teacher(vars(self))
 
     @property
+    def teacher_options(self) -> TeacherOptions:
+        """What the teacher is given besides its file."""
+        return TeacherOptions(self.prompt, self.negative_prompt, self.guidance, self.autoencoder, self.checkpointing)
+
+    @property
     def wants_reals(self) -> str:
         """The option of --kind=di for which real images or a discriminator are there, for messages."""
         if self.critic != "none":
@@ -334,8 +362,12 @@ class TrainConfig:
             raise UserError("--divergence=none leaves nothing to train by; give --adv-weight=1 or another --divergence")
         if self.kind == "di" and self.teacher is None and self.needs_teacher:
             raise UserError(
-                "--kind=di needs --teacher=NAME|PATH|URL, an EDM network, or --cfg=NAME, or a known --gan-pkl that has "
-                "one"
+                "--kind=di needs --teacher=NAME|PATH|URL, a diffusion model, or --cfg=NAME, or a known --gan-pkl that "
+                "has one"
+            )
+        if self.fsdp and self.fake_rank is not None:
+            raise UserError(
+                f"--fsdp spreads two networks, and --fake-rank={self.fake_rank} makes them share one: leave one out"
             )
         if self.makes_student and self.gan_pkl is not None:
             raise UserError(f"--student={self.student} is a new network: leave --gan-pkl={self.gan_pkl} out")

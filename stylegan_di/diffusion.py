@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from torch import Tensor
 from stylegan_di.specs import POSITIVE, Range, number
 
 VP_BETA_D, VP_BETA_MIN = 19.9, 0.1  # the values of VP's published networks
+
+#: What a network of discrete time estimates: the noise, v (Salimans & Ho 2022, arXiv 2202.00512), or the clean image.
+Prediction = Literal["epsilon", "v_prediction", "sample"]
 
 
 def per_sample(sigma: Tensor, x: Tensor) -> Tensor:
@@ -178,3 +181,65 @@ def edm_preconditioning(sigma: Tensor, sigma_data: float = 0.5) -> Preconditioni
         c_in=total.rsqrt(),
         c_noise=sigma.log() / 4,
     )
+
+
+def discrete_preconditioning(sigma: Tensor, time: Tensor, prediction: Prediction) -> Preconditioning:
+    """Returns the coefficients of a network that was trained on DDPM's discrete times (arXiv 2006.11239).
+
+    Such a network F sees x_t = a x + b n with a^2 + b^2 = 1, which is x_t = a (x + sigma n) with sigma = b / a, so that
+    a = 1 / sqrt(1 + sigma^2) and b = sigma / sqrt(1 + sigma^2). From F = F(a x_sigma; time) follows the clean image:
+
+        epsilon       F = n:           D = x_sigma - sigma F
+        v_prediction  F = a n - b x:   D = a x_t - b F = x_sigma / (1 + sigma^2) - sigma / sqrt(1 + sigma^2) F
+        sample        F = x:           D = F
+
+    time: of the noise level, shaped as sigma, as `discrete_time` finds it.
+    """
+    if prediction == "epsilon":
+        return noise_prediction(sigma, time)
+    a = (sigma.square() + 1).rsqrt()
+    if prediction == "sample":
+        return Preconditioning(torch.zeros_like(sigma), torch.ones_like(sigma), a, time)
+    return Preconditioning(a.square(), -sigma * a, a, time)
+
+
+def flow_preconditioning(sigma: Tensor, M: float) -> Preconditioning:
+    """Returns the coefficients of a network of flow matching on straight paths (Lipman et al. 2023, arXiv 2210.02747).
+
+    Such a network F sees x_t = (1 - t) x + t n = (1 - t) (x + sigma n) with sigma = t / (1 - t), is told M t, and
+    estimates the velocity n - x. With t = sigma / (1 + sigma), D = x_t - t F = x_sigma / (1 + sigma) - t F.
+    """
+    rest = 1 / (1 + sigma)
+    return Preconditioning(c_skip=rest, c_out=-sigma * rest, c_in=rest, c_noise=M * sigma * rest)
+
+
+def discrete_levels(alphas_cumprod: Tensor) -> Tensor:
+    """Returns the noise levels sqrt((1 - a) / a) of DDPM's times 0, 1, ...; a is the running product of its alphas [T].
+
+    Levels without a finite sigma (a = 0, "zero terminal SNR") are left out.
+    """
+    a = alphas_cumprod[alphas_cumprod > 0].double()
+    return ((1 - a) / a).sqrt()
+
+
+def linear_levels(M: int, beta_first: float = 1e-4, beta_last: float = 0.02) -> Tensor:
+    """Returns the noise levels u_0 > ... > u_M = 0 of DDPM's linear betas, float32 [M+1], ordered as `iddpm_levels`."""
+    betas = torch.linspace(beta_first, beta_last, M, dtype=torch.float64, device="cpu")
+    levels = discrete_levels((1 - betas).cumprod(dim=0))
+    return torch.cat([levels.flip(0), levels.new_zeros(1)]).float()
+
+
+def discrete_time(sigma: Tensor, levels: Tensor) -> Tensor:
+    """Returns the times of noise levels sigma (any shape) among the rising `levels` [T] of times 0, 1, ..., T - 1.
+
+    Between two levels the time is interpolated linearly in ln sigma; beyond the ends it is the end's. Float32.
+    """
+    known, wanted = levels.log(), sigma.to(levels.dtype).log()
+    above = torch.searchsorted(known, wanted.contiguous()).clamp(1, len(known) - 1)
+    low, high = known[above - 1], known[above]
+    return (above - 1 + ((wanted - low) / (high - low)).clamp(0, 1)).float()
+
+
+def noise_prediction(sigma: Tensor, c_noise: Tensor) -> Preconditioning:
+    """Returns the coefficients of a network that estimates the noise of variance-preserving images (table 1, DDPM)."""
+    return Preconditioning(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)

@@ -30,6 +30,7 @@ class Denoiser(torch.nn.Module, ABC):
     label_dim: int  # 0: unconditional
     sigma_min: float
     sigma_max: float
+    space: Space | None = None  # what it sees of a student's images, where that is not their pixels
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -53,6 +54,17 @@ class Denoiser(torch.nn.Module, ABC):
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy, from which a fake score starts. A wrapper copies the network that it wraps."""
         return copy.deepcopy(self)
+
+    def adapted_copy(self, rank: int) -> Denoiser:
+        """Returns a copy that shares this network's frozen weights and trains low-rank adapters of them alone.
+
+        Raises:
+            UserError: if networks of this class cannot have adapters.
+        """
+        raise UserError(
+            f"--fake-rank={rank}: a {type(self).__name__} cannot have low-rank adapters, only networks of diffusers "
+            "can; leave it out"
+        )
 
     @classmethod
     def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> Denoiser | None:

@@ -22,6 +22,8 @@ from stylegan_di.presets import R3GAN as R3GAN_PRESET
 from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, read_contents
+from stylegan_di.snapshots.pipelines import HUB, is_pipeline, read_pipeline
+from stylegan_di.snapshots.teacher_files import student_shape
 from stylegan_di.students import stylegan2, stylegan3
 from stylegan_di.students.refiner import PARTS as REFINER_PARTS
 from stylegan_di.teachers.mixed import parse_teachers
@@ -76,12 +78,26 @@ class Files:
         return self._contents(self.config.transfer)
 
     @cached_property
-    def teachers(self) -> dict[str, Contents]:
-        """By their names."""
+    def teachers(self) -> dict[str, ImageShape]:
+        """The images that each teacher is made for, by its name."""
         if self.config.teacher is None or self.config.trains_teacher:
             return {}
-        found = {term.source: self._contents(term.source) for term in parse_teachers(self.config.teacher)}
-        return {source: contents for source, contents in found.items() if contents is not None}
+        found = {term.source: self._teacher(term.source) for term in parse_teachers(self.config.teacher)}
+        return {source: shape for source, shape in found.items() if shape is not None}
+
+    def _teacher(self, source: str) -> ImageShape | None:
+        options = self.config.teacher_options
+        on_a_hub = any(name.startswith(HUB) for name in (source, options.autoencoder or ""))
+        if on_a_hub and not self.fetch:
+            return None
+        try:
+            if is_pipeline(source):
+                return read_pipeline(source, options).shape(options)
+            shape = shape_of(self._contents(source))
+            return None if shape is None else student_shape(source, shape, options)
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
 
     @cached_property
     def data(self) -> ImageDataset | None:
@@ -194,15 +210,7 @@ def _reference(config: TrainConfig) -> Iterator[str]:
 
 def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
     gan, resized = shape_of(files.gan), config.match == "resize"
-    for source, contents in files.teachers.items():
-        teacher = shape_of(contents)
-        if teacher is None:
-            continue
-        if teacher.channels not in (1, 3):
-            yield (
-                f"--teacher={source}: its images have {teacher.channels} channels, so it works on an autoencoder's "
-                "latents; a teacher of pictures, of 1 or 3 channels, is needed"
-            )
+    for source, teacher in files.teachers.items():
         if gan is None:
             continue
         unlike = f"--teacher={source} and --gan-pkl={config.gan_pkl} do not match: "
@@ -262,9 +270,10 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
         )
     if config.kind == "gan" and (side < 4 or side & (side - 1)):
         yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with tools/dataset_tool.py"
-    start = files.gan or files.transfer or next(iter(files.teachers.values()), None)
-    whose = "GAN" if files.gan else "network to start from" if files.transfer else "teacher"
-    network = shape_of(start)
+    network, whose = next(iter(files.teachers.values()), None), "teacher"
+    for start, name in ((files.transfer, "network to start from"), (files.gan, "GAN")):
+        if start is not None:
+            network, whose = shape_of(start), name
     found = ImageShape(side, data.num_channels, data.label_dim)
     if network is not None and found != network:
         yield (

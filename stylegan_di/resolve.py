@@ -35,7 +35,8 @@ REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
 #: Options of StyleGAN2's and StyleGAN3's networks and losses that R3GAN has no use for.
 NOT_R3GANS = ("map_depth", "noise_inputs", "d_arch", "freezed", "mixing", "pl_weight", "pl_interval", "blur_sigma",
               "blur_fade", "mbstd_group", "freeze", "r1_interval")  # fmt: skip
-DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_steps", "fake_warmup", "compile", "fsdp")
+TEACHER = ("prompt", "negative_prompt", "guidance", "autoencoder", "checkpointing")
+DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "compile", "fsdp")
 
 
 def resolve(
@@ -108,7 +109,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
         if config.divergence == "none":
             yield DIVERGENCE, "with --divergence=none" + leave
             if not config.needs_teacher:
-                yield ("teacher",), "with --divergence=none" + leave
+                yield ("teacher", *TEACHER), "with --divergence=none" + leave
         if config.gan_pkl is not None:
             yield ("student_steps",), "with --gan-pkl, which makes its images in one: leave it out"
         if config.makes_student:

@@ -27,6 +27,7 @@ FID_REFS = NVIDIA + "edm/fid-refs/"
 EDM2 = NVIDIA + "edm2/posthoc-reconstructions/"
 EDM2_REFS = NVIDIA + "edm2/dataset-refs/"
 STYLEGAN2 = NVIDIA + "stylegan2/networks/"
+ADM = "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/"
 DETECTORS = SG2 + "metrics/"
 NGC = "https://api.ngc.nvidia.com/v2/models/nvidia/research/"
 STYLEGAN3 = NGC + "stylegan3/versions/1/files/"
@@ -64,6 +65,7 @@ TERMS = {
     STYLEGAN2_NGC: "NVIDIA Source Code License, non-commercial use only (NVlabs/stylegan3)",
     NVIDIA + "edm/": "CC BY-NC-SA 4.0, non-commercial use only (NVlabs/edm)",
     NVIDIA + "edm2/": "CC BY-NC-SA 4.0, non-commercial use only (NVlabs/edm2)",
+    ADM: "MIT (openai/guided-diffusion), trained on ImageNet or LSUN, whose images are for research",
     PYTORCH_FID: "Apache-2.0, converted from TensorFlow's Inception-v3 (mseitzer/pytorch-fid)",
     TORCHVISION: "BSD-3-Clause, trained on ImageNet, whose images are for research (pytorch/vision)",
     LPIPS: "BSD-2-Clause (richzhang/PerceptualSimilarity)",
@@ -126,6 +128,15 @@ _TABLE: list[tuple[str, str | None, int | None, str | None, str | None]] = [
     ("baseline-cifar10-32x32-uncond-vp.pkl",     BASELINE, 0,    None,                            _CIFAR),
     ("baseline-cifar10-32x32-uncond-ve.pkl",     BASELINE, 0,    None,                            _CIFAR),
     ("baseline-imagenet-64x64-cond-adm.pkl",     BASELINE, 1000, None,                "imagenet-64x64-baseline.npz"),
+    ("64x64_diffusion.pt",                       ADM,      1000, None,                "imagenet-64x64-baseline.npz"),
+    ("128x128_diffusion.pt",                     ADM,      1000, None,                            None),
+    ("256x256_diffusion.pt",                     ADM,      1000, None,                            None),
+    ("256x256_diffusion_uncond.pt",              ADM,      0,    None,                            None),
+    ("512x512_diffusion.pt",                     ADM,      1000, None,                            None),
+    ("lsun_bedroom.pt",                          ADM,      0,    None,                            None),
+    ("lsun_cat.pt",                              ADM,      0,    None,                            None),
+    ("lsun_horse.pt",                            ADM,      0,    None,                            None),
+    ("lsun_horse_nodropout.pt",                  ADM,      0,    None,                            None),
     ("cifar10-32x32.npz",                        FID_REFS, None, None,                            None),
     ("ffhq-64x64.npz",                           FID_REFS, None, None,                            None),
     ("afhqv2-64x64.npz",                         FID_REFS, None, None,                            None),

@@ -33,6 +33,7 @@ from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.students.stylegan3 import StyleGAN3Student
 from stylegan_di.teachers import TEACHERS
+from stylegan_di.teachers.discrete import DiscreteTeacher, Times
 from stylegan_di.teachers.edm import EDMTeacher
 from tests.tiny import edm_network, gan_networks, r3gan_networks, stylegan3_networks
 
@@ -77,7 +78,10 @@ MAKE_STUDENTS: dict[str, Callable[[], Generator]] = {
     "radiance": lambda: RadianceStudent(RadianceSpec(width=8, depth=4).network(**SHAPE)),
     "refiner": lambda: RefinerStudent.of(StyleGAN2Student(_gan()), EDMTeacher(_edm()), 1.0),
 }
-MAKE_TEACHERS: dict[str, Callable[[], Denoiser]] = {"edm": lambda: EDMTeacher(_edm())}
+MAKE_TEACHERS: dict[str, Callable[[], Denoiser]] = {
+    "edm": lambda: EDMTeacher(_edm()),
+    "diffusers": lambda: _diffusers(),  # opened from a pipeline's folder, never from a snapshot
+}
 MAKE_CRITICS: dict[str, Callable[[], Critic]] = {
     "discriminator": lambda: DiscriminatorCritic(_discriminator()),
     "features": lambda: FeatureCritic(EDMTeacher(_edm())),
@@ -88,6 +92,23 @@ def _discriminator() -> torch.nn.Module:
     network = gan_networks(c_dim=CLASSES)["D"]
     assert network is not None
     return network
+
+
+def _encoder() -> torch.nn.Module:
+    torch.manual_seed(0)
+    return torch.nn.Conv2d(1, 4, 3, stride=2, padding=1).double()
+
+
+def _diffusers() -> Denoiser:
+    diffusers = pytest.importorskip("diffusers", reason="its networks are made by diffusers, which is not installed")
+    torch.manual_seed(0)
+    levels = torch.linspace(-4, 4, 100, dtype=torch.float64).exp()
+    network = diffusers.UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1,
+        norm_num_groups=4, num_class_embeds=CLASSES, down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    return DiscreteTeacher(network, Times(levels, "v_prediction"))
 
 
 def rng(n: int, purpose: str = "test") -> SampleRandom:
@@ -192,10 +213,10 @@ def test_what_a_student_settles_and_averages_are_its_own_buffers(student: Genera
 # Teachers.
 
 
-@pytest.fixture(params=TEACHERS)
+@pytest.fixture(params=[*TEACHERS, "diffusers"])
 def teacher(request: pytest.FixtureRequest) -> Denoiser:
     made = MAKE_TEACHERS[request.param]()
-    assert type(made) is TEACHERS[request.param]
+    assert type(made) is TEACHERS.get(request.param, DiscreteTeacher)
     return made.eval().requires_grad_(False)
 
 
@@ -256,7 +277,9 @@ def test_a_teacher_rounds_noise_levels_to_ones_that_it_keeps(teacher: Denoiser) 
     assert teacher.sigma_min <= teacher.sigma_max
 
 
-def test_a_teacher_comes_back_from_a_snapshot(teacher: Denoiser, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", TEACHERS)
+def test_a_teacher_comes_back_from_a_snapshot(name: str, tmp_path: Path) -> None:
+    teacher = MAKE_TEACHERS[name]().eval().requires_grad_(False)
     path = tmp_path / "teacher.pkl"
     save_snapshot(path, {**teacher.entries()}, extras={"dataset_kwargs": {}}, metadata={})
     again = as_denoiser(load_snapshot(path))
@@ -271,7 +294,7 @@ def test_a_teacher_comes_back_from_a_snapshot(teacher: Denoiser, tmp_path: Path)
 @pytest.mark.parametrize("name", SPACES)
 def test_a_space_is_differentiable_and_says_its_size(name: str) -> None:
     cls: Any = SPACES[name]
-    space: Space = cls(8, 1)
+    space: Space = cls(_encoder(), 4, 4, shift=0.5, scale=[1, 2, 3, 4]) if name == "latents" else cls(8, 1)
     images = torch.randn([2, 1, 8, 8], dtype=torch.float64, requires_grad=True)
     x = space.encode(images)
     assert x.shape == (2, space.channels, space.resolution, space.resolution)

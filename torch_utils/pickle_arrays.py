@@ -27,7 +27,7 @@ STORAGE_DTYPES = {
     "CharStorage": torch.int8,
     "ByteStorage": torch.uint8,
 }
-_NESTED_GLOBALS = {("torch", name): "storage_class" for name in STORAGE_DTYPES}
+NESTED_GLOBALS = {("torch", name): "storage_class" for name in STORAGE_DTYPES}
 _NUMPY_DTYPES = {"b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8"}
 
 
@@ -46,7 +46,7 @@ def read_storage(data: memoryview, opcodes: int) -> tuple[Tensor, int]:
     position = 0
     parts = []
     for _ in range(5):
-        machine = Machine(data, position, known=_NESTED_GLOBALS, opcodes=opcodes, allow_persistent_ids=True)
+        machine = Machine(data, position, known=NESTED_GLOBALS, opcodes=opcodes, allow_persistent_ids=True)
         parts.append(machine.run())
         position, opcodes = machine.position, machine.opcodes
     magic, protocol, system, reference, keys = parts
@@ -54,15 +54,7 @@ def read_storage(data: memoryview, opcodes: int) -> tuple[Tensor, int]:
         raise Refusal("a tensor's storage that is no torch stream")
     if not isinstance(system, Pairs) or ("little_endian", True) not in system.pairs[:10]:
         raise Refusal("a tensor's storage of a big-endian machine", "Save it again on a little-endian machine.")
-    value = reference.value if isinstance(reference, PersistentId) else None
-    if not isinstance(value, tuple) or len(value) != 6:
-        raise Refusal("a torch stream without a storage")
-    tag, kind, key, _device, count, view = value
-    if not isinstance(tag, str) or tag != "storage" or not isinstance(kind, Global) or view is not None:
-        raise Refusal("a torch stream without a plain storage")
-    if not isinstance(key, str) or type(count) is not int or count < 0:
-        raise Refusal("a storage whose key or count is of a wrong type", DAMAGED)
-    dtype = STORAGE_DTYPES[kind.name]
+    dtype, key, count = storage_reference(reference)
     if not isinstance(keys, list) or len(keys) != 1 or not isinstance(keys[0], str) or keys[0] != key:
         raise Refusal("a tensor's storage with other keys than its own", DAMAGED)
     header, raw = data[position : position + 8], data[position + 8 :]
@@ -108,6 +100,20 @@ def read_array(shape: Any, dtype: np.dtype, fortran: Any, data: memoryview) -> n
 
 def _are_sizes(value: Any) -> bool:
     return isinstance(value, tuple) and all(type(item) is int and 0 <= item < 2**60 for item in value)
+
+
+def storage_reference(node: Any) -> tuple[torch.dtype, str, int]:
+    """Returns dtype, key and count from ('storage', class, key, device, count), with a None behind in old streams."""
+    value = node.value if isinstance(node, PersistentId) else None
+    if not isinstance(value, tuple) or len(value) not in (5, 6):
+        raise Refusal("a torch stream without a storage")
+    tag, kind, key, _device, count, view = (*value, None)[:6]
+    is_class = isinstance(kind, Global) and kind.role == "storage_class"
+    if not isinstance(tag, str) or tag != "storage" or not is_class or view is not None:
+        raise Refusal("a torch stream without a plain storage")
+    if not isinstance(key, str) or type(count) is not int or count < 0:
+        raise Refusal("a storage whose key or count is of a wrong type", DAMAGED)
+    return STORAGE_DTYPES[kind.name], key, count
 
 
 def numpy_dtype(node: Any) -> np.dtype:

@@ -64,11 +64,11 @@ KNOWN_GLOBALS: dict[tuple[str, str], str] = {
 
 _CALLED = {
     "persistent", "ordered_dict", "parameter", "tensor", "storage", "dtype", "scalar", "array", "buffer", "set",
-    "bytes",
+    "bytes", "state_dict",
 }  # fmt: skip
 _CREATED = {"easy_dict", "container", "tensorflow"}
-_FILLED = {"ordered_dict", "easy_dict"}
-_BUILT = {"dtype", "array", "container", "tensorflow"}
+_FILLED = {"ordered_dict", "easy_dict", "state_dict"}
+_BUILT = {"dtype", "array", "container", "tensorflow", "state_dict"}
 _OPCODE_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 
 NOT_A_NETWORK = "It is no network file of stylegan2-ada-pytorch or edm; use a copy from a source you trust."

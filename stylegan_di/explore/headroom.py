@@ -92,12 +92,12 @@ def look(generator: Generator, teacher: Denoiser, space: Space, classes: ClassMa
     told = classes(labels, lambda dim: one_hot(rng.integers(dim), dim))
     taken_for = _taken_for(own, told, lambda guess: error(x, guess), teacher.label_dim, count)
     swapped = False
-    if x.shape[1] == 3:
+    if x.shape[1] == 3 and teacher.space is None:
         swapped = bool(error(x.flip(1), told).mean() < (1 - TELLING) * error(x, told).mean())
     sampler = DiffusionSampler(teacher, solver=DPM_SOLVER)
     few = slice(4 * SAMPLES)
     drawn = sampler(sampler.sample_latents(n, rng=rng)[few], None if told is None else told[few])
-    return Headroom(taken_for, swapped, _moments(x), _moments(drawn))
+    return Headroom(taken_for, swapped, _moments(x, teacher), _moments(drawn, teacher))
 
 
 def _taken_for(
@@ -117,7 +117,7 @@ def _taken_for(
     return tuple(found)
 
 
-def _moments(images: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation of the pixels as they are shown, in [-1,1]."""
-    pixels = to_uint8(images).float() / 127.5 - 1
+def _moments(images: Tensor, teacher: Denoiser) -> tuple[float, float]:
+    """Mean and standard deviation of the pixels as they are shown, in [-1,1], or of a teacher's latents."""
+    pixels = to_uint8(images).float() / 127.5 - 1 if teacher.space is None else images
     return float(pixels.mean()), float(pixels.std())

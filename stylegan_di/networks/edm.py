@@ -22,6 +22,8 @@ from stylegan_di.diffusion import (
     Preconditioning,
     edm_preconditioning,
     iddpm_levels,
+    linear_levels,
+    noise_prediction,
     per_sample,
     vp_sigma,
     vp_time,
@@ -141,10 +143,6 @@ class UNetPrecond(Precond):
         return self.model.features(x, c_noise, labels)
 
 
-def _noise_prediction(sigma: Tensor, c_noise: Tensor) -> Preconditioning:
-    return Preconditioning(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)
-
-
 class VPPrecond(UNetPrecond):
     """Variance preserving (DDPM): F estimates the noise.
 
@@ -173,7 +171,7 @@ class VPPrecond(UNetPrecond):
         self.sigma_min, self.sigma_max = vp_sigma(times, beta_d, beta_min).tolist()
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
-        return _noise_prediction(sigma, (self.M - 1) * vp_time(sigma, self.beta_d, self.beta_min))
+        return noise_prediction(sigma, (self.M - 1) * vp_time(sigma, self.beta_d, self.beta_min))
 
 
 class VEPrecond(UNetPrecond):
@@ -220,13 +218,16 @@ class iDDPMPrecond(UNetPrecond):
         self.C_1 = C_1
         self.C_2 = C_2
         self.M = M
-        levels = iddpm_levels(M, C_1, C_2)
+        self.set_levels(iddpm_levels(M, C_1, C_2))
+
+    def set_levels(self, levels: Tensor) -> None:
+        """Sets the noise levels, falling to 0 [M+1]."""
         self.register_buffer("u", levels)
-        self.sigma_min = float(levels[M - 1])
+        self.sigma_min = float(levels[self.M - 1])
         self.sigma_max = float(levels[0])
 
     def coefficients(self, sigma: Tensor) -> Preconditioning:
-        return _noise_prediction(sigma, (self.M - 1 - self._nearest(sigma)).to(sigma.dtype))
+        return noise_prediction(sigma, (self.M - 1 - self._nearest(sigma)).to(sigma.dtype))
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         sigma = torch.as_tensor(sigma)
@@ -235,6 +236,23 @@ class iDDPMPrecond(UNetPrecond):
     def _nearest(self, sigma: Tensor) -> Tensor:
         """Returns the indices of the nearest noise levels, shaped like sigma."""
         return (sigma.to(self.u)[..., None] - self.u).abs().argmin(dim=-1)
+
+
+class DDPMPrecond(iDDPMPrecond):
+    """iDDPM at the noise levels of DDPM's linear betas, as ADM's networks above 64 pixels; not of NVlabs' format."""
+
+    def __init__(
+        self,
+        img_resolution: int,
+        img_channels: int,
+        label_dim: int = 0,
+        use_fp16: bool = False,
+        M: int = 1000,
+        model_type: str = "DhariwalUNet",
+        **model_kwargs: Any,
+    ) -> None:
+        super().__init__(img_resolution, img_channels, label_dim, use_fp16, M=M, model_type=model_type, **model_kwargs)
+        self.set_levels(linear_levels(M))
 
 
 class EDMPrecond(UNetPrecond):

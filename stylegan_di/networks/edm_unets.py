@@ -317,7 +317,11 @@ class SongUNet(UNet):
 
 
 class DhariwalUNet(UNet):
-    """ADM of Dhariwal & Nichol. Arguments as SongUNet's."""
+    """ADM of Dhariwal & Nichol. Arguments as SongUNet's, with one more than the file format has.
+
+    channel_mult may have halves, as ADM's network for 512 pixels; `num_heads` is the number of heads of every
+    attention, by default one for 64 channels.
+    """
 
     map_label: Linear | None
     map_augment: Linear | None
@@ -330,22 +334,25 @@ class DhariwalUNet(UNet):
         label_dim: int = 0,
         augment_dim: int = 0,
         model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult: Sequence[float] = (1, 2, 3, 4),
         channel_mult_emb: int = 4,
         num_blocks: int = 3,
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0,
+        num_heads: int | None = None,
     ) -> None:
         super().__init__()
         self.label_dropout = label_dropout
         emb_channels = model_channels * channel_mult_emb
-        widths = [model_channels * mult for mult in channel_mult]
+        widths = [int(model_channels * mult) for mult in channel_mult]
         third = math.sqrt(1 / 3)
         init: dict[str, Any] = {"init_mode": "kaiming_uniform", "init_weight": third, "init_bias": third}
         init_zero: dict[str, Any] = {"init_mode": "kaiming_uniform", "init_weight": 0, "init_bias": 0}
         init_label: dict[str, Any] = {"init_mode": "kaiming_normal", "init_weight": math.sqrt(label_dim)}
-        block = partial(UNetBlock, emb_channels=emb_channels, dropout=dropout, init=init, init_zero=init_zero)
+        block = partial(
+            UNetBlock, emb_channels=emb_channels, dropout=dropout, num_heads=num_heads, init=init, init_zero=init_zero
+        )
 
         self.map_noise = PositionalEmbedding(model_channels)
         self.map_augment = Linear(augment_dim, model_channels, bias=False, **init_zero) if augment_dim else None

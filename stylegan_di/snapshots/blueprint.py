@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from stylegan_di.data.augment import AugmentPipe
 from stylegan_di.networks import edm2, r3gan, stylegan3
 from stylegan_di.networks.decoder import Decoder
-from stylegan_di.networks.edm import PRECONDITIONERS, Precond
+from stylegan_di.networks.edm import PRECONDITIONERS, DDPMPrecond, Precond
 from stylegan_di.networks.flow import Flow
 from stylegan_di.networks.radiance import RadianceField
 from stylegan_di.networks.refiner import Refiner
@@ -31,8 +31,8 @@ STYLEGAN3, R3GAN = "stylegan3.Generator", "r3gan."
 #: By the names of the format, and of its modules where these have classes of the same name.
 CLASSES: dict[str, type[PersistentModule]] = {
     cls.__name__: cls
-    for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), edm2.Precond, Refiner, Decoder, Flow,
-                RadianceField)
+    for cls in (Generator, Discriminator, AugmentPipe, *PRECONDITIONERS.values(), DDPMPrecond, edm2.Precond, Refiner,
+                Decoder, Flow, RadianceField)
 } | {
     STYLEGAN3: stylegan3.Generator,
     R3GAN + "Generator": r3gan.Generator,

@@ -3,7 +3,8 @@
 A pickle holds what NVlabs' training loops write, in their order: stylegan2-ada's and stylegan3's {training_set_kwargs,
 G, D, G_ema, augment_pipe}, EDM's {ema, loss_fn, augment_pipe, dataset_kwargs}, or the TensorFlow era's triple
 (G, D, Gs). Our pickles add `provenance`; a one-step student's also adds `sigma_init`, which distinguishes it from a
-teacher. A safetensors file holds the weights as '<network>.<key>' and the rest as JSON in its metadata.
+teacher. A safetensors file holds the weights as '<network>.<key>' and the rest as JSON in its metadata. A .pt file of
+guided-diffusion is a state dict that torch.save wrote.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.r3gan import Generator as R3GANGenerator
 from stylegan_di.networks.stylegan3 import Generator as StyleGAN3
-from stylegan_di.snapshots import r3gan, stylegan3, tensorflow
+from stylegan_di.snapshots import adm, r3gan, stylegan3, tensorflow
 from stylegan_di.snapshots.blueprint import R3GAN, ROLES, STYLEGAN3, Blueprint, class_name
 from stylegan_di.torch_utils.persistence import (
     Persistent,
@@ -32,6 +33,7 @@ from stylegan_di.torch_utils.persistence import (
     read_pickle,
     write_pickle,
 )
+from stylegan_di.torch_utils.torch_archive import read_state_dict
 
 FORMAT_VERSION = "1"  # the version of our safetensors files
 STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
@@ -40,6 +42,7 @@ EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
 OPTIMIZERS = ("D_opt_state", "G_opt_state")  # R3GAN's
 TARGETS = ("stylegan2-ada", "stylegan3")  # the code that opens a pickle of StyleGAN2 networks; EDM's have one form
 DIFF_INSTRUCT, EMA_ALONE = "Diff-Instruct", "EDM's networks without its training (SiD's, for one)"
+STATE_DICTS = (".pt", ".pth")  # suffixes of what torch.save wrote
 AMBIGUOUS = (DIFF_INSTRUCT, EMA_ALONE)  # their 'ema' may be a one-step student; the file does not say
 
 
@@ -68,13 +71,15 @@ def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
     Args:
         data: the file's bytes.
         source: its name, for messages.
-        suffix: the file's suffix; '.safetensors' is read as such, anything else as a pickle.
+        suffix: the file's suffix; '.safetensors' is read as such, '.pt' as a state dict, anything else as a pickle.
 
     Raises:
         RefusedFileError: if it is no network file.
     """
     if suffix == ".safetensors":
         return _from_safetensors(data, source)
+    if suffix in STATE_DICTS:
+        return Contents(source, "guided-diffusion", {"ema": adm.to_blueprint(read_state_dict(data, source), source)})
     content = read_pickle(data, source)
     if isinstance(content, tuple) and content and all(isinstance(part, TensorFlowNetwork) for part in content):
         blueprints = tensorflow.to_blueprints(content, source)

@@ -22,6 +22,7 @@ from stylegan_di.runs.processes import follow_parent
 from stylegan_di.runs.resume import Resumed
 from stylegan_di.runs.statefile import versions
 from stylegan_di.snapshots.inspection import inspect_file
+from stylegan_di.snapshots.pipelines import is_pipeline, read_pipeline
 from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops import build as kernels
@@ -139,7 +140,10 @@ def describe(method: Method, ops: str, found: Sequence[tuple[str, str]] = (), re
         lines.append(("data", f"{config.data}, {len(method.dataset)} images"))
     teachers = [] if config.teacher is None or config.trains_teacher else parse_teachers(config.teacher)
     for name in (config.gan_pkl, config.resume, config.transfer, *(term.source for term in teachers)):
-        if name is not None:
+        if name is not None and is_pipeline(name):
+            pipeline = read_pipeline(name, config.teacher_options)
+            lines.append(("opened", f"{name}: {pipeline.sentence()}"))
+        elif name is not None:
             source = zoo.TRANSFER_SOURCES.get(name, name)
             lines.append(("opened", f"{source}: {inspect_file(source, try_networks=False).sentence()}"))
     lines.append(("batch", f"{config.batch} over {distributed.world_size()} process(es) on {method.device}"))

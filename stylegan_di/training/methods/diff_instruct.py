@@ -117,7 +117,9 @@ class DiffInstruct(GeneratorMethod):
             online = OnlineTeacher(config, EDMTeacher(new_network(config, dataset)))
             teachers = [(1.0, cast("Denoiser", online.average))]
         else:
-            teachers = [] if config.teacher is None else open_teachers(config.teacher)
+            teachers = [] if config.teacher is None else open_teachers(config.teacher, config.teacher_options)
+            if any(teacher.space is not None for _, teacher in teachers):
+                _check_latents(config)
         model, discriminator = _student(config, teachers[0][1] if teachers else None)
         instructions = []
         if config.divergence != "none":
@@ -270,6 +272,19 @@ def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, 
     return as_generator(snapshot), snapshot.networks.get("D")  # that it has one where it is needed, preflight checks
 
 
+def _check_latents(config: TrainConfig) -> None:
+    """Raises UserError for what a teacher that works on latents has no part in: it neither sees nor makes pixels."""
+    latents = f"--teacher={config.teacher} works on an autoencoder's latents, and"
+    if config.gan_pkl is None:
+        raise UserError(f"{latents} a student makes images: give --gan-pkl, a GAN to refine")
+    if config.match != "pixels":
+        raise UserError(f"{latents} --match={config.match} is for teachers of pixels: leave it out")
+    divergence = parse_divergence(config.divergence)
+    if config.critic != "none" or (divergence is not None and divergence.needs_critic):
+        option = f"--divergence={config.divergence}" if config.critic == "none" else f"--critic={config.critic}"
+        raise UserError(f"{latents} {option} needs a critic that sees what the teacher sees: leave it out")
+
+
 def _new_student(student: str, teacher: Denoiser) -> Generator:
     """Makes the new network of --student for the teacher's images and classes."""
     spec = parse(student, FRESH_STUDENTS, "--student")
@@ -286,16 +301,17 @@ def _new_student(student: str, teacher: Denoiser) -> Generator:
 def instruction(
     config: TrainConfig, teacher: Denoiser, label_dim: int, weight: float = 1.0, index: int = 0
 ) -> Instruction:
-    """Makes the configured instruction of a teacher, with a copy of the teacher as the fake score.
+    """Makes the configured instruction of a teacher, with a copy of it, or adapters on it, as the fake score.
 
     label_dim: the student's; index: of the teacher among several.
     """
     divergence = parse_divergence(config.divergence)
     assert divergence is not None
+    rank = config.fake_rank
     return Instruction(
         teacher=teacher,
         space=_space(config, teacher),
-        fake_score=teacher.trainable_copy(),
+        fake_score=teacher.trainable_copy() if rank is None else teacher.adapted_copy(rank),
         divergence=divergence,
         student_law=parse(config.noise_law, NOISE_LAWS, "--noise-law"),
         fake_law=parse(config.fake_noise_law, NOISE_LAWS, "--fake-noise-law"),
@@ -308,7 +324,7 @@ def instruction(
 def _space(config: TrainConfig, teacher: Denoiser) -> Space:
     """The space that --match and --clip name, in the teacher's size."""
     cls: Any = SPACES[config.match]
-    space: Space = cls(teacher.img_resolution, teacher.img_channels)
+    space: Space = teacher.space or cls(teacher.img_resolution, teacher.img_channels)
     return Shown(space) if config.clip else space
 
 

@@ -1,0 +1,175 @@
+"""Builds the parts of a pipeline with diffusers and transformers, from safetensors: the only place that needs both."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stylegan_di.diffusion import discrete_levels
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.snapshots.pipelines import INSTALL, Part, Pipeline, TeacherOptions, weights_files
+from stylegan_di.spaces.latents import Latents
+from stylegan_di.teachers.discrete import DiscreteTeacher, FlowTimes, Texts, Times
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+IMPLIED = "position_ids"  # 0, 1, 2, ...: stored by older versions of transformers
+
+
+def open_pipeline(pipeline: Pipeline, options: TeacherOptions) -> DiscreteTeacher:
+    """Builds the teacher of a pipeline, in evaluation mode, without gradients, on the CPU.
+
+    Raises:
+        UserError: a library is missing, or the files are not what they should be.
+    """
+    option = f"--teacher={pipeline.source}"
+    network = _network(pipeline.network, option)
+    if options.checkpointing:
+        network.enable_gradient_checkpointing()
+    space = None
+    if (autoencoder := pipeline.autoencoder) is not None:
+        space = latents_of(autoencoder, pipeline.network.config["sample_size"], option)
+    times = _times(pipeline.scheduler, option)
+    texts = _texts(pipeline, options, option) if pipeline.reads_texts else None
+    teacher = DiscreteTeacher(network, times, texts=texts, guidance=options.guidance, space=space)
+    return teacher.eval().requires_grad_(False)
+
+
+class Encoder(torch.nn.Module):
+    """The encoder of diffusers' autoencoder: images -> the mean of their latents. Its decoder is dropped."""
+
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__()
+        autoencoder.decoder = None
+        self.autoencoder = autoencoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        encoded = self.autoencoder.encode(images)
+        return encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+
+
+def latents_of(part: Part, side: int, option: str, standard: tuple[list[float], list[float]] | None = None) -> Latents:
+    """The space of an autoencoder's latents.
+
+    Args:
+        part: the autoencoder.
+        side: of the latents.
+        option: what it belongs to, for messages.
+        standard: shift and scale of each channel; by default those of the autoencoder's config.
+    """
+    config = part.config
+    shift = config.get("shift_factor") or 0.0
+    scale = config.get("scaling_factor", 1.0 if part.class_name == "AutoencoderTiny" else 0.18215)
+    if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+        shift, scale = config["latents_mean"], [scale / std for std in config["latents_std"]]
+    if standard is not None:
+        shift, scale = standard
+    encoder = Encoder(_network(part, option)).eval()
+    return Latents(encoder, side, config.get("latent_channels", 4), shift, scale)
+
+
+@contextlib.contextmanager
+def _reading(part: Part, option: str) -> Iterator[None]:
+    """Turns what goes wrong in the libraries, which raise errors of many types, into a UserError."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        raise UserError(f"{option} needs {error.name or 'a library'}, which is not installed: {INSTALL}") from None
+    except Exception as error:
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{option}: {part.class_name} in {part.folder} cannot be read ({type(error).__name__}: {text})"
+        ) from None
+
+
+def _network(part: Part, option: str) -> Any:
+    """A network of diffusers with all of its weights, which must be finite, in float32."""
+    weights_files(part, option)
+    with _reading(part, option):
+        import diffusers
+
+        cls = getattr(diffusers, part.class_name)
+        return _checked(cls.from_pretrained, part, option)
+
+
+def _checked(from_pretrained: Callable[..., Any], part: Part, option: str) -> Any:
+    network, info = from_pretrained(
+        str(part.folder), use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if keys := sorted(key for key in map(str, info[what]) if not key.endswith(IMPLIED)):
+            raise UserError(f"{option}: {part.folder} has {what.replace('_', ' ')}: {', '.join(keys)[:200]}")
+    for name, value in network.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UserError(f"{option}: NaN or infinite numbers in {name} of {part.folder}: it is damaged")
+    return network.float().eval().requires_grad_(False)
+
+
+def _times(part: Part, option: str) -> Times | FlowTimes:
+    """The noise levels that a network was trained on, by its scheduler."""
+    with _reading(part, option):
+        import diffusers
+
+        cls: Any = getattr(diffusers, part.class_name, None)
+        if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
+            raise UserError(f"{option}: there is no scheduler {part.class_name[:60]} in diffusers")
+        build: Any = cls  # for the type checker, which sees no more than a type
+        scheduler = build.from_config(dict(part.config))
+        if part.class_name.startswith("FlowMatch"):
+            t = scheduler.sigmas[(scheduler.sigmas > 0) & (scheduler.sigmas < 1)]
+            return FlowTimes(scheduler.config.num_train_timesteps, float(t.min()), float(t.max()))
+        alphas = getattr(scheduler, "alphas_cumprod", None)
+        prediction = scheduler.config.get("prediction_type", "epsilon")
+    if alphas is None:
+        raise UserError(
+            f"{option}: a {part.class_name} tells no alphas_cumprod; supported are schedulers that do, such as "
+            "DDPMScheduler, and FlowMatchEulerDiscreteScheduler"
+        )
+    if prediction not in PREDICTIONS:
+        raise UserError(f"{option}: prediction_type={str(prediction)[:40]}; supported are {', '.join(PREDICTIONS)}")
+    return Times(discrete_levels(alphas), prediction)
+
+
+@torch.no_grad()
+def _texts(pipeline: Pipeline, options: TeacherOptions, option: str) -> Texts:
+    """Encodes the negative prompt and the prompts; the text encoders are not kept.
+
+    A network that is told sizes was trained on the layers before the text encoders' last, joined, and on the pooled
+    output of the second one.
+    """
+    texts = [options.negative_prompt or "", *options.prompts]
+    outputs = [_encoded(encoder, tokenizer, texts, option) for encoder, tokenizer in pipeline.texts]
+    if not pipeline.told_sizes:
+        return Texts(outputs[0].last_hidden_state)
+    tokens = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    pooled = outputs[-1].text_embeds
+    if pipeline.zero_null and options.negative_prompt is None:
+        tokens[0], pooled[0] = 0, 0
+    side = pipeline.shape(options).resolution
+    sizes = torch.tensor([side, side, 0, 0, side, side], dtype=torch.float32)  # of the original, the crop, the target
+    return Texts(tokens, pooled, sizes)
+
+
+def _encoded(part: Part, words: Part, texts: list[str], option: str) -> Any:
+    """What a text encoder says of texts, and of its layers."""
+    weights_files(part, option)
+    with _reading(words, option):
+        from transformers import CLIPTokenizer
+
+        tokenizer = CLIPTokenizer.from_pretrained(str(words.folder), local_files_only=True)
+        most = tokenizer.model_max_length
+        for text in texts:
+            if (count := len(tokenizer(text).input_ids)) > most:
+                raise UserError(f"--prompt: '{text[:40]}...' has {count} tokens; {option} reads at most {most}")
+        tokens = tokenizer(texts, padding="max_length", max_length=most, return_tensors="pt")
+    with _reading(part, option):
+        import transformers
+
+        cls = getattr(transformers, part.class_name)
+        encoder = _checked(cls.from_pretrained, part, option)
+        return encoder(tokens.input_ids, output_hidden_states=True)

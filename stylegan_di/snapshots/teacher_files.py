@@ -1,0 +1,73 @@
+"""Opens a --teacher, whatever it is: a network file (`checkpoint`) or a pipeline in diffusers' layout (`pipelines`)."""
+
+from __future__ import annotations
+
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.interfaces import Denoiser
+from stylegan_di.snapshots import diffusers_parts
+from stylegan_di.snapshots.blueprint import ImageShape
+from stylegan_di.snapshots.checkpoint import as_denoiser, load_snapshot
+from stylegan_di.snapshots.pipelines import (
+    TeacherOptions,
+    downsampling,
+    is_pipeline,
+    read_autoencoder,
+    read_pipeline,
+    refuse_texts,
+)
+
+LATENT_CHANNELS = 4
+#: Shift and scale of the latents that EDM2's networks work on (arXiv 2312.02696), by channel: those of Stable
+#: Diffusion's autoencoder (stabilityai/sd-vae-ft-mse), brought to a mean of 0 and a standard deviation of 0.5.
+EDM2_LATENTS = [5.81, 3.25, 0.12, -2.15], [0.5 / std for std in (4.17, 4.62, 3.71, 3.28)]
+
+
+def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser:
+    """Opens a teacher, in evaluation mode, without gradients, on the CPU.
+
+    Args:
+        source: a network file's path, URL or known name; a folder in diffusers' layout; or hf:owner/name.
+        options: what it is given besides.
+
+    Raises:
+        UserError: if it cannot be opened, or has no use for an option.
+    """
+    options = options or TeacherOptions()
+    if is_pipeline(source):
+        return diffusers_parts.open_pipeline(read_pipeline(source, options), options)
+    teacher = as_denoiser(load_snapshot(source))
+    shape = ImageShape(teacher.img_resolution, teacher.img_channels, teacher.label_dim)
+    student_shape(source, shape, options)
+    if options.autoencoder is not None:
+        part = read_autoencoder(options.autoencoder)
+        option = f"--autoencoder={options.autoencoder}"
+        teacher.space = diffusers_parts.latents_of(part, teacher.img_resolution, option, EDM2_LATENTS)
+    return teacher
+
+
+def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> ImageShape:
+    """The shape of the images that a student must make for the network of a file, whose own shape is given.
+
+    Raises:
+        UserError: an option has no use, or --autoencoder is missing.
+    """
+    option = f"--teacher={source}"
+    refuse_texts(options, option)
+    if options.guidance != 1:
+        raise UserError(f"--guidance={options.guidance:g} is for pipelines, which {option} is not: leave it out")
+    if options.checkpointing:
+        raise UserError(f"--checkpointing is for pipelines in diffusers' layout, which {option} is not: leave it out")
+    if options.autoencoder is None:
+        if shape.channels not in (1, 3):
+            raise UserError(
+                f"{option}: its images have {shape.channels} channels, so it works on an autoencoder's latents: give "
+                "--autoencoder, for EDM2's networks hf:stabilityai/sd-vae-ft-mse"
+            )
+        return shape
+    part = read_autoencoder(options.autoencoder)
+    if shape.channels != LATENT_CHANNELS or part.config.get("latent_channels", 4) != shape.channels:
+        raise UserError(
+            f"--autoencoder={options.autoencoder}: {option} has {shape.channels} channels, not those of its latents; "
+            "leave it out, or give another"
+        )
+    return ImageShape(shape.resolution * downsampling(part), part.config.get("in_channels", 3), shape.classes)
