@@ -9,6 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.snapshots.pipelines import TeacherOptions
+from stylegan_di.snapshots.teacher_files import open_teacher
+
 diffusers = pytest.importorskip("diffusers", reason="pipelines are read by diffusers, which is not installed")
 
 SIDE = 8
@@ -130,3 +134,17 @@ def save_text_to_image(folder: Path, levels: Any = None, tiny: bool = False, **o
     unet = randomised(diffusers.UNet2DConditionModel(**(TEXT_UNET | options)))
     parts = {"unet": unet, "vae": autoencoder(tiny), "text_encoder": encoder, "tokenizer": tokenizer}
     return save(folder, parts | {"scheduler": levels or scheduler()}, safety_checker=[None, None])
+
+
+def text(**given: Any) -> TeacherOptions:
+    return TeacherOptions(**({"prompt": "a b"} | given))
+
+
+def refused(folder: Path, **options: Any) -> str:
+    with pytest.raises(UserError) as refusal:
+        open_teacher(str(folder), TeacherOptions(**options))
+    return str(refusal.value)
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
