@@ -81,8 +81,8 @@ def test_another_range_of_values() -> None:
 @pytest.mark.parametrize(
     ("taken_for", "hopeless"),
     [
-        (((0, 1), (1, 0)), False),
-        (((0, 0), (1, 2), (2, 1)), True),
+        (((0, 1), (1, 2), (2, 0)), False),
+        (((0, 0), (1, 2), (2, 1), (3, 1)), True),
         (((0, 0), (1, 1), (2, 1), (3, 0)), False),
         ((), False),
     ],

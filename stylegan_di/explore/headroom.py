@@ -23,7 +23,7 @@ SIGMA = 1.0  # where shapes are hidden and classes still tell
 SAMPLES = 16  # of each class
 MAX_CLASSES = 12  # looked at, because each is asked about each
 TELLING = 0.01  # relative gap of errors from which the teacher tells classes, or channel orders, apart
-FAR = 0.5  # in [-1,1]: between the mean brightness of the GAN and of the teacher
+FAR = 0.5  # in [-1,1]: between the mean brightness of the GAN and of the teacher; latents have no such scale
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Headroom:
     swapped: bool
     gan: tuple[float, float]
     teacher: tuple[float, float]
+    far: float = FAR  # between their means
 
     @property
     def agreeing(self) -> int:
@@ -53,12 +54,12 @@ class Headroom:
 
     def problem(self) -> str | None:
         """Why refining is hopeless, with a remedy; None if nothing speaks against it."""
-        if len(self.taken_for) >= 3 and self.agreeing <= len(self.taken_for) / 3:
+        if len(self.taken_for) >= 4 and self.agreeing <= len(self.taken_for) / 3:
             wrong = ", ".join(f"told {told}, fits {best}" for told, best in self.taken_for if told != best)
             return f"the teacher's classes are in another order ({wrong}); give --classes=map.json"
         if self.swapped:
             return "red and blue of the GAN are exchanged for the teacher; use networks trained on the same order"
-        if abs(self.gan[0] - self.teacher[0]) > FAR:
+        if abs(self.gan[0] - self.teacher[0]) > self.far:
             return (
                 f"the GAN's pixels are {self.gan[0]:.2f} in the mean, the teacher's {self.teacher[0]:.2f}: they were "
                 "trained on other images, or on another range of values"
@@ -97,7 +98,8 @@ def look(generator: Generator, teacher: Denoiser, space: Space, classes: ClassMa
     sampler = DiffusionSampler(teacher, solver=DPM_SOLVER)
     few = slice(4 * SAMPLES)
     drawn = sampler(sampler.sample_latents(n, rng=rng)[few], None if told is None else told[few])
-    return Headroom(taken_for, swapped, _moments(x, teacher), _moments(drawn, teacher))
+    far = FAR if teacher.space is None else float("inf")
+    return Headroom(taken_for, swapped, _moments(x, teacher), _moments(drawn, teacher), far)
 
 
 def _taken_for(
