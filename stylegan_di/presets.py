@@ -131,7 +131,9 @@ _FASHION: dict[str, Any] = dict(
     batch=32, beta2=0.999, lr_decay=0.5, ema=5.0, tick=2.0, snap=100, metrics=("fd_fashion", "pr_fashion"),
     metric_samples=10000,
 )  # fmt: skip
-_FASHION_REFINE = _FASHION | dict(kimg=44.0, lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05)
+_FASHION_REFINE = _FASHION | dict(
+    kimg=44.0, lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05, whitening=1.0, clip=True
+)
 _FASHION_REFINER: dict[str, Any] = dict(kimg=28.0, lr=1e-3, fake_lr=1e-3)
 _FASHION_DISTIL = _FASHION | dict(kimg=24.0, lr=5e-4)
 
