@@ -58,12 +58,12 @@ def text(values: Tensor) -> str:
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@click.argument("run", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data", default="datasets/fashion-16-test.zip", show_default=True, help="Real images of one channel.")
 @user_errors
 @torch.no_grad()
 def main(run: Path, data: str) -> None:
-    states = statefile.complete_states(run)
+    states = statefile.complete_states(run) if run.is_dir() else []
     if not states:
         raise UserError(f"{run}: it holds no training state; pass the folder of a run of --kind=di")
     state = statefile.load_state(states[-1])
