@@ -29,6 +29,12 @@ def option_name(name: str) -> str:
     return "--" + (name if name.startswith("S_") else name.replace("_", "-"))  # EDM's S_churn, ... keep their line
 
 
+def say(text: str) -> None:
+    """Writes a line to stderr, for what the user should know but need not act upon."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
 # Files.
 
 

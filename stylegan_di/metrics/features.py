@@ -18,7 +18,7 @@ from torch import Tensor
 
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import load_batch
-from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder
+from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder, say
 from stylegan_di.images import to_rgb, to_uint8
 from stylegan_di.interfaces import FeatureExtractor, Generator
 from stylegan_di.labels import one_hot
@@ -191,7 +191,7 @@ def dataset_features(
     path, found = None, None
     if distributed.rank() == 0:
         path = _cache_path(f"{dataset.fingerprint()}/{num}", dataset.name, extractor, keep_features)
-        found = load_stats(path) if path.is_file() else None
+        found = _cached(path)
     distributed.meet()
     if distributed.any_process(found is not None):
         return found
@@ -209,6 +209,17 @@ def dataset_features(
         with cache_errors(path.parent):
             save_stats(path, stats)
     return stats
+
+
+def _cached(path: Path) -> FeatureStats | None:
+    """Returns the cached statistics; None if there are none, or none that can be used."""
+    if not path.is_file():
+        return None
+    try:
+        return load_stats(path)
+    except UserError as error:
+        say(f"{error} They are computed anew.")
+        return None
 
 
 def _cache_path(images: str, name: str, extractor: FeatureExtractor, keep_features: bool) -> Path:
