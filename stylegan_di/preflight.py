@@ -19,7 +19,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.snapshots.blueprint import ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
-from stylegan_di.snapshots.formats import Contents, read_contents
+from stylegan_di.snapshots.formats import Contents, open_contents
 from stylegan_di.students.stylegan2 import part_names
 from stylegan_di.torch_utils.ops import build as kernels
 
@@ -85,8 +85,7 @@ class Files:
         if source is None or not (self.fetch or zoo.is_local(source)):
             return None
         try:
-            path = zoo.resolve(source)
-            return read_contents(path.read_bytes(), source, path.suffix)
+            return open_contents(source)
         except UserError as error:
             self.problems.append(str(error))
             return None

@@ -9,6 +9,7 @@ teacher. A safetensors file holds the weights as '<network>.<key>' and the rest 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from stylegan_di import zoo
+from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.snapshots import stylegan3, tensorflow
 from stylegan_di.snapshots.blueprint import ROLES, Blueprint
@@ -26,6 +29,7 @@ from stylegan_di.torch_utils.persistence import (
     PersistentObject,
     RefusedFileError,
     TensorFlowNetwork,
+    check_beginning,
     flatten_state,
     read_pickle,
     write_pickle,
@@ -58,6 +62,22 @@ class Contents:
     embedded: tuple[str, ...] = ()
 
 
+def open_contents(name_path_or_url: str | os.PathLike[str]) -> Contents:
+    """Reads the contents of a network file; see `checkpoint.load_generator` for its name.
+
+    Raises:
+        RefusedFileError: if it is no network file.
+        UserError: if it does not exist.
+    """
+    source, path = os.fspath(name_path_or_url), zoo.resolve(name_path_or_url)
+    with untrusted(source, path), open_untrusted(path) as (file, _):
+        head = file.read(512)
+        if path.suffix != ".safetensors":  # before all of a file that is something else is read
+            check_beginning(head, source)
+        file.seek(0)
+        return read_contents(file.read(), source, path.suffix)
+
+
 def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
     """Reads the contents of a network file.
 
@@ -69,9 +89,13 @@ def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
     Raises:
         RefusedFileError: if it is no network file.
     """
-    if suffix == ".safetensors":
-        return _from_safetensors(data, source)
-    content = read_pickle(data, source)
+    budget = Budget(len(data))
+    with untrusted(source):
+        return _from_safetensors(data, source, budget) if suffix == ".safetensors" else _read(data, source, budget)
+
+
+def _read(data: bytes, source: str, budget: Budget) -> Contents:
+    content = read_pickle(data, source, budget=budget)
     if isinstance(content, tuple) and content and all(isinstance(part, TensorFlowNetwork) for part in content):
         blueprints = tensorflow.to_blueprints(content, source)
         hashes = sorted({digest for network in content for digest in _tensorflow_hashes(network)})
@@ -79,7 +103,7 @@ def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
         return Contents(source, "TensorFlow-era StyleGAN2", blueprints, extras, embedded=tuple(hashes))
     if not isinstance(content, dict):
         raise RefusedFileError(source, f"a {type(content).__name__} at the top, not a dict of networks")
-    return _from_pickle(content, source)
+    return _from_pickle(content, source, budget)
 
 
 # Writing.
@@ -157,12 +181,12 @@ def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
 # Reading.
 
 
-def _from_pickle(content: dict[str, Any], source: str) -> Contents:
+def _from_pickle(content: dict[str, Any], source: str, budget: Budget) -> Contents:
     contents = Contents(source, _writer(content), embedded=tuple(sorted(set(_hashes(content)))))
     for name, entry in content.items():
         if isinstance(entry, PersistentObject):
             if "_modules" in entry.state:
-                contents.blueprints[name] = _blueprint(entry)
+                contents.blueprints[name] = _blueprint(entry, budget)
             else:
                 contents.objects += (name,)
         elif entry is None and name in ROLES:
@@ -176,7 +200,7 @@ def _from_pickle(content: dict[str, Any], source: str) -> Contents:
     return contents
 
 
-def _blueprint(module: PersistentObject) -> Blueprint:
+def _blueprint(module: PersistentObject, budget: Budget) -> Blueprint:
     init_args, init_kwargs = module.state.get("_init_args"), module.state.get("_init_kwargs")
     if not isinstance(init_args, tuple) or not isinstance(init_kwargs, dict):
         raise RefusedFileError(module.source, f"a {module.class_name[:40]} without its constructor's arguments")
@@ -184,7 +208,7 @@ def _blueprint(module: PersistentObject) -> Blueprint:
         init_kwargs = stylegan3.our_arguments(module, init_kwargs)
     elif module.class_name == "Discriminator" and not init_args:
         init_kwargs = stylegan3.stored_arguments(module) | init_kwargs
-    return Blueprint(module.class_name, init_args, init_kwargs, flatten_state(module))
+    return Blueprint(module.class_name, init_args, init_kwargs, flatten_state(module, budget))
 
 
 def _writer(content: Mapping[str, Any]) -> str:
@@ -222,32 +246,39 @@ def _tensorflow_hashes(network: TensorFlowNetwork) -> Iterator[str]:
         yield from _tensorflow_hashes(part)
 
 
-def _from_safetensors(data: bytes, source: str) -> Contents:
-    try:
-        weights = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise RefusedFileError(source, f"no valid safetensors file ({str(error)[:100]})", "Copy it again.") from None
-    header = _header(data)[0].get("__metadata__", {})  # safetensors.torch.load has validated it but does not return it
-    if header.get("format_version") != FORMAT_VERSION:
+def _from_safetensors(data: bytes, source: str, budget: Budget) -> Contents:
+    header, end = _header_from_outside(data, budget)
+    metadata = header.pop("__metadata__", {})
+    if metadata.get("format_version") != FORMAT_VERSION:
         raise RefusedFileError(
             source,
-            f"safetensors of format_version {header.get('format_version')}, not {FORMAT_VERSION}",
+            f"safetensors of format_version {str(metadata.get('format_version'))[:20]}, not {FORMAT_VERSION}",
             "Pass a file that this project's save_snapshot wrote.",
         )
-    try:
-        described, extras, metadata = (json.loads(header[part]) for part in ("networks", "extras", "provenance"))
-        blueprints = {name: _described(name, entry, weights) for name, entry in described.items()}
-        extras, metadata = dict(extras), dict(metadata)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise RefusedFileError(source, f"damaged metadata ({type(error).__name__})", "Copy it again.") from None
-    return Contents(source, "stylegan-di safetensors", blueprints, extras, metadata)
+    described, extras, provenance = (read_json(metadata[part], budget) for part in ("networks", "extras", "provenance"))
+    budget.spend(tensors=len(header), bytes=len(data) - end)
+    weights: dict[str, dict[str, Tensor]] = {}
+    for name, value in safetensors.torch.load(data).items():
+        network, _, key = name.partition(".")
+        weights.setdefault(network, {})[key] = value
+    blueprints = {name: _described(entry, weights.get(name, {})) for name, entry in described.items()}
+    return Contents(source, "stylegan-di safetensors", blueprints, dict(extras), dict(provenance))
 
 
-def _described(name: str, entry: Any, weights: Mapping[str, Tensor]) -> Blueprint | None:
+def _header_from_outside(data: bytes, budget: Budget) -> tuple[dict[str, Any], int]:
+    """Returns what `_header` does, of a file that may be anything."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    if not 8 < end <= len(data):
+        raise ValueError(f"a header of {end - 8} bytes in a file of {len(data)}")
+    header = read_json(data[8:end], budget)
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise ValueError("a header that is no dict")
+    return header, end
+
+
+def _described(entry: Any, weights: dict[str, Tensor]) -> Blueprint | None:
     if entry is None:
         return None
-    if not isinstance(entry["class_name"], str):
-        raise TypeError("a class name that is no text")
-    prefix = name + "."
-    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return Blueprint(entry["class_name"], tuple(entry["init_args"]), dict(entry["init_kwargs"]), own)
+    if not isinstance(entry["class_name"], str) or not isinstance(entry["init_args"], list):
+        raise TypeError("a network without a class name or arguments")
+    return Blueprint(entry["class_name"], tuple(entry["init_args"]), dict(entry["init_kwargs"]), weights)

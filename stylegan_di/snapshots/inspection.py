@@ -10,7 +10,7 @@ from typing import Any
 from stylegan_di import zoo
 from stylegan_di.dnnlib.util import sha256_of_file
 from stylegan_di.snapshots.blueprint import Blueprint, build
-from stylegan_di.snapshots.formats import AMBIGUOUS, Contents, read_contents
+from stylegan_di.snapshots.formats import AMBIGUOUS, Contents, open_contents
 from stylegan_di.torch_utils.persistence import RefusedFileError
 
 SHIPPED = "shipped with stylegan-di, Apache-2.0 (MODEL_CARD.md)"
@@ -71,9 +71,8 @@ def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool
         RefusedFileError: if it is no network file.
     """
     source = os.fspath(name_path_or_url)
+    contents = open_contents(source)
     path = zoo.resolve(source)
-    data = path.read_bytes()
-    contents = read_contents(data, source, path.suffix)
     entries = tuple(
         _entry(name, blueprint, source, try_networks)
         for name, blueprint in contents.blueprints.items()
@@ -82,7 +81,7 @@ def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool
     return Inspection(
         source=source,
         sha256=sha256_of_file(path),
-        size=len(data),
+        size=path.stat().st_size,
         writer=contents.writer,
         origin=origin_of(source),
         entries=entries,
