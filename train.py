@@ -82,10 +82,12 @@ def main(dry_run: bool, **given: Any) -> None:
         click.echo(config.to_json())
         return
     if config.gpus not in (None, 1) and not processes.started():
+        processes.check_count(config.gpus, config.device)
         raise click.exceptions.Exit(processes.run(sys.orig_argv, config.gpus))
     status = 0
     try:
-        launch(config, resumed)
+        with distributed.heartbeats(config.heartbeat, lost):
+            launch(config, resumed)
     except Interrupted as ending:
         click.echo(str(ending))
         status = ending.status
@@ -101,6 +103,12 @@ def main(dry_run: bool, **given: Any) -> None:
     if processes.started():
         leave(status)
     raise click.exceptions.Exit(status)
+
+
+def lost(message: str) -> NoReturn:
+    """Ends this process at once because another one hangs."""
+    click.echo(f"Error: {message}; go on from the last state with --resume=latest", err=True)
+    leave(ProcessLost.status)
 
 
 def leave(status: int) -> NoReturn:

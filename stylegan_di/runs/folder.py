@@ -12,7 +12,8 @@ from types import TracebackType
 from typing import IO
 
 from stylegan_di.config import TrainConfig
-from stylegan_di.dnnlib.util import UserError, atomic_write
+from stylegan_di.dnnlib.safe_files import open_plain
+from stylegan_di.dnnlib.util import UserError, atomic_write, sync_directory
 from stylegan_di.runs import statefile
 
 
@@ -36,6 +37,7 @@ class RunFolder:
             outdir.mkdir(parents=True, exist_ok=True)
             numbers = [int(m[1]) for p in outdir.iterdir() if (m := re.match(r"(\d{5})-", p.name))]
             path = _claim(outdir, max(numbers, default=-1) + 1, run_name(config))
+            sync_directory(outdir)
         except OSError as error:
             raise UserError(f"--outdir={config.outdir}: cannot write there ({error}); choose another folder") from error
         folder = cls(path, config)
@@ -59,7 +61,7 @@ class RunFolder:
         if os.name == "posix":
             import fcntl
 
-            self._lock = open(self.path / ".lock", "wb")  # noqa: SIM115 (close() does)
+            self._lock = open_plain(self.path / ".lock", "ab")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -83,11 +85,12 @@ class RunFolder:
     def cut_line_files(self, sizes: Mapping[str, int]) -> None:
         """Removes the lines written after `line_files` returned these sizes; the run will write them again."""
         for path in self.path.glob("*.jsonl"):
-            os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
+            with open_plain(path, "r+b") as file:
+                file.truncate(min(path.stat().st_size, max(sizes.get(path.name, 0), 0)))
 
     def note(self, text: str) -> None:
         """Writes a line to the log only."""
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+        with open_plain(self.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def state_path(self, nimg: int) -> Path:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from stylegan_di.config import TrainConfig
+from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.runs import statefile
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.resume import check_inputs, config_hash
@@ -70,13 +71,17 @@ class Keeper:
         Raises:
             UserError: if the teacher or the data set has changed since the run began.
         """
-        check_inputs(saved.values["inputs"], self.inputs)
-        for name, part in self.parts.items():
-            part.restore(saved.values[name], saved.tensors)
-        if distributed.rank() == 0:
-            self.folder.cut_line_files(saved.values["line_files"])
+        with untrusted(str(saved.path), remedy="Pass a training state that train.py wrote."):
+            check_inputs(saved.values["inputs"], self.inputs)
+            seconds = float(saved.values["seconds"])
+            if not 0 <= seconds < 1e12:
+                raise ValueError(f"seconds of {seconds}")
+            for name, part in self.parts.items():
+                part.restore(saved.values[name], saved.tensors)
+            if distributed.rank() == 0:
+                self.folder.cut_line_files(saved.values["line_files"])
         self.saved = saved.path
-        return float(saved.values["seconds"])
+        return seconds
 
     def keep_best(self) -> None:
         """Keeps the newest state as that of the best snapshot, for --on-divergence=best."""

@@ -16,8 +16,10 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+import torch
+
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.runs.endings import Interrupted
+from stylegan_di.runs.endings import STOPPING, Interrupted
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.distributed import ProcessLost
 
@@ -57,11 +59,18 @@ def run(command: Sequence[str], count: int) -> int:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         children = [_start(command, rank, count, store.port, output) for rank, output in enumerate(outputs)]
         stack.callback(_kill, children)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             previous = signal.signal(number, lambda number, frame: _send(children, number))
             stack.callback(signal.signal, number, previous)
         cause = _wait(children)
         return 0 if cause is None else _explain(cause, children, outputs)
+
+
+def check_count(count: int, device: str) -> None:
+    """Raises UserError if this machine has no GPUs or cores for so many processes."""
+    found, kind = (torch.cuda.device_count(), "GPUs") if device.startswith("cuda") else (os.cpu_count() or 1, "cores")
+    if count > found:
+        raise UserError(f"--gpus={count}: this machine has {found} {kind}; accepted are 1 to {found}")
 
 
 def _send(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:

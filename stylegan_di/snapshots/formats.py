@@ -8,6 +8,7 @@ teacher. A safetensors file holds the weights as '<network>.<key>' and the rest 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -35,6 +36,7 @@ from stylegan_di.torch_utils.persistence import (
     write_pickle,
 )
 
+CHECKSUM = "weights_sha256"  # the entry of the provenance that holds the `weights_hash`
 FORMAT_VERSION = "1"  # the version of our safetensors files
 STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
 EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
@@ -50,7 +52,7 @@ class Contents:
     `source` is the file's name; `writer` is the program whose form it has; `blueprints` are by entry, None where the
     file says None; `extras` are the other plain entries; `metadata` is the provenance; `objects` names the entries that
     are not read because only training uses them (EDM's loss_fn, EDM2's encoder); `embedded` holds the SHA-256 of each
-    embedded source.
+    embedded source; `weights_sha256` is the `weights_hash` that was saved with the file, None where there is none.
     """
 
     source: str
@@ -60,6 +62,14 @@ class Contents:
     metadata: dict[str, Any] = field(default_factory=dict)
     objects: tuple[str, ...] = ()
     embedded: tuple[str, ...] = ()
+    weights_sha256: str | None = None
+
+    def is_intact(self) -> bool | None:
+        """Whether the weights are those that were saved; None if the file does not say."""
+        if self.weights_sha256 is None:
+            return None
+        weights = {name: None if part is None else part.weights for name, part in self.blueprints.items()}
+        return weights_hash(weights) == self.weights_sha256
 
 
 def open_contents(name_path_or_url: str | os.PathLike[str]) -> Contents:
@@ -109,6 +119,22 @@ def _read(data: bytes, source: str, budget: Budget) -> Contents:
 # Writing.
 
 
+def weights_hash(networks: Mapping[str, Mapping[str, Tensor] | None]) -> str:
+    """Returns the SHA-256 of the weights of networks by entry: their names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, weights in sorted(networks.items()):
+        for key, value in sorted((weights or {}).items()):
+            plain = value.detach().cpu().contiguous()
+            digest.update(f"{name}.{key} {plain.dtype} {list(plain.shape)}\n".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _with_hash(networks: Mapping[str, torch.nn.Module | None], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    states = {name: None if network is None else network.state_dict() for name, network in networks.items()}
+    return dict(metadata) | {CHECKSUM: weights_hash(states)}
+
+
 def to_pickle(
     networks: Mapping[str, torch.nn.Module | None],
     extras: Mapping[str, Any],
@@ -125,7 +151,7 @@ def to_pickle(
     entries = {**networks, **extras}
     order = EDM_ORDER if "ema" in networks else STYLEGAN2_ORDER
     ordered = {name: entries.get(name) for name in order} | entries
-    tree = ordered | {"provenance": dict(metadata)}
+    tree = ordered | {"provenance": _with_hash(networks, metadata)}
     if target == "stylegan3":
         tree = {name: _for_stylegan3(entry) for name, entry in tree.items()}
         return write_pickle(tree, default_source=stylegan3.NETWORKS_SOURCE)
@@ -152,7 +178,7 @@ def to_safetensors(
             }
             for key, value in network.state_dict().items():
                 weights[f"{name}.{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    parts = {"networks": described, "extras": dict(extras), "provenance": dict(metadata)}
+    parts = {"networks": described, "extras": dict(extras), "provenance": _with_hash(networks, metadata)}
     texts = {name: json.dumps(part, default=_arguments) for name, part in parts.items()}
     return _with_metadata(safetensors.torch.save(weights), {"format_version": FORMAT_VERSION} | texts)
 
@@ -194,10 +220,16 @@ def _from_pickle(content: dict[str, Any], source: str, budget: Budget) -> Conten
         elif entry is None and name == "loss_fn":
             continue
         elif name == "provenance" and isinstance(entry, dict):
-            contents.metadata = entry
+            contents.metadata, contents.weights_sha256 = _without_hash(entry)
         else:
             contents.extras[name] = entry
     return contents
+
+
+def _without_hash(provenance: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    found = provenance.get(CHECKSUM)
+    rest = {name: value for name, value in provenance.items() if name != CHECKSUM}
+    return rest, None if found is None else str(found)
 
 
 def _blueprint(module: PersistentObject, budget: Budget) -> Blueprint:
@@ -262,7 +294,9 @@ def _from_safetensors(data: bytes, source: str, budget: Budget) -> Contents:
         network, _, key = name.partition(".")
         weights.setdefault(network, {})[key] = value
     blueprints = {name: _described(entry, weights.get(name, {})) for name, entry in described.items()}
-    return Contents(source, "stylegan-di safetensors", blueprints, dict(extras), dict(provenance))
+    contents = Contents(source, "stylegan-di safetensors", blueprints, dict(extras))
+    contents.metadata, contents.weights_sha256 = _without_hash(provenance)
+    return contents
 
 
 def _header_from_outside(data: bytes, budget: Budget) -> tuple[dict[str, Any], int]:

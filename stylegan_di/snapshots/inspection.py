@@ -128,6 +128,8 @@ def _size_text(arguments: Mapping[str, Any]) -> str:
 
 def _warnings(contents: Contents, entries: tuple[StoredNetwork, ...]) -> tuple[str, ...]:
     found = [f"{entry.name} cannot be used: {entry.problem}" for entry in entries if entry.problem is not None]
+    if contents.is_intact() is False:
+        found.append("its weights are not those that were saved: their checksum differs; it is damaged or was altered")
     if "ema" in contents.blueprints and contents.writer in AMBIGUOUS and "sigma_init" not in contents.extras:
         found.append("nothing in it tells whether 'ema' is a teacher or a one-step student; it is taken as a teacher")
     for role in ("teacher", "gan_pkl"):
