@@ -143,4 +143,4 @@ def read_json(text: bytes | str, budget: Budget) -> Any:
     data = text.encode() if isinstance(text, str) else text
     values = 1 + data.count(b",") + data.count(b"[") + data.count(b"{")
     budget.spend(bytes=len(data) + JSON_VALUE_BYTES * values)
-    return json.loads(data)
+    return json.loads(str(data, "utf-8"))  # of bytes it would guess the encoding, and import it

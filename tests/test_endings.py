@@ -309,7 +309,7 @@ def test_a_folder_that_has_vanished_is_an_error_of_storage_and_others_stay_what_
     with pytest.raises(StorageError, match=rf"{tmp_path / 'none'}.*cannot write \(No such file or directory\)"):
         statefile.save_state(statefile.state_path(tmp_path / "none", 1), {}, {}, {}, "")
     with pytest.raises(FileNotFoundError), storage_errors(tmp_path):
-        open("/none/of/the/run")
+        Path("/none/of/the/run").read_bytes()
 
 
 # A training that comes apart.

@@ -104,7 +104,7 @@ def test_files_of_something_else_are_refused_by_name(tmp_path: Path, arrays: dic
 
 
 def test_covariances_need_be_right_to_rounding_only(tmp_path: Path) -> None:
-    """One of fewer images than dimensions, in float32, as some programs write it: eigenvalues at zero and just below."""
+    """One of fewer images than dimensions, in float32 as some programs write it: eigenvalues at 0 and just below."""
     x = np.random.default_rng(0).normal(size=[10, 64])
     sigma = np.cov(x.T).astype(np.float32)
     sigma[3, 7] += 1e-6

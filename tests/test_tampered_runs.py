@@ -116,7 +116,9 @@ def test_links_in_a_run_folder_are_not_written_through(run: Path, tmp_path: Path
 
 
 def test_a_relative_path_that_is_not_found_names_the_folder(
-    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    files: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(files["teacher"], "teacher.pkl")
@@ -167,9 +169,9 @@ def test_what_the_terminal_cannot_encode_is_replaced(tmp_path: Path, monkeypatch
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     with Logger(tmp_path / "log.txt"):
-        print("σ = 1, \udcff", flush=True)
+        print("é = 1, \udcff", flush=True)
     assert terminal.buffer.getvalue() == b"? = 1, ?\n"  # type: ignore[attr-defined]
-    assert (tmp_path / "log.txt").read_text() == "σ = 1, \\udcff\n"
+    assert (tmp_path / "log.txt").read_text() == "é = 1, \\udcff\n"
 
 
 def test_a_training_whose_output_is_closed_goes_on(files: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
