@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -116,9 +117,9 @@ def test_links_in_a_run_folder_are_not_written_through(run: Path, tmp_path: Path
 
 
 def test_a_relative_path_that_is_not_found_names_the_folder(
-    files: dict[str, str],
+    files: dict[str, str],  # noqa: F811
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(files["teacher"], "teacher.pkl")
@@ -212,6 +213,25 @@ def test_a_process_that_hangs_ends_the_run(files: dict[str, str], tmp_path: Path
     assert all(session_is_empty(pid) for pid in ranks)
     if rank == 1:
         assert "process 0 of 2: process 1 has not been heard of for 5 s" in err
+
+
+def test_a_process_that_does_not_stop_after_its_parent_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[int] = []
+    ended = threading.Event()
+
+    def kill(pid: int, number: int) -> None:
+        assert pid == os.getpid()
+        sent.append(number)
+        if number == signal.SIGKILL:
+            ended.set()
+
+    monkeypatch.setenv(processes.PARENT, "1")
+    monkeypatch.setattr(processes, "ORPHAN", 0.05)
+    monkeypatch.setattr(processes.os, "read", lambda fd, count: b"")
+    monkeypatch.setattr(processes.os, "kill", kill)
+    processes.follow_parent()
+    assert ended.wait(10)
+    assert sent == [signal.SIGTERM, signal.SIGKILL]
 
 
 # Snapshots.

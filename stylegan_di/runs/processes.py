@@ -24,6 +24,7 @@ from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.distributed import ProcessLost
 
 GRACE = 20.0  # seconds for the others to end after one has failed
+ORPHAN = 120.0  # seconds for a process to finish its step and save once its parent has died
 PARENT = "STYLEGAN_DI_PARENT"  # set in the processes that `run` starts
 
 
@@ -139,12 +140,14 @@ def _explain(cause: int, children: Sequence[subprocess.Popen[bytes]], outputs: S
 
 
 def follow_parent() -> None:
-    """Makes a process that `run` started stop when its parent dies."""
+    """Makes a process that `run` started stop when its parent dies, at the latest ORPHAN seconds later."""
     if not has_parent():
         return
 
     def watch() -> None:
         os.read(0, 1)  # the parent never writes, so this returns when it dies
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="parent").start()
