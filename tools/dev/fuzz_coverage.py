@@ -244,7 +244,7 @@ class Run:
             self.report.with_suffix(f".{kind.replace(' ', '-')}-{self.figures[kind]}.txt").write_text(what)
 
     def write(self) -> None:
-        memory = kib_of_process("VmHWM") * 1024 - self.memory_before if self.memory_before else 0
+        memory = max(kib_of_process("VmHWM") * 1024 - self.memory_before, 0) if self.memory_before else 0
         figures = self.figures | {
             "format": self.format, "slowest_s": round(self.slowest, 3), "seconds": round(time.monotonic() - self.begin),
             "peak_bytes": memory, "over_memory": int(memory > MAX_MEMORY),
