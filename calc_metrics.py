@@ -24,6 +24,7 @@ from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import PassProgress, format_time
+from stylegan_di.dnnlib.safe_files import open_plain
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_labels, need_reals
@@ -157,7 +158,7 @@ def main(
     for name, line in zip(names, json_lines(blocks, names, common), strict=True):
         click.echo(line)
         if folder is not None:
-            with open(folder / f"metric-{name}.jsonl", "a", encoding="utf-8") as file:
+            with open_plain(folder / f"metric-{name}.jsonl", "a", encoding="utf-8") as file:
                 file.write(line + "\n")
 
 

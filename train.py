@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -81,10 +81,12 @@ def main(dry_run: bool, **given: Any) -> None:
         click.echo(config.to_json())
         return
     if config.gpus not in (None, 1) and not processes.started():
+        processes.check_count(config.gpus, config.device)
         raise click.exceptions.Exit(processes.run(sys.orig_argv, config.gpus))
     status = 0
     try:
-        launch(config, resumed)
+        with distributed.heartbeats(config.heartbeat, lost):
+            launch(config, resumed)
     except Interrupted as ending:
         click.echo(str(ending))
         status = ending.status
@@ -98,12 +100,24 @@ def main(dry_run: bool, **given: Any) -> None:
         click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)
         status = error.status
     if processes.started():
-        # One of several leaves without shutting the interpreter down, because the shutdown after a sharded run (FSDP2,
-        # gloo, PyTorch 2.13) aborted the process in two of some eighty runs.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        leave(status)
     raise click.exceptions.Exit(status)
+
+
+def lost(message: str) -> NoReturn:
+    """Ends this process at once because another one hangs."""
+    click.echo(f"Error: {message}; go on from the last state with --resume=latest", err=True)
+    leave(ProcessLost.status)
+
+
+def leave(status: int) -> NoReturn:
+    """Exits one of several processes immediately when its work is done, without shutting the interpreter down.
+
+    The shutdown after a sharded run (FSDP2, gloo, PyTorch 2.13) aborted the process in two of some eighty runs.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":

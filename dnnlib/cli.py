@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tempfile
+import traceback
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
@@ -185,16 +186,27 @@ class _UserMistake(click.ClickException):
 
 
 def user_errors(function: Function) -> Function:
-    """Makes a command that raises a UserError end with one line on stderr, 'Error: ...', and the error's status."""
+    """Makes a command that raises a UserError end with one line on stderr, 'Error: ...', and the error's status.
+
+    The command gets the option --debug, with which the traceback and its causes come before that line.
+    """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)
         except UserError as error:
+            if click.get_current_context().meta.get("debug"):
+                traceback.print_exc()
             raise _UserMistake(" ".join(str(error).splitlines()), error.status) from None
 
-    return wrapped  # type: ignore[return-value]
+    debug = click.option("--debug", is_flag=True, expose_value=False, callback=_note_debug,
+                         help="Show where an error comes from.")  # fmt: skip
+    return debug(wrapped)  # type: ignore[return-value]
+
+
+def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    ctx.meta["debug"] = value
 
 
 def default_device() -> str:

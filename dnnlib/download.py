@@ -3,7 +3,11 @@
 The cache is the folder DNNLIB_CACHE_DIR, else ~/.cache/dnnlib; files lie in its 'downloads' under NVlabs' names. A
 broken transfer leaves '.<name>.partial' beside them, which the next one continues (HTTP Range) if the server says that
 the file has not changed. DNNLIB_MIRRORS lists mirrors, separated by spaces, which are tried first: they serve
-https://HOST/PATH at MIRROR/HOST/PATH. A mirror may be http://, https:// or file://.
+https://HOST/PATH at MIRROR/HOST/PATH. A mirror may be http://, https:// or file://. DNNLIB_REFRESH=1 fetches anew what
+the cache has, once in each process.
+
+Servers and whoever else may write into the cache are not trusted: only what looks like the file that its name promises
+is kept, within limits on size, rate and time; a cached file that does not, or whose hash is wrong, is fetched anew.
 """
 
 from __future__ import annotations
@@ -18,27 +22,32 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 from urllib.parse import unquote, urlparse
 from urllib.request import url2pathname
 
 import requests
+import urllib3
 
+from stylegan_di.dnnlib.file_kinds import wrong_kind
 from stylegan_di.dnnlib.progress import Progress
-from stylegan_di.dnnlib.util import UserError, atomic_write, cache_folder, sha256_of_file
-
-try:
-    import fcntl
-except ImportError:  # Windows, where two processes that download one file at once are not kept apart
-    fcntl = None  # type: ignore[assignment]
+from stylegan_di.dnnlib.safe_files import fcntl, open_plain
+from stylegan_di.dnnlib.util import UserError, atomic_write, cache_folder, say, sha256_of_file
 
 MIRRORS = "DNNLIB_MIRRORS"
+REFRESH = "DNNLIB_REFRESH"
 ATTEMPTS = 5  # a transfer is given up after this many attempts in a row without a new byte
 PAUSE_SECONDS = 1.0  # before the second attempt; doubles before each further one
 CONNECT_SECONDS = 10.0
 READ_SECONDS = 30.0  # a server that sends nothing for this long has stalled
+MAX_BYTES = 1 << 35  # of one file; the largest published networks have 6 GB
+MIN_RATE = 1000.0  # bytes per second, on average over RATE_SECONDS; a server that is slower has stalled too
+RATE_SECONDS = 60.0
+MAX_SECONDS = 24 * 3600.0  # of one request
 
-_CHUNK = 1 << 16  # a broken transfer loses less than one chunk
+_CHUNK = 1 << 16
+_MAX_NOTES = 1 << 12  # bytes of the notes beside a partial file
+_refreshed: set[Path] = set()  # what this process has fetched anew
 
 
 def is_url(text: str) -> bool:
@@ -48,7 +57,10 @@ def is_url(text: str) -> bool:
 
 def cached_path(url: str, cache_dir: str | os.PathLike[str] | None = None) -> Path:
     """Returns the file that keeps a URL's download, named as NVlabs' tools do: <md5 of the URL>_<its last part>."""
-    name = re.sub(r"[^0-9a-zA-Z-._]", "_", unquote(Path(urlparse(url).path).name))[-128:] or "file"
+    try:
+        name = re.sub(r"[^0-9a-zA-Z-._]", "_", unquote(Path(urlparse(url).path).name))[-128:] or "file"
+    except ValueError as error:
+        raise UserError(f"{url[:200]}: this is no URL ({error}); write it as https://HOST/PATH") from None
     return cache_folder(cache_dir) / f"{hashlib.md5(url.encode(), usedforsecurity=False).hexdigest()}_{name}"
 
 
@@ -88,15 +100,41 @@ def open_url(
         _check_hash(path, text, sha256, "It is damaged or a different file; replace it by the one with that SHA-256.")
         return path
     path = cached_path(text, cache_dir)
+    mirrors = _mirrors(text)
+    if os.environ.get(REFRESH) and path not in _refreshed:
+        _discard(path, f"{REFRESH} asks for it")
+        _refreshed.add(path)
+    elif path.is_file() and (wrong := _mistake(path, sha256)):
+        _discard(path, wrong)
     if not path.is_file():
-        mirrors = _mirrors(text)
         for copy in (_local(mirror) for mirror in mirrors if mirror.startswith("file://")):
             if copy.is_file():
                 _check_hash(copy, f"{text}, at the mirror {copy}", sha256, f"Repair the mirror ({MIRRORS}).")
                 return copy
         _download(text, [m for m in mirrors if not m.startswith("file://")], path, sha256, verbose)
-    _check_hash(path, text, sha256, f"Delete {path} and try again.")
     return path
+
+
+def _mistake(path: Path, sha256: str | None) -> str:
+    """Says why a file is not the one that its name and the hash promise; '' if it may be."""
+    with open(path, "rb") as file:
+        wrong = wrong_kind(file.read(512), os.fstat(file.fileno()).st_size, path.suffix)
+    if not wrong and sha256 is not None and (found := sha256_of_file(path)) != sha256.lower():
+        wrong = f"its SHA-256 is {found}, not {sha256}"
+    return wrong
+
+
+def _discard(path: Path, why: str) -> None:
+    """Removes a file from the cache, so that it is fetched anew."""
+    if not os.path.lexists(path):
+        return
+    say(f"{path} is fetched anew: {why}")
+    try:
+        path.unlink()
+    except OSError as error:
+        raise UserError(
+            f"{path}: {why}, and it cannot be removed ({error.strerror}); remove it and try again"
+        ) from error
 
 
 def _local(file_url: str) -> Path:
@@ -127,11 +165,10 @@ def _download(url: str, mirrors: list[str], path: Path, sha256: str | None, verb
             for source in [*mirrors, url]:
                 try:
                     _fetch(source, partial, sha256, verbose)
-                except (requests.RequestException, _BrokenTransferError) as error:
-                    failures.append(f"{source}: {_brief(error)}" if mirrors else _brief(error))
-                else:
-                    partial.finish(path, source, sha256)
+                    partial.finish(path, sha256)
                     return
+                except Exception as error:  # whatever a server can make the libraries raise
+                    failures.append(f"{source}: {_brief(error)}" if mirrors else _brief(error))
             kept = partial.size()
     except OSError as error:
         failures, kept = [*failures, _brief(error)], 0
@@ -144,7 +181,7 @@ def _download(url: str, mirrors: list[str], path: Path, sha256: str | None, verb
 
 def _brief(error: Exception) -> str:
     reason = getattr(error.args[0], "reason", None) if error.args else None  # requests hides it in its own message
-    return f"{type(error).__name__.lstrip('_')}: {reason or error}"[:200]
+    return f"{type(error).__name__.lstrip('_')}: {reason or error}"[:300]
 
 
 class _BrokenTransferError(Exception):
@@ -153,16 +190,17 @@ class _BrokenTransferError(Exception):
 
 @dataclass(frozen=True)
 class _Origin:
-    """Where a partial file comes from: the URL, and the server's identifier of the file's version."""
+    """Where a partial file comes from: the URL, the server's identifier of the file's version, and the file's size."""
 
     source: str
     validator: str | None
+    total: int | None
 
 
 class _Partial:
     """A partial download and its origin: '.<name>.partial' and '.<name>.partial.json'."""
 
-    def __init__(self, path: Path, file: IO[bytes]) -> None:
+    def __init__(self, path: Path, file: Any) -> None:
         self.path = path
         self.file = file
         self.notes = path.with_name(path.name + ".json")
@@ -171,10 +209,14 @@ class _Partial:
         return self.file.seek(0, os.SEEK_END)
 
     def origin(self) -> _Origin | None:
+        """Returns where the bytes come from; None if no notes say so that can be understood."""
         try:
-            return _Origin(**json.loads(self.notes.read_text()))
-        except (OSError, ValueError, TypeError):
+            with open_plain(self.notes, "r+b") as file:
+                origin = _Origin(**json.loads(file.read(_MAX_NOTES)))
+        except Exception:  # somebody else may have written them
             return None
+        texts = isinstance(origin.source, str) and isinstance(origin.validator, str | None)
+        return origin if texts and isinstance(origin.total, int | None) else None
 
     def begin(self, origin: _Origin, size: int) -> None:
         """Keeps the first `size` bytes, which are from `origin`; writing continues after them."""
@@ -186,15 +228,18 @@ class _Partial:
         self.file.truncate(0)
         self.notes.unlink(missing_ok=True)
 
-    def finish(self, path: Path, source: str, sha256: str | None) -> None:
-        """Renames the complete file to its final name; if the hash is wrong, raises UserError and keeps nothing."""
+    def finish(self, path: Path, sha256: str | None) -> None:
+        """Renames the complete file to its final name; if it is not what was asked for, raises and keeps nothing."""
         self.file.flush()
+        if wrong := wrong_kind(self.head(), self.size(), path.suffix):
+            self.discard()
+            raise _BrokenTransferError(wrong)
         found = None if sha256 is None else sha256_of_file(self.path)
         if sha256 is not None and found != sha256.lower():
             self.discard()
-            raise UserError(
-                f"{source}: the SHA-256 of the download is {found}, not {sha256}. "
-                "Nothing was kept; the file has changed at its source or was altered in transit."
+            raise _BrokenTransferError(
+                f"the SHA-256 of the download is {found}, not {sha256}. Nothing was kept; the file has changed at its "
+                "source or was altered in transit"
             )
         os.fsync(self.file.fileno())
         if fcntl is None:
@@ -202,17 +247,24 @@ class _Partial:
         os.replace(self.path, path)
         self.notes.unlink(missing_ok=True)
 
+    def head(self) -> bytes:
+        self.file.seek(0)
+        return self.file.read(512)
+
 
 @contextlib.contextmanager
 def _partial_file(path: Path) -> Iterator[_Partial]:
     """Opens the partial file of `path`, locked for this process; it is removed at the end if it is empty."""
     name = path.with_name(f".{path.name}.partial")
     while True:
-        file = open(name, "a+b")  # noqa: SIM115
+        if os.path.islink(name) or (name.exists() and (not name.is_file() or name.stat().st_nlink > 1)):
+            say(f"{name} is a link or no ordinary file, and is removed")
+            name.unlink()
+        file = open_plain(name, "a+b")
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(name)):
+            if os.path.samestat(os.fstat(file.fileno()), os.lstat(name)):
                 break
         file.close()  # the previous holder of the lock renamed or removed it
     with file:
@@ -231,7 +283,7 @@ def _fetch(source: str, partial: _Partial, sha256: str | None, verbose: bool) ->
     while True:
         try:
             return _attempt(source, partial, resumable=sha256 is not None, verbose=verbose)
-        except (requests.RequestException, _BrokenTransferError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, _BrokenTransferError) as error:
             if isinstance(error, requests.HTTPError) and error.response.status_code < 500:
                 raise  # asking again will not help
             failures = 1 if partial.size() > most else failures + 1
@@ -252,22 +304,29 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
         headers["Range"] = f"bytes={have}-"
         if begun.validator:
             headers["If-Range"] = begun.validator
+    else:
+        begun = None
     with requests.get(source, headers=headers, stream=True, timeout=(CONNECT_SECONDS, READ_SECONDS)) as response:
-        if response.status_code == 416 and response.headers.get("Content-Range") == f"bytes */{have}":
-            return  # nothing is missing
-        if response.status_code == 416:
+        if begun is not None and response.status_code == 416:
+            if begun.total in (None, have) and response.headers.get("Content-Range") == f"bytes */{have}":
+                return  # nothing is missing
             partial.discard()
             raise _BrokenTransferError(f"the server has no bytes from {have}")
         response.raise_for_status()
-        if response.headers.get("Content-Type", "").startswith("text/html"):
+        if response.status_code not in (200, 206):
+            raise _BrokenTransferError(f"status {response.status_code} instead of the file")
+        if "html" in response.headers.get("Content-Type", "").lower():
             raise _BrokenTransferError("a web page instead of the file")
         start, total = _extent(response)
         validator, before = _validator(response), begun.validator if begun is not None and start else None
         if start not in (0, have) or (start and validator not in (None, before)):
             partial.discard()
             raise _BrokenTransferError(f"the answer is not the same version's bytes from {have}")
-        partial.begin(_Origin(source, validator or before), start)
-        _receive(response, partial.file, source, None if total is None else total - start, verbose)
+        if start and begun is not None and begun.total not in (None, total):
+            partial.discard()
+            raise _BrokenTransferError(f"the answer is of a file of {total} bytes, the one before was of {begun.total}")
+        partial.begin(_Origin(source, validator or before, total), start)
+        _receive(response, partial, source, total, verbose)
     if total is not None and partial.size() != total:
         size = partial.size()
         if size > total:
@@ -275,29 +334,46 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
         raise _BrokenTransferError(f"{size} of {total} bytes received")
 
 
-def _receive(response: requests.Response, file: IO[bytes], source: str, length: int | None, verbose: bool) -> None:
-    """Appends a response's bytes to the file; `length` is their number, None if unknown."""
-    progress = Progress(f"Downloading {source}, MB", None if length is None else -(-length // 10**6))
-    received = 0
+def _receive(response: requests.Response, partial: _Partial, source: str, total: int | None, verbose: bool) -> None:
+    """Appends a response's bytes to the partial file, within the limits; `total` is the file's size, if known."""
+    most, start = min(total or MAX_BYTES, MAX_BYTES), partial.size()
+    if (total or 0) > MAX_BYTES:
+        raise _BrokenTransferError(f"a file of {total} bytes; up to {MAX_BYTES} are fetched")
+    progress = Progress(f"Downloading {source}, MB", None if total is None else -(-(total - start) // 10**6))
+    size, begin = start, time.monotonic()
+    window = (begin, size)
     try:
-        for chunk in response.iter_content(_CHUNK):
-            file.write(chunk)
-            received += len(chunk)
+        while data := response.raw.read1(_CHUNK, decode_content=True):
+            partial.file.write(data)
+            size += len(data)
+            now = time.monotonic()
+            if size > most:
+                partial.discard()
+                raise _BrokenTransferError(f"more than the {most} bytes that were to come")
+            if now - begin > MAX_SECONDS:
+                raise _BrokenTransferError(f"it takes longer than {MAX_SECONDS:.0f} s")
+            if now - window[0] > RATE_SECONDS:
+                if size - window[1] < MIN_RATE * (now - window[0]):
+                    raise _BrokenTransferError(f"fewer than {MIN_RATE:.0f} bytes per second arrive")
+                window = (now, size)
             if verbose:
-                progress.update(-(-received // 10**6))
+                progress.update(-(-(size - start) // 10**6))
     finally:
         progress.close()
 
 
 def _extent(response: requests.Response) -> tuple[int, int | None]:
-    """Returns where a response begins in the file, and the file's length, None if the server does not say."""
+    """Returns where a response begins in the file, and the file's size, None if the server does not say."""
     if response.status_code == 206:
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        match = re.fullmatch(
+            r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "")
+        )
         if match is None:
             raise _BrokenTransferError("a part of the file without its position")
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
-    return 0, int(length) if length.isdigit() and "Content-Encoding" not in response.headers else None
+    plain = re.fullmatch(r"[0-9]{1,18}", length) and "Content-Encoding" not in response.headers
+    return 0, int(length) if plain else None
 
 
 def _validator(response: requests.Response) -> str | None:

@@ -1,4 +1,4 @@
-"""Small helpers that do not depend on the rest of the project: the error for users' mistakes, files and the log."""
+"""Small helpers that do not depend on the rest of the project: the error for users' mistakes, and files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, TextIO, cast
+from typing import IO
 
 _CHUNK = 1 << 20
 
@@ -27,6 +26,12 @@ class UserError(Exception):
 def option_name(name: str) -> str:
     """'batch_gpu' -> '--batch-gpu': what an option is called on the command line, as messages name it."""
     return "--" + (name if name.startswith("S_") else name.replace("_", "-"))  # EDM's S_churn, ... keep their line
+
+
+def say(text: str) -> None:
+    """Writes a line to stderr, for what the user should know but need not act upon."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
 
 
 # Files.
@@ -47,12 +52,13 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
+        sync_directory(target.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a folder that has vanished, or cannot be written any more
+            temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno is not None and error.filename is None:
             error.filename = str(target)
         raise
-    _sync_directory(target.parent)
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
@@ -85,57 +91,11 @@ def cache_errors(folder: Path) -> Iterator[None]:
         raise UserError(f"{folder} cannot be written ({error}); set DNNLIB_CACHE_DIR to a folder that can.") from error
 
 
-def _sync_directory(path: Path) -> None:
-    """Flushes a rename to disk, on systems that can open directories."""
+def sync_directory(path: Path) -> None:
+    """Flushes new names in a folder to disk, on systems that can open directories."""
     if os.name == "posix":
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-# The log.
-
-
-class Logger:
-    """A context manager that also writes everything printed to stdout or stderr to a file.
-
-    The streams are restored on leaving it, even after an error.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], *, append: bool = True) -> None:
-        self.path = Path(path)
-        self.mode = "a" if append else "w"
-
-    def __enter__(self) -> Logger:
-        # Line buffering keeps the log complete up to its last line even if the process is killed.
-        self.file = open(self.path, self.mode, encoding="utf-8", buffering=1)
-        self.streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = (cast("TextIO", _Tee(stream, self.file)) for stream in self.streams)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        sys.stdout, sys.stderr = self.streams
-        self.file.close()
-
-
-class _Tee:
-    """A text stream that also writes its text to a file; everything else is delegated to the stream."""
-
-    def __init__(self, stream: TextIO, file: IO[str]) -> None:
-        self._stream = stream
-        self._file = file
-
-    def write(self, text: str) -> int:
-        self._file.write(text)
-        return self._stream.write(text)
-
-    def flush(self) -> None:
-        self._file.flush()
-        self._stream.flush()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)

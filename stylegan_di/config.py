@@ -106,6 +106,9 @@ class TrainConfig:
     gpus: int | None = _run(
         None, "Processes to start here, one a GPU; without it, those of torchrun, or one.", POSITIVE
     )
+    heartbeat: float = _run(
+        30.0, "[several processes] Seconds without a sign of life after which a process counts as lost.", Range(1.0)
+    )
     workers: int = _run(1, "Threads that load images ahead; 0: none.", NOT_NEGATIVE)
     batch: int = _run(64, "Images a step, over all processes.", POSITIVE)
     batch_gpu: int | None = _run(None, "Images at a time in a process; more are accumulated. [default: all]", POSITIVE)

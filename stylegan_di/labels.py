@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, untrusted
 from stylegan_di.dnnlib.util import UserError
+
+MAX_BYTES = 1 << 20  # of the file of --classes
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor:
@@ -78,11 +80,11 @@ def class_map(classes: str | None, student: int, teacher: int) -> ClassMap:
         raise UserError(f"--classes={classes}: the teacher has no classes; accepted is null")
     if classes == "drawn":
         return ClassMap("drawn", label_dim=teacher)
-    try:
-        listed = json.loads(Path(classes).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        accepted = f"accepted are null, drawn, or a file that is a JSON list of {student} classes"
-        raise UserError(f"--classes={classes} cannot be read ({str(error)[:100]}); {accepted}") from None
+    remedy = f"Accepted are null, drawn, or a file that is a JSON list of {student} classes."
+    if not Path(classes).is_file():
+        raise UserError(f"--classes={classes}: there is no such file. {remedy}")
+    with untrusted(f"--classes={classes}", remedy=remedy), open_untrusted(classes, MAX_BYTES) as (file, size):
+        listed = read_json(file.read(), Budget(size))
     return ClassMap("table", _table(listed, classes, student, teacher))
 
 

@@ -15,13 +15,14 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.data.augment import augment_pipe
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import samples_wanted
+from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.labels import class_map
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.presets import R3GAN as R3GAN_PRESET
 from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
-from stylegan_di.snapshots.formats import Contents, read_contents
+from stylegan_di.snapshots.formats import Contents, open_contents
 from stylegan_di.snapshots.pipelines import HUB, is_pipeline, read_pipeline
 from stylegan_di.snapshots.teacher_files import student_shape
 from stylegan_di.students import stylegan2, stylegan3
@@ -91,10 +92,11 @@ class Files:
         if on_a_hub and not self.fetch:
             return None
         try:
-            if is_pipeline(source):
-                return read_pipeline(source, options).shape(options)
-            shape = shape_of(self._contents(source))
-            return None if shape is None else student_shape(source, shape, options)
+            with untrusted(f"--teacher={source}"):
+                if is_pipeline(source):
+                    return read_pipeline(source, options).shape(options)
+                shape = shape_of(self._contents(source))
+                return None if shape is None else student_shape(source, shape, options)
         except UserError as error:
             self.problems.append(str(error))
             return None
@@ -114,8 +116,7 @@ class Files:
         if source is None or not (self.fetch or zoo.is_local(source)):
             return None
         try:
-            path = zoo.resolve(source)
-            return read_contents(path.read_bytes(), source, path.suffix)
+            return open_contents(source)
         except UserError as error:
             self.problems.append(str(error))
             return None

@@ -1,9 +1,10 @@
 """The table of known names of networks, references and detectors, with their URLs and what belongs to them.
 
 A name is looked up first as a local file, then among the files shipped with the package, then among the published
-URLs (downloaded once into the cache, see `dnnlib.download`). A file of a published folder that is not in the table is
-named with its folder, as in paper-fig11b-cifar10/cifar10u-cifar-ada-best-fid.pkl. Published files have their
-publishers' licences, mostly for non-commercial use only; the terms are shown when a file is first requested.
+URLs (downloaded once into the cache, see `dnnlib.download`). A local file of a known name is used only if its hash is
+the known one, or if none is known; a line says so if it is not known or wrong. A file of a published folder that is not
+in the table is named with its folder, as in paper-fig11b-cifar10/cifar10u-cifar-ada-best-fid.pkl. Published files have
+their publishers' licences, mostly for non-commercial use only; the terms are shown when a file is first requested.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from stylegan_di.dnnlib.download import cached_path, is_url, notice_once, open_url
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, say, sha256_of_file
 
 ASSETS = Path(__file__).parent / "assets"
 NVIDIA = "https://nvlabs-fi-cdn.nvidia.com/"
@@ -222,7 +223,7 @@ def resolve(name_path_or_url: str | os.PathLike[str]) -> Path:
         return open_url(text, sha256=known.sha256 if known is not None and known.url == text else None)
     if known is not None and known.url is not None:
         _show_terms(known.url)
-    if Path(text).is_file():
+    if Path(text).is_file() and (known is None or _is_meant(Path(text), known)):
         return Path(text)
     if known is None:
         raise UserError(f"{text}: {_unknown(text)}")
@@ -257,6 +258,20 @@ def is_local(name_path_or_url: str | os.PathLike[str]) -> bool:
     known = None if is_url(text) else _known(text)
     url = text if is_url(text) else None if known is None else known.url
     return url is None or any(path.is_file() for path in (Path(text), ASSETS / text, cached_path(url)))
+
+
+def _is_meant(path: Path, known: Entry) -> bool:
+    """Whether a local file of a known name is used; says so where that is not certain."""
+    shipped = ASSETS / known.name
+    expected = sha256_of_file(shipped) if shipped.is_file() else known.sha256
+    if expected is None:
+        say(f"{path}: the file of this name here is used; whether it is the published one cannot be told")
+        return True
+    if sha256_of_file(path) == expected:
+        return True
+    kind = "shipped" if shipped.is_file() else "published"
+    say(f"{path}: the file of this name here is not the {kind} one, which is used; write {path.absolute()} for yours")
+    return False
 
 
 def _known(text: str) -> Entry | None:

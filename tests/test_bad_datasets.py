@@ -210,7 +210,7 @@ def test_a_name_that_is_no_text(tmp_path: Path) -> None:
 CLASSES = "class indices are 0 to 99999."
 EXPECTED = "expected a class index or a list of numbers."
 NO_LABELS = '{where} has no "labels"; expected {"labels": [[name, class], ...]} or {"labels": null}.'
-NO_JSON = "{where} is not valid JSON: .... Make the data set again."
+NO_JSON = "{where}: found contents that cannot be read (...). Make the data set again."
 LABEL = f"{{where}}: the label of '{NAME}' is "
 BAD_LABELS: dict[str, tuple[bytes, str]] = {
     "truncated": (b'{"labels": [', NO_JSON),
@@ -284,7 +284,7 @@ def _edit(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
     return lambda data: data.replace(old, new)
 
 
-UNREADABLE = "{path} is not a readable zip file: .... Was it copied completely?"
+UNREADABLE = "{path}: found contents that cannot be read (...). It is no readable zip file; was it copied completely?"
 OUTSIDE = "{path} has an entry named '{name}', outside the archive; make the zip again."
 BAD_ZIPS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     "cut in the directory": (lambda data: data[:-30], UNREADABLE),
@@ -305,7 +305,8 @@ BAD_ZIPS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
     ),
     "bad CRC": (
         lambda data: data.replace(b"IDAT", b"IDAX", 1),
-        "{path}:00001/img00000001.png cannot be read: Bad CRC-32 for file '00001/img00000001.png'. "
+        "{path}:00001/img00000001.png: found contents that cannot be read (BadZipFile: Bad CRC-32 for file "
+        "'00001/img00000001.png'). "
         "Make the data set again.",
     ),
 }
@@ -358,7 +359,10 @@ def test_a_file_that_unpacks_to_more_than_it_says_is_cut_off(tmp_path: Path) -> 
     entry = struct.pack("<I", len(GOOD) + 2**20)
     path.write_bytes(path.read_bytes().replace(entry, struct.pack("<I", len(GOOD))))
     assert_opening_refuses(
-        path, f"{path}:a.png cannot be read: Bad CRC-32 for file 'a.png'. Make the data set again.", labels=False
+        path,
+        f"{path}:a.png: found contents that cannot be read (BadZipFile: Bad CRC-32 for file 'a.png'). "
+        "Make the data set again.",
+        labels=False,
     )
 
 

@@ -39,6 +39,8 @@ from tests.golden_edm import NETWORKS, load_network
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
 FORMATS = ["pkl", "safetensors"]
 
+UNREADABLE = "contents that cannot be read"
+
 
 @functools.cache
 def golden(name: str) -> Snapshot:
@@ -305,14 +307,15 @@ def test_a_teacher_as_the_gan_and_the_reverse() -> None:
     [
         (lambda k: k.update(img_resolution=16), "weights missing"),
         (lambda k: k.update(img_resolution=4), "too many"),
-        (lambda k: k.update(img_resolution=2**40), "larger than"),
+        (lambda k: k.update(img_resolution=2**40), "img_resolution=1099511627776; accepted is int, a number from 1"),
         (lambda k: k.update(img_resolution=2**20), "does not take"),
         (lambda k: k.update(img_resolution="big"), "does not take"),
         (lambda k: k.update(z_dim=5), r"mapping\.fc0\.weight as \[4, 4\]"),
         (lambda k: k.update(surprise=1), "does not take"),
         (lambda k: k.pop("z_dim"), "does not take"),
-        (lambda k: k["mapping_kwargs"].update(num_layers=10**6), "far more layers"),
-        (lambda k: k["synthesis_kwargs"].update(resample_filter=[1] * 1000), r"resample_filter as \[4, 4\]"),
+        (lambda k: k["mapping_kwargs"].update(num_layers=10**6), "mapping_kwargs.num_layers=1000000; accepted is"),
+        (lambda k: k["synthesis_kwargs"].update(resample_filter=[1] * 1000), "accepted is up to 64 of"),
+        (lambda k: k["synthesis_kwargs"].update(resample_filter=[1] * 64), r"resample_filter as \[4, 4\]"),
         (lambda k: k.update(mapping_kwargs="x"), "does not take"),
     ],
 )
@@ -389,15 +392,15 @@ def _safetensors(**header: str) -> bytes:
 @pytest.mark.parametrize(
     ("data", "found"),
     [
-        (b"", "no valid safetensors file"),
-        (b"\xff" * 8 + b"{}", "no valid safetensors file"),
-        (b"\x02" + bytes(7) + b"{]", "no valid safetensors file"),
+        (b"", UNREADABLE),
+        (b"\xff" * 8 + b"{}", UNREADABLE),
+        (b"\x02" + bytes(7) + b"{]", UNREADABLE),
         (_safetensors(), "format_version None"),
         (_safetensors(format_version="2"), "format_version 2"),
-        (_safetensors(format_version="1"), "damaged metadata"),
-        (_safetensors(format_version="1", networks="[", extras="{}", provenance="{}"), "damaged metadata"),
-        (_safetensors(format_version="1", networks="[1]", extras="{}", provenance="{}"), "damaged metadata"),
-        (_safetensors(format_version="1", networks='{"G": {}}', extras="{}", provenance="{}"), "damaged metadata"),
+        (_safetensors(format_version="1"), UNREADABLE),
+        (_safetensors(format_version="1", networks="[", extras="{}", provenance="{}"), UNREADABLE),
+        (_safetensors(format_version="1", networks="[1]", extras="{}", provenance="{}"), UNREADABLE),
+        (_safetensors(format_version="1", networks='{"G": {}}', extras="{}", provenance="{}"), UNREADABLE),
         (
             _safetensors(
                 format_version="1",
@@ -405,9 +408,9 @@ def _safetensors(**header: str) -> bytes:
                 extras="{}",
                 provenance="{}",
             ),
-            "damaged metadata",
+            UNREADABLE,
         ),
-        (_safetensors(format_version="1", networks="[" * 99999, extras="{}", provenance="{}"), "damaged metadata"),
+        (_safetensors(format_version="1", networks="[" * 99999, extras="{}", provenance="{}"), UNREADABLE),
     ],
 )
 def test_bad_safetensors(data: bytes, found: str, tmp_path: Path) -> None:
@@ -420,7 +423,7 @@ def test_truncated_safetensors(tmp_path: Path) -> None:
     path = tmp_path / "g.safetensors"
     save_snapshot(path, {"G_ema": small_generator()}, extras={}, metadata={})
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(RefusedFileError, match="no valid safetensors file"):
+    with pytest.raises(RefusedFileError, match=UNREADABLE):
         load_generator(path)
 
 

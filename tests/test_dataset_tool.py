@@ -153,7 +153,7 @@ def test_damaged_gzip_and_unequal_counts_are_named(mnist: Path, tmp_path: Path) 
     labels.write_bytes(gzip.compress(idx(LABELS[:5])))
     assert f"{labels} has 5 labels, but {images} has 12 images" in refused(mnist, tmp_path / "out.zip")
     images.write_bytes(images.read_bytes()[:100])
-    assert f"{images} cannot be read" in refused(mnist, tmp_path / "out.zip")
+    assert f"{images}: found contents that cannot be read" in refused(mnist, tmp_path / "out.zip")
 
 
 @pytest.fixture
@@ -511,7 +511,8 @@ def test_bad_lsun_database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert f"{empty / 'data.mdb'} holds no images" in refused(empty, tmp_path / "out.zip")
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "data.mdb").write_bytes(b"no database at all")
-    assert f"{tmp_path / 'damaged' / 'data.mdb'} cannot be read" in refused(tmp_path / "damaged", tmp_path / "out.zip")
+    told = refused(tmp_path / "damaged", tmp_path / "out.zip")
+    assert f"{tmp_path / 'damaged' / 'data.mdb'}: found contents that cannot be read" in told
     large = save_database(tmp_path / "large", {b"large": encode(pixels(0))})
     monkeypatch.setattr("stylegan_di.data.lsun.MAX_FILE_BYTES", 5)
     assert f"{large}:large is" in refused(large, tmp_path / "out.zip")

@@ -18,9 +18,24 @@ from stylegan_di.dnnlib import download
 from stylegan_di.dnnlib.download import cached_path, notice_once, open_url
 from stylegan_di.dnnlib.util import UserError
 
-CONTENT = bytes(range(256)) * 3072  # twelve of the pieces in which a transfer is kept
+CONTENT = b"\x80\x04" + bytes(range(254)) + bytes(range(256)) * 3071  # begins like a pickle
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 HALF = len(CONTENT) // 2
+PAGE = b"<html>Please log in"
+# What servers answer instead of the file: status, headers, body.
+ODD: dict[str, tuple[int, dict[str, str], bytes]] = {
+    "empty": (200, {"Content-Length": "0"}, b""),
+    "none": (204, {}, b""),
+    "nothing": (416, {"Content-Range": "bytes */0", "Content-Length": "0"}, b""),
+    "HTML": (200, {"Content-Type": "Text/HTML"}, PAGE),
+    "xhtml": (200, {"Content-Type": "application/xhtml+xml"}, PAGE),
+    "stream": (200, {"Content-Type": "application/octet-stream"}, b"\xef\xbb\xbf\r\n " + PAGE),
+    "other": (200, {}, b"another kind of file"),
+    "digits": (206, {"Content-Range": f"bytes {'0' * 5000}-9/10"}, CONTENT),
+    "square": (200, {"Content-Length": "\xb2"}, CONTENT),
+    "address": (302, {"Location": "http://[::1"}, b""),
+    "huge": (200, {"Content-Length": str(1 << 50)}, CONTENT),
+}
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -72,6 +87,29 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Type", "text/html; charset=utf-8")
             self.end_headers()
             self.wfile.write(b"<html>Please log in")
+        elif manner in ODD:
+            status, headers, body = ODD[manner]
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+        elif manner == "shrinks" and first:
+            self.answer(CONTENT[:HALF], len(CONTENT))
+        elif manner == "shrinks":
+            self.ranged(CONTENT[: HALF + 1] if self.headers.get("Range") else CONTENT)
+        elif manner == "drips":
+            self.answer(CONTENT[:100], len(CONTENT))
+            with contextlib.suppress(OSError):
+                for value in CONTENT[100:]:
+                    time.sleep(0.02)
+                    self.wfile.write(bytes([value]))
+        elif manner == "endless":
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(CONTENT)
         elif manner == "chunked":
             self.send_response(200)
             self.end_headers()
@@ -175,7 +213,8 @@ def test_a_broken_transfer_goes_on_where_it_was(server: Server, tmp_path: Path, 
         ("busy", [None, None]),
         ("ignores", [None, f"bytes={HALF}-"]),  # the whole file comes again, and replaces the half
         ("changes", [None, "bytes=65536-"]),  # another version: the old beginning is dropped
-        ("overstates", [None, f"bytes={len(CONTENT)}-"]),  # the server says in the end that nothing is missing
+        ("overstates", [None, f"bytes={len(CONTENT)}-", None]),  # announced more than there is: from the beginning
+        ("shrinks", [None, f"bytes={HALF}-", None]),  # the rest of a smaller file: from the beginning
         ("portions", [None, f"bytes={HALF}-", f"bytes={HALF + HALF // 2}-"]),
         ("elsewhere", [None, f"bytes={HALF}-", None]),  # other bytes than asked for: from the beginning
         ("switches", [None, "bytes=65536-", None]),  # If-Range is ignored, but the answer names its version
@@ -223,11 +262,112 @@ def test_wrong_contents_are_not_kept(server: Server, tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_an_altered_cached_file_is_refused(server: Server, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sha256", [SHA256, None])
+@pytest.mark.parametrize("poison", [b"", PAGE, b" <!DOCTYPE html>", b"other"])
+def test_a_poisoned_cache_heals(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str], poison: bytes, sha256: str | None
+) -> None:
+    url = server.root + "/net.pkl"
+    path = cached_path(url, tmp_path)
+    path.parent.mkdir()
+    path.write_bytes(poison)
+    assert open_url(url, sha256=sha256, cache_dir=tmp_path).read_bytes() == CONTENT
+    assert f"{path} is fetched anew: it " in capsys.readouterr().err
+
+
+def test_an_altered_cached_file_is_fetched_anew(server: Server, tmp_path: Path) -> None:
     path = open_url(server.root + "/net.pkl", sha256=SHA256, cache_dir=tmp_path)
-    path.write_bytes(b"other")
-    with pytest.raises(UserError, match=f"Delete {path}"):
-        open_url(server.root + "/net.pkl", sha256=SHA256, cache_dir=tmp_path)
+    path.write_bytes(CONTENT[:-1])
+    assert open_url(server.root + "/net.pkl", sha256=SHA256, cache_dir=tmp_path).read_bytes() == CONTENT
+
+
+def test_what_the_cache_has_can_be_fetched_anew(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.root + "/net.pkl"
+    path = open_url(url, cache_dir=tmp_path)
+    path.write_bytes(CONTENT[:-1])
+    assert open_url(url, cache_dir=tmp_path).read_bytes() == CONTENT[:-1]  # without a hash nobody can tell
+    monkeypatch.setenv(download.REFRESH, "1")
+    for _ in range(2):
+        assert open_url(url, cache_dir=tmp_path).read_bytes() == CONTENT
+    assert len(server.requests) == 2  # once in each process
+
+
+@pytest.mark.parametrize(
+    ("manner", "reason"),
+    [
+        ("empty", "it is empty"),
+        ("none", "status 204"),
+        ("nothing", "416"),
+        ("HTML", "a web page"),
+        ("xhtml", "a web page"),
+        ("stream", "a web page"),
+        ("other", r"does not begin like a \.pkl file"),
+        ("digits", "a part of the file without its position"),
+        ("address", "LocationParseError|InvalidURL|Invalid IPv6"),
+        ("huge", "a file of 1125899906842624 bytes; up to 34359738368 are fetched"),
+    ],
+)
+def test_odd_answers_are_not_kept(server: Server, tmp_path: Path, manner: str, reason: str) -> None:
+    url = f"{server.root}/{manner}/net.pkl"
+    with pytest.raises(UserError, match=rf"{url}: the download failed \(.*({reason})") as caught:
+        open_url(url, cache_dir=tmp_path)
+    assert f"put the file at {cached_path(url, tmp_path)}" in str(caught.value)
+    assert files(tmp_path) == []
+
+
+def test_a_length_that_is_no_number_does_not_count(server: Server, tmp_path: Path) -> None:
+    assert open_url(f"{server.root}/square/net.pkl", cache_dir=tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("manner", "limits", "reason"),
+    [
+        ("drips", {"RATE_SECONDS": 0.1}, "fewer than 1000 bytes per second"),
+        ("drips", {"MAX_SECONDS": 0.1}, "longer than 0 s"),
+        ("endless", {"MAX_BYTES": 1 << 20}, "more than the 1048576 bytes that were to come"),
+    ],
+)
+def test_limits(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manner: str, limits: dict[str, float], reason: str
+) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    for name, value in limits.items():
+        monkeypatch.setattr(download, name, value)
+    with pytest.raises(UserError, match=reason):
+        open_url(f"{server.root}/{manner}/net.pkl", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "notes", [b"[" * 100_000, b'{"source": 1}', b"\xff", b'{"source": "x", "validator": [], "total": 0}']
+)
+def test_odd_notes_beside_a_partial_file(server: Server, tmp_path: Path, notes: bytes) -> None:
+    url = f"{server.root}/net.pkl"
+    partial = tmp_path / "downloads" / f".{cached_path(url).name}.partial"
+    partial.parent.mkdir()
+    partial.write_bytes(b"begun")
+    partial.with_name(partial.name + ".json").write_bytes(notes)
+    assert open_url(url, cache_dir=tmp_path).read_bytes() == CONTENT
+    assert server.ranges() == [None]
+
+
+@pytest.mark.parametrize("suffix", ["", ".json"])
+@pytest.mark.parametrize("kind", ["link", "hard link", "pipe"])
+def test_a_planted_partial_file_is_not_written_into(server: Server, tmp_path: Path, suffix: str, kind: str) -> None:
+    url = f"{server.root}/net.pkl"
+    victim, partial = tmp_path / "victim", tmp_path / "downloads" / f".{cached_path(url).name}.partial{suffix}"
+    partial.parent.mkdir()
+    victim.write_text("precious")
+    {"link": partial.symlink_to, "hard link": partial.hardlink_to, "pipe": lambda _: os.mkfifo(partial)}[kind](victim)
+    assert open_url(url, cache_dir=tmp_path).read_bytes() == CONTENT
+    assert victim.read_text() == "precious"
+    assert files(tmp_path) == [cached_path(url).name]
+
+
+def test_a_url_that_is_none() -> None:
+    with pytest.raises(UserError, match=r"^https://\[x: this is no URL"):
+        open_url("https://[x")
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.dnnlib.progress import PassProgress
 from stylegan_di.dnnlib.util import atomic_write
 from stylegan_di.runs import statefile
-from stylegan_di.runs.endings import StorageError
+from stylegan_di.runs.endings import StorageError, storage_errors
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.snapshots import checkpoint
 from stylegan_di.training import watch
@@ -66,7 +66,7 @@ def session_is_empty(leader: int) -> bool:
 # Signals.
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_finishes_the_step_saves_and_exits_with_75(
     files: dict[str, str], tmp_path: Path, number: signal.Signals  # noqa: F811
 ) -> None:
@@ -305,9 +305,11 @@ def test_an_error_of_the_disk_names_the_file(tmp_path: Path) -> None:
     assert caught.value.filename == str(tmp_path / "file")
 
 
-def test_other_errors_of_files_stay_what_they_are(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+def test_a_folder_that_has_vanished_is_an_error_of_storage_and_others_stay_what_they_are(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=rf"{tmp_path / 'none'}.*cannot write \(No such file or directory\)"):
         statefile.save_state(statefile.state_path(tmp_path / "none", 1), {}, {}, {}, "")
+    with pytest.raises(FileNotFoundError), storage_errors(tmp_path):
+        Path("/none/of/the/run").read_bytes()
 
 
 # A training that comes apart.

@@ -112,8 +112,13 @@ def test_other_tables_are_refused(tmp_path: Path, listed: Any) -> None:
 
 def test_files_that_are_none_and_a_teacher_without_classes(tmp_path: Path) -> None:
     for text in ("nul", str(tmp_path)):
-        with pytest.raises(UserError, match=r"cannot be read .*accepted are null, drawn, or a file"):
+        with pytest.raises(UserError, match=r"no such file\. Accepted are null, drawn, or a file that is a JSON list"):
             class_map(text, 3, 5)
+    for damaged, words in (("[0, 1", "cannot be read .*Accepted are null"), ("[" * 10**6, "Recursion|far more"),
+                           ("[0," * 10**6, "bytes; up to 1048576 are read")):  # fmt: skip
+        (tmp_path / "map.json").write_text(damaged)
+        with pytest.raises(UserError, match=words):
+            class_map(str(tmp_path / "map.json"), 3, 5)
     with pytest.raises(UserError, match=r"--classes=drawn: the teacher has no classes; accepted is null"):
         class_map("drawn", 3, 0)
 

@@ -144,7 +144,7 @@ def test_references_hold_labels_if_their_data_set_does(folder: Path, tmp_path: P
 def test_damaged_labels_are_refused(tmp_path: Path, labels: np.ndarray) -> None:
     stats = extract(generated_images(Gan(), num=3, batch=3), [open_extractor("fashion")])["fashion"]
     save_stats(tmp_path / "ref.npz", dataclasses.replace(stats, labels=labels))
-    with pytest.raises(UserError, match=r"ref\.npz holds no reference statistics \(labels are"):
+    with pytest.raises(UserError, match=r"ref\.npz: found contents that cannot be read \(labels are"):
         load_stats(tmp_path / "ref.npz")
 
 

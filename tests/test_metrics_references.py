@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stylegan_di.dnnlib.untrusted import Budget
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics import references
 from stylegan_di.metrics.frechet import frechet_distance
@@ -48,7 +49,7 @@ def test_stylegan2_adas_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
 def test_the_first_290_images() -> None:
     """max_items ends NVlabs' counting in the middle of a batch."""
     golden = np.load(GOLDEN / "sg2_metrics.npz")
-    stats = stats_of_cache(cache(golden["real"][:290], keep=False, sums=True))
+    stats = stats_of_cache(cache(golden["real"][:290], keep=False, sums=True), Budget(0))
     np.testing.assert_allclose(stats.mean, golden["mu_real_first290"], rtol=1e-12)
     np.testing.assert_allclose(stats.covariance(ddof=0), golden["cov_real_first290"], rtol=1e-11, atol=1e-13)
 
@@ -92,6 +93,9 @@ class Hostile:
         cache(np.ones([9, 3], dtype=np.float32), keep=False, sums=False),
         cache(np.ones([9, 3], dtype=np.float32), keep=True, sums=False) | {"num_items": 8},
         cache(np.ones([9, 3], dtype=np.float32), keep=True, sums=False) | {"all_features": None},
+        cache(np.ones([9, 3], dtype=np.float32), keep=True, sums=False)
+        | {"num_items": 9 * 10**5, "all_features": [np.ones([900, 3], dtype=np.float32)] * 10**5},
+        cache(np.ones([2, 9000], dtype=np.float32), keep=True, sums=False),
         {"capture_all": True},
         {"fid": Hostile()},
     ],

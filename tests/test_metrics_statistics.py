@@ -84,14 +84,35 @@ BAD_FILES = {
     "text": {"mu": np.array(["a", "b", "c"]), "sigma": EYE},
     "features": {"mu": EYE[0], "sigma": EYE, "num": 7, "features": np.zeros([6, 3])},
     "num": {"mu": EYE[0], "sigma": EYE, "num": np.zeros(2)},
+    "num of one": {"mu": EYE[0], "sigma": EYE, "num": 1},
+    "negative num": {"mu": EYE[0], "sigma": EYE, "num": -5},
+    "fractional num": {"mu": EYE[0], "sigma": EYE, "num": 1e300},
+    "negative sigma": {"mu": EYE[0], "sigma": -EYE},
+    "one negative eigenvalue": {"mu": EYE[0], "sigma": np.array([[1, 2, 0], [2, 1, 0], [0, 0, 1.0]])},
+    "skew sigma": {"mu": EYE[0], "sigma": EYE + np.triu(np.ones([3, 3]), 1) * 0.1},
+    "huge sigma": {"mu": EYE[0], "sigma": EYE * 1e300},
+    "huge mu": {"mu": EYE[0] * 1e300, "sigma": EYE},
+    "bomb": {"mu": np.zeros(6000, dtype=np.float32), "sigma": np.zeros([6000, 6000])},
 }
 
 
 @pytest.mark.parametrize("arrays", BAD_FILES.values(), ids=BAD_FILES.keys())
 def test_files_of_something_else_are_refused_by_name(tmp_path: Path, arrays: dict[str, np.ndarray]) -> None:
-    np.savez(tmp_path / "bad.npz", **arrays)
+    np.savez_compressed(tmp_path / "bad.npz", **arrays)
     with pytest.raises(UserError, match=r"bad\.npz"):
         load_stats(tmp_path / "bad.npz")
+
+
+def test_covariances_need_be_right_to_rounding_only(tmp_path: Path) -> None:
+    """One of fewer images than dimensions, in float32 as some programs write it: eigenvalues at 0 and just below."""
+    x = np.random.default_rng(0).normal(size=[10, 64])
+    sigma = np.cov(x.T).astype(np.float32)
+    sigma[3, 7] += 1e-6
+    assert np.linalg.eigvalsh(sigma.astype(np.float64)).min() < 0
+    np.savez(tmp_path / "ref.npz", mu=x.mean(axis=0), sigma=sigma)
+    np.testing.assert_array_equal(load_stats(tmp_path / "ref.npz").cov, sigma)
+    np.savez(tmp_path / "zero.npz", mu=np.zeros(4), sigma=np.zeros([4, 4]))
+    assert load_stats(tmp_path / "zero.npz").cov.max() == 0
 
 
 def test_damaged_and_missing_files_are_refused_by_name(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_what_is_built_is_kept(calls: Path) -> None:
     plan = build.recipe("cpu")
     assert build.build(plan) == build.build(plan) == plan.library
     assert count(calls) == 1
-    assert {path.suffix for path in plan.library.parent.iterdir()} == {".so", ".lock"}
+    assert {path.suffix for path in plan.library.parent.iterdir()} == {".so", ".lock", ".sha256"}
 
 
 def test_key_covers_all_that_matters(calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +108,74 @@ def test_broken_compiler_is_told_in_full_and_tried_once(
 def test_only_what_is_built_is_loaded_unless_asked(calls: Path) -> None:
     assert build.load("cpu", may_build=False).startswith("reference (native kernels are not built")
     assert count(calls) == 0
+
+
+def planted(path: Path, what: str, tmp_path: Path) -> None:
+    """Puts something else in the place of a library or of its folder."""
+    if what == "truncated":
+        path.write_bytes(path.read_bytes()[:3])
+    elif what == "changed":
+        path.write_bytes(b"Library\n")
+    elif what == "writable by all":
+        path.chmod(0o666)
+    elif what == "link":
+        (tmp_path / "planted.so").write_text("library\n")
+        path.unlink()
+        path.symlink_to(tmp_path / "planted.so")
+    elif what == "without checksum":
+        path.with_suffix(".sha256").unlink()
+    elif what == "other owner":
+        os.chown(path, 12345, -1)
+    elif what == "folder writable by all":
+        path.parent.chmod(0o777)
+    elif what == "folder of another":
+        os.chown(path.parent, 12345, -1)
+    elif what == "folder is a link":
+        path.parent.rename(tmp_path / "elsewhere")
+        path.parent.symlink_to(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("truncated", "has another SHA-256 than its build"),
+        ("changed", "has another SHA-256 than its build"),
+        ("writable by all", "can be written by others"),
+        ("link", "is a link"),
+        ("without checksum", "has no SHA-256 beside it"),
+        ("other owner", "belongs to another user"),
+        ("folder writable by all", "can be written by others"),
+        ("folder of another", "belongs to another user"),
+        ("folder is a link", "is a link"),
+    ],
+)
+def test_what_was_planted_is_not_loaded_but_built_again(
+    calls: Path, tmp_path: Path, capsys: pytest.CaptureFixture, what: str, words: str
+) -> None:
+    if os.geteuid() and ("owner" in what or "another" in what):
+        pytest.skip("only root can give files away")
+    library = build.build(build.recipe("cpu"))
+    planted(library, what, tmp_path)
+    assert not build.is_built("cpu")
+    assert build.load("cpu", may_build=False).startswith("reference (native kernels are not built")
+    assert words in capsys.readouterr().err
+    assert build.build(build.recipe("cpu")) == library
+    assert words in capsys.readouterr().err
+    assert library.read_text() == "library\n"
+    assert count(calls) == 2
+    assert not library.is_symlink()
+    assert library.parent.lstat().st_mode & 0o7777 == 0o700
+    assert {path.lstat().st_mode & 0o777 for path in (library, library.with_suffix(".sha256"))} == {0o600}
+    assert build.is_built("cpu")
+
+
+def test_the_umask_does_not_matter(calls: Path) -> None:
+    before = os.umask(0)
+    try:
+        build.build(build.recipe("cpu"))
+        assert build.is_built("cpu")
+    finally:
+        os.umask(before)
 
 
 def test_a_library_that_does_not_load_is_no_end(calls: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,7 +171,7 @@ def test_help_shows_every_option_in_its_group() -> None:
     expected: dict[str, set[str]] = {}
     for declared in OPTIONS.values():
         expected.setdefault(declared.group, set()).add(option_name(declared.name))
-    assert found.pop("Options") == {"--kind", "--dry-run", "--help"}
+    assert found.pop("Options") == {"--kind", "--dry-run", "--debug", "--help"}
     assert found == expected
 
 
@@ -180,7 +180,7 @@ def test_help_shows_every_option_in_its_group() -> None:
 def test_help_of_a_kind_shows_its_options_alone(kind: str, form: str) -> None:
     shown = set().union(*sections(help_of(*form.format(kind).split())).values())
     own = {option_name(declared.name) for declared in OPTIONS.values() if not declared.kinds or kind in declared.kinds}
-    assert shown == own | {"--kind", "--dry-run", "--help"}
+    assert shown == own | {"--kind", "--dry-run", "--debug", "--help"}
     assert ("--transfer" in shown, "--gan-pkl" in shown) == (kind == "edm", kind == "di")
 
 

@@ -164,7 +164,7 @@ HOSTILE = {
     "text opcodes": (b"I1\n.", "opcode INT"),
     "unknown opcode": (b"\xff.", "0xff"),
     "million marks": (b"(" * 1_000_000 + b".", "MARK"),
-    "million values": (b"(" + b"N" * 1_000_000 + b"l.", "opcodes"),
+    "million values": (b"(" + b"N" * 1_000_000 + b"l.", "far more values"),
     "deep tuples": (b")" + b"\x85" * 10_000 + b".", "nested deeper"),
     "contains itself": (b"]\x94h\x00a.", "contains itself"),
     "sparse memo": (b"Nr\xff\xff\xff\x7f.", "memo index 2147483647"),
@@ -206,7 +206,7 @@ def test_bomb_of_shared_values_is_refused() -> None:
     value: Any = []
     for _ in range(60):
         value = [value, value]
-    assert "repeat one another" in refused(pickle.dumps(value))
+    assert "far more values" in refused(pickle.dumps(value))
 
 
 @pytest.mark.parametrize(

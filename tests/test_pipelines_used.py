@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -196,12 +197,21 @@ def test_damaged_pipelines_are_refused(tmp_path: Path) -> None:
     assert "has missing keys: conv_in.bias" in tiny.refused(folder)
     weights.write_bytes(b"nothing")
     assert "UNet2DModel in" in tiny.refused(folder)
+    tiny.edit(folder / "unet" / "config.json", block_out_channels=[2**14, 2**15])
+    safetensors.torch.save_file(good, weights)
+    assert re.search(r"unet calls for \d+ numbers, and its files hold fewer", tiny.refused(folder))
+    tiny.edit(folder / "unet" / "config.json", block_out_channels=[8, 16], layers_per_block=10**9)
+    assert "they call for far more layers than the file has weights" in tiny.refused(folder)
+    tiny.edit(folder / "unet" / "config.json", sample_size=10**6)
+    assert "sample_size is 1000000 in its config.json; a number from 1 to 8192 is needed" in tiny.refused(folder)
     tiny.edit(folder / "unet" / "config.json", sample_size=None)
     assert "sample_size is None in its config.json" in tiny.refused(folder)
     (folder / "unet" / "config.json").write_text("[]")
     assert "holds no JSON object" in tiny.refused(folder)
+    (folder / "unet" / "config.json").write_text(f'{{"x": [{"0, " * 2**19}0]}}')
+    assert "bytes; up to 1048576 are read" in tiny.refused(folder)
     (folder / "model_index.json").write_text("{")
-    assert "cannot be read as JSON" in tiny.refused(folder)
+    assert "cannot be read (JSONDecodeError" in tiny.refused(folder)
     (folder / "model_index.json").unlink()
     assert "no model_index.json in" in tiny.refused(folder)
     with pytest.raises(UserError, match="--autoencoder=nowhere: there is no such folder"):
@@ -211,6 +221,9 @@ def test_damaged_pipelines_are_refused(tmp_path: Path) -> None:
 def test_schedulers_without_levels_and_unknown_predictions_are_refused(tmp_path: Path) -> None:
     folder = tiny.save_unet(tmp_path / "p")
     config = folder / "scheduler" / "scheduler_config.json"
+    tiny.edit(config, num_train_timesteps=10**12)
+    assert "num_train_timesteps=1000000000000; supported are 1 to 100000" in tiny.refused(folder)
+    tiny.edit(config, num_train_timesteps=1000)
     tiny.edit(config, prediction_type="flow")
     assert "prediction_type=flow; supported are epsilon, v_prediction, sample" in tiny.refused(folder)
     tiny.edit(folder / "model_index.json", scheduler=["diffusers", "ScoreSdeVeScheduler"])

@@ -129,7 +129,7 @@ def test_a_process_that_is_killed_ends_the_run_which_then_goes_on(files: dict[st
     nimg = last_state(folder).values["state"]["cur_nimg"]
     assert 8 <= nimg < 3000
     kimg = f"--kimg={(nimg + 8) / 1000}"
-    status, _, err = finish(start(f"--resume={folder}", kimg))
+    status, _, err = finish(start(f"--resume={folder}", kimg, "--gpus=2"))
     assert status == 0, err
     single = whole_run(tmp_path / "single", *small(files), kimg, "--batch-gpu=2")
     assert {name: value for name, value in differences(single, folder).items() if value} == {}
@@ -205,7 +205,7 @@ def test_sharded_score_networks_train_as_whole_ones(files: dict[str, str], tmp_p
     """FSDP2 and averaged gradients: the same to rounding; and a run goes on, sharded and then whole."""
     sharded = completed(tmp_path / "fsdp", *small(files), "--gpus=2", "--fsdp=true", "--kimg=0.008")
     assert json.loads((sharded / "training_options.json").read_text())["fsdp"] is True
-    status, _, err = finish(start(f"--resume={sharded}", "--kimg=0.016"))
+    status, _, err = finish(start(f"--resume={sharded}", "--kimg=0.016", "--gpus=2"))
     assert status == 0, err
     assert last_state(sharded).tensors["optimizer.fake_score.0.step"] == 4
     result = invoke(f"--resume={sharded}", "--fsdp=false", "--gpus=1", "--batch-gpu=2", "--kimg=0.032")

@@ -275,8 +275,8 @@ def test_w_alone_is_drawn_with_the_networks_own_noise(tmp_path: Path) -> None:
         ({"w": np.zeros([1, 6, 64])}, [], "w.npz has w of shape [1, 6, 64]; this network needs w of shape [N, 6, 32]."),
         ({"z": np.zeros([1, 6, 32])}, [], "w.npz has no w; this network needs w of shape [N, 6, 32]."),
         ({"w": np.zeros([1, 6, 32]), "b4.conv1.noise_const": np.zeros([8, 8])}, [], "this network does not have."),
-        ({"w": np.array([None])}, [], "w.npz cannot be read as .npz"),
-        (None, [], "w.npz cannot be read as .npz"),
+        ({"w": np.array([None])}, [], "w.npz: found contents that cannot be read"),
+        (None, [], "w.npz: found contents that cannot be read"),
     ],
 )
 def test_projections_that_are_refused(

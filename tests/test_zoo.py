@@ -15,6 +15,8 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.snapshots.inspection import origin_of
 from tests.golden_edm import GOLDEN
 
+PICKLE = b"\x80\x04x"  # begins like a pickle
+
 
 def test_cifar10_brings_its_teacher_labels_and_reference() -> None:
     known = zoo.entry("cifar10.pkl")
@@ -73,10 +75,40 @@ def test_local_then_shipped_then_published(monkeypatch: pytest.MonkeyPatch, tmp_
     cached = cached_path(url)
     cached.parent.mkdir(parents=True)
     for path in (cached, assets / name, Path(name)):
-        path.write_bytes(b"x")
+        path.write_bytes(PICKLE)
         assert zoo.resolve(name) == path
     assert zoo.resolve(here / name) == here / name
     assert zoo.resolve(url) == cached
+
+
+@pytest.mark.parametrize(("name", "kind"), [("fashion-gan.pkl", "shipped"), ("vgg16-397923af.pth", "published")])
+def test_a_file_here_with_another_hash_is_not_used_for_a_known_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    Path(name).write_bytes(PICKLE)
+    known = zoo.ENTRIES[name]
+    meant = zoo.ASSETS / name if kind == "shipped" else tmp_path / "fetched"
+    monkeypatch.setattr(zoo, "open_url", lambda url, sha256: meant if (url, sha256) == (known.url, known.sha256) else 0)
+    assert zoo.resolve(name) == meant
+    told = capsys.readouterr().err
+    assert f"{name}: the file of this name here is not the {kind} one, which is used; write {tmp_path / name}" in told
+    assert zoo.resolve(f"./{name}") == Path(name)  # a path is meant as it is
+    if kind == "shipped":
+        Path(name).write_bytes((zoo.ASSETS / name).read_bytes())
+        assert zoo.resolve(name) == Path(name)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_here_whose_hash_is_not_known_is_used_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    Path("ffhq.pkl").write_bytes(PICKLE)
+    assert zoo.resolve("ffhq.pkl") == Path("ffhq.pkl")
+    assert "ffhq.pkl: the file of this name here is used; whether it is the published" in capsys.readouterr().err
 
 
 def test_what_needs_no_download_is_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -92,7 +124,7 @@ def test_what_needs_no_download_is_local(monkeypatch: pytest.MonkeyPatch, tmp_pa
     cached = cached_path(url)
     cached.parent.mkdir(parents=True)
     for path in (cached, Path(name)):
-        path.write_bytes(b"x")
+        path.write_bytes(PICKLE)
         assert zoo.is_local(name)
         assert zoo.is_local(url) == (path == cached)
         path.unlink()
@@ -146,7 +178,7 @@ def test_files_of_published_folders(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.chdir(tmp_path)
     path = cached_path(url)
     path.parent.mkdir(parents=True)
-    path.write_bytes(b"x")
+    path.write_bytes(PICKLE)
     assert zoo.resolve(name) == path
     for other in ("raw-snapshots/../x.pkl", "raw-snapshots/", "paper-fig11b-cifar10/x.txt"):
         with pytest.raises(UserError, match="no such file"):
@@ -166,19 +198,28 @@ def test_terms_are_shown_once_for_what_is_published_together(
     ):  # fmt: skip
         zoo.resolve(name)
         error = capsys.readouterr().err
-        assert (error == "") if terms is None else (terms in error and error.count("\n") == 1)
+        unknown = name.endswith("pkl") and name not in ("mine.pkl", "fashion-gan.pkl")
+        assert ("the file of this name here is used" in error) == unknown
+        assert error.count("\n") == unknown + (terms is not None)
+        assert terms is None or terms in error
     cached_path(zoo.SG2 + "x.pkl").parent.mkdir(parents=True)
-    cached_path(zoo.EDM2 + "x.pkl").write_bytes(b"x")
+    cached_path(zoo.EDM2 + "x.pkl").write_bytes(PICKLE)
     zoo.resolve(zoo.EDM2 + "x.pkl")
     assert "(NVlabs/edm2)" in capsys.readouterr().err
 
 
 def test_detectors_are_checked_wherever_they_come_from(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+    monkeypatch.delenv("no_proxy", raising=False)
     name = "vgg16-397923af.pth"
-    for path in (tmp_path / "copy.pth", cached_path(zoo.TORCHVISION + name)):
+    cached = cached_path(zoo.TORCHVISION + name)
+    for path in (tmp_path / "copy.pth", cached):
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(b"other")
-    for copy in (tmp_path / "copy.pth", None):
-        with pytest.raises(UserError, match="not 397923af8e79cdbb"):
-            zoo.published(name, copy)
+        path.write_bytes(PICKLE)
+    with pytest.raises(UserError, match="not 397923af8e79cdbb"):
+        zoo.published(name, tmp_path / "copy.pth")
+    with pytest.raises(UserError, match=f"the download failed.*put the file at {cached}"):
+        zoo.published(name)  # what was in the cache is dropped
+    assert not cached.exists()

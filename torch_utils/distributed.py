@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ T = TypeVar("T")
 
 #: The longest wait for another process, because the first one may measure for long. A dead one is noticed at once.
 TIMEOUT = datetime.timedelta(hours=6)
+_LAST_BEAT = b"done"
 
 
 class ProcessLost(UserError):
@@ -72,6 +75,52 @@ def init(device: torch.device) -> None:
             torch.distributed.init_process_group(backend=backend, timeout=TIMEOUT)
         except RuntimeError as error:
             raise ProcessLost(f"the processes of the run did not find each other ({str(error)[:200]})") from error
+
+
+@contextlib.contextmanager
+def heartbeats(seconds: float, lost: Callable[[str], object]) -> Iterator[None]:
+    """Notices, from a thread, a process of the run that hangs: it beats in the store, and listens for the others.
+
+    Args:
+        seconds: without a beat of another process for so long, this one is without it.
+        lost: called then, with a message; it must end this process, whose main thread may wait in an exchange.
+    """
+    if not under_torchrun() or launched() == 1:
+        yield
+        return
+    done = threading.Event()
+    thread = threading.Thread(target=_beat, args=(seconds, lost, done), daemon=True, name="heartbeats")
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(seconds)
+
+
+def _beat(seconds: float, lost: Callable[[str], object], done: threading.Event) -> None:
+    me, count, pause = int(os.environ["RANK"]), launched(), max(seconds / 10, 0.1)
+    limit = datetime.timedelta(seconds=seconds)
+    heard: dict[int, tuple[bytes, float]] = {}
+    try:
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = torch.distributed.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=limit)
+        number = 0
+        while not done.wait(pause):
+            number += 1
+            store.set(f"beat/{me}", str(number))
+            for other in range(count):
+                if other == me or not store.check([f"beat/{other}"]):
+                    continue
+                beat, now = store.get(f"beat/{other}"), time.monotonic()
+                if beat == _LAST_BEAT or heard.get(other, (b"", now))[0] != beat:
+                    heard[other] = beat, now
+                elif now - heard[other][1] > seconds:
+                    lost(f"process {me} of {count}: process {other} has not been heard of for {seconds:g} s")
+        store.set(f"beat/{me}", _LAST_BEAT.decode())
+    except RuntimeError as error:  # whoever keeps the store is gone
+        if not done.is_set():
+            lost(f"process {me} of {count} has lost the store of the run ({str(error).splitlines()[0][:160]})")
 
 
 def finish() -> None:

@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stylegan_di.dnnlib.untrusted import MAX_VALUES, Budget, RefusedFileError
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.torch_utils.pickle_arrays import STORAGE_DTYPES, STORAGE_MAGIC, STORAGE_PROTOCOL
 from stylegan_di.torch_utils.pickle_reader import (
     FORMAT_VERSION,
     PersistentObject,
-    RefusedFileError,
     TensorFlowNetwork,
+    check_beginning,
     read_pickle,
 )
 
@@ -37,6 +38,7 @@ __all__ = [
     "PersistentObject",
     "RefusedFileError",
     "TensorFlowNetwork",
+    "check_beginning",
     "flatten_state",
     "read_pickle",
     "write_pickle",
@@ -50,6 +52,7 @@ MODULE_SOURCES = {  # class name -> import line, for classes that are elsewhere
 
 _NVLABS_MODULE = "torch_utils.persistence"  # where NVlabs' tools look for `_reconstruct_persistent_obj`
 _PICKLE_PROTOCOL = 4
+_NAME_BYTES = 100  # of memory that a weight's name takes besides its characters
 _TORCH_MODULES = (torch.nn.ModuleDict, torch.nn.ModuleList, torch.nn.Conv2d, torch.nn.Linear)
 _STORAGES = {dtype: getattr(torch, name) for name, dtype in STORAGE_DTYPES.items()}
 _TORCH_ATTRIBUTES = frozenset(vars(torch.nn.Module()))
@@ -85,13 +88,20 @@ class PersistentModule(Persistent, torch.nn.Module):
     """A module that remembers the arguments it was built with."""
 
 
-def flatten_state(module: PersistentObject, prefix: str = "") -> OrderedDict[str, Tensor]:
+def flatten_state(module: PersistentObject, budget: Budget | None = None) -> OrderedDict[str, Tensor]:
     """Returns the state dict of a module read from a file: its parameters, its buffers, then its children's.
+
+    The joined names are taken from the file's budget.
 
     Raises:
         RefusedFileError: if the object is not a module, or has something else in the place of a tensor.
     """
     result: OrderedDict[str, Tensor] = OrderedDict()
+    _flatten(module, "", result, Budget(0, MAX_VALUES) if budget is None else budget)
+    return result
+
+
+def _flatten(module: PersistentObject, prefix: str, result: OrderedDict[str, Tensor], budget: Budget) -> None:
     transient = module.state.get("_non_persistent_buffers_set") or ()
     for group in ("_parameters", "_buffers", "_modules"):
         entries = module.state.get(group)
@@ -100,13 +110,14 @@ def flatten_state(module: PersistentObject, prefix: str = "") -> OrderedDict[str
         for name, entry in entries.items():
             if entry is None or (group == "_buffers" and name in transient):
                 continue
+            budget.spend(values=1, bytes=4 * (len(prefix) + len(name)) + _NAME_BYTES)
             if group == "_modules" and isinstance(entry, PersistentObject):
-                result |= flatten_state(entry, f"{prefix}{name}.")
+                _flatten(entry, f"{prefix}{name}.", result, budget)
             elif group != "_modules" and isinstance(entry, Tensor):
                 result[prefix + name] = entry
             else:
-                raise RefusedFileError(module.source, f"a {type(entry).__name__} as {prefix}{name} in {group}")
-    return result
+                where = f"{prefix}{name}"[:200]
+                raise RefusedFileError(module.source, f"a {type(entry).__name__} as {where} in {group}")
 
 
 def write_pickle(

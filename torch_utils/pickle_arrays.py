@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan_di.torch_utils.pickle_machine import DAMAGED, Call, Global, Machine, Pairs, PersistentId, Refusal
+from stylegan_di.dnnlib.untrusted import DAMAGED, Budget
+from stylegan_di.torch_utils.pickle_machine import Call, Global, Machine, Pairs, PersistentId, Refusal
 
 STORAGE_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGE_PROTOCOL = 1001
@@ -36,19 +37,14 @@ def is_call(node: Any, role: str) -> bool:
     return isinstance(node, Call) and node.function.role == role
 
 
-def read_storage(data: memoryview, opcodes: int) -> tuple[Tensor, int]:
-    """Reads a legacy torch stream (magic, protocol, system, storage, keys, count, raw data) as a flat tensor.
-
-    Args:
-        data: the whole stream.
-        opcodes: pickle opcodes already spent on this file; they are returned plus those of the stream.
-    """
+def read_storage(data: memoryview, budget: Budget) -> Tensor:
+    """Reads a legacy torch stream (magic, protocol, system, storage, keys, count, raw data) as a flat tensor."""
     position = 0
     parts = []
     for _ in range(5):
-        machine = Machine(data, position, known=NESTED_GLOBALS, opcodes=opcodes, allow_persistent_ids=True)
+        machine = Machine(data, position, budget=budget, known=NESTED_GLOBALS, allow_persistent_ids=True)
         parts.append(machine.run())
-        position, opcodes = machine.position, machine.opcodes
+        position = machine.position
     magic, protocol, system, reference, keys = parts
     if not isinstance(magic, int) or magic != STORAGE_MAGIC or protocol != STORAGE_PROTOCOL:
         raise Refusal("a tensor's storage that is no torch stream")
@@ -60,8 +56,8 @@ def read_storage(data: memoryview, opcodes: int) -> tuple[Tensor, int]:
     header, raw = data[position : position + 8], data[position + 8 :]
     if len(header) < 8 or int.from_bytes(header, "little") != count or len(raw) != count * dtype.itemsize:
         raise Refusal(f"a tensor's storage of {count} numbers in {len(raw)} bytes ({dtype})", DAMAGED)
-    tensor = torch.frombuffer(bytearray(raw), dtype=dtype) if count else torch.empty(0, dtype=dtype)
-    return tensor, opcodes
+    budget.spend(bytes=len(raw))
+    return torch.frombuffer(bytearray(raw), dtype=dtype) if count else torch.empty(0, dtype=dtype)
 
 
 def check_view(numel: int, offset: Any, size: Any, stride: Any) -> None:

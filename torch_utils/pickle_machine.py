@@ -2,18 +2,22 @@
 
 The machine keeps a stack and a memo as the pickle format prescribes, but when a pickle names a class or calls a
 function, it only records that: it imports and calls nothing. It refuses what no network file needs: every global
-outside `KNOWN_GLOBALS`, and every opcode not in the table at the end. Its cost is bounded by the file's length.
+outside `KNOWN_GLOBALS`, and every opcode not in the table at the end. Its cost is taken from the file's budget.
 """
 
 from __future__ import annotations
 
 import pickletools
 import struct
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-MAX_OPCODES = 250_000  # several times what the largest published networks need
+from stylegan_di.dnnlib.untrusted import DAMAGED, NOT_A_NETWORK, Budget
+
+STEP_BYTES = 100  # of memory that a step takes; a call takes CALL_BYTES more
+CALL_BYTES = 500
 MAX_MARKS = 100  # nested MARKs
 MAX_INT_BYTES = 16
 
@@ -71,9 +75,6 @@ _FILLED = {"ordered_dict", "easy_dict", "state_dict"}
 _BUILT = {"dtype", "array", "container", "tensorflow", "state_dict"}
 _OPCODE_NAMES = {ord(op.code): op.name for op in pickletools.opcodes}
 
-NOT_A_NETWORK = "It is no network file of stylegan2-ada-pytorch or edm; use a copy from a source you trust."
-DAMAGED = "The file is damaged; download or copy it again."
-
 
 class Refusal(Exception):
     """Says what was found in a file and what to do about it; the reader adds the file's name."""
@@ -130,8 +131,8 @@ class Machine:
     Args:
         data: the whole file, or the nested stream.
         position: where the stream begins; after `run`, where it ended.
+        budget: the file's; a step costs one value, and a text its bytes.
         known: maps the globals that the stream may name to their roles.
-        opcodes: opcodes already spent on this file.
         allow_persistent_ids: whether the stream may refer to storages, as nested streams do.
         python2: whether Python 2 wrote the stream: then its strings are read too, those shorter than 256 bytes as text
             and others as bytes, and its memo begins at 1.
@@ -142,15 +143,15 @@ class Machine:
         data: memoryview,
         position: int = 0,
         *,
+        budget: Budget,
         known: Mapping[tuple[str, str], str] = KNOWN_GLOBALS,
-        opcodes: int = 0,
         allow_persistent_ids: bool = False,
         python2: bool = False,
     ) -> None:
         self.data = data
         self.start = self.position = position
         self.known = known
-        self.opcodes = opcodes
+        self.budget = budget
         self.allow_persistent_ids = allow_persistent_ids
         self.stack: list[Any] = []
         self.marks: list[int] = []
@@ -162,9 +163,7 @@ class Machine:
             raise Refusal("no pickle of protocol 2 to 5")
         while True:
             code = self.take(1)[0]
-            self.opcodes += 1
-            if self.opcodes > MAX_OPCODES:
-                raise Refusal(f"more than {MAX_OPCODES} pickle opcodes")
+            self.budget.spend(values=1, bytes=STEP_BYTES)
             if code == _STOP:
                 break
             step = self.steps.get(code)
@@ -189,6 +188,12 @@ class Machine:
 
     def unpack(self, form: struct.Struct) -> Any:
         return form.unpack(self.take(form.size))[0]
+
+    def take_text(self, form: struct.Struct) -> str:
+        """Returns a UTF-8 text that its length precedes."""
+        text = _decode(self.take(self.unpack(form)))
+        self.budget.spend(bytes=sys.getsizeof(text))
+        return text
 
     def take_line(self) -> str:
         """Returns a text argument of GLOBAL, which ends at a newline; names of 256 bytes or more are refused."""
@@ -258,6 +263,7 @@ class Machine:
         arguments, function = self.pop(), self.pop()
         if not isinstance(function, Global) or function.role not in roles or not isinstance(arguments, tuple):
             raise Refusal(f"a call of something that is not called in network files, at byte {self.position - 1}")
+        self.budget.spend(bytes=CALL_BYTES)
         self.push(Call(function, arguments))
 
     def build(self) -> None:
@@ -339,9 +345,9 @@ _STEPS_BY_NAME: dict[str, Callable[[Machine], None]] = {
     "LONG1": lambda m: m.integer(m.unpack(_UINT8)),
     "LONG4": lambda m: m.integer(m.unpack(_UINT32)),
     "BINFLOAT": lambda m: m.push(m.unpack(_FLOAT64)),
-    "SHORT_BINUNICODE": lambda m: m.push(_decode(m.take(m.unpack(_UINT8)))),
-    "BINUNICODE": lambda m: m.push(_decode(m.take(m.unpack(_UINT32)))),
-    "BINUNICODE8": lambda m: m.push(_decode(m.take(m.unpack(_UINT64)))),
+    "SHORT_BINUNICODE": lambda m: m.push(m.take_text(_UINT8)),
+    "BINUNICODE": lambda m: m.push(m.take_text(_UINT32)),
+    "BINUNICODE8": lambda m: m.push(m.take_text(_UINT64)),
     "SHORT_BINBYTES": lambda m: m.push(m.take(m.unpack(_UINT8))),
     "BINBYTES": lambda m: m.push(m.take(m.unpack(_UINT32))),
     "BINBYTES8": lambda m: m.push(m.take(m.unpack(_UINT64))),
@@ -375,6 +381,6 @@ _STEPS_BY_NAME: dict[str, Callable[[Machine], None]] = {
 }
 _STEPS = {code: _STEPS_BY_NAME[name] for code, name in _OPCODE_NAMES.items() if name in _STEPS_BY_NAME}
 _PYTHON2_STEPS: dict[int, Callable[[Machine], None]] = {
-    ord("U"): lambda m: m.push(_decode(m.take(m.unpack(_UINT8)))),  # SHORT_BINSTRING
+    ord("U"): lambda m: m.push(m.take_text(_UINT8)),  # SHORT_BINSTRING
     ord("T"): lambda m: m.push(m.take(m.unpack(_UINT32))),  # BINSTRING
 }

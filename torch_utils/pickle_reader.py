@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.untrusted import DAMAGED, Budget, RefusedFileError, untrusted
 from stylegan_di.torch_utils.pickle_arrays import (
     check_view,
     is_call,
@@ -25,8 +25,6 @@ from stylegan_di.torch_utils.pickle_arrays import (
     read_storage,
 )
 from stylegan_di.torch_utils.pickle_machine import (
-    DAMAGED,
-    NOT_A_NETWORK,
     R3GAN_PACKAGES,
     R3GAN_WRAPPERS,
     Call,
@@ -37,6 +35,8 @@ from stylegan_di.torch_utils.pickle_machine import (
     Refusal,
 )
 
+VALUE_BYTES = 100  # of memory that a value takes, with its place in a list or dict
+TENSOR_BYTES = 1000
 MAX_DEPTH = 100  # nesting of values; networks reach about 40
 FORMAT_VERSION = 6  # the version of persistent objects in all of NVlabs' repositories
 TENSORFLOW_VERSION = 4  # the oldest version of dnnlib.tflib.network in StyleGAN2's pickles
@@ -52,16 +52,6 @@ _OTHER_FILES: list[tuple[int, bytes, str, str]] = [
     (0, b"version https://git-lfs", "a git-LFS pointer", "Fetch the file itself with `git lfs pull`."),
     (0, b"<", "an HTML or XML page", "The download went wrong; fetch the file itself."),
 ]
-
-
-class RefusedFileError(UserError):
-    """A network file is refused. The message names the file, what was found in it, and the remedy."""
-
-    def __init__(self, source: str, found: str, remedy: str = NOT_A_NETWORK) -> None:
-        super().__init__(f"{source}: found {found}. {remedy}")
-        self.source = source
-        self.found = found
-        self.remedy = remedy
 
 
 @dataclass(eq=False)
@@ -95,45 +85,56 @@ class TensorFlowNetwork:
     source: str
 
 
-def read_pickle(data: bytes | bytearray | memoryview, source: str, *, python2: bool = False) -> Any:
+def read_pickle(
+    data: bytes | bytearray | memoryview, source: str, *, python2: bool = False, budget: Budget | None = None
+) -> Any:
     """Returns the value of a network pickle, without importing or executing anything that it names.
 
     Args:
         data: the file's contents.
         source: the file's name, for messages.
         python2: whether Python 2 wrote it, as it did for CIFAR-10's batches; see `Machine`.
+        budget: the file's, where more is read from it.
 
     Returns:
         dicts (str keys; whole numbers become text), lists, tuples, sets of str, str, bytes, bool, int, float, None,
         numpy arrays (read-only), torch tensors, names of torch's types, PersistentObjects, TensorFlowNetworks. They
-        take at most a few times the file's size in memory.
+        take no more memory than a `Budget` allows.
 
     Raises:
         RefusedFileError: for any other file.
     """
     view = memoryview(data)
-    try:
-        if not len(view):
-            raise Refusal("an empty file", DAMAGED)
-        for offset, magic, kind, remedy in _OTHER_FILES:
-            if view[offset : offset + len(magic)] == magic:
-                raise Refusal(kind, remedy)
-        machine = Machine(view, python2=python2)
-        root = machine.run()
-        if machine.position != len(view):
-            raise Refusal(f"{len(view) - machine.position} bytes after the end of the pickle")
-        return _Interpreter(source, machine.opcodes).value(root)
-    except Refusal as refusal:
-        raise RefusedFileError(source, refusal.found, refusal.remedy) from None
+    budget = Budget(len(view)) if budget is None else budget
+    with untrusted(source):
+        check_beginning(view[:512], source)
+        try:
+            machine = Machine(view, python2=python2, budget=budget)
+            root = machine.run()
+            if machine.position != len(view):
+                raise Refusal(f"{len(view) - machine.position} bytes after the end of the pickle")
+            return _Interpreter(source, budget).value(root)
+        except Refusal as refusal:
+            raise RefusedFileError(source, refusal.found, refusal.remedy) from None
+
+
+def check_beginning(head: bytes | memoryview, source: str) -> None:
+    """Refuses, by its first 512 bytes, a file that is no pickle of protocol 2 to 5."""
+    if not len(head):
+        raise RefusedFileError(source, "an empty file", DAMAGED)
+    for offset, magic, kind, remedy in _OTHER_FILES:
+        if head[offset : offset + len(magic)] == magic:
+            raise RefusedFileError(source, kind, remedy)
+    if head[:1] != b"\x80":
+        raise RefusedFileError(source, "no pickle of protocol 2 to 5")
 
 
 class _Interpreter:
     """Turns the nodes of one file into values, each node once, however often the memo repeats it."""
 
-    def __init__(self, source: str, opcodes: int) -> None:
+    def __init__(self, source: str, budget: Budget) -> None:
         self.source = source
-        self.opcodes = opcodes
-        self.max_size = 4 * opcodes + 100  # limit on values, repetitions included, against bombs of shared nodes
+        self.budget = budget  # a value costs one, each time it is repeated, against bombs of shared nodes
         self.size = 0
         self.depth = 0
         self.done: dict[int, tuple[Any, int]] = {}  # id(node) -> value, size
@@ -180,8 +181,7 @@ class _Interpreter:
 
     def count(self, size: int) -> None:
         self.size += size
-        if self.size > self.max_size:
-            raise Refusal("values that repeat one another far beyond the file's own size")
+        self.budget.spend(values=size, bytes=VALUE_BYTES * size)
 
     def compound(self, node: Any) -> Any:
         if isinstance(node, Pairs):
@@ -193,12 +193,16 @@ class _Interpreter:
         if isinstance(node, Members):
             return self.strings(node.members)
         if isinstance(node, memoryview) or is_call(node, "bytes"):
-            return bytes(self.bytes_(node))
+            return bytes(self.copied(self.bytes_(node)))
         if isinstance(node, Call) and node.function.role in self.calls:
             return self.calls[node.function.role](node)
         if isinstance(node, Global) and node.role == "torch_dtype":
             return node.name
         raise Refusal("a global or storage where a value belongs")
+
+    def copied(self, data: memoryview) -> memoryview:
+        self.budget.spend(bytes=len(data))
+        return data
 
     def dict_(self, pairs: list[tuple[Any, Any]]) -> dict[str, Any]:
         result = {}
@@ -263,6 +267,7 @@ class _Interpreter:
 
     def hash_of(self, module_src: str) -> str:
         if module_src not in self.hashes:
+            self.budget.spend(bytes=len(module_src))
             self.hashes[module_src] = hashlib.sha256(module_src.encode()).hexdigest()
         return self.hashes[module_src]
 
@@ -280,6 +285,7 @@ class _Interpreter:
         if not isinstance(text, str) or encoding != "latin1":
             raise Refusal("bytes written as something else than latin-1 text")
         if id(text) not in self.encoded:
+            self.budget.spend(bytes=len(text))
             try:
                 self.encoded[id(text)] = memoryview(text.encode("latin1"))
             except UnicodeEncodeError:
@@ -298,13 +304,14 @@ class _Interpreter:
             raise Refusal("a tensor without a storage")
         storage = self.storage(storage_node)
         check_view(storage.numel(), offset, size, stride)
+        self.budget.spend(tensors=1, bytes=TENSOR_BYTES)
         return storage.as_strided(size, stride, offset)
 
     def storage(self, node: Call) -> Tensor:
         """Returns the flat tensor of a storage; a stream is read once, however many tensors share it."""
         data = self.bytes_(*_arguments(node, 1))
         if id(data) not in self.storages:
-            self.storages[id(data)], self.opcodes = read_storage(data, self.opcodes)
+            self.storages[id(data)] = read_storage(data, self.budget)
         return self.storages[id(data)]
 
     def scalar(self, node: Call) -> bool | int | float:

@@ -14,32 +14,36 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from stylegan_di.dnnlib.untrusted import DAMAGED, Budget, RefusedFileError, brief, untrusted
 from stylegan_di.torch_utils.pickle_arrays import NESTED_GLOBALS, check_view, is_call, storage_reference
-from stylegan_di.torch_utils.pickle_machine import DAMAGED, Call, Machine, Pairs, PersistentId, Refusal
-from stylegan_di.torch_utils.pickle_reader import RefusedFileError
+from stylegan_di.torch_utils.pickle_machine import Call, Machine, Pairs, PersistentId, Refusal
+from stylegan_di.torch_utils.pickle_reader import TENSOR_BYTES
 
 _KNOWN_GLOBALS = NESTED_GLOBALS | {
     ("collections", "OrderedDict"): "state_dict",
     ("torch._utils", "_rebuild_tensor_v2"): "tensor",
     ("torch._utils", "_rebuild_parameter"): "parameter",
 }
+_ENTRY_BYTES = 1000  # of memory that a file in an archive takes besides its contents
 _NOT_A_STATE_DICT = "Pass the .pt file of a state dict that torch.save wrote (PyTorch 1.6 or later)."
 
 
-def read_state_dict(data: bytes, source: str) -> dict[str, Tensor]:
+def read_state_dict(data: bytes, source: str, budget: Budget | None = None) -> dict[str, Tensor]:
     """Returns the tensors of a state dict by their names.
 
     Args:
         data: the file's contents.
         source: the file's name, for messages.
+        budget: the file's, where more is read from it.
 
     Raises:
         RefusedFileError: for any other file.
     """
-    try:
-        return _Archive(data).state_dict()
-    except Refusal as refusal:
-        raise RefusedFileError(source, refusal.found, refusal.remedy) from None
+    with untrusted(source):
+        try:
+            return _Archive(data, Budget(len(data)) if budget is None else budget).state_dict()
+        except Refusal as refusal:
+            raise RefusedFileError(source, refusal.found, refusal.remedy) from None
 
 
 @contextlib.contextmanager
@@ -48,13 +52,15 @@ def _unzipping() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise Refusal(f"no archive of torch.save ({str(error)[:100]})", _NOT_A_STATE_DICT) from None
+        raise Refusal(f"no archive of torch.save ({brief(error)})", _NOT_A_STATE_DICT) from error
 
 
 class _Archive:
     """An archive whose files are not compressed, so that its contents are no larger than itself."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, budget: Budget) -> None:
+        self.budget = budget
+        self.budget.spend(bytes=_ENTRY_BYTES * data.count(b"PK\1\2"))
         with _unzipping():
             self.zip = zipfile.ZipFile(io.BytesIO(data))
             infos = self.zip.infolist()
@@ -73,14 +79,15 @@ class _Archive:
             raise Refusal(f"an archive without {name[:80]!r}", DAMAGED)
         if info.compress_type != zipfile.ZIP_STORED:
             raise Refusal("a compressed file in an archive, which torch.save writes none of")
+        self.budget.spend(bytes=info.file_size)
         with _unzipping():
             return self.zip.read(info)
 
     def state_dict(self) -> dict[str, Tensor]:
         if self.root + "byteorder" in self.files and self.read("byteorder") != b"little":
             raise Refusal("numbers of a big-endian machine", "Save it again on a little-endian machine.")
-        machine = Machine(memoryview(self.read("data.pkl")), known=_KNOWN_GLOBALS, allow_persistent_ids=True)
-        root = machine.run()
+        data = memoryview(self.read("data.pkl"))
+        root = Machine(data, budget=self.budget, known=_KNOWN_GLOBALS, allow_persistent_ids=True).run()
         if not isinstance(root, Pairs) and not is_call(root, "state_dict"):
             raise Refusal("no state dict at the top of the archive", _NOT_A_STATE_DICT)
         return dict(self.entry(name, node) for name, node in root.pairs)
@@ -96,6 +103,7 @@ class _Archive:
         reference, offset, size, stride = node.arguments[:4]
         storage = self.storage(reference)
         check_view(storage.numel(), offset, size, stride)
+        self.budget.spend(values=1, tensors=1, bytes=TENSOR_BYTES)
         return name, storage.as_strided(size, stride, offset)
 
     def storage(self, reference: PersistentId) -> Tensor:

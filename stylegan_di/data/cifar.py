@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.torch_utils.persistence import RefusedFileError, read_pickle
 
@@ -49,19 +49,20 @@ def read_cifar(path: Path, split: str) -> tuple[np.ndarray, list[int]]:
 def _read_members(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
     """Reads the named files from any folder of the archive; skips links, sparse files and everything else."""
     found: dict[str, bytes] = {}
-    try:
-        with _unpacked(path) as file, tarfile.open(fileobj=file, mode="r|") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name).name
-                if not member.isreg() or member.issparse() or name not in names:
-                    continue
-                if name in found:
-                    raise UserError(f"{path} holds {name} twice. {_REMEDY}")
-                content = archive.extractfile(member)
-                assert content is not None  # because it is a regular file
-                found[name] = content.read()
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise UserError(f"{path} cannot be read: {error}. {_REMEDY}") from error
+    with (
+        untrusted(str(path), remedy=_REMEDY),
+        _unpacked(path) as file,
+        tarfile.open(fileobj=file, mode="r|") as archive,
+    ):
+        for member in archive:
+            name = PurePosixPath(member.name).name
+            if not member.isreg() or member.issparse() or name not in names:
+                continue
+            if name in found:
+                raise UserError(f"{path} holds {name} twice. {_REMEDY}")
+            content = archive.extractfile(member)
+            assert content is not None  # because it is a regular file
+            found[name] = content.read()
     return found
 
 

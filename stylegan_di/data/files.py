@@ -13,11 +13,12 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from stylegan_di.dnnlib.untrusted import Budget, OverBudget, open_untrusted, untrusted
 from stylegan_di.dnnlib.util import UserError
 
 # Raster formats that PIL decodes itself (its EPS reader, for example, would start another program).
@@ -25,6 +26,7 @@ IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "TGA")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".tga"})
 
 MAX_FILE_BYTES = 1 << 28
+ENTRY_BYTES = 1000  # of memory that an entry of a folder or zip takes, with its label
 MAX_PIXELS = 8192 * 8192  # below PIL's own limit against decompression bombs
 MAX_RATIO = 200  # how many times its size a zip may unpack to, beyond MAX_FILE_BYTES; images hardly compress
 
@@ -53,16 +55,17 @@ class ImageFiles:
         self._pid = -1
         if self.path.is_dir():
             self.is_zip = False
-            names = list(_folder_names(self.path, complain))
+            list_names: Callable[[Path, Complain], Iterator[str]] = _folder_names
         elif self.path.is_file() and self.path.suffix.lower() == ".zip":
             self.is_zip = True
-            names = list(_zip_names(self.path, complain))
+            list_names = _zip_names
         elif self.path.exists():
             raise UserError(f"{self.path} is neither a folder nor a .zip file; give one that holds images.")
         else:
             raise UserError(f"{self.path} does not exist; give a folder or a .zip file of images.")
-        self.names = frozenset(names)
-        self.image_names = sorted(n for n in names if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES)
+        with untrusted(str(self.path)):
+            self.names = frozenset(list_names(self.path, complain))
+        self.image_names = sorted(n for n in self.names if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zip": None, "_pid": -1}
@@ -79,18 +82,28 @@ class ImageFiles:
             digest.update(os.fsencode(f"/{path.name}/{status.st_size}/{status.st_mtime_ns}"))
         return digest.hexdigest()
 
-    def read(self, name: str) -> bytes:
-        """Returns the bytes of one file; UserError if it is damaged, unreadable or larger than MAX_FILE_BYTES."""
-        try:
+    def budget(self) -> Budget:
+        """What reading the files that describe the images may cost."""
+        others = self.names - set(self.image_names)
+        size = self.path.stat().st_size if self.is_zip else sum((self.path / name).stat().st_size for name in others)
+        return Budget(size + ENTRY_BYTES * len(self.image_names))
+
+    def read(self, name: str, budget: Budget | None = None) -> bytes:
+        """Returns the bytes of one file; UserError if it is damaged, unreadable or larger than MAX_FILE_BYTES.
+
+        budget: the bytes are taken from it before they are read.
+        """
+        with untrusted(self.where(name), remedy="Make the data set again."):
             archive = self._archive() if self.is_zip else None
             size = archive.getinfo(name).file_size if archive else (self.path / name).stat().st_size
             if size > MAX_FILE_BYTES:
                 raise UserError(f"{self.where(name)} is {size} bytes; files up to {MAX_FILE_BYTES} are read.")
-            return archive.read(name) if archive else (self.path / name).read_bytes()
-        except UserError:
-            raise
-        except Exception as error:  # zipfile raises many types on damaged data: BadZipFile, zlib.error, EOFError, ...
-            raise UserError(f"{self.where(name)} cannot be read: {error}. Make the data set again.") from error
+            if budget is not None:
+                budget.spend(bytes=size)
+            if archive:
+                return archive.read(name)
+            with open_untrusted(self.path / name) as (file, _):
+                return file.read()
 
     def _archive(self) -> zipfile.ZipFile:
         if self._zip is None or self._pid != os.getpid():
@@ -121,12 +134,11 @@ def _folder_names(root: Path, complain: Complain) -> Iterator[str]:
 
 
 def _zip_names(path: Path, complain: Complain) -> Iterator[str]:
-    try:
-        with zipfile.ZipFile(path) as archive:
+    remedy = "It is no readable zip file; was it copied completely?"
+    with untrusted(str(path), remedy=remedy), open_untrusted(path, 1 << 62, in_memory=False) as (file, size):
+        Budget(size).spend(bytes=ENTRY_BYTES // 46 * _directory_bytes(file))
+        with zipfile.ZipFile(file) as archive:
             entries = [entry for entry in archive.infolist() if not entry.is_dir()]
-        size = path.stat().st_size
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise UserError(f"{path} is not a readable zip file: {error}. Was it copied completely?") from error
     unpacked = sum(entry.file_size for entry in entries)
     if unpacked > max(MAX_FILE_BYTES, MAX_RATIO * size):
         raise UserError(f"{path} of {size} bytes unpacks to {unpacked}; up to {MAX_RATIO} times its size is read.")
@@ -147,6 +159,12 @@ def _zip_names(path: Path, complain: Complain) -> Iterator[str]:
             yield name
 
 
+def _directory_bytes(file: IO[bytes]) -> int:
+    """Returns the size of a zip's directory, whose entries take 46 bytes and their names, before it is read."""
+    end = vars(zipfile)["_EndRecData"](file)  # as zipfile finds it, zip64 and comments included
+    return int(end[5]) if end else 0
+
+
 def open_image(data: bytes, where: str) -> Image.Image:
     """Decodes an image file completely, in the file's own mode; `where` names it in errors.
 
@@ -155,11 +173,14 @@ def open_image(data: bytes, where: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         if image.width * image.height <= MAX_PIXELS:
+            Budget(len(data)).spend(bytes=4 * image.width * image.height)
             image.load()
             return image
         size = f"{image.width}x{image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         size = str(error)
+    except OverBudget:
+        size = f"{image.width}x{image.height} in {len(data)} bytes"
     except UnidentifiedImageError:
         formats = ", ".join(IMAGE_FORMATS)
         raise UserError(f"{where} ({len(data)} bytes) is not an image of {formats}. Replace or remove it.") from None
@@ -178,4 +199,3 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
         )
     pixels = np.asarray(image)
     return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
-

@@ -7,12 +7,12 @@ import gzip
 import math
 import os
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 
-from stylegan_di.data.files import MAX_FILE_BYTES
+from stylegan_di.data.files import MAX_FILE_BYTES, MAX_RATIO
+from stylegan_di.dnnlib.untrusted import Budget, untrusted
 from stylegan_di.dnnlib.util import UserError
 
 SPLITS = {"train": "train", "test": "t10k"}
@@ -41,17 +41,15 @@ def read_idx(path: str | os.PathLike[str], ndim: int) -> np.ndarray:
     """Returns the values uint8 of an IDX file of `ndim` dimensions; UserError, naming the file, for any other file."""
     path = Path(path)
     opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rb") as file:
-            header = file.read(4 + 4 * ndim)
-            if len(header) < 4 + 4 * ndim or header[:4] != bytes([0, 0, 8, ndim]):
-                raise UserError(f"{path} is not an IDX file of {ndim}-dimensional uint8 data; download it again.")
-            shape = struct.unpack(f">{ndim}I", header[4:])
-            if not 0 < math.prod(shape) <= 4 * MAX_FILE_BYTES:
-                raise UserError(f"{path} claims the shape {list(shape)}; up to {4 * MAX_FILE_BYTES} values are read.")
-            data = file.read(math.prod(shape) + 1)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} cannot be read: {error}. Was it downloaded completely?") from error
+    with untrusted(str(path), remedy="Was it downloaded completely?"), opener(path, "rb") as file:
+        header = file.read(4 + 4 * ndim)
+        if len(header) < 4 + 4 * ndim or header[:4] != bytes([0, 0, 8, ndim]):
+            raise UserError(f"{path} is not an IDX file of {ndim}-dimensional uint8 data; download it again.")
+        shape = struct.unpack(f">{ndim}I", header[4:])
+        if not 0 < math.prod(shape) <= 4 * MAX_FILE_BYTES:
+            raise UserError(f"{path} claims the shape {list(shape)}; up to {4 * MAX_FILE_BYTES} values are read.")
+        Budget(MAX_RATIO * path.stat().st_size).spend(bytes=math.prod(shape))
+        data = file.read(math.prod(shape) + 1)
     if len(data) != math.prod(shape):
         raise UserError(f"{path} holds {len(data)} values or more; its shape {list(shape)} needs {math.prod(shape)}.")
     return np.frombuffer(data, dtype=np.uint8).reshape(shape)

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from stylegan_di.data.files import Complain, ImageFiles, refuse
+from stylegan_di.dnnlib.untrusted import read_json, untrusted
 from stylegan_di.dnnlib.util import UserError
 
 LABELS_FILE = "dataset.json"
@@ -53,12 +53,11 @@ def _read(files: ImageFiles, complain: Complain) -> dict[str, Label | None] | No
     """Returns the labels by name, None for a wrong one; None if the data set has no labels or the file is unusable."""
     where = files.where(LABELS_FILE)
     try:
-        content = json.loads(files.read(LABELS_FILE))
+        budget = files.budget()
+        with untrusted(where, remedy="Make the data set again."):
+            content = read_json(files.read(LABELS_FILE, budget), budget)
     except UserError as error:
         complain(str(error))
-        return None
-    except (ValueError, RecursionError) as error:
-        complain(f"{where} is not valid JSON: {error}. Make the data set again.")
         return None
     if not isinstance(content, dict) or "labels" not in content:
         complain(f'{where} has no "labels"; expected {{"labels": [[name, class], ...]}} or {{"labels": null}}.')

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_di.data.files import MAX_FILE_BYTES
+from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError
 
 DATA_FILE = "data.mdb"
@@ -28,12 +29,10 @@ class Database:
     def __init__(self, path: Path) -> None:
         self.path = path
         lmdb = _import_lmdb(path)
-        try:
+        with untrusted(str(path / DATA_FILE), remedy="Unpack or download it again."):
             self._environment = lmdb.open(str(path), readonly=True, lock=False, readahead=False)
             with self._environment.begin() as transaction:
                 self._keys = list(transaction.cursor().iternext(values=False))
-        except lmdb.Error as error:
-            raise UserError(f"{path / DATA_FILE} cannot be read: {error}. Unpack or download it again.") from error
         if not self._keys:
             raise UserError(f"{path / DATA_FILE} holds no images; unpack or download it again.")
 

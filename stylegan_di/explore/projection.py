@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +24,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.images import from_uint8, to_uint8
+from stylegan_di.metrics.statistics import read_npz
 from stylegan_di.metrics.vgg16 import LPIPS
 from stylegan_di.networks.stylegan2 import Generator
 from stylegan_di.random import SampleRandom
@@ -201,12 +201,10 @@ def load_projection(path: Path, network: Generator) -> tuple[Tensor, dict[str, T
 
     Raises UserError if the file is no .npz or was made with another network.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: torch.from_numpy(file[name]).float() for name in file.files}
-    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as .npz: {error}. Give the projected_w.npz of a projection.") from None
     own = noise_maps(network)
+    remedy = "Give the projected_w.npz of a projection."
+    with untrusted(str(path), remedy=remedy), open_untrusted(path) as (file, size):
+        arrays = {name: torch.from_numpy(array).float() for name, array in read_npz(file, None, Budget(size)).items()}
     ws = arrays.pop("w", torch.empty(0))
     if ws.ndim != 3 or not len(ws) or ws.shape[1:] != (network.num_ws, network.w_dim):
         found = f"w of shape {list(ws.shape)}" if ws.numel() else "no w"

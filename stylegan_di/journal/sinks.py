@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from stylegan_di.dnnlib.safe_files import open_plain
 from stylegan_di.images import save_grid
 
 
@@ -53,7 +54,7 @@ class JSONLines(Sink):
         self._append(name, row)
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
-        with open(self.folder / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        with open_plain(self.folder / f"{name}.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values) | {"timestamp": time.time()}) + "\n")
 
 

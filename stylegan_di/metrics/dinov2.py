@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stylegan_di.dnnlib.untrusted import open_untrusted, untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor
 from stylegan_di.metrics.vgg16 import normalise
@@ -92,13 +93,9 @@ def load_dinov2(path: str | os.PathLike[str] | None = None) -> DinoV2:
     """
     if path is None:
         raise UserError(f"DINOv2 needs --detector-file=dinov2=FILE, a local copy of {WEIGHTS_URL} (1.2 GB)")
-    try:
-        return dinov2_of(torch.load(path, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch.load raises many types, pickle's own among them
-        raise UserError(
-            f"{os.fspath(path)}: not the weights of DINOv2's ViT-L/14 "
-            f"({str(error).splitlines()[0][:120]}); they are published at {WEIGHTS_URL}"
-        ) from None
+    remedy = f"These are not the weights of DINOv2's ViT-L/14, which are published at {WEIGHTS_URL}."
+    with untrusted(os.fspath(path), remedy=remedy), open_untrusted(path) as (file, _):
+        return dinov2_of(torch.load(file, map_location="cpu", weights_only=True))
 
 
 def dinov2_of(weights: Mapping[str, Tensor], *, heads: int = 16) -> DinoV2:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import load_batch
-from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder
+from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder, say
 from stylegan_di.images import to_rgb, to_uint8
 from stylegan_di.interfaces import FeatureExtractor, Generator
 from stylegan_di.labels import one_hot
@@ -192,7 +193,7 @@ def dataset_features(
         key = f"{dataset.fingerprint()}/{num}/{extractor.name}/{weights_hash(extractor)}/{keep_features}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         path = cache_folder().parent / "metrics" / f"{dataset.name}-{extractor.name}-{digest}.npz"
-        found = load_stats(path) if path.is_file() else None
+        found = _cached(path)
     distributed.meet()
     if distributed.any_process(found is not None):
         return found
@@ -210,3 +211,14 @@ def dataset_features(
         with cache_errors(path.parent):
             save_stats(path, stats)
     return stats
+
+
+def _cached(path: Path) -> FeatureStats | None:
+    """Returns the cached statistics; None if there are none, or none that can be used."""
+    if not path.is_file():
+        return None
+    try:
+        return load_stats(path)
+    except UserError as error:
+        say(f"{error} They are computed anew.")
+        return None

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from stylegan_di.dnnlib.util import UserError
-from stylegan_di.metrics.statistics import FeatureStats, checked_stats, load_stats
+from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, untrusted
+from stylegan_di.metrics.statistics import MAX_DIM, REMEDY, FeatureStats, checked_stats, load_stats
 from stylegan_di.torch_utils.persistence import read_pickle
 
 SUFFIXES = (".npz", ".pkl")  # suffixes of files that hold statistics
@@ -37,35 +37,38 @@ def load_references(path: str | os.PathLike[str]) -> dict[str, FeatureStats]:
     if Path(path).suffix != ".pkl":
         stats = load_stats(path)
         return {stats.extractor or "inception": stats}  # files that do not name the extractor are EDM's
-    content = read_pickle(Path(path).read_bytes(), os.fspath(path))
-    try:
+    source = os.fspath(path)
+    with untrusted(source, Path(path), REMEDY), open_untrusted(path) as (file, size):
+        budget = Budget(size)
+        content = read_pickle(file.read(), source, budget=budget)
         if isinstance(content, dict) and "capture_all" in content:
-            stats = stats_of_cache(content)
+            stats = stats_of_cache(content, budget)
             return {_BY_DIM.get(len(stats.mean), f"{len(stats.mean)}-dimensional"): stats}
         if isinstance(content, dict) and content.keys() & _EDM2_NAMES.keys():
             found = {_EDM2_NAMES[name]: entry for name, entry in content.items() if name in _EDM2_NAMES}
             return {name: checked_stats({"mu": entry["mu"], "sigma": entry["sigma"]}) for name, entry in found.items()}
         raise ValueError("it is neither stylegan2-ada's nor EDM2's")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} holds no reference statistics ({str(error)[:160]}); make them with --data.") from None
 
 
-def stats_of_cache(cache: Mapping[str, Any]) -> FeatureStats:
+def stats_of_cache(cache: Mapping[str, Any], budget: Budget) -> FeatureStats:
     """Converts stylegan2-ada's FeatureStats, given as its __dict__, to statistics.
 
     raw_mean [dim] and raw_cov [dim,dim] are sums of x and of x x^T; all_features is a list of batches of features. Each
     has values only if it was captured.
 
     Raises:
-        ValueError, TypeError, KeyError: if entries are missing or do not fit together.
+        Exception: of any type, if entries are missing, do not fit together, or cost more than the budget.
     """
     num, features = int(cache["num_items"]), None
     if num < 2:
         raise ValueError(f"it counts {num} images")
     if cache["capture_all"]:
+        budget.spend(bytes=sum(np.asarray(batch).nbytes for batch in cache["all_features"]))
         features = np.concatenate(cache["all_features"])
+        _check_dim(features.shape[1], budget)
     if cache["capture_mean_cov"]:
         total, products = (np.asarray(cache[name], dtype=np.float64) for name in ("raw_mean", "raw_cov"))
+        _check_dim(total.size, budget)
     elif features is not None:
         x = features.astype(np.float64)
         total, products = x.sum(axis=0), x.T @ x
@@ -74,3 +77,10 @@ def stats_of_cache(cache: Mapping[str, Any]) -> FeatureStats:
     mean = total / num
     arrays = {"mu": mean, "sigma": (products - num * np.outer(mean, mean)) / (num - 1), "num": np.asarray(num)}
     return checked_stats(arrays if features is None else arrays | {"features": features})
+
+
+def _check_dim(dim: int, budget: Budget) -> None:
+    """Raises an error unless a matrix [dim,dim] can be afforded."""
+    if dim > MAX_DIM:
+        raise ValueError(f"features of {dim} dimensions; up to {MAX_DIM} are read")
+    budget.spend(bytes=8 * dim**2)

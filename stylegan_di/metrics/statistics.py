@@ -8,24 +8,24 @@ from __future__ import annotations
 
 import os
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_file
 
-MAX_DIM = 1 << 14  # largest dimension of features that is read from a file
+MAX_DIM = 1 << 13  # largest dimension of features that is read from a file
+MAX_MAGNITUDE = 1e6  # of a mean; a variance may be its square
+ROUNDING = 1e-4  # how far below 0 an eigenvalue may be, relative to the largest variance; files may be in float32
+REMEDY = "Reference statistics are an .npz file with mu and sigma; make them with --data."
 
 _ARRAYS = ("mu", "sigma", "num", "extractor", "features", "labels")  # what a file of statistics may hold
-
-# What numpy and zipfile raise for damaged files; our own checks raise ValueError.
-_DAMAGED = (ValueError, TypeError, OSError, EOFError, MemoryError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,23 @@ def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
     """
     if not Path(path).is_file():
         raise UserError(f"{path}: there is no such file; reference statistics are an .npz file with mu and sigma.")
-    try:
-        # Opened here, because np.load leaves a damaged file open. An object array, hence a pickle, raises ValueError.
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds a single array")
-            arrays = {name: file[name] for name in _ARRAYS if name in file}
-        return checked_stats(arrays)
-    except _DAMAGED as error:
-        raise UserError(f"{path} holds no reference statistics ({str(error)[:160]}); make them with --data.") from None
+    with untrusted(os.fspath(path), remedy=REMEDY), open_untrusted(path) as (file, size):
+        return checked_stats(read_npz(file, _ARRAYS, Budget(size)))
+
+
+def read_npz(file: IO[bytes], names: Collection[str] | None, budget: Budget) -> dict[str, np.ndarray]:
+    """Reads arrays, those of `names` that are there or for None all, from an .npz file from outside.
+
+    Raises:
+        Exception: of any type, for a file that is damaged, holds objects, or unpacks to more than its budget allows.
+    """
+    with zipfile.ZipFile(file) as archive:
+        sizes = {entry.filename.removesuffix(".npy"): entry.file_size for entry in archive.infolist()}
+    wanted = [name for name in sizes if names is None or name in names]
+    budget.spend(bytes=sum(sizes[name] for name in wanted), tensors=len(wanted))
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:  # an object array, hence a pickle, raises ValueError
+        return {name: arrays[name] for name in wanted}
 
 
 def checked_stats(arrays: Mapping[str, np.ndarray]) -> FeatureStats:
@@ -137,7 +145,7 @@ def checked_stats(arrays: Mapping[str, np.ndarray]) -> FeatureStats:
     dim = mean.size
     if mean.ndim != 1 or cov.shape != (dim, dim) or not 0 < dim <= MAX_DIM:
         raise ValueError(f"mu and sigma have the shapes {list(mean.shape)} and {list(cov.shape)}")
-    num = int(arrays["num"]) if "num" in arrays else None
+    num = _plausible_num(arrays["num"]) if "num" in arrays else None
     features = arrays.get("features")
     if features is not None and (features.shape != (num, dim) or features.dtype.kind != "f"):
         raise ValueError(f"features are {features.dtype} {list(features.shape)}, not floats [{num}, {dim}]")
@@ -147,5 +155,26 @@ def checked_stats(arrays: Mapping[str, np.ndarray]) -> FeatureStats:
     for name, values in (("mu", mean), ("sigma", cov), ("features", features)):
         if values is not None and not np.isfinite(values).all():
             raise ValueError(f"{name} holds numbers that are not finite")
-    extractor = str(arrays["extractor"]) if "extractor" in arrays else None
+    if not np.abs(mean).max() <= MAX_MAGNITUDE or not np.abs(cov).max() <= MAX_MAGNITUDE**2:
+        raise ValueError(f"mu or sigma holds numbers beyond {MAX_MAGNITUDE:g} and its square, as no features have")
+    _check_covariance(cov)
+    extractor = str(arrays["extractor"])[:100] if "extractor" in arrays else None
     return FeatureStats(mean, cov, num, extractor, features, None if labels is None else labels.astype(np.int64))
+
+
+def _plausible_num(value: np.ndarray) -> int:
+    """Returns the number of images; raises ValueError unless it can be one."""
+    if value.shape != () or value.dtype.kind not in "iu" or not 2 <= int(value) <= 1 << 40:
+        raise ValueError(f"num is {str(value)[:40]}, not a number of images from 2 on")
+    return int(value)
+
+
+def _check_covariance(cov: np.ndarray) -> None:
+    """Raises ValueError unless a matrix is, to rounding, symmetric and positive semidefinite."""
+    largest = max(float(cov.diagonal().max()), 0.0)
+    if np.abs(cov - cov.T).max() > ROUNDING * largest:
+        raise ValueError("sigma is not symmetric")
+    try:
+        np.linalg.cholesky(cov + np.eye(len(cov)) * (ROUNDING * largest + np.finfo(np.float64).tiny))
+    except np.linalg.LinAlgError:
+        raise ValueError("sigma is no covariance: it has negative eigenvalues") from None

@@ -221,7 +221,13 @@ class iDDPMPrecond(UNetPrecond):
         self.set_levels(iddpm_levels(M, C_1, C_2))
 
     def set_levels(self, levels: Tensor) -> None:
-        """Sets the noise levels, falling to 0 [M+1]."""
+        """Sets the noise levels, falling to 0 [M+1].
+
+        Raises:
+            ValueError: if they are not finite.
+        """
+        if not bool(levels.isfinite().all()):
+            raise ValueError(f"noise levels that are not finite, of M={self.M}, C_1={self.C_1:g}, C_2={self.C_2:g}")
         self.register_buffer("u", levels)
         self.sigma_min = float(levels[self.M - 1])
         self.sigma_max = float(levels[0])

@@ -122,6 +122,8 @@ class Block(PersistentModule):
         self.resample_filter = list(resample_filter)
         self.resample_mode = resample_mode
         self.num_heads = out_channels // channels_per_head if attention else 0
+        if self.num_heads and out_channels % self.num_heads:
+            raise ValueError(f"{out_channels} channels, which do not divide into {self.num_heads} heads")
         self.dropout = dropout
         self.res_balance = res_balance
         self.attn_balance = attn_balance

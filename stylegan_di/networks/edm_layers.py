@@ -260,6 +260,8 @@ class UNetBlock(PersistentModule):
         self.out_channels = out_channels
         self.emb_channels = emb_channels
         self.num_heads = 0 if not attention else num_heads or out_channels // channels_per_head
+        if self.num_heads and out_channels % self.num_heads:
+            raise ValueError(f"{out_channels} channels, which do not divide into {self.num_heads} heads")
         self.dropout = dropout
         self.skip_scale = skip_scale
         self.adaptive_scale = adaptive_scale

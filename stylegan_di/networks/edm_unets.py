@@ -51,7 +51,13 @@ class LayerPlan(NamedTuple):
 def plan_encoder(
     img_resolution: int, in_channels: int, stem: int, widths: Sequence[int], num_blocks: int
 ) -> list[LayerPlan]:
-    """Plans the encoder: a convolution to `stem` channels, then `num_blocks` blocks per level, halving in between."""
+    """Plans the encoder: a convolution to `stem` channels, then `num_blocks` blocks per level, halving in between.
+
+    Raises:
+        ValueError: if the resolution cannot be halved so often.
+    """
+    if img_resolution % 2 ** (len(widths) - 1):
+        raise ValueError(f"a resolution of {img_resolution} with {len(widths)} levels")
     plan: list[LayerPlan] = []
     cout = stem
     for level, width in enumerate(widths):

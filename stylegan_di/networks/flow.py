@@ -65,6 +65,12 @@ class Flow(PersistentModule):
         x = x * self.log_scale.exp() + self.shift
         return x.unflatten(1, (self.img_channels, self.img_resolution, self.img_resolution))
 
+    def check(self) -> None:
+        """Raises ValueError unless the permutations are some."""
+        numbers = torch.arange(self.orders.shape[1], device=self.orders.device)
+        if not bool((self.orders.sort(dim=1).values == numbers).all()):
+            raise ValueError("orders that are no permutations")
+
     def log_likelihood(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The log density [B], in nats, of images [B,C,H,W] in [-1,1] by the change of variables."""
         x = (images.flatten(1) - self.shift) * (-self.log_scale).exp()

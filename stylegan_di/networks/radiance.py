@@ -12,6 +12,7 @@ from stylegan_di.networks.edm_layers import Linear
 from stylegan_di.torch_utils.persistence import PersistentModule
 
 OCTAVES = 4  # of the positions' Fourier features
+MAX_POINTS = 1 << 24  # of all rays; they take 12 bytes each
 
 
 class RadianceField(PersistentModule):
@@ -25,6 +26,9 @@ class RadianceField(PersistentModule):
         width: of the field's hidden layers.
         depth: samples along a ray.
         angle: largest angle of a camera, in degrees; 0: all look from the front.
+
+    Raises:
+        ValueError: if there are more than MAX_POINTS samples.
     """
 
     positions: Tensor
@@ -38,6 +42,8 @@ class RadianceField(PersistentModule):
         depth: int = 16,
         angle: float = 30.0,
     ) -> None:
+        if img_resolution**2 * depth > MAX_POINTS:
+            raise ValueError(f"{depth} samples on each of {img_resolution}^2 rays; accepted are {MAX_POINTS} in all")
         super().__init__()
         self.img_resolution, self.img_channels, self.label_dim = img_resolution, img_channels, label_dim
         self.latent_shape = (1,)

@@ -140,6 +140,8 @@ class SynthesisNetwork(PersistentModule):
             img_resolution=img_resolution,
             margin_size=margin_size,
         )
+        if min(level.channels for level in levels) < 1:
+            raise ValueError(f"{channel_base=}: too few for layers of cutoffs up to {last:g}")
         first = levels[0]
         self.input = SynthesisInput(
             w_dim, channels=first.channels, size=first.size, sampling_rate=float(first.rate), bandwidth=first.cutoff

@@ -13,6 +13,8 @@ from types import FrameType
 
 from stylegan_di.dnnlib.util import UserError
 
+#: Signals that stop a run with its state saved; Windows has no SIGHUP.
+STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
@@ -36,7 +38,7 @@ class StorageError(UserError):
 
 @contextlib.contextmanager
 def storage_errors(path: Path, need: int | None = None) -> Iterator[None]:
-    """Turns errors of a full or broken disk into StorageError.
+    """Turns errors of a full, read-only or broken disk, and any error of files in the folder, into StorageError.
 
     Args:
         path: the file that is written, or its folder if the file is not known.
@@ -45,10 +47,11 @@ def storage_errors(path: Path, need: int | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in STORAGE_ERRORS:
+        folder = path if path.is_dir() or not path.suffix else path.parent
+        if error.errno not in STORAGE_ERRORS and not str(error.filename).startswith(str(folder)):
             raise
-        folder = path if path.is_dir() else path.parent
-        free = shutil.disk_usage(folder).free
+        there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
+        free = shutil.disk_usage(there).free
         needed = "" if need is None else f"it needs {need / 1e6:.1f} MB, "
         raise StorageError(
             f"{error.filename or path}: cannot write ({error.strerror}): {needed}{free / 1e6:.1f} MB are free in "
@@ -57,7 +60,7 @@ def storage_errors(path: Path, need: int | None = None) -> Iterator[None]:
 
 
 class StopRequest:
-    """Records SIGTERM and SIGINT while open, so that the loop stops after the step; a second SIGINT acts at once."""
+    """Records STOPPING signals while open, so that the loop stops after the step; a second SIGINT acts at once."""
 
     def __init__(self) -> None:
         self.signal: str | None = None
@@ -74,7 +77,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOPPING:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import IO
 
 from stylegan_di.config import TrainConfig
-from stylegan_di.dnnlib.util import UserError, atomic_write
+from stylegan_di.dnnlib.safe_files import open_plain
+from stylegan_di.dnnlib.util import UserError, atomic_write, sync_directory
 from stylegan_di.runs import statefile
 
 
@@ -41,6 +42,7 @@ class RunFolder:
                 with contextlib.suppress(FileExistsError):  # mkdir is atomic, so two runs never get the same one
                     path.mkdir()
                     break
+            sync_directory(outdir)
         except OSError as error:
             raise UserError(f"--outdir={config.outdir}: cannot write there ({error}); choose another folder") from error
         folder = cls(path, config)
@@ -64,7 +66,7 @@ class RunFolder:
         if os.name == "posix":
             import fcntl
 
-            self._lock = open(self.path / ".lock", "wb")  # noqa: SIM115 (close() does)
+            self._lock = open_plain(self.path / ".lock", "ab")
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -86,11 +88,12 @@ class RunFolder:
     def cut_line_files(self, sizes: Mapping[str, int]) -> None:
         """Removes the lines written after `line_files` returned these sizes; the run will write them again."""
         for path in self.path.glob("*.jsonl"):
-            os.truncate(path, min(path.stat().st_size, sizes.get(path.name, 0)))
+            with open_plain(path, "r+b") as file:
+                file.truncate(min(path.stat().st_size, max(sizes.get(path.name, 0), 0)))
 
     def note(self, text: str) -> None:
         """Writes a line to the log only."""
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+        with open_plain(self.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(text + "\n")
 
     def state_path(self, nimg: int) -> Path:

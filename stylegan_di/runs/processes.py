@@ -16,13 +16,16 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+import torch
+
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.runs.endings import Interrupted
+from stylegan_di.runs.endings import STOPPING, Interrupted
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.distributed import ProcessLost
 
 GRACE = 20.0  # seconds for the others to end after one has failed
 started = distributed.under_torchrun  # whether `run` or torchrun started this process
+ORPHAN = 120.0  # seconds for a process to finish its step and save once its parent has died
 PARENT = "STYLEGAN_DI_PARENT"  # set in the processes that `run` starts
 
 
@@ -53,11 +56,18 @@ def run(command: Sequence[str], count: int) -> int:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(count)]
         children = [_start(command, rank, count, store.port, output) for rank, output in enumerate(outputs)]
         stack.callback(_kill, children)
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOPPING:
             previous = signal.signal(number, lambda number, frame: _send(children, number))
             stack.callback(signal.signal, number, previous)
         cause = _wait(children)
         return 0 if cause is None else _explain(cause, children, outputs)
+
+
+def check_count(count: int, device: str) -> None:
+    """Raises UserError if this machine has no GPUs or cores for so many processes."""
+    found, kind = (torch.cuda.device_count(), "GPUs") if device.startswith("cuda") else (os.cpu_count() or 1, "cores")
+    if count > found:
+        raise UserError(f"--gpus={count}: this machine has {found} {kind}; accepted are 1 to {found}")
 
 
 def _send(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
@@ -126,12 +136,14 @@ def _explain(cause: int, children: Sequence[subprocess.Popen[bytes]], outputs: S
 
 
 def follow_parent() -> None:
-    """Makes a process that `run` started stop when its parent dies."""
+    """Makes a process that `run` started stop when its parent dies, at the latest ORPHAN seconds later."""
     if not has_parent():
         return
 
     def watch() -> None:
         os.read(0, 1)  # the parent never writes, so this returns when it dies
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(ORPHAN)
+        os.kill(os.getpid(), signal.SIGKILL)
 
     threading.Thread(target=watch, daemon=True, name="parent").start()

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
+from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
+from stylegan_di.data.teacher_samples import samples_wanted
+from stylegan_di.dnnlib.download import is_url
 from stylegan_di.dnnlib.util import UserError, option_name
+from stylegan_di.options import Option, options_of
+from stylegan_di.presets import KIND_DEFAULTS
 from stylegan_di.runs import statefile
 from stylegan_di.runs.statefile import State
+from stylegan_di.snapshots.pipelines import HUB
+from stylegan_di.teachers.mixed import parse_teachers
 
 #: Options that may change when a run resumes. They affect the length of the training (and with it --lr-decay's
 #: rates), where and how it is computed, and what is saved; all its other numbers stay the same.
 MAY_CHANGE = ("outdir", "device", "gpus", "workers", "batch_gpu", "kimg", "snap", "state", "snap_format", "metrics",
-              "detector_file", "max_skips", "on_divergence", "fsdp")  # fmt: skip
+              "detector_file", "max_skips", "on_divergence", "fsdp", "heartbeat")  # fmt: skip
+_ALTERED = "the state was altered, or is of another version; pass one that train.py wrote"
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,32 @@ def resume(source: str, given: Mapping[str, Any]) -> Resumed:
     path, notes = _choose(source, Path(given.get("outdir") or TrainConfig.outdir))
     state = statefile.load_state(path)
     config = changed_config(state, {key: value for key, value in given.items() if key not in ("resume", "outdir")})
+    _check_paths(config, state)
     notes += [f"continues from {path}"]
+    if (count := state.config.get("gpus") or 1) != 1 and config.gpus is None:
+        notes.append(f"it ran in {count} processes; how many continue it, --gpus says, and sums round accordingly")
     libraries, threads = statefile.changes(path)
     if libraries:
         notes.append(f"versions have changed since it was written, so numbers may differ: {'; '.join(libraries)}")
     if config.device == "cpu" and threads:
         notes.append(f"the number of threads has changed, so sums may round differently: {threads} (OMP_NUM_THREADS)")
     return Resumed(config, state, tuple(notes))
+
+
+def _check_paths(config: TrainConfig, state: State) -> None:
+    """Raises UserError for an input file of the run that is not found because its path is relative."""
+    inputs = [(name, getattr(config, name)) for name in ("data", "gan_pkl", "autoencoder", "ref", "detector_file")]
+    if config.teacher and not config.trains_teacher:
+        inputs += [("teacher", term.source) for term in parse_teachers(config.teacher)]
+    inputs += [("classes", config.classes)] if config.classes not in (None, "null", "drawn") else []
+    for name, value in inputs:
+        is_file = value and samples_wanted(value) is None and zoo.entry(value) is None and not is_url(value)
+        is_file = is_file and "=" not in value and not value.startswith(HUB)
+        if is_file and not Path(value).is_absolute() and not Path(value).exists():
+            raise UserError(
+                f"--resume: {option_name(name)}={value} of {state.path} is not found from {Path.cwd()}: the path is "
+                "relative to the folder that the run was started in; go there"
+            )
 
 
 def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
@@ -71,12 +99,7 @@ def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
         if wrong := statefile.damage(path):
             raise UserError(f"--resume={source}: the file is damaged, {wrong}; pass its folder to use the one before")
         return path, []
-    folder = path
-    if source == "latest":  # the folder with the newest state
-        states = [state for run in outdir.glob("*/") for state in statefile.complete_states(run)]
-        if not states:
-            raise UserError(f"--resume=latest: no run in --outdir={outdir} holds a training state; give a run's folder")
-        folder = max(states, key=statefile.written).parent
+    folder = path if source != "latest" else _latest_folder(outdir)
     notes: list[str] = []
     for state in reversed(statefile.complete_states(folder)):
         wrong = statefile.damage(state)
@@ -90,16 +113,36 @@ def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
     )
 
 
+def _latest_folder(outdir: Path) -> Path:
+    """Returns outdir's run folder of the highest number that has a state."""
+    folders = {}
+    for folder in outdir.iterdir() if outdir.is_dir() else ():
+        number = re.match(r"(\d{5,9})-", folder.name)
+        if number and not folder.is_symlink() and (states := _states(folder)):
+            folders[int(number[1]), states[-1].name] = folder
+    if not folders:
+        raise UserError(
+            f"--resume=latest: no run in --outdir={outdir} holds a training state, as seen from {Path.cwd()}; "
+            "give a run's folder"
+        )
+    return folders[max(folders)]
+
+
+def _states(folder: Path) -> list[Path]:
+    """Returns a folder's states, none if it cannot be read."""
+    try:
+        return statefile.complete_states(folder)
+    except OSError:
+        return []
+
+
 def changed_config(state: State, given: Mapping[str, Any]) -> TrainConfig:
     """Returns a state's configuration, updated with the given options.
 
     Raises:
         UserError: if options that must not change differ; the message names all of them.
     """
-    known = {field.name for field in fields(TrainConfig)}
-    stored = {name: tuple(value) if isinstance(value, list) else value for name, value in state.config.items()}
-    if unknown := stored.keys() - known:
-        raise UserError(f"{state.path}: written by another version, with options {', '.join(sorted(unknown))}")
+    stored = _checked_options(state)
     given = {name: value for name, value in given.items() if value is not None and value != stored.get(name)}
     if differing := [name for name in given if name not in MAY_CHANGE]:
         named = "; ".join(f"{option_name(name)}={given[name]} was {stored.get(name)}" for name in differing)
@@ -108,9 +151,46 @@ def changed_config(state: State, given: Mapping[str, Any]) -> TrainConfig:
     return TrainConfig(**{**stored, **given, "outdir": str(state.path.parent.parent)})
 
 
+def _checked_options(state: State) -> dict[str, Any]:
+    """Returns the options in a state, as if they had been typed; --gpus comes from nowhere else but the command line.
+
+    Raises:
+        UserError: for an unknown option, a value that is not accepted, or options that are not those of its manifest.
+    """
+    declared = {option.name: option for option in options_of(TrainConfig)}
+    if unknown := state.config.keys() - declared.keys() - {"kind"}:
+        raise UserError(f"{state.path}: written by another version, with options {', '.join(sorted(unknown))[:200]}")
+    if str(state.config.get("kind")) not in KIND_DEFAULTS:
+        raise UserError(f"{state.path}: --kind={str(state.config.get('kind'))[:40]}; {_ALTERED}")
+    stored = {name: tuple(value) if isinstance(value, list) else value for name, value in state.config.items()}
+    hints = get_type_hints(TrainConfig)
+    for name, value in stored.items():
+        if name == "kind" or (value is None and type(None) in get_args(hints[name])):
+            continue
+        if not _has_type(value, declared[name]):
+            found = f"{option_name(name)}={str(value)[:40]}, a {type(value).__name__}"
+            raise UserError(f"{state.path}: {found}; {_ALTERED}")
+        declared[name].check(value)
+    if stored_hash(state.config) != statefile.manifest(state.path)["config_sha256"]:
+        raise UserError(f"{state.path}: its options are not those that its manifest was written for; {_ALTERED}")
+    return stored | {"gpus": None}
+
+
+def _has_type(value: Any, declared: Option) -> bool:
+    types = (int, float) if declared.item is float else (declared.item,)
+    if declared.many:
+        return isinstance(value, tuple) and all(type(part) in types for part in value)
+    return type(value) in types
+
+
 def config_hash(config: TrainConfig) -> str:
     """Returns the SHA-256 of the options that must not change when a run resumes."""
-    fixed = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+    return stored_hash(asdict(config))
+
+
+def stored_hash(options: Mapping[str, Any]) -> str:
+    """Returns the same of the options in a state."""
+    fixed = {name: value for name, value in options.items() if name not in MAY_CHANGE}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 

@@ -15,6 +15,7 @@ import platform
 import re
 import shutil
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +26,12 @@ import safetensors
 import torch
 from torch import Tensor
 
+from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, safetensors_budget, untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_file, atomic_write, sha256_of_file
 from stylegan_di.runs.endings import storage_errors
 
 FORMAT = 1
+MAX_MANIFEST = 1 << 16  # bytes
 KEPT = 3  # number of newest states to keep
 NAME = re.compile(r"training-state-(\d{9,})\.safetensors")
 DTYPES = {
@@ -83,12 +86,12 @@ def save_state(
         with atomic_file(path) as file:
             writer = _HashedWriter(file)
             _write_safetensors(writer, tensors, {"values": json.dumps(values), "config": json.dumps(config)})
-        manifest = {
+        content = {
             "format": FORMAT, "file": path.name, "sha256": writer.digest.hexdigest(), "bytes": writer.size,
             "config_sha256": config_sha256, "versions": versions(), "threads": torch.get_num_threads(),
             "written": time.time(),
         }  # fmt: skip
-        atomic_write(manifest_path(path), (json.dumps(manifest, indent=2) + "\n").encode())
+        atomic_write(manifest_path(path), (json.dumps(content, indent=2) + "\n").encode())
 
 
 class _HashedWriter:
@@ -141,15 +144,16 @@ def remove_temporary_files(folder: Path) -> None:
 def keep_best(path: Path, best: Path) -> None:
     """Gives a state a second name that `prune` ignores: a link, or a copy where links are not possible."""
     for source, target in ((path, best), (manifest_path(path), manifest_path(best))):
-        temporary = target.with_name(f".{target.name}.tmp")
-        temporary.unlink(missing_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
             os.link(source, temporary)
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK):
                 raise
-            shutil.copyfile(source, temporary)
-        os.replace(temporary, target)
+            with open(source, "rb") as file, atomic_file(target) as copy:
+                shutil.copyfileobj(file, copy)
+        else:
+            os.replace(temporary, target)
 
 
 # Reading.
@@ -161,28 +165,34 @@ def complete_states(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found) if manifest_path(path).is_file()]
 
 
-def written(path: Path) -> float:
-    """Returns when a state was written, in seconds since 1970; 0 if its manifest does not say."""
-    try:
-        return float(json.loads(manifest_path(path).read_bytes())["written"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0.0
+def manifest(path: Path) -> dict[str, Any]:
+    """Reads the manifest of a state.
+
+    Raises:
+        RefusedFileError: if it is none.
+    """
+    source = manifest_path(path)
+    with untrusted(str(source)), open_untrusted(source, MAX_MANIFEST) as (file, size):
+        content = read_json(file.read(), Budget(size))
+        if content["format"] != FORMAT:
+            raise UserError(f"{source}: its format is {str(content['format'])[:20]}, this version reads {FORMAT}")
+        texts = (content["sha256"], content["config_sha256"])
+        if not all(isinstance(text, str) for text in texts) or not isinstance(content["versions"], dict):
+            raise ValueError("a hash or versions of a wrong type")
+        return dict(content)
 
 
 def damage(path: Path) -> str | None:
     """Returns what is wrong with a state file, None if it is intact."""
     try:
-        manifest = json.loads(manifest_path(path).read_bytes())
-        if manifest["format"] != FORMAT:
-            return f"its format is {manifest['format']}, this version reads {FORMAT}"
-        if path.stat().st_size != manifest["bytes"]:
-            return f"it has {path.stat().st_size} bytes, not {manifest['bytes']}"
-        if (found := sha256_of_file(path)) != manifest["sha256"]:
-            return f"its SHA-256 is {found[:12]}..., not {manifest['sha256'][:12]}..."
-    except OSError as error:
-        return f"it cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError):
-        return "its manifest is damaged"
+        with untrusted(str(path)):
+            found = manifest(path)
+            if path.stat().st_size != found["bytes"]:
+                return f"it has {path.stat().st_size} bytes, not {str(found['bytes'])[:20]}"
+            if (digest := sha256_of_file(path)) != found["sha256"]:
+                return f"its SHA-256 is {digest[:12]}..., not {found['sha256'][:12]}..."
+    except UserError as error:
+        return str(error)
     return None
 
 
@@ -192,21 +202,24 @@ def load_state(path: Path) -> State:
     Raises:
         UserError: if it is no training state.
     """
-    try:
+    with untrusted(str(path), remedy="Pass a training state that train.py wrote."):
+        with open_untrusted(path) as (opened, size):
+            budget = safetensors_budget(opened, size)
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
-        return State(path, tensors, json.loads(metadata["values"]), json.loads(metadata["config"]))
-    except (safetensors.SafetensorError, OSError, KeyError, ValueError) as error:
-        raise UserError(f"{path}: no training state ({str(error)[:100]}); pass one that train.py wrote") from None
+        values, config = (read_json(metadata[name], budget) for name in ("values", "config"))
+        if not isinstance(values, dict) or not isinstance(config, dict):
+            raise ValueError("values or options that are no dict")
+        return State(path, tensors, values, config)
 
 
 def changes(path: Path) -> tuple[list[str], str]:
     """Returns what has changed since a state: 'torch 2.12.0, now 2.13.0' or the like for each library, then '1, now 2'
     for the number of threads per process, '' where it is the same.
     """
-    manifest, threads = json.loads(manifest_path(path).read_bytes()), torch.get_num_threads()
-    old = manifest["versions"]
+    found, threads = manifest(path), torch.get_num_threads()
+    old = found["versions"]
     libraries = [f"{name} {old.get(name)}, now {now}" for name, now in versions().items() if old.get(name) != now]
-    before = manifest.get("threads", threads)
+    before = found.get("threads", threads)
     return libraries, "" if before == threads else f"{before}, now {threads}"

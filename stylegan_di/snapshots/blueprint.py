@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from stylegan_di.data.augment import AugmentPipe
+from stylegan_di.dnnlib.untrusted import brief, untrusted
 from stylegan_di.networks import edm2, r3gan, stylegan3
 from stylegan_di.networks.decoder import Decoder
 from stylegan_di.networks.edm import PRECONDITIONERS, DDPMPrecond, Precond
@@ -23,6 +24,7 @@ from stylegan_di.networks.flow import Flow
 from stylegan_di.networks.radiance import RadianceField
 from stylegan_di.networks.refiner import Refiner
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.snapshots.arguments import check_arguments
 from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
 
 STYLEGAN3, R3GAN = "stylegan3.Generator", "r3gan."
@@ -50,8 +52,7 @@ ROLES: dict[str, type[PersistentModule] | tuple[type[PersistentModule], ...]] = 
     "refiner": Refiner,
 }
 
-# Bounds on building, so that a forged file cannot keep a constructor busy for ever.
-MAX_INT = 2**20  # largest integer in constructor arguments
+# Bounds building, so that a forged file cannot keep a constructor busy for ever.
 MAX_CALLS = 20  # calls of torch per weight in the file; our constructors make up to 7
 
 
@@ -118,47 +119,46 @@ def build(blueprint: Blueprint, name: str, source: str) -> torch.nn.Module:
         known = ", ".join(known for known, cls in CLASSES.items() if issubclass(cls, ROLES.get(name, PersistentModule)))
         remedy = f"Known for {name!r} are {known}."
         raise RefusedFileError(source, f"a {blueprint.class_name[:80]!r} as {name!r}", remedy)
+    taken = f"constructor arguments that {blueprint.class_name} does not take"
     try:
-        _check_arguments(blueprint.init_kwargs)
-        _check_arguments(dict(enumerate(blueprint.init_args)))
-        inspect.signature(cls).bind(*blueprint.init_args, **blueprint.init_kwargs)
-        with torch.device("meta"), _Bounded(MAX_CALLS * (len(blueprint.weights) + 10)):
+        bound = inspect.signature(cls).bind(*blueprint.init_args, **blueprint.init_kwargs)
+        check_arguments(_by_name(bound))
+        with torch.device("meta"), Bounded(len(blueprint.weights)):
             layout = cls(*blueprint.init_args, **blueprint.init_kwargs)
     except Exception as error:  # the arguments are arbitrary, and so are the errors
-        found = f"constructor arguments that {blueprint.class_name} does not take ({type(error).__name__}: {error})"
-        raise RefusedFileError(source, found[:300]) from error
-    stored = {key: value for key, value in layout.state_dict().items() if not _is_implied(key, blueprint)}
-    weights = _checked_weights(stored, blueprint.weights, name, source)
-    with torch.random.fork_rng(devices=[]):  # loading must not advance the caller's random numbers
-        network = cls(*blueprint.init_args, **blueprint.init_kwargs)
-    network.load_state_dict(network.state_dict() | weights)
-    return network.eval().requires_grad_(False)
+        raise RefusedFileError(source, f"{taken} ({brief(error)})") from error
+    with untrusted(source):
+        stored = {key: value for key, value in layout.state_dict().items() if not _is_implied(key, blueprint)}
+        weights = _checked_weights(stored, blueprint.weights, name, source)
+        with torch.random.fork_rng(devices=[]):  # loading must not advance the caller's random numbers
+            network = cls(*blueprint.init_args, **blueprint.init_kwargs)
+        network.load_state_dict(network.state_dict() | weights)
+        if isinstance(network, Flow):
+            network.check()
+        return network.eval().requires_grad_(False)
 
 
-class _Bounded(TorchFunctionMode):
-    """Stops a constructor that calls torch more often than the file's weights can explain."""
+def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
+    """Returns a constructor's arguments by name, whether given by position, by name, or passed on by **kwargs."""
+    kinds = bound.signature.parameters
+    result: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        result |= value if kinds[name].kind is inspect.Parameter.VAR_KEYWORD else {name: value}
+    return result
 
-    def __init__(self, calls: int) -> None:
+
+class Bounded(TorchFunctionMode):
+    """Stops a constructor that calls torch more often than MAX_CALLS for each of the file's weights."""
+
+    def __init__(self, weights: int) -> None:
         super().__init__()
-        self.calls = calls
+        self.calls = MAX_CALLS * (weights + 10)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.calls -= 1
         if self.calls < 0:
             raise ValueError("they call for far more layers than the file has weights")
         return func(*args, **(kwargs or {}))
-
-
-def _check_arguments(arguments: Mapping[Any, Any]) -> None:
-    for name, value in arguments.items():
-        if isinstance(value, int) and abs(value) > MAX_INT:
-            raise ValueError(f"{name} is larger than {MAX_INT}")
-        if isinstance(value, Mapping):
-            _check_arguments(value)
-        elif isinstance(value, list | tuple):
-            _check_arguments(dict(enumerate(value)))
-        elif value is not None and not isinstance(value, bool | int | float | str):
-            raise TypeError(f"{name} is a {type(value).__name__}")
 
 
 def _is_implied(key: str, blueprint: Blueprint) -> bool:

@@ -13,11 +13,12 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from stylegan_di import interfaces, zoo
+from stylegan_di import interfaces
+from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import CLASSES, build, class_name
-from stylegan_di.snapshots.formats import TARGETS, Contents, read_contents, to_pickle, to_safetensors
+from stylegan_di.snapshots.formats import TARGETS, Contents, open_contents, to_pickle, to_safetensors
 from stylegan_di.students import STUDENTS
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
@@ -56,13 +57,13 @@ def load_generator(name_path_or_url: str | os.PathLike[str], which: str | None =
         RefusedFileError: if the file is no network file or holds no generator.
         UserError: if the file, or the entry in it, does not exist.
     """
-    contents = _read(name_path_or_url)
+    contents = open_contents(name_path_or_url)
     return as_generator(_build_snapshot(contents, _meant(contents, which)))
 
 
 def load_denoiser(name_path_or_url: str | os.PathLike[str], which: str | None = None) -> interfaces.Denoiser:
     """Opens the teacher of a network file, in evaluation mode, without gradients, on the CPU; see `load_generator`."""
-    contents = _read(name_path_or_url)
+    contents = open_contents(name_path_or_url)
     return as_denoiser(_build_snapshot(contents, _meant(contents, which)))
 
 
@@ -71,7 +72,7 @@ def load_snapshot(name_path_or_url: str | os.PathLike[str], which: str | None = 
 
     EDM's loss_fn and augment_pipe, which only training uses, are left out.
     """
-    contents = _read(name_path_or_url)
+    contents = open_contents(name_path_or_url)
     return _build_snapshot(contents, contents.blueprints if which is None else _meant(contents, which))
 
 
@@ -145,7 +146,10 @@ def _first(snapshot: Snapshot, table: Mapping[str, type[Model]]) -> Model | None
     extras = snapshot.extras if name == "ema" else {}  # the extras describe that entry
     for role in table.values():
         try:
-            found = role.of_network(network, extras)
+            with untrusted(snapshot.source):
+                found = role.of_network(network, extras)
+        except RefusedFileError:
+            raise
         except UserError as error:
             raise RefusedFileError(snapshot.source, str(error)) from None
         if found is not None:
@@ -214,11 +218,6 @@ def save_snapshot(
 
 
 # Reading.
-
-
-def _read(name_path_or_url: str | os.PathLike[str]) -> Contents:
-    path = zoo.resolve(name_path_or_url)
-    return read_contents(path.read_bytes(), os.fspath(name_path_or_url), path.suffix)
 
 
 def _meant(contents: Contents, which: str | None) -> set[str]:

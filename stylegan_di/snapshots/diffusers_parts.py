@@ -6,15 +6,19 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import safetensors
 import torch
 from torch import Tensor
 
 from stylegan_di.diffusion import discrete_levels
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.snapshots.pipelines import INSTALL, Part, Pipeline, TeacherOptions, weights_files
+from stylegan_di.snapshots.blueprint import Bounded
+from stylegan_di.snapshots.pipelines import INSTALL, Part, Pipeline, TeacherOptions, check_words, weights_files
 from stylegan_di.spaces.latents import Latents
 from stylegan_di.teachers.discrete import DiscreteTeacher, FlowTimes, Texts, Times
 
+MAX_TIMES = 100_000  # of a scheduler; published ones have 1000
+MAX_TOKENS = 1024  # of a prompt; CLIP reads 77
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 IMPLIED = "position_ids"  # 0, 1, 2, ...: stored by older versions of transformers
 
@@ -89,12 +93,25 @@ def _reading(part: Part, option: str) -> Iterator[None]:
 
 def _network(part: Part, option: str) -> Any:
     """A network of diffusers with all of its weights, which must be finite, in float32."""
-    weights_files(part, option)
     with _reading(part, option):
         import diffusers
 
         cls = getattr(diffusers, part.class_name)
+        _check_size(lambda: cls.from_config(dict(part.config)), part, option)
         return _checked(cls.from_pretrained, part, option)
+
+
+def _check_size(layout: Callable[[], torch.nn.Module], part: Part, option: str) -> None:
+    """Refuses a config that calls for more than the part's files hold, before a library allocates it."""
+    files = weights_files(part, option)
+    count = 0
+    for path in files:
+        with safetensors.safe_open(path, framework="pt") as file:
+            count += len(file.keys())
+    with torch.device("meta"), Bounded(count):
+        need = sum(value.numel() for value in layout().parameters())
+    if need > sum(path.stat().st_size for path in files):  # a number takes at least one byte
+        raise UserError(f"{option}: config.json in {part.folder} calls for {need} numbers, and its files hold fewer")
 
 
 def _checked(from_pretrained: Callable[..., Any], part: Part, option: str) -> Any:
@@ -118,6 +135,9 @@ def _times(part: Part, option: str) -> Times | FlowTimes:
         cls: Any = getattr(diffusers, part.class_name, None)
         if not isinstance(cls, type) or not issubclass(cls, diffusers.SchedulerMixin):
             raise UserError(f"{option}: there is no scheduler {part.class_name[:60]} in diffusers")
+        times = part.config.get("num_train_timesteps", 1000)
+        if type(times) is not int or not 1 <= times <= MAX_TIMES:
+            raise UserError(f"{option}: num_train_timesteps={str(times)[:40]}; supported are 1 to {MAX_TIMES}")
         build: Any = cls  # for the type checker, which sees no more than a type
         scheduler = build.from_config(dict(part.config))
         if part.class_name.startswith("FlowMatch"):
@@ -157,12 +177,15 @@ def _texts(pipeline: Pipeline, options: TeacherOptions, option: str) -> Texts:
 
 def _encoded(part: Part, words: Part, texts: list[str], option: str) -> Any:
     """What a text encoder says of texts, and of its layers."""
-    weights_files(part, option)
+    check_words(words, option)
     with _reading(words, option):
         from transformers import CLIPTokenizer
 
         tokenizer = CLIPTokenizer.from_pretrained(str(words.folder), local_files_only=True)
         most = tokenizer.model_max_length
+        if most > MAX_TOKENS:
+            found = f"model_max_length={str(most)[:40]} in {words.folder}"
+            raise UserError(f"{option}: {found}; supported are up to {MAX_TOKENS}")
         for text in texts:
             if (count := len(tokenizer(text).input_ids)) > most:
                 raise UserError(f"--prompt: '{text[:40]}...' has {count} tokens; {option} reads at most {most}")
@@ -171,5 +194,7 @@ def _encoded(part: Part, words: Part, texts: list[str], option: str) -> Any:
         import transformers
 
         cls = getattr(transformers, part.class_name)
+        config = cls.config_class.from_pretrained(str(part.folder), local_files_only=True)
+        _check_size(lambda: cls(config), part, option)
         encoder = _checked(cls.from_pretrained, part, option)
         return encoder(tokens.input_ids, output_hidden_states=True)

@@ -9,7 +9,9 @@ guided-diffusion is a state dict that torch.save wrote.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from stylegan_di import zoo
+from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.r3gan import Generator as R3GANGenerator
 from stylegan_di.networks.stylegan3 import Generator as StyleGAN3
@@ -29,12 +33,14 @@ from stylegan_di.torch_utils.persistence import (
     PersistentObject,
     RefusedFileError,
     TensorFlowNetwork,
+    check_beginning,
     flatten_state,
     read_pickle,
     write_pickle,
 )
 from stylegan_di.torch_utils.torch_archive import read_state_dict
 
+CHECKSUM = "weights_sha256"  # the entry of the provenance that holds the `weights_hash`
 FORMAT_VERSION = "1"  # the version of our safetensors files
 STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
 R3GAN_ORDER = ("G", "D", "G_ema", "training_set_kwargs")
@@ -53,7 +59,7 @@ class Contents:
     `source` is the file's name; `writer` is the program whose form it has; `blueprints` are by entry, None where the
     file says None; `extras` are the other plain entries; `metadata` is the provenance; `objects` names the entries that
     are not read because only training uses them (EDM's loss_fn, EDM2's encoder); `embedded` holds the SHA-256 of each
-    embedded source.
+    embedded source; `weights_sha256` is the `weights_hash` that was saved with the file, None where there is none.
     """
 
     source: str
@@ -63,6 +69,30 @@ class Contents:
     metadata: dict[str, Any] = field(default_factory=dict)
     objects: tuple[str, ...] = ()
     embedded: tuple[str, ...] = ()
+    weights_sha256: str | None = None
+
+    def is_intact(self) -> bool | None:
+        """Whether the weights are those that were saved; None if the file does not say."""
+        if self.weights_sha256 is None:
+            return None
+        weights = {name: None if part is None else part.weights for name, part in self.blueprints.items()}
+        return weights_hash(weights) == self.weights_sha256
+
+
+def open_contents(name_path_or_url: str | os.PathLike[str]) -> Contents:
+    """Reads the contents of a network file; see `checkpoint.load_generator` for its name.
+
+    Raises:
+        RefusedFileError: if it is no network file.
+        UserError: if it does not exist.
+    """
+    source, path = os.fspath(name_path_or_url), zoo.resolve(name_path_or_url)
+    with untrusted(source, path), open_untrusted(path) as (file, _):
+        head = file.read(512)
+        if path.suffix not in (".safetensors", *STATE_DICTS):  # before all of a file that is something else is read
+            check_beginning(head, source)
+        file.seek(0)
+        return read_contents(file.read(), source, path.suffix)
 
 
 def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
@@ -76,11 +106,18 @@ def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
     Raises:
         RefusedFileError: if it is no network file.
     """
-    if suffix == ".safetensors":
-        return _from_safetensors(data, source)
-    if suffix in STATE_DICTS:
-        return Contents(source, "guided-diffusion", {"ema": adm.to_blueprint(read_state_dict(data, source), source)})
-    content = read_pickle(data, source)
+    budget = Budget(len(data))
+    with untrusted(source):
+        if suffix == ".safetensors":
+            return _from_safetensors(data, source, budget)
+        if suffix in STATE_DICTS:
+            weights = read_state_dict(data, source, budget)
+            return Contents(source, "guided-diffusion", {"ema": adm.to_blueprint(weights, source)})
+        return _read(data, source, budget)
+
+
+def _read(data: bytes, source: str, budget: Budget) -> Contents:
+    content = read_pickle(data, source, budget=budget)
     if isinstance(content, tuple) and content and all(isinstance(part, TensorFlowNetwork) for part in content):
         blueprints = tensorflow.to_blueprints(content, source)
         hashes = sorted({digest for network in content for digest in _tensorflow_hashes(network)})
@@ -88,10 +125,26 @@ def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
         return Contents(source, "TensorFlow-era StyleGAN2", blueprints, extras, embedded=tuple(hashes))
     if not isinstance(content, dict):
         raise RefusedFileError(source, f"a {type(content).__name__} at the top, not a dict of networks")
-    return _from_pickle(content, source)
+    return _from_pickle(content, source, budget)
 
 
 # Writing.
+
+
+def weights_hash(networks: Mapping[str, Mapping[str, Tensor] | None]) -> str:
+    """Returns the SHA-256 of the weights of networks by entry: their names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, weights in sorted(networks.items()):
+        for key, value in sorted((weights or {}).items()):
+            plain = value.detach().cpu().contiguous()
+            digest.update(f"{name}.{key} {plain.dtype} {list(plain.shape)}\n".encode())
+            digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _with_hash(networks: Mapping[str, torch.nn.Module | None], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    states = {name: None if network is None else network.state_dict() for name, network in networks.items()}
+    return dict(metadata) | {CHECKSUM: weights_hash(states)}
 
 
 def to_pickle(
@@ -114,7 +167,7 @@ def to_pickle(
     if any(isinstance(network, R3GANGenerator) for network in networks.values()):
         order = R3GAN_ORDER
     ordered = {name: entries.get(name) for name in order} | entries
-    tree = ordered | {"provenance": dict(metadata)}
+    tree = ordered | {"provenance": _with_hash(networks, metadata)}
     if target == "stylegan3" or any(isinstance(network, StyleGAN3) for network in networks.values()):
         tree = {name: _for_stylegan3(entry) for name, entry in tree.items()}
         return write_pickle(tree, default_source=stylegan3.NETWORKS_SOURCE)
@@ -141,7 +194,7 @@ def to_safetensors(
             }
             for key, value in network.state_dict().items():
                 weights[f"{name}.{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    parts = {"networks": described, "extras": dict(extras), "provenance": dict(metadata)}
+    parts = {"networks": described, "extras": dict(extras), "provenance": _with_hash(networks, metadata)}
     texts = {name: json.dumps(part, default=_arguments) for name, part in parts.items()}
     return _with_metadata(safetensors.torch.save(weights), {"format_version": FORMAT_VERSION} | texts)
 
@@ -170,12 +223,12 @@ def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
 # Reading.
 
 
-def _from_pickle(content: dict[str, Any], source: str) -> Contents:
+def _from_pickle(content: dict[str, Any], source: str, budget: Budget) -> Contents:
     contents = Contents(source, _writer(content), embedded=tuple(sorted(set(_hashes(content)))))
     for name, entry in content.items():
         if isinstance(entry, PersistentObject):
             if "_modules" in entry.state:
-                contents.blueprints[name] = _blueprint(entry)
+                contents.blueprints[name] = _blueprint(entry, budget)
             else:
                 contents.objects += (name,)
         elif entry is None and name in ROLES:
@@ -185,25 +238,31 @@ def _from_pickle(content: dict[str, Any], source: str) -> Contents:
         elif name in OPTIMIZERS:
             contents.objects += (name,)
         elif name == "provenance" and isinstance(entry, dict):
-            contents.metadata = entry
+            contents.metadata, contents.weights_sha256 = _without_hash(entry)
         else:
             contents.extras[name] = entry
     return contents
 
 
-def _blueprint(module: PersistentObject) -> Blueprint:
+def _without_hash(provenance: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    found = provenance.get(CHECKSUM)
+    rest = {name: value for name, value in provenance.items() if name != CHECKSUM}
+    return rest, None if found is None else str(found)
+
+
+def _blueprint(module: PersistentObject, budget: Budget) -> Blueprint:
     if r3gan.is_r3gans(module):
-        return Blueprint(R3GAN + r3gan.CLASSES[module.class_name], (), *r3gan.arguments(module))
+        return Blueprint(R3GAN + r3gan.CLASSES[module.class_name], (), *r3gan.arguments(module, budget))
     init_args, init_kwargs = module.state.get("_init_args"), module.state.get("_init_kwargs")
     if not isinstance(init_args, tuple) or not isinstance(init_kwargs, dict):
         raise RefusedFileError(module.source, f"a {module.class_name[:40]} without its constructor's arguments")
     if stylegan3.is_alias_free(module):
-        return Blueprint(STYLEGAN3, init_args, init_kwargs, flatten_state(module))
+        return Blueprint(STYLEGAN3, init_args, init_kwargs, flatten_state(module, budget))
     if stylegan3.is_stylegan3s(module):
         init_kwargs = stylegan3.our_arguments(module, init_kwargs)
     elif module.class_name == "Discriminator" and not init_args:
         init_kwargs = stylegan3.stored_arguments(module) | init_kwargs
-    return Blueprint(module.class_name, init_args, init_kwargs, flatten_state(module))
+    return Blueprint(module.class_name, init_args, init_kwargs, flatten_state(module, budget))
 
 
 def _writer(content: Mapping[str, Any]) -> str:
@@ -245,32 +304,41 @@ def _tensorflow_hashes(network: TensorFlowNetwork) -> Iterator[str]:
         yield from _tensorflow_hashes(part)
 
 
-def _from_safetensors(data: bytes, source: str) -> Contents:
-    try:
-        weights = safetensors.torch.load(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise RefusedFileError(source, f"no valid safetensors file ({str(error)[:100]})", "Copy it again.") from None
-    header = _header(data)[0].get("__metadata__", {})  # safetensors.torch.load has validated it but does not return it
-    if header.get("format_version") != FORMAT_VERSION:
+def _from_safetensors(data: bytes, source: str, budget: Budget) -> Contents:
+    header, end = _header_from_outside(data, budget)
+    metadata = header.pop("__metadata__", {})
+    if metadata.get("format_version") != FORMAT_VERSION:
         raise RefusedFileError(
             source,
-            f"safetensors of format_version {header.get('format_version')}, not {FORMAT_VERSION}",
+            f"safetensors of format_version {str(metadata.get('format_version'))[:20]}, not {FORMAT_VERSION}",
             "Pass a file that this project's save_snapshot wrote.",
         )
-    try:
-        described, extras, metadata = (json.loads(header[part]) for part in ("networks", "extras", "provenance"))
-        blueprints = {name: _described(name, entry, weights) for name, entry in described.items()}
-        extras, metadata = dict(extras), dict(metadata)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise RefusedFileError(source, f"damaged metadata ({type(error).__name__})", "Copy it again.") from None
-    return Contents(source, "stylegan-di safetensors", blueprints, extras, metadata)
+    described, extras, provenance = (read_json(metadata[part], budget) for part in ("networks", "extras", "provenance"))
+    budget.spend(tensors=len(header), bytes=len(data) - end)
+    weights: dict[str, dict[str, Tensor]] = {}
+    for name, value in safetensors.torch.load(data).items():
+        network, _, key = name.partition(".")
+        weights.setdefault(network, {})[key] = value
+    blueprints = {name: _described(entry, weights.get(name, {})) for name, entry in described.items()}
+    contents = Contents(source, "stylegan-di safetensors", blueprints, dict(extras))
+    contents.metadata, contents.weights_sha256 = _without_hash(provenance)
+    return contents
 
 
-def _described(name: str, entry: Any, weights: Mapping[str, Tensor]) -> Blueprint | None:
+def _header_from_outside(data: bytes, budget: Budget) -> tuple[dict[str, Any], int]:
+    """Returns what `_header` does, of a file that may be anything."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    if not 8 < end <= len(data):
+        raise ValueError(f"a header of {end - 8} bytes in a file of {len(data)}")
+    header = read_json(data[8:end], budget)
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
+        raise ValueError("a header that is no dict")
+    return header, end
+
+
+def _described(entry: Any, weights: dict[str, Tensor]) -> Blueprint | None:
     if entry is None:
         return None
-    if not isinstance(entry["class_name"], str):
-        raise TypeError("a class name that is no text")
-    prefix = name + "."
-    own = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
-    return Blueprint(entry["class_name"], tuple(entry["init_args"]), dict(entry["init_kwargs"]), own)
+    if not isinstance(entry["class_name"], str) or not isinstance(entry["init_args"], list):
+        raise TypeError("a network without a class name or arguments")
+    return Blueprint(entry["class_name"], tuple(entry["init_args"]), dict(entry["init_kwargs"]), weights)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from stylegan_di import zoo
-from stylegan_di.dnnlib.util import sha256_of_file
+from stylegan_di.dnnlib.util import UserError, sha256_of_file
 from stylegan_di.snapshots.blueprint import Blueprint, build
-from stylegan_di.snapshots.formats import AMBIGUOUS, Contents, read_contents
+from stylegan_di.snapshots.formats import AMBIGUOUS, Contents, open_contents
 from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils.persistence import RefusedFileError
 
+MAX_TEACHER = 4096  # characters of the teachers named in a file that are looked at
 SHIPPED = "shipped with stylegan-di, Apache-2.0 (MODEL_CARD.md)"
 
 
@@ -72,9 +73,8 @@ def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool
         RefusedFileError: if it is no network file.
     """
     source = os.fspath(name_path_or_url)
+    contents = open_contents(source)
     path = zoo.resolve(source)
-    data = path.read_bytes()
-    contents = read_contents(data, source, path.suffix)
     entries = tuple(
         _entry(name, blueprint, source, try_networks)
         for name, blueprint in contents.blueprints.items()
@@ -83,7 +83,7 @@ def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool
     return Inspection(
         source=source,
         sha256=sha256_of_file(path),
-        size=len(data),
+        size=path.stat().st_size,
         writer=contents.writer,
         origin=origin_of(source),
         entries=entries,
@@ -130,11 +130,23 @@ def _size_text(arguments: Mapping[str, Any]) -> str:
 
 def _warnings(contents: Contents, entries: tuple[StoredNetwork, ...]) -> tuple[str, ...]:
     found = [f"{entry.name} cannot be used: {entry.problem}" for entry in entries if entry.problem is not None]
+    if contents.is_intact() is False:
+        found.append("its weights are not those that were saved: their checksum differs; it is damaged or was altered")
     if "ema" in contents.blueprints and contents.writer in AMBIGUOUS and "sigma_init" not in contents.extras:
         found.append("nothing in it tells whether 'ema' is a teacher or a one-step student; it is taken as a teacher")
-    made_from = [term.source for term in parse_teachers(str(contents.metadata.get("teacher", "")) or "none")]
-    for source in (*made_from, str(contents.metadata.get("gan_pkl", ""))):
+    for source in (*_teachers(contents.metadata), str(contents.metadata.get("gan_pkl", ""))):
         terms = origin_of(source)
         if terms and terms != SHIPPED:
             found.append(f"made from {source}, whose terms reach it: {terms}")
     return tuple(found)
+
+
+def _teachers(metadata: Mapping[str, Any]) -> list[str]:
+    """The teachers that a file's provenance names; none if it is not as this project writes it."""
+    text = str(metadata.get("teacher", ""))
+    if not text or len(text) > MAX_TEACHER:
+        return []
+    try:
+        return [term.source for term in parse_teachers(text)]
+    except UserError:
+        return []

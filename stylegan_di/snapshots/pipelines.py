@@ -6,22 +6,27 @@ Neither reads pickles (.bin, .ckpt) or runs code of the folder's own: both are r
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, safetensors_budget, untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.snapshots.blueprint import ImageShape
 
 HUB = "hf:"
+MAX_JSON = 1 << 20  # bytes of a config; the largest have some thousand
+MAX_CLASSES = 100_000
+MAX_WORDS = 1 << 24  # bytes of a tokenizer's files; CLIP's have at most 4 MB
 INSTALL = "pip install diffusers transformers, or '.[diffusers]' in the clone"
 #: What is fetched from a hub. The text file is the merges of a tokenizer.
 FETCHED = ("*.json", "*diffusion_pytorch_model*.safetensors", "*/model*.safetensors", "tokenizer*/merges.txt")
 NOT_FETCHED = ("*non_ema*", "*.fp16.*", "safety_checker/*")
 
+#: Largest sample_size by class; a transformer's positions are computed for all of its pixels at once.
+MAX_SIDES = {"UNet2DModel": 8192, "UNet2DConditionModel": 8192, "DiTTransformer2DModel": 256}
 NETWORKS = {"unet": ("UNet2DModel", "UNet2DConditionModel"), "transformer": ("DiTTransformer2DModel",)}
 OLD_NAMES = {"Transformer2DModel": "DiTTransformer2DModel"}  # of older pipelines, where their norm_type is DiT's
 AUTOENCODERS = ("AutoencoderKL", "AutoencoderTiny")
@@ -166,7 +171,7 @@ def downsampling(autoencoder: Part) -> int:
     config = autoencoder.config
     prefix = "encoder_" if autoencoder.class_name == "AutoencoderTiny" else ""
     levels = config.get(f"{prefix}block_out_channels")
-    return int(2 ** (len(levels) - 1)) if isinstance(levels, list) and levels else 8
+    return int(2 ** (len(levels) - 1)) if isinstance(levels, list) and 0 < len(levels) <= 16 else 8
 
 
 def locate(source: str, option: str) -> Path:
@@ -226,17 +231,13 @@ def _part(folder: Path, index: Mapping[str, Any], name: str, accepted: Sequence[
 
 
 def _json(path: Path, option: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{option}: no {path.name} in {path.parent}, which a pipeline in diffusers' layout has"
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{option}: {path} cannot be read as JSON ({str(error)[:100]}); copy it again") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{option}: {path} holds no JSON object; copy it again")
-    return content
+    if not path.exists():
+        raise UserError(f"{option}: no {path.name} in {path.parent}, which a pipeline in diffusers' layout has")
+    with untrusted(f"{option}: {path}", remedy="Copy it again."), open_untrusted(path, MAX_JSON) as (file, size):
+        content = read_json(file.read(), Budget(size))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
+        return content
 
 
 def weights_files(part: Part, option: str) -> list[Path]:
@@ -248,6 +249,9 @@ def weights_files(part: Part, option: str) -> list[Path]:
     if (part.folder / "adapter_config.json").exists():
         raise UserError(f"{option}: {part.folder} holds adapters of another model; merge them into it first")
     if found := sorted(part.folder.glob("*.safetensors")):
+        for path in found:
+            with untrusted(f"{option}: {path}"), open_untrusted(path) as (file, size):
+                safetensors_budget(file, size)
         return found
     pickles = sorted(path.name for suffix in ("bin", "ckpt", "pt") for path in part.folder.glob(f"*.{suffix}"))
     if pickles:
@@ -258,14 +262,26 @@ def weights_files(part: Part, option: str) -> list[Path]:
     raise UserError(f"{option}: no .safetensors in {part.folder}")
 
 
+def check_words(part: Part, option: str) -> None:
+    """Raises UserError for files of a tokenizer that are far too large."""
+    for path in sorted(part.folder.iterdir()):
+        if path.suffix in (".json", ".txt"):
+            with untrusted(f"{option}: {path}"), open_untrusted(path, MAX_WORDS):
+                continue
+
+
 # Checks.
 
 
 def _check_network(network: Part, option: str) -> None:
     config = network.config
-    for name in ("sample_size", "in_channels"):
-        if type(config.get(name)) is not int or not 0 < config[name] < 2**16:
-            raise UserError(f"{option}: {name} is {str(config.get(name))[:40]} in its config.json; a number is needed")
+    for name, most in (("sample_size", MAX_SIDES[network.class_name]), ("in_channels", 1024)):
+        if type(config.get(name)) is not int or not 0 < config[name] <= most:
+            found = f"{name} is {str(config.get(name))[:40]} in its config.json"
+            raise UserError(f"{option}: {found}; a number from 1 to {most} is needed")
+    for name in ("num_embeds_ada_norm", "num_class_embeds"):
+        if (classes := config.get(name)) is not None and (type(classes) is not int or not 0 <= classes <= MAX_CLASSES):
+            raise UserError(f"{option}: {name} is {str(classes)[:40]} in its config.json; up to {MAX_CLASSES} are read")
     more = [name for name in MORE_CONDITIONS if config.get(name) and config[name] != TEXT_AND_SIZES]
     if network.class_name == TEXT_NETWORK and more:
         raise UserError(

@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
+from stylegan_di.dnnlib.untrusted import Budget
 from stylegan_di.networks.r3gan import BASE, RESAMPLING_FILTER
 from stylegan_di.torch_utils.persistence import PersistentObject, RefusedFileError, flatten_state
 
 PREFIX = "training.networks."
 CLASSES = {PREFIX + name: name for name in ("Generator", "Discriminator")}
+MAX_STAGES = 12  # from 4 to 8192 pixels
 _STAGE, _BLOCK = "Model.MainLayers.{}.Layers.", "LinearLayer2.Layer.weight"
 
 
@@ -24,13 +26,13 @@ def is_r3gans(module: PersistentObject) -> bool:
     return module.class_name in CLASSES
 
 
-def arguments(module: PersistentObject) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the arguments of our Generator or Discriminator, and the weights.
+def arguments(module: PersistentObject, budget: Budget) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the arguments of our Generator or Discriminator, and the weights; the names are taken from the budget.
 
     Raises:
         RefusedFileError: if it has no such layers.
     """
-    weights, is_generator = dict(flatten_state(module)), module.class_name == PREFIX + "Generator"
+    weights, is_generator = dict(flatten_state(module, budget)), module.class_name == PREFIX + "Generator"
     try:
         return _arguments(module, weights, is_generator), weights
     except (KeyError, IndexError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -63,8 +65,8 @@ def _arguments(module: PersistentObject, weights: Mapping[str, Tensor], is_gener
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
     """The number of a ModuleList's members, which are numbered from 0."""
     numbers = {int(key.removeprefix(prefix).partition(".")[0]) for key in weights if key.startswith(prefix)}
-    if numbers != set(range(len(numbers))):
-        raise ValueError(f"{prefix} lacks members")
+    if numbers != set(range(len(numbers))) or len(numbers) > MAX_STAGES:
+        raise ValueError(f"{prefix} lacks members, or has more than {MAX_STAGES}")
     return len(numbers)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.snapshots import diffusers_parts
@@ -34,14 +35,16 @@ def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser
     """
     options = options or TeacherOptions()
     if is_pipeline(source):
-        return diffusers_parts.open_pipeline(read_pipeline(source, options), options)
+        with untrusted(f"--teacher={source}"):
+            return diffusers_parts.open_pipeline(read_pipeline(source, options), options)
     teacher = as_denoiser(load_snapshot(source))
     shape = ImageShape(teacher.img_resolution, teacher.img_channels, teacher.label_dim)
     student_shape(source, shape, options)
     if options.autoencoder is not None:
         part = read_autoencoder(options.autoencoder)
         option = f"--autoencoder={options.autoencoder}"
-        teacher.space = diffusers_parts.latents_of(part, teacher.img_resolution, option, EDM2_LATENTS)
+        with untrusted(option):
+            teacher.space = diffusers_parts.latents_of(part, teacher.img_resolution, option, EDM2_LATENTS)
     return teacher
 
 

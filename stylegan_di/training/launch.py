@@ -12,7 +12,8 @@ from typing import Any
 from stylegan_di import preflight, zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.util import Logger, UserError
+from stylegan_di.dnnlib.logger import Logger
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
 from stylegan_di.journal.sinks import SINKS
 from stylegan_di.metrics.table import need_reals

@@ -92,8 +92,11 @@ class TrainState:
         """Restores what `values` and `tensors` returned."""
         self.load_tensors(tensors)
         for name in COUNTERS:
+            if type(values[name]) is not type(getattr(self, name)) or (type(values[name]) is int and values[name] < 0):
+                raise ValueError(f"{name}={str(values[name])[:40]}")
             setattr(self, name, values[name])
-        self.skipped = [(step, role) for step, role in values["skipped"]]
+        self.history = {str(name): [float(mean) for mean in means] for name, means in self.history.items()}
+        self.skipped = [(int(step), str(role)) for step, role in values["skipped"]]
 
 
 def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.journal.clock import Clock
 from stylegan_di.journal.journal import Journal
 from stylegan_di.random import SampleRandom
@@ -136,15 +137,19 @@ class Trainer:
         """Restores a training state; returns the seconds that the run had taken.
 
         Raises:
-            UserError: if the teacher or the data set has changed since the run began.
+            UserError: if the teacher or the data set has changed since the run began, or the state was altered.
         """
-        check_inputs(saved.values["inputs"], self.method.inputs)
-        for name, part in self.kept.items():
-            part.restore(saved.values[name], saved.tensors)
-        if distributed.rank() == 0:
-            self.folder.cut_line_files(saved.values["line_files"])
+        with untrusted(str(saved.path), remedy="Pass a training state that train.py wrote."):
+            check_inputs(saved.values["inputs"], self.method.inputs)
+            seconds = float(saved.values["seconds"])
+            if not 0 <= seconds < 1e12:
+                raise ValueError(f"seconds of {seconds}")
+            for name, part in self.kept.items():
+                part.restore(saved.values[name], saved.tensors)
+            if distributed.rank() == 0:
+                self.folder.cut_line_files(saved.values["line_files"])
         self.saved = saved.path
-        return float(saved.values["seconds"])
+        return seconds
 
     def after_step(self) -> None:
         """Does what is due after a step: a tick, a check for divergence, a state."""

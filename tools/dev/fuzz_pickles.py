@@ -77,7 +77,7 @@ def base_files() -> list[Base]:
     common: dict[str, Any] = dict(c_dim=2, img_resolution=4, img_channels=1)
     widths: dict[str, Any] = dict(channel_base=8, channel_max=2)
     generator = Generator(z_dim=2, w_dim=2, mapping_kwargs=dict(num_layers=1), synthesis_kwargs=widths, **common)
-    discriminator = Discriminator(**common, **widths, mapping_kwargs=dict(num_layers=1))
+    discriminator = Discriminator(**common | dict(img_resolution=8), **widths, mapping_kwargs=dict(num_layers=1))
     denoiser = EDMPrecond(img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=4, channel_mult=[1],
                           num_blocks=1, attn_resolutions=[])  # fmt: skip
     gan = {"training_set_kwargs": {"path": "x"}, "G": generator, "D": discriminator, "G_ema": None}

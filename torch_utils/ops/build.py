@@ -4,26 +4,28 @@
 
 A build is one call of the compiler on one file. Its library registers kernels with PyTorch's dispatcher and has no
 Python binding, so that it works with every Python version. It is cached under a hash of sources, PyTorch, compiler and
-flags. If several processes need it, one builds and the others wait. Nothing is built or loaded at import.
+flags, in a folder that only this user can write into, with its SHA-256 beside it; a library that does not pass these
+checks is not loaded but built again. If several processes need it, one builds and the others wait. Nothing is built or
+loaded at import.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
-from stylegan_di.dnnlib.util import UserError, atomic_write, cache_folder
+from stylegan_di.dnnlib.safe_files import locked, not_private, private_folder
+from stylegan_di.dnnlib.util import UserError, atomic_write, cache_folder, say, sha256_of_file
 
 SOURCES = Path(__file__).parent / "csrc"
 TIMEOUT_SECONDS = {"cpu": 300, "cuda": 1200}
@@ -66,6 +68,11 @@ class Recipe:
     @property
     def library(self) -> Path:
         return cache_folder().parent / "ops" / f"stylegan_di-{self.device}-{self.key}.so"
+
+    @property
+    def checksum(self) -> Path:
+        """The file with the library's SHA-256."""
+        return self.library.with_suffix(".sha256")
 
     @property
     def failure(self) -> Path:
@@ -124,19 +131,24 @@ def _gpu_architecture() -> str:
 
 
 def build(plan: Recipe, *, again: bool = False) -> Path:
-    """Returns the library, built if it is not in the cache; `again` repeats a build that has failed before.
+    """Returns the library, built if the cache has none that can be trusted; `again` repeats a build that has failed.
 
     Raises:
         BuildError: if the compiler fails.
     """
-    if plan.library.is_file():
+    if not distrust(plan):
         return plan.library
-    plan.library.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(plan.library.with_suffix(".lock")):
-        if plan.library.is_file():  # another process built it in the meantime
+    folder = plan.library.parent
+    if wrong := private_folder(folder):
+        say(f"{folder} {wrong}: it has been removed, and native kernels are built again")
+    with locked(plan.library.with_suffix(".lock")):
+        wrong = distrust(plan)
+        if not wrong:
             return plan.library
         if plan.failure.is_file() and not again:
             raise BuildError(plan.failure.read_text(encoding="utf-8"))
+        if os.path.lexists(plan.library):
+            say(f"{plan.library} {wrong}: it is not loaded but built again")
         error = _compile(plan)
         if error is not None:
             atomic_write(plan.failure, error.encode())
@@ -145,13 +157,28 @@ def build(plan: Recipe, *, again: bool = False) -> Path:
     return plan.library
 
 
+def distrust(plan: Recipe) -> str:
+    """Says why the library in the cache is not loaded; '' if it is as this user's build left it."""
+    if not os.path.lexists(plan.library):
+        return "is not built"
+    if wrong := not_private(plan.library.parent):
+        return f"is in a folder that {wrong}"
+    if not plan.checksum.exists():
+        return "has no SHA-256 beside it"
+    for path in (plan.library, plan.checksum):
+        if wrong := not_private(path, stat.S_IFREG):
+            return wrong
+    built = plan.checksum.read_bytes() == sha256_of_file(plan.library).encode()
+    return "" if built else "has another SHA-256 than its build"
+
+
 def is_built(device: str) -> bool:
     """Whether `load` will not build, because it finds the library or a failure, or there is no recipe."""
     try:
         plan = recipe(device)
     except UserError:
         return True
-    return plan.library.is_file() or plan.failure.is_file()
+    return not distrust(plan) or plan.failure.is_file()
 
 
 def _compile(plan: Recipe) -> str | None:
@@ -162,22 +189,16 @@ def _compile(plan: Recipe) -> str | None:
         result = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS[plan.device])
         if result.returncode:
             return f"{' '.join(command)}\nexit status {result.returncode}\n{result.stdout}{result.stderr}"
-        os.replace(temporary, plan.library)
+        plan.checksum.unlink(missing_ok=True)
+        atomic_write(plan.library, temporary.read_bytes())
+        atomic_write(plan.checksum, sha256_of_file(temporary).encode())
+        for path in (plan.library, plan.checksum):
+            path.chmod(0o600)  # whatever the umask
         return None
     except (subprocess.TimeoutExpired, OSError) as error:
         return f"{' '.join(command)}\n{error}"
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Lets one process in at a time; the system releases the lock if its holder dies."""
-    import fcntl
-
-    with open(path, "ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def load(device: str = "cpu", *, may_build: bool) -> str:
@@ -191,7 +212,9 @@ def load(device: str = "cpu", *, may_build: bool) -> str:
     """
     try:
         plan = recipe(device)
-        if not (may_build or plan.library.is_file()):
+        if not may_build and (wrong := distrust(plan)):
+            if os.path.lexists(plan.library):
+                say(f"{plan.library} {wrong}: it is not loaded")
             return "reference (native kernels are not built: python -m torch_utils.ops.build)"
         library = build(plan)
         if not attached(device):

@@ -1,0 +1,88 @@
+"""The log of a run: a file that takes what is printed, whatever becomes of the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, TextIO, cast
+
+from stylegan_di.dnnlib.safe_files import open_plain
+
+
+class Logger:
+    """A context manager that also writes everything printed to stdout or stderr to a file, which must be no link.
+
+    The streams are restored on leaving it, even after an error. If a stream is closed meanwhile, as by `| head`, what
+    is printed goes to the file alone. What a stream cannot encode is replaced.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, append: bool = True) -> None:
+        self.path = Path(path)
+        self.append = append
+
+    def __enter__(self) -> Logger:
+        # Line buffering keeps the log complete up to its last line even if the process is killed.
+        self.file = open_plain(self.path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        if not self.append:
+            self.file.truncate(0)
+        self.streams = sys.stdout, sys.stderr
+        sys.stdout, sys.stderr = (cast("TextIO", _Tee(stream, self.file)) for stream in self.streams)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        sys.stdout, sys.stderr = self.streams
+        self.file.close()
+
+
+class _Tee:
+    """A text stream that also writes its text to a file; everything else is delegated to the stream."""
+
+    def __init__(self, stream: TextIO, file: IO[str]) -> None:
+        self._stream = stream
+        self._file = file
+        self._is_open = True
+
+    def write(self, text: str) -> int:
+        self._file.write(text)
+        if self._is_open:
+            with self._watched():
+                self._stream.write(encodable(text, self._stream.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        self._file.flush()
+        if self._is_open:
+            with self._watched():
+                self._stream.flush()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Notes if the stream turns out to be closed; from then on nothing is written to it."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            self._is_open = False
+            self._file.write(f"the output is closed ({error}): this log alone goes on\n")
+            close_quietly(self._stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def encodable(text: str, encoding: str | None) -> str:
+    """Returns a text with what an encoding does not have replaced by '?'."""
+    return text.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8", "replace")
+
+
+def close_quietly(stream: TextIO) -> None:
+    """Leads a stream whose reader is gone to nowhere, so that what is left in it does not fail at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
