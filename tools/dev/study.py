@@ -54,9 +54,9 @@ ROWS: dict[str, tuple[str, ...] | None] = {
 FILES = {"before": ("fashion-gan.pkl",), "teacher": ("fashion-teacher.pkl", "--solver=dpmpp")}
 COLUMNS = {
     "FD": "fd_fashion", "precision": "pr_fashion_precision", "recall": "pr_fashion_recall",
-    "coverage": "dc_fashion_coverage", "FD ": "fd_effnet", "precision ": "pr_effnet_precision",
-    "recall ": "pr_effnet_recall", "coverage ": "dc_effnet_coverage", "KID ": "kid_effnet", "octave 3": "spectrum_3",
-    "octave 4": "spectrum_4", "detail": "texture_detail", "black": "texture_black",
+    "coverage": "dc_fashion_coverage", "FD (2)": "fd_effnet", "precision (2)": "pr_effnet_precision",
+    "recall (2)": "pr_effnet_recall", "coverage (2)": "dc_effnet_coverage", "KID (2)": "kid_effnet",
+    "octave 3": "spectrum_3", "octave 4": "spectrum_4", "detail": "texture_detail", "black": "texture_black",
 }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def measured(row: str, seed: int, data: Path, outdir: Path) -> dict[str, Any]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """A line of Markdown a row: the mean over its seeds, +- half the range where there are several."""
-    lines = ["| row | seeds | s | " + " | ".join(map(str.strip, COLUMNS)) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
+    lines = ["| row | seeds | s | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
     for row in ROWS:
         own = [result for result in results if result["row"] == row]
         if not own:
