@@ -106,7 +106,7 @@ def test_grid_of_mixed_styles(tmp_path: Path) -> None:
         ([f"--network={SG2_COND}", "--styles=0-6"], "--styles: 6 is none of this network's styles, 0 to 5"),
         ([f"--network={SG2_COND}", "--class=10"], "--class=10: this network has the classes 0 to 9"),
         ([f"--network={SG2_COND}", "--rows=2-1"], "write 1-2"),
-        ([f"--network={EDM_COND}"], f"--network={EDM_COND} is a diffusion teacher, not a GAN: it has no w."),
+        ([f"--network={EDM_COND}"], f"--network={EDM_COND} is a diffusion teacher, which has no w."),
     ],
 )
 def test_what_style_mixing_refuses(options: list[str], message: str, tmp_path: Path) -> None:

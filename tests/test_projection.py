@@ -222,7 +222,7 @@ def test_without_a_video(photo: Path, tmp_path: Path) -> None:
     [
         ([f"--network={SG2_COND}"], "this network is conditional: give --class, from 0 to 9"),
         ([f"--network={SG2_UNCOND}", "--class=1"], "--class=1: this network is unconditional; leave it out"),
-        ([f"--network={EDM_COND}"], f"--network={EDM_COND} is a diffusion teacher, not a GAN: it has no w."),
+        ([f"--network={EDM_COND}"], f"--network={EDM_COND} is a diffusion teacher, which has no w."),
         ([f"--network={SG2_UNCOND}", "--target=absent.png"], "absent.png cannot be read: No such file or directory."),
         ([f"--network={SG2_UNCOND}", f"--target={__file__}"], "is not an image of PNG, JPEG"),
         ([f"--network={SG2_UNCOND}", "--num-steps=0"], "--num-steps"),
@@ -293,6 +293,6 @@ def test_projections_that_are_refused(
 def test_projections_are_of_gans_and_seeds_are_needed_without_one(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", w=np.zeros([1, 6, 32]))
     result = again(f"--network={EDM_COND}", f"--projected-w={tmp_path / 'w.npz'}")
-    assert f"--network={EDM_COND} is a diffusion teacher, not a GAN: it has no w" in result.stderr
+    assert f"--network={EDM_COND} is a diffusion teacher, which has no w" in result.stderr
     assert result.exit_code == 2
     assert "give --seeds, or --projected-w for a GAN" in again(f"--network={EDM_COND}").stderr
