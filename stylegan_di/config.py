@@ -36,6 +36,7 @@ _unet = partial(option, group="Denoiser, or the teacher that is trained on the w
 _gan = partial(option, group="Generator and discriminator", kinds=("gan",))
 _critic = partial(option, group="Discriminator's training", kinds=("gan", "di"))
 _di = partial(option, group="Diff-Instruct", kinds=("di",))
+ONLINE = "online"  # --teacher's value for one that is trained on the way
 _LAW = f"a spec: {usage(NOISE_LAWS)}."
 
 
@@ -325,12 +326,12 @@ class TrainConfig:
     @property
     def makes_student(self) -> bool:
         """Whether the student is a new network."""
-        return self.student not in ("auto", "refiner")
+        return makes_student(self.student)
 
     @property
     def trains_teacher(self) -> bool:
         """Whether --kind=di trains its teacher on the way."""
-        return self.teacher == "online"
+        return self.teacher == ONLINE
 
     @property
     def needs_teacher(self) -> bool:
@@ -415,6 +416,11 @@ class TrainConfig:
             )
 
 
+def makes_student(student: str | None) -> bool:
+    """Whether a value of --student, None where it is not given, is a spec of a new network."""
+    return student not in (None, "auto", "refiner")
+
+
 def uses_teacher(values: Mapping[str, Any]) -> bool:
     """Whether options of --kind=di leave a use for a teacher; None or missing where they are not given."""
     if values.get("divergence") != "none" or (values.get("critic") or "none") != "none":
@@ -429,7 +435,8 @@ def check_specs(kind: Kind, values: Mapping[str, Any]) -> None:
         parse(critic, CRITIC_SPECS, "--critic")
     if samples_wanted(data := values.get("data")) is not None and kind != "di":
         raise UserError(f"--data={data} is for --kind=di, which has a teacher; this is --kind={kind}")
-    if (student := values.get("student") or "auto") not in ("auto", "refiner"):
+    if makes_student(student := values.get("student")):
+        assert student is not None
         parse(student, {"auto": object, "refiner": object} | FRESH_STUDENTS, "--student")
     for name in ("noise_law", "fake_noise_law", "critic_noise_law"):
         law = values.get(name)

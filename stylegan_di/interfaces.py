@@ -90,6 +90,7 @@ class Generator(torch.nn.Module, ABC):
     kind: ClassVar[str] = "generator"  # its name in messages
     options: ClassVar[Sequence[str]] = ()  # what `with_options` takes, such as 'trunc', named as on the command line
     parts: Sequence[str] = ()  # names of the parts that can be frozen
+    frozen: Sequence[str] = ()  # names of those that are
     network: torch.nn.Module  # the bare network, for code that needs its particular type
     img_resolution: int
     img_channels: int
@@ -119,10 +120,31 @@ class Generator(torch.nn.Module, ABC):
             raise UserError(f"--freeze={unknown[0]}: there is no such part; {known}")
         if parts and set(parts) == set(self.parts):
             raise UserError(f"--freeze={','.join(parts)} leaves nothing to train; leave parts out of it")
+        self.frozen = tuple(parts)
+        self.train(self.training)
+        self.requires_grad_(any(parameter.requires_grad for parameter in self.parameters()))
+
+    def part(self, name: str) -> torch.nn.Module:
+        """Returns the network of a part."""
+        return self.network.get_submodule(name)
 
     def frozen_modules(self) -> list[torch.nn.Module]:
         """Returns the modules of the frozen parts."""
-        return []
+        return [self.part(name) for name in self.frozen]
+
+    def train(self, mode: bool = True) -> Self:
+        """Frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for module in self.frozen_modules():
+            module.eval()
+        return self
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Frozen parts take no gradients."""
+        super().requires_grad_(requires_grad)
+        for module in self.frozen_modules():
+            module.requires_grad_(False)
+        return self
 
     def running_means(self) -> list[Tensor]:
         """Returns the buffers that track one process's samples; training averages them over the processes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from stylegan_di.config import Kind, TrainConfig, check_specs, uses_teacher
+from stylegan_di.config import ONLINE, Kind, TrainConfig, check_specs, makes_student, uses_teacher
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.options import options_of
@@ -164,13 +164,13 @@ def _edm_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, Any]:
     """The recipe of --cfg, else of a known GAN or teacher; its teacher where none is given."""
-    online = EDM_PRESETS[given.get("arch", "ddpmpp")] if given.get("teacher") == "online" else {}
+    online = EDM_PRESETS[given.get("arch", "ddpmpp")] if given.get("teacher") == ONLINE else {}
     refiner: dict[str, Any] = REFINER if given.get("student") == "refiner" else {}
     cfg = given.get("cfg", recipe_name(known_name or ""))
     if cfg is None:
         return online | refiner
     recipe = RECIPES[cfg]
-    fresh = given.get("student", "auto") not in ("auto", "refiner")
+    fresh = makes_student(given.get("student"))
     options = (recipe.refine if "gan_pkl" in given or fresh else recipe.distil) | {"cfg": cfg}
     options |= refiner | (recipe.refiner if refiner else {})
     return options | online | ({"teacher": recipe.teacher} if uses_teacher(given) else {})

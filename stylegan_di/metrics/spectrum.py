@@ -42,10 +42,7 @@ class Spectrum(FeatureExtractor):
         size = images.shape[-1]
         if size < SMALLEST:
             raise UserError(f"spectrum: images of {size}x{size} pixels are too small for it; {SMALLEST} is the least")
-        ends = torch.tensor(BANDS, dtype=torch.float64) * (size / 2) + 1e-6  # a frequency at an end is inside
-        rings = torch.bucketize(frequencies(size), ends)
-        rings[0, 0] = len(BANDS)  # the mean
-        return _ring_means(power(images), rings, len(BANDS))
+        return _ring_means(power(images), octaves(size), len(BANDS))
 
 
 def radial_power(images: Tensor) -> Tensor:
@@ -72,6 +69,14 @@ def frequencies(size: int) -> Tensor:
     """Lengths of the wave vectors in cycles per image, float64 [size,size], in the order of `fft2`."""
     cycles = torch.fft.fftfreq(size, 1 / size, dtype=torch.float64)
     return torch.hypot(cycles[:, None], cycles)
+
+
+def octaves(size: int) -> Tensor:
+    """The octave of each frequency, 0 to 3 from coarse to fine, int64 [size,size], as `frequencies`; 4 for the mean."""
+    ends = torch.tensor(BANDS, dtype=torch.float64) * (size / 2) + 1e-6  # a frequency at an end is inside
+    rings = torch.bucketize(frequencies(size), ends)
+    rings[0, 0] = len(BANDS)
+    return rings
 
 
 def band_ratios(reals: Sequence[float] | np.ndarray, fakes: Sequence[float] | np.ndarray) -> tuple[float, ...]:

@@ -44,7 +44,6 @@ class RefinerStudent(Generator):
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
         self.label_dim = network.label_dim
-        self.frozen: tuple[str, ...] = ()
 
     @property
     def gan(self) -> StyleGAN2Student:
@@ -102,28 +101,15 @@ class RefinerStudent(Generator):
     # In a training.
 
     def freeze(self, parts: Sequence[str]) -> None:
+        """A frozen generator is a GAN of which all parts are frozen."""
+        self.gan.frozen = self.gan.parts if "generator" in parts else ()
         super().freeze(parts)
-        self.frozen = tuple(parts)
-        if "generator" in parts:
-            self.gan.frozen = tuple(self.gan.parts)
-        self.train(self.training)
-        self.requires_grad_(any(parameter.requires_grad for parameter in self.parameters()))
-
-    def frozen_modules(self) -> list[torch.nn.Module]:
-        return [self.network.get_submodule(part) for part in self.frozen]
 
     def train(self, mode: bool = True) -> RefinerStudent:
-        """The denoiser stays in evaluation mode, without dropout, and so do frozen parts."""
+        """The denoiser stays in evaluation mode, without dropout."""
         super().train(mode)
         self.gan.train(mode and "generator" not in self.frozen)
         self.network.denoiser.eval()
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> RefinerStudent:
-        """Frozen parts take no gradients."""
-        super().requires_grad_(requires_grad)
-        for module in self.frozen_modules():
-            module.requires_grad_(False)
         return self
 
     def running_means(self) -> list[Tensor]:

@@ -50,7 +50,6 @@ class StyleGAN2Student(Generator):
         self.img_channels = network.img_channels
         self.label_dim = network.c_dim
         self.parts = self.part_names()
-        self.frozen: tuple[str, ...] = ()
 
     def with_options(self, **options: Any) -> StyleGAN2Student:
         super().with_options(**options)
@@ -82,33 +81,7 @@ class StyleGAN2Student(Generator):
         return part_names(self.network.synthesis.block_resolutions)
 
     def part(self, name: str) -> torch.nn.Module:
-        """The network of a part."""
         return self.network.mapping if name == "mapping" else self.network.synthesis.get_submodule(name)
-
-    def freeze(self, parts: Sequence[str]) -> None:
-        """A frozen mapping network keeps its w_avg too."""
-        super().freeze(parts)
-        self.frozen = tuple(parts)
-        self.train(self.training)
-        self.requires_grad_(any(parameter.requires_grad for parameter in self.parameters()))
-
-    def frozen_modules(self) -> list[torch.nn.Module]:
-        """The networks behind the names of the frozen parts."""
-        return [self.part(name) for name in self.frozen]
-
-    def train(self, mode: bool = True) -> StyleGAN2Student:
-        """Frozen parts stay in evaluation mode."""
-        super().train(mode)
-        for module in self.frozen_modules():
-            module.eval()
-        return self
-
-    def requires_grad_(self, requires_grad: bool = True) -> StyleGAN2Student:
-        """Frozen parts take no gradients."""
-        super().requires_grad_(requires_grad)
-        for module in self.frozen_modules():
-            module.requires_grad_(False)
-        return self
 
     def running_means(self) -> list[Tensor]:
         return [buffer for name, buffer in self.named_buffers() if name.endswith("w_avg")]

@@ -21,7 +21,6 @@ from stylegan_di.training.optimize import adam
 from stylegan_di.training.schedule import ema_beta, update_ema
 from stylegan_di.training.state import TrainState
 
-ONLINE = "online"  # --teacher's value
 ROLE, AVERAGE = "teacher", "teacher_ema"  # roles in the training state
 
 

@@ -24,7 +24,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import from_uint8
-from stylegan_di.metrics.spectrum import BANDS, frequencies
+from stylegan_di.metrics.spectrum import BANDS, octaves
 from stylegan_di.random import SampleRandom
 from stylegan_di.runs import statefile
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator
@@ -34,15 +34,13 @@ NUM = 2000  # samples
 BATCH = 250
 
 
-def octaves(a: Tensor, b: Tensor) -> Tensor:
+def products(a: Tensor, b: Tensor) -> Tensor:
     """Sums of a conj(b) over the frequencies of each octave, [4], means over samples [n,1,H,W]; windowed by Hann's."""
     size = a.shape[-1]
     window = torch.hann_window(size, periodic=True)
     spectra = [torch.fft.fft2(x[:, 0] * window[:, None] * window) for x in (a, b)]
     power = (spectra[0] * spectra[1].conj()).real.mean(dim=0)
-    ends = torch.tensor(BANDS, dtype=torch.float64) * (size / 2) + 1e-6
-    rings = torch.bucketize(frequencies(size), ends)
-    rings[0, 0] = len(BANDS)
+    rings = octaves(size)
     return torch.stack([power[rings == band].sum() for band in range(len(BANDS))])
 
 
@@ -74,12 +72,12 @@ def main(run: Path, data: str) -> None:
     real = from_uint8(torch.from_numpy(np.stack([image for image, _ in pairs])))
     labels = torch.from_numpy(np.stack([label for _, label in pairs])).float()
     z = gan.sample_latents(len(real), rng=SampleRandom(0, "fine detail", 0, range(len(real)), torch.device("cpu")))
-    reference = octaves(real, real)
+    reference = products(real, real)
     shown = {"before": gan, "trained": loaded(gan, state, "model"), "average": loaded(gan, state, "ema")}
     samples = {name: network(z, labels) for name, network in shown.items()}
     for name, x in samples.items():
         clipped = x.clamp(-1, 1)
-        click.echo(f"{name:<8} power / real {text(octaves(clipped, clipped) / reference)}")
+        click.echo(f"{name:<8} power / real {text(products(clipped, clipped) / reference)}")
     x, noise = samples["trained"].clamp(-1, 1), torch.randn(real.shape, generator=torch.Generator().manual_seed(1))
     for level in SIGMAS:
         sigma = torch.full([len(x)], level)
@@ -90,8 +88,8 @@ def main(run: Path, data: str) -> None:
 
         q, p, own = denoised(fake_score, x), denoised(teacher, x), denoised(teacher, real)
         click.echo(
-            f"sigma {level:<5g} fake score {text(octaves(x, q) / octaves(q, q))}   teacher "
-            f"{text(octaves(real, own) / octaves(own, own))}   asked {text(octaves(x, q - p) / octaves(x, x))}"
+            f"sigma {level:<5g} fake score {text(products(x, q) / products(q, q))}   teacher "
+            f"{text(products(real, own) / products(own, own))}   asked {text(products(x, q - p) / products(x, x))}"
         )
 
 

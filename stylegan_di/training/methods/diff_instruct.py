@@ -112,7 +112,7 @@ class DiffInstruct(GeneratorMethod):
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> DiffInstruct:
         online = None
-        if config.teacher == online_teacher.ONLINE:
+        if config.trains_teacher:
             assert dataset is not None
             online = OnlineTeacher(config, EDMTeacher(new_network(config, dataset)))
             teachers = [(1.0, cast("Denoiser", online.average))]
@@ -343,11 +343,12 @@ def _feature_adversary(config: TrainConfig, teacher: Denoiser, label_dim: int) -
 
 def _conversions(model: Generator, to: Instruction) -> list[tuple[str, str]]:
     """Lines of the header: how the teacher sees the student's images and classes where they differ."""
-    lines, own = [], (model.img_resolution, model.img_channels)
-    if own != (to.space.resolution, to.space.channels):
-        sizes = [f"{size}x{size} {'gray' if channels == 1 else 'RGB'}" for size, channels in (
-            own, (to.space.resolution, to.space.channels))]  # fmt: skip
-        lines.append(("converted", f"images of {sizes[0]} to {sizes[1]} for the teacher"))
+    lines = []
+    own, seen = (model.img_resolution, model.img_channels), (to.space.resolution, to.space.channels)
+    if own != seen:
+        colours = {1: "gray", 3: "RGB"}
+        made, shown = (f"{size}x{size} {colours.get(depth, f'of {depth} channels')}" for size, depth in (own, seen))
+        lines.append(("converted", f"images of {made} to {shown} for the teacher"))
     if to.classes.rule != "same":
         lines.append(("classes", f"the teacher is told {to.classes}"))
     return lines
