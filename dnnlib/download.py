@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -257,9 +258,11 @@ def _partial_file(path: Path) -> Iterator[_Partial]:
     """Opens the partial file of `path`, locked for this process; it is removed at the end if it is empty."""
     name = path.with_name(f".{path.name}.partial")
     while True:
-        if os.path.islink(name) or (name.exists() and (not name.is_file() or name.stat().st_nlink > 1)):
-            say(f"{name} is a link or no ordinary file, and is removed")
-            name.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            status = os.lstat(name)  # one look: the holder of the lock may rename the file at any moment
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+                say(f"{name} is a link or no ordinary file, and is removed")
+                name.unlink()
         file = open_plain(name, "a+b")
         if fcntl is not None:
             fcntl.flock(file, fcntl.LOCK_EX)
