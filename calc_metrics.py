@@ -95,6 +95,8 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
               help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
+@click.option("--trunc-mode", type=click.Choice(["mean", "class"]),
+              help="[GAN] Truncate towards the mean of all w, or of the image's class.  [default: mean]")
 @click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps of the sampler.  [default: 18, dpmpp: 8]")
 @click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]), help="[teacher] Solver.  [default: heun]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Folder for metric-<name>.jsonl.")
@@ -114,6 +116,7 @@ def main(
     device: str | None,
     detector_file: str | None,
     trunc: float | None,
+    trunc_mode: str | None,
     steps: int | None,
     solver: str | None,
     outdir: Path | None,
@@ -121,8 +124,9 @@ def main(
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images, to say what to measure")
-    if images is not None and ((trunc, steps, solver, seed) != (None, None, None, None) or repeat > 1):
-        options = "--trunc, --steps, --solver, --seed and --repeat"
+    of_networks = (trunc, trunc_mode, steps, solver, seed)
+    if images is not None and (any(value is not None for value in of_networks) or repeat > 1):
+        options = "--trunc, --trunc-mode, --steps, --solver, --seed and --repeat"
         raise UserError(f"{options} are for --network; leave them out with --images")
     seed = seed or 0
     if images is not None and which is not None:
@@ -137,7 +141,7 @@ def main(
     reference = reference_of(names, network, data, ref, mirror)
     generator = None
     if network is not None:
-        given = {"trunc": trunc, "steps": steps, "solver": solver}
+        given = {"trunc": trunc, "trunc_mode": trunc_mode, "steps": steps, "solver": solver}
         given = {name: value for name, value in given.items() if value is not None}
         generator = as_shown(load_snapshot(network, which)).with_options(**given).to(device)
     evaluator = Evaluator(

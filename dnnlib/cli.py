@@ -165,6 +165,18 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
+def class_options(several: str = "") -> Callable[[Function], Function]:
+    """Gives a command --class and --label, texts and numbers; `several` says what several classes do."""
+
+    def decorate(function: Function) -> Function:
+        help_text = f"Class of a conditional network, its number or its name{several}.  [default: drawn from the seed]"
+        label = "Label of a network whose labels are vectors."
+        function = click.option("--label", type=CommaList(float), metavar="X,Y,...", help=label)(function)
+        return click.option("--class", "classes", metavar="N|NAME", help=help_text)(function)
+
+    return decorate
+
+
 def writable_folder(option: str, path: Path) -> Path:
     """Returns an option's folder, which is made if it is missing.
 

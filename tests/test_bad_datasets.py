@@ -29,7 +29,7 @@ from tools.dataset_tool import main as dataset_tool
 SECONDS = 3  # that a refusal may take
 NAME = "00000/img00000000.png"  # the first of image_files
 LAST = "00001/zzz.png"
-FORMATS = "PNG, JPEG, BMP, WEBP, TIFF, PPM, TGA"
+FORMATS = "PNG, JPEG, BMP, WEBP, TIFF, PPM, TGA, GIF"
 CONVERT = "Convert them with tools/dataset_tool.py."
 
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Device, Seeds, class_options, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import loop
-from stylegan_di.explore.opening import open_gan
+from stylegan_di.explore.opening import one_asked_for, open_gan
 from stylegan_di.explore.video import check_video, save_video
 from stylegan_di.images import tile
 
@@ -45,10 +45,11 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
 @click.option("--frames", type=click.IntRange(min=2), help=f"Frames in the loop.  [default: {FRAMES} per keyframe]")
 @click.option("--fps", type=click.IntRange(min=1, max=240), default=25, show_default=True, help="Frames per second.")
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
+@click.option("--trunc-mode", type=click.Choice(["mean", "class"]), default="mean", show_default=True,
+              help="Truncate towards the mean of all w, or of the class.")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[StyleGAN2] Noise inputs; random: of a cell's first seed, in all frames.  [default: const]")
-@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
-              help="Class of a conditional network.  [default: drawn from each seed]")
+@class_options()
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
 @user_errors
 def main(
@@ -59,8 +60,10 @@ def main(
     frames: int | None,
     fps: int,
     trunc: float,
+    trunc_mode: str,
     noise_mode: str | None,
-    class_index: int | None,
+    classes: str | None,
+    label: tuple[float, ...] | None,
     device: str | None,
 ) -> None:
     cells = grid[0] * grid[1]
@@ -69,11 +72,12 @@ def main(
         raise UserError(f"--seeds: {len(seeds)} seeds; a grid of {cells} takes {2 * cells}, {3 * cells} or more so")
     check_video("--output", output, fps)
     noise = {} if noise_mode is None else {"noise_mode": noise_mode}
-    gan = open_gan(network, class_index).with_options(trunc=trunc, **noise)
+    gan = open_gan(network).with_options(trunc=trunc, trunc_mode=trunc_mode, **noise)
     gan.to(device or default_device())
+    chosen = one_asked_for(gan, classes, label)
     writable_folder(f"--output={output}", output.parent)
 
-    ws = gan.mapped(seeds, class_index=class_index)
+    ws = gan.mapped(seeds, class_index=chosen)
     path = loop(ws.unflatten(0, (cells, keyframes)).transpose(0, 1), frames or FRAMES * keyframes)
     progress = Progress("Frames", len(path))
 

@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from stylegan_di import zoo
 from stylegan_di.data.convert import load_picture
-from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Device, class_options, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
-from stylegan_di.explore.opening import one_label, open_gan
+from stylegan_di.explore.opening import one_asked_for, one_label, open_gan
 from stylegan_di.explore.projection import (
     Features,
     Projection,
@@ -70,7 +70,7 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
 @click.option("--save-video", "with_video", type=bool, default=True, show_default=True, help="Write the video?")
 @click.option("--video-format", type=click.Choice(["gif", "mp4"]), default="gif", show_default=True,
               help="proj.gif, or proj.mp4 with the package av.")
-@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N", help="Class of a conditional network.")
+@class_options()
 @click.option("--detector-file", metavar="vgg16=FILE,lpips=FILE",
               help="Weights of LPIPS.  [default: those in the cache]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
@@ -83,7 +83,8 @@ def main(
     seed: int,
     with_video: bool,
     video_format: str,
-    class_index: int | None,
+    classes: str | None,
+    label: tuple[float, ...] | None,
     detector_file: str | None,
     outdir: Path,
     device: str | None,
@@ -92,9 +93,9 @@ def main(
     video = outdir / f"proj.{video_format}"
     if with_video:
         check_video("--video-format", video, FPS)
-    student = open_gan(network, class_index).to(device)
-    label = one_label(student, class_index)
-    labels = None if label is None else label.to(device)
+    student = open_gan(network).to(device)
+    told = one_label(student, one_asked_for(student, classes, label))
+    labels = None if told is None else told.to(device)
     picture = load_picture(target, student.img_resolution, student.img_channels)
     pixels = torch.from_numpy(picture).to(device)
     features, distance = open_features(detector_file, device)

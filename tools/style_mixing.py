@@ -15,10 +15,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Device, Seeds, class_options, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import coarse_styles, mix_styles
-from stylegan_di.explore.opening import open_gan
+from stylegan_di.explore.opening import one_asked_for, open_gan
 from stylegan_di.images import save_grid, save_image
 
 
@@ -29,10 +29,11 @@ from stylegan_di.images import save_grid, save_image
 @click.option("--styles", type=Seeds(), metavar="LIST",
               help="Styles to take from the column, from 0 (coarse).  [default: 0-6 of 18, in proportion]")
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
+@click.option("--trunc-mode", type=click.Choice(["mean", "class"]), default="mean", show_default=True,
+              help="Truncate towards the mean of all w, or of the class.")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[StyleGAN2] Noise inputs; random: drawn from the row's seed.  [default: const]")
-@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
-              help="Class of a conditional network.  [default: drawn from each seed]")
+@class_options()
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
 @user_errors
@@ -42,21 +43,24 @@ def main(
     cols: list[int],
     styles: list[int] | None,
     trunc: float,
+    trunc_mode: str,
     noise_mode: str | None,
-    class_index: int | None,
+    classes: str | None,
+    label: tuple[float, ...] | None,
     outdir: Path,
     device: str | None,
 ) -> None:
     noise = {} if noise_mode is None else {"noise_mode": noise_mode}
-    gan = open_gan(network, class_index).with_options(trunc=trunc, **noise)
+    gan = open_gan(network).with_options(trunc=trunc, trunc_mode=trunc_mode, **noise)
     gan.to(device or default_device())
+    chosen = one_asked_for(gan, classes, label)
     num_ws = gan.network.num_ws
     if styles is not None and max(styles) >= num_ws:
         raise UserError(f"--styles: {max(styles)} is none of this network's styles, 0 to {num_ws - 1}")
     writable_folder(f"--outdir={outdir}", outdir)
 
     ws = {
-        name: gan.mapped(seeds, class_index=class_index)
+        name: gan.mapped(seeds, class_index=chosen)
         for name, seeds in (("rows", rows), ("cols", cols))
     }
     mixed = mix_styles(ws["rows"], ws["cols"], coarse_styles(num_ws) if styles is None else styles)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stylegan_di.data.files import ImageFiles, decode_image
-from stylegan_di.data.labels import LABELS_FILE, image_labels
+from stylegan_di.data.files import LABELS_FILE, ImageFiles, decode_image
+from stylegan_di.data.labels import image_labels
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.labels import LabelLaw
 
 CACHE_BYTES = 1 << 30  # a data set that decodes to no more than this is kept in memory
 
@@ -52,6 +53,7 @@ class ImageDataset:
             raise UserError(f"{self._files.path} holds no images; make a data set with tools/dataset_tool.py.")
         self.name = self._files.path.resolve().stem
         self._shape = self._first_shape()
+        self._class_names: tuple[str, ...] = ()
         self._labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)
         found = int(self._labels.max()) + 1 if self._labels.ndim == 1 else self._labels.shape[1]
         self._label_dim = found if classes is None else classes
@@ -100,6 +102,19 @@ class ImageDataset:
     def has_labels(self) -> bool:
         """Whether labels are used."""
         return self.label_dim > 0
+
+    def label_law(self) -> LabelLaw:
+        """How often each label occurs among the images that are used; the data set must have labels."""
+        names = self._class_names if len(self._class_names) == self.label_dim else ()
+        return LabelLaw.of_labels(self._labels[self._chosen], self.label_dim, names)
+
+    def left_out(self) -> str:
+        """What else lies in the folder or zip; see `ImageFiles.left_out`."""
+        return self._files.left_out()
+
+    def content(self) -> str:
+        """Identifies the data set wherever it is moved: a hash of the files' names and sizes."""
+        return self._files.content()
 
     def fingerprint(self) -> str:
         """Identifies the data set without reading images: a hash of the files' names, sizes, times and the choice."""
@@ -151,13 +166,14 @@ class ImageDataset:
 
     def _load_labels(self) -> np.ndarray:
         """Returns class indices int64 [N] or vectors float32 [N, label_dim], for all images of the files."""
-        labels = image_labels(self._files)
-        if labels is None:
+        found = image_labels(self._files)
+        if found is None:
             raise UserError(
                 f"{self._files.path} has no labels (in {self._files.where(LABELS_FILE)}); train without --cond, or "
                 "make a labelled data set with tools/dataset_tool.py."
             )
-        return np.array(labels, dtype=np.int64 if isinstance(labels[0], int) else np.float32)
+        self._class_names = found.class_names
+        return np.array(found.labels, dtype=np.int64 if isinstance(found.labels[0], int) else np.float32)
 
 
 def describe_shape(shape: tuple[int, ...]) -> str:

@@ -256,7 +256,8 @@ class Trainer:
         modules = [network for network in networks.values() if network is not None]
         need = sum(value.nbytes for module in modules for value in module.state_dict().values())
         with storage_errors(path, need):
-            save_snapshot(path, networks, extras=extras(data), metadata=self.provenance(metrics))
+            entries = extras(data) | self.method.label_entry()
+            save_snapshot(path, networks, extras=entries, metadata=self.provenance(metrics))
 
     def _stopped(self) -> str:
         return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"

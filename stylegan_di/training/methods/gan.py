@@ -81,7 +81,7 @@ class GAN(GeneratorMethod):
         With style mixing (arXiv 1812.04948, section 3.1) the ws from a random layer on come from a second latent.
         """
         model, moves = self.model, purpose in self.model.means_move_with
-        labels = batch.labels(purpose, chunk, self.model.label_dim)
+        labels = batch.labels(purpose, chunk, self.model.label_law)
         rng = batch.random(f"{purpose}/z", chunk)
         ws = model.mapped_in_training(model.sample_latents(len(chunk), rng=rng), labels, moves=moves)
         if self.config.mixing:
