@@ -295,7 +295,8 @@ def test_options_of_other_kinds_are_refused_for_a_one_step_student(one_step: str
 
 
 def test_every_option_of_a_kind_is_on_the_command_line_under_its_name() -> None:
-    general = {"network", "seeds", "projected_w", "classes", "label", "outdir", "grid", "device", "batch", "which", "debug"}
+    general = {"network", "seeds", "projected_w", "classes", "label", "outdir", "grid", "device", "batch"}
+    general |= {"which", "debug"}
     options = {parameter.name: parameter.opts for parameter in generate.main.params}
     kinds: list[type[Generator]] = [StyleGAN2Student, StyleGAN3Student, OneStepStudent, DiffusionSampler]
     of_kinds = {name: [option_name(name)] for kind in kinds for name in kind.options}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -130,6 +131,7 @@ class Trainer:
             return
         values: dict[str, Any] = {name: part.values() for name, part in self.kept.items()}
         values |= {"inputs": self.method.inputs, "line_files": folder.line_files(), "seconds": self.clock.elapsed()}
+        values["started_in"] = os.getcwd()  # which relative paths are relative to
         statefile.save_state(path, tensors, values, asdict(config), config_hash(config))
         statefile.prune(folder.path, path)
 
