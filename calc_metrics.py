@@ -132,7 +132,7 @@ def main(
     if images is not None and which is not None:
         raise UserError(f"--which={which} is for --network; leave it out with --images")
     start = time.monotonic()
-    names = metrics.split(",")
+    names = [name.strip() for name in metrics.split(",")]
     folder = None if outdir is None else writable_folder("--outdir", outdir)
     if folder is None and (Path(network or "").parent / "training_options.json").is_file():
         folder = Path(network or "").parent  # a run's

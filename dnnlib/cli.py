@@ -206,7 +206,7 @@ def user_errors(function: Function) -> Function:
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return function(*args, **{name: home_expanded(value) for name, value in kwargs.items()})
         except UserError as error:
             if click.get_current_context().meta.get("debug"):
                 traceback.print_exc()
@@ -215,6 +215,15 @@ def user_errors(function: Function) -> Function:
     debug = click.option("--debug", is_flag=True, expose_value=False, callback=_note_debug,
                          help="Show where an error comes from.")  # fmt: skip
     return debug(wrapped)  # type: ignore[return-value]
+
+
+def home_expanded(value: Any) -> Any:
+    """An option's value with '~' for the home folder, which a shell leaves in --data=~/x; also after =, comma and *."""
+    if isinstance(value, Path):
+        return value.expanduser()
+    if isinstance(value, str) and "~" in value:
+        return re.sub(r"(?<![^=,*])~(?=/|$)", lambda _: str(Path.home()), value)
+    return value
 
 
 def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:

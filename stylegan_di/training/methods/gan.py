@@ -42,6 +42,7 @@ class GAN(GeneratorMethod):
     ) -> None:
         """Takes a Method's arguments and the networks to train."""
         super().__init__(config, device, dataset)
+        self.notes = gan.notes
         self.model, self.ema = _student(gan.generator), _student(gan.ema)
         transfer.freeze(self.model, self.ema, config.freeze)
         self.adversary = Adversary(config, gan.discriminator, self.model.img_resolution)
@@ -67,6 +68,9 @@ class GAN(GeneratorMethod):
         assert self.reals is not None
         reals = self.reals.take(batch)
         self.adversary.step(self.state, batch, reals, lambda chunk: self.fakes(batch, chunk), journal)
+
+    def header(self) -> list[tuple[str, str]]:
+        return super().header() + [("start", note) for note in self.notes]
 
     def fakes(self, batch: Batch, chunk: range) -> Samples:
         """Generates images and labels for the discriminator; StyleGAN3's running means move with these."""
