@@ -84,6 +84,8 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--ref", metavar="NAME|NPZ|PKL", help="Statistics to compare with.  [default: a known network's]")
 @click.option("--mirror", type=bool, default=False, metavar="BOOL",
               help="Count the mirrored copies of --data too, for the metrics without _full.")
+@click.option("--any-size", is_flag=True,
+              help="Images of --images and --data may have any size; each is resized as the metric's network wants.")
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST",
               help=f"Comma-separated, out of {', '.join(METRICS)}.")
 @click.option("--num", type=click.IntRange(min=2), default=50000, show_default=True, help="Images to measure.")
@@ -108,6 +110,7 @@ def main(
     data: str | None,
     ref: str | None,
     mirror: bool,
+    any_size: bool,
     metrics: str,
     num: int,
     seed: int | None,
@@ -131,6 +134,8 @@ def main(
     seed = seed or 0
     if images is not None and which is not None:
         raise UserError(f"--which={which} is for --network; leave it out with --images")
+    if any_size and ((images is None and data is None) or mirror):
+        raise UserError("--any-size is for --images and --data without --mirror; leave it out")
     start = time.monotonic()
     names = [name.strip() for name in metrics.split(",")]
     folder = None if outdir is None else writable_folder("--outdir", outdir)
@@ -139,6 +144,8 @@ def main(
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
     reference = reference_of(names, network, data, ref, mirror)
+    if any_size and reference == data and data is not None:
+        reference = ImageDataset(data, use_labels=need_labels(names), any_size=True)
     generator = None
     if network is not None:
         given = {"trunc": trunc, "trunc_mode": trunc_mode, "steps": steps, "solver": solver}
@@ -150,7 +157,7 @@ def main(
     if generator is not None:
         blocks = [evaluator(generator, block) for block in range(seed, seed + repeat)]
     else:
-        dataset = ImageDataset(images or "", use_labels=need_labels(names))
+        dataset = ImageDataset(images or "", use_labels=need_labels(names), any_size=any_size)
         num = min(num, len(dataset))
         blocks = [evaluator.measure_dataset(dataset)]
 

@@ -221,6 +221,8 @@ def home_expanded(value: Any) -> Any:
     """An option's value with '~' for the home folder, which a shell leaves in --data=~/x; also after =, comma and *."""
     if isinstance(value, Path):
         return value.expanduser()
+    if isinstance(value, tuple):
+        return tuple(map(home_expanded, value))
     if isinstance(value, str) and "~" in value:
         return re.sub(r"(?<![^=,*])~(?=/|$)", lambda _: str(Path.home()), value)
     return value

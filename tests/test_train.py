@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from PIL import Image
 
 import train
 from stylegan_di import load_denoiser, load_generator
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.download import cached_path
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.edm import PRECONDITIONERS, EDMPrecond, VEPrecond, VPPrecond
 from stylegan_di.snapshots.checkpoint import load_snapshot
 from stylegan_di.students.one_step import OneStepStudent
@@ -276,6 +278,38 @@ def test_transfer_to_other_classes_keeps_every_weight_that_fits(files: dict[str,
     assert all(torch.equal(new[key], weights[key]) for key in new if key != "mapping.fc0.weight")
     assert new["mapping.fc0.weight"].shape != weights["mapping.fc0.weight"].shape
     gan.discriminator(gan.generator(torch.zeros(2, 8), None), None)
+
+
+def test_transfer_to_other_sizes_and_colours_says_what_is_new(files: dict[str, str], tmp_path: Path) -> None:
+    old = load_snapshot(files["gan"]).networks["G"]
+    assert old is not None
+    for side, mode, new in ((16, "L", "synthesis.b16, mapping.embed"), (8, "RGB", "synthesis.b4, synthesis.b8, mapping.embed")):
+        data = tmp_path / f"{side}{mode}"
+        data.mkdir()
+        for index in range(2):
+            Image.new(mode, (side, side)).save(data / f"{index}.png")
+        pairs = [[f"{index}.png", index] for index in range(2)]  # two classes, where the file has three
+        (data / "dataset.json").write_text(json.dumps({"labels": pairs}))
+        gan = gan_to_resume(files["gan"], ImageDataset(data, use_labels=True))
+        assert gan.notes[0].startswith("generator is as in the file, but for")
+        assert new in gan.notes[0]
+        assert gan.notes[1].startswith("discriminator is as in the file")
+        own, weights = gan.generator.state_dict(), old.state_dict()
+        same = [name for name in own if name.startswith(("mapping.fc", "synthesis.b4.conv", "synthesis.b8.conv"))]
+        assert all(torch.equal(own[name], weights[name]) for name in same)
+        images = gan.generator(torch.zeros(2, 8), torch.eye(2))
+        assert images.shape == (2, len(mode) if mode == "RGB" else 1, side, side)
+        gan.discriminator(images, torch.eye(2))
+    stylegan3 = files["stylegan3"]
+    with pytest.raises(UserError, match=r"StyleGAN3's layers are laid out .* gray or RGB \(--channels\)"):
+        gan_to_resume(stylegan3, ImageDataset(tmp_path / "16L"))
+
+
+@pytest.mark.parametrize("options", [["--model-channels=1"], ["--model-channels=6", "--channel-mult=1,2"]])
+def test_widths_that_make_no_network_are_refused(files: dict[str, str], tmp_path: Path, options: list[str]) -> None:
+    arguments = ["--kind=edm", f"--data={files['data']}", "--metrics=none", f"--outdir={tmp_path / 'runs'}"]
+    assert "a U-Net cannot have so many channels" in refused(*arguments, "--device=cpu", *options)
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(("option", "message"), [

@@ -29,6 +29,7 @@ class ImageDataset:
         seed: seed of the choice for `max_size`.
         cache: keep decoded images in memory if all of them take at most CACHE_BYTES.
         classes: the number of classes, where the images may not have all of them; None counts up to the highest.
+        any_size: images may have any size and shape, and be gray or RGB; they are not kept in memory then.
 
     Raises UserError, naming the file, if there are no images, if an image is damaged, not square or of another shape
     than the first, or if labels are wanted and missing or invalid. Images after the first are checked when read.
@@ -44,7 +45,9 @@ class ImageDataset:
         seed: int = 0,
         cache: bool = True,
         classes: int | None = None,
+        any_size: bool = False,
     ) -> None:
+        self.any_size = any_size
         if max_size is not None and max_size < 1:
             raise UserError(f"max_size is {max_size}; at least one image must remain.")
         self._files = ImageFiles(path)
@@ -64,7 +67,7 @@ class ImageDataset:
             chosen = np.sort(chosen[:max_size])
         self._chosen = chosen
         self._xflip = xflip
-        keep = cache and len(self._names) * int(np.prod(self._shape)) <= CACHE_BYTES
+        keep = cache and not any_size and len(self._names) * int(np.prod(self._shape)) <= CACHE_BYTES
         self._cache: dict[int, np.ndarray] | None = {} if keep else None
 
     def __len__(self) -> int:
@@ -141,7 +144,7 @@ class ImageDataset:
             return cached
         name = self._names[number]
         image = decode_image(self._files.read(name), self._files.where(name))
-        if image.shape != self._shape:
+        if image.shape != self._shape and not self.any_size:
             raise UserError(
                 f"{self._files.where(name)} is {describe_shape(image.shape)}, but {self._names[0]} is "
                 f"{describe_shape(self._shape)}; all must have one shape. Convert them with tools/dataset_tool.py."
@@ -153,7 +156,7 @@ class ImageDataset:
     def _first_shape(self) -> tuple[int, int, int]:
         where = self._files.where(self._names[0])
         channels, height, width = decode_image(self._files.read(self._names[0]), where).shape
-        if height != width:
+        if height != width and not self.any_size:
             raise UserError(f"{where} is {width}x{height}; images must be square. Crop with tools/dataset_tool.py.")
         return channels, height, width
 

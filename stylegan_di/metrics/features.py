@@ -110,6 +110,8 @@ def batch_size(resolution: int) -> int:
 def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Batches:
     """The first `num` images of a data set, on the CPU; with their classes if it was opened with its labels.
 
+    Images of any size come one at a time, as feature extractors resize them.
+
     Raises:
         UserError: when classes are asked for, if the labels are other vectors than those of classes.
     """
@@ -123,7 +125,7 @@ def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Batches:
             raise UserError(f"the labels of {dataset.name} are vectors, not classes")
         return labels.argmax(dim=1)
 
-    return Batches(num, batch, make, classes if dataset.has_labels else None)
+    return Batches(num, 1 if dataset.any_size else batch, make, classes if dataset.has_labels else None)
 
 
 def extract(
