@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.safe_files import open_plain
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, say
+from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
+from stylegan_di.metrics.references import SUFFIXES, label_law_of
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_labels, need_reals
 from stylegan_di.sampling.ablation import SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
@@ -54,6 +57,23 @@ def reference_of(
     if reference is None:
         raise UserError(f"no reference is known for {network or '--images'}; give --data=ZIP|DIR or --ref=NPZ|PKL")
     return reference
+
+
+def with_labels_of(reference: str | ImageDataset | None, generator: Generator) -> Generator:
+    """Gives a conditional generator the reference's frequencies of labels, where its file says none; says so."""
+    law, known = None, generator.known_labels
+    if reference is None or not generator.label_dim or not (known is None or known.is_guess):
+        return generator
+    if not isinstance(reference, ImageDataset) and reference.endswith(SUFFIXES):
+        law = label_law_of(reference, generator.label_dim)
+    else:
+        path = reference.path if isinstance(reference, ImageDataset) else reference
+        with suppress(UserError):  # that it has no labels
+            law = ImageDataset(path, use_labels=True).label_law()
+    if law is not None and law.label_dim == generator.label_dim:
+        generator.known_labels = law
+        say(f"labels are drawn as they are in the reference: {law}")
+    return generator
 
 
 def table(mean: Mapping[str, float], spread: Mapping[str, float], repeat: int, title: str) -> str:
@@ -151,6 +171,7 @@ def main(
         given = {"trunc": trunc, "trunc_mode": trunc_mode, "steps": steps, "solver": solver}
         given = {name: value for name, value in given.items() if value is not None}
         generator = as_shown(load_snapshot(network, which)).with_options(**given).to(device)
+        generator = with_labels_of(reference, generator)
     evaluator = Evaluator(
         names, reference, num, batch=batch, detector_file=detector_file, device=device, report=PassProgress()
     )

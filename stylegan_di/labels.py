@@ -157,6 +157,9 @@ class LabelLaw:
         Raises:
             UserError: there is no such class.
         """
+        if self.vectors is not None:
+            numbers = f"vectors of {self.label_dim} numbers"
+            raise UserError(f"--class={text}: this network's labels are {numbers}; give --label")
         known = {name.lower(): index for index, name in enumerate(self.names)}
         last = self.label_dim - 1
         if text.strip().lower() in known:  # a name may have a comma or a minus in it

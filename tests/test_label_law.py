@@ -7,14 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+import calc_metrics
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.explore.comparison import compare
 from stylegan_di.labels import LabelLaw, one_hot
+from stylegan_di.metrics.evaluate import Evaluator
+from stylegan_di.metrics.extractors import open_extractor
 from stylegan_di.metrics.features import generated_images
 from stylegan_di.metrics.statistics import load_stats, save_stats
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot, save_snapshot
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.training import methods
 from stylegan_di.training.batch import generated
 from tests.test_generate import run as generate
@@ -143,6 +149,30 @@ def test_teachers_hand_on_their_labels_when_they_are_distilled(tmp_path: Path) -
     save_snapshot(tmp_path / "bad.pkl", bad[0], extras=bad[1], metadata={})
     with pytest.raises(UserError, match=r"bad\.pkl.*labels of 2 classes and 0 names, for a network of 3"):
         load_generator(tmp_path / "bad.pkl")
+
+
+def test_metrics_of_a_file_that_says_nothing_draw_the_labels_of_the_data(tmp_path: Path) -> None:
+    data, gan = relabel(save_dataset(tmp_path / "data"), [0, 0, 2]), save_gan(tmp_path / "gan.pkl")
+    arguments = [f"--network={gan}", f"--data={data}", "--metrics=fd_fashion", "--num=40", "--device=cpu"]
+    result = CliRunner().invoke(calc_metrics.main, arguments)
+    assert "labels are drawn as they are in the reference: 3 classes, from 33.33% to 66.67%" in result.output
+    generator = load_generator(gan)
+    plain = Evaluator(["fd_fashion"], data, 40)(generator)
+    generator.known_labels = LabelLaw.of_counts([2, 0, 1])
+    expected = Evaluator(["fd_fashion"], data, 40)(generator)["fd_fashion"]
+    assert expected != pytest.approx(plain["fd_fashion"], rel=1e-3)
+    assert f"fd_fashion  {expected:.6g}" in result.output
+
+
+def test_what_looks_at_vector_labels_takes_those_of_the_data() -> None:
+    student = StyleGAN2Student(gan_networks(c_dim=2)["G_ema"])  # type: ignore[arg-type]
+    student.known_labels = LabelLaw.of_labels(VECTORS, 2)
+    found = compare(student, student, open_extractor("fashion"), num=4, seed=0)
+    labels = student.sample_labels(rng=SampleRandom(0, "compare labels", 0, range(4)))
+    z = student.sample_latents(4, rng=SampleRandom(0, "compare", 0, range(4)))
+    torch.testing.assert_close(found.old, student(z, labels).clamp(-1, 1))
+    with pytest.raises(UserError, match="--class=0: this network's labels are vectors of 2 numbers; give --label"):
+        student.label_law.classes("0")
 
 
 def test_truncation_towards_a_class_keeps_the_classes_apart() -> None:

@@ -283,7 +283,9 @@ def test_transfer_to_other_classes_keeps_every_weight_that_fits(files: dict[str,
 def test_transfer_to_other_sizes_and_colours_says_what_is_new(files: dict[str, str], tmp_path: Path) -> None:
     old = load_snapshot(files["gan"]).networks["G"]
     assert old is not None
-    for side, mode, new in ((16, "L", "synthesis.b16, mapping.embed"), (8, "RGB", "synthesis.b4, synthesis.b8, mapping.embed")):
+    for side, mode, new in (
+        (16, "L", "synthesis.b16, mapping.embed"), (8, "RGB", "synthesis.b4, synthesis.b8, mapping.embed"),
+    ):  # fmt: skip
         data = tmp_path / f"{side}{mode}"
         data.mkdir()
         for index in range(2):

@@ -54,7 +54,8 @@ class ImageDataset:
         self._names = self._files.image_names
         if not self._names:
             raise UserError(f"{self._files.path} holds no images; make a data set with tools/dataset_tool.py.")
-        self.name = self._files.path.resolve().stem
+        self.path = self._files.path
+        self.name = self.path.resolve().stem
         self._shape = self._first_shape()
         self._class_names: tuple[str, ...] = ()
         self._labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)

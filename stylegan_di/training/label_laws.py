@@ -15,8 +15,7 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Conditional
 from stylegan_di.labels import LabelLaw
-from stylegan_di.metrics.references import SUFFIXES
-from stylegan_di.metrics.statistics import load_label_counts
+from stylegan_di.metrics.references import label_law_of
 
 
 def choose(config: TrainConfig, dataset: ImageDataset | None, model: Conditional) -> tuple[LabelLaw | None, str]:
@@ -25,7 +24,10 @@ def choose(config: TrainConfig, dataset: ImageDataset | None, model: Conditional
         return None, ""
     known = model.known_labels
     names = () if known is None else known.names
-    if dataset is not None and dataset.label_dim == model.label_dim and samples_wanted(config.data) is None:
+    if samples_wanted(config.data) is not None:
+        law = LabelLaw.uniform(model.label_dim, names)
+        return law, f"{law}, as among the teacher's samples"
+    if dataset is not None and dataset.label_dim == model.label_dim:
         law = dataset.label_law()
         return (law if law.names else dataclasses.replace(law, names=names)), f"{law}, as in --data"
     if known is not None and not known.is_guess:
@@ -41,7 +43,4 @@ def _of_reference(config: TrainConfig, label_dim: int) -> LabelLaw | None:
         source = preflight.reference_of(config)
     except UserError:
         return None
-    if source is None or not source.endswith(SUFFIXES) or not zoo.is_local(source):
-        return None
-    counts = load_label_counts(zoo.resolve(source))
-    return LabelLaw.of_counts(counts) if counts is not None and len(counts) == label_dim else None
+    return label_law_of(source, label_dim) if source is not None and zoo.is_local(source) else None
