@@ -2,6 +2,7 @@
 
     python generate.py --network=runs/00000-.../network-best.pkl --seeds=0-63 --grid=grid.png
     python generate.py --network=cifar10.pkl --seeds=0,3,10-20 --class=2 --trunc=0.7
+    python generate.py --network=fashion-gan.pkl --seeds=0-15 --class=bag,0-2 --trunc=0.5 --trunc-mode=class
     python generate.py --network=stylegan3-r-afhqv2-512x512.pkl --seeds=2 --translate=0.1,0 --rotate=45
     python generate.py --network=edm-cifar10-32x32-cond-vp.pkl --seeds=0-15 --steps=18
     python generate.py --network=baseline-cifar10-32x32-uncond-ve.pkl --seeds=0-15 --steps=256 --solver=euler --disc=ve
