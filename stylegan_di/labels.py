@@ -90,7 +90,9 @@ class LabelLaw:
         if self.counts.max() > 1 or not self.counts.all():
             ends = torch.from_numpy(np.cumsum(self.counts)).to(position.device)
             index = torch.searchsorted(ends, position, right=True)
-        return one_hot(index, self.label_dim) if self.vectors is None else self.vectors.to(index.device)[index]
+        if self.vectors is None:
+            return one_hot(index, self.label_dim)
+        return self.vectors[index.to(self.vectors.device)].to(index.device)  # the table may be as large as the data
 
     def draw(self, rng: SampleRandom) -> Tensor:
         """Draws labels [n,label_dim], one from each stream."""

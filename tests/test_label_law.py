@@ -114,7 +114,7 @@ def test_a_gan_is_trained_measured_and_kept_with_the_labels_of_its_data(tmp_path
 
 def test_data_free_labels_are_those_of_the_file_else_of_the_reference_else_uniform(tmp_path: Path) -> None:
     teacher = str(save_teacher(tmp_path / "teacher.pkl"))
-    save_snapshot(tmp_path / "known.pkl", gan_networks(), extras={"labels": UNEVEN.entry()}, metadata={})
+    save_snapshot(tmp_path / "known.pkl", gan_networks(), extras={"label_law": UNEVEN.entry()}, metadata={})
     plain = str(save_gan(tmp_path / "plain.pkl"))
     save_stats(
         tmp_path / "ref.npz", load_stats(save_reference(tmp_path / "r.npz")), {"label_counts": np.array([5, 5, 10])}
@@ -134,7 +134,7 @@ def test_data_free_labels_are_those_of_the_file_else_of_the_reference_else_unifo
 def test_teachers_hand_on_their_labels_when_they_are_distilled(tmp_path: Path) -> None:
     path = save_teacher(tmp_path / "teacher.pkl")
     networks = load_snapshot(path).networks
-    save_snapshot(path, networks, extras={"dataset_kwargs": {}, "labels": UNEVEN.entry()}, metadata={})
+    save_snapshot(path, networks, extras={"dataset_kwargs": {}, "label_law": UNEVEN.entry()}, metadata={})
     method = method_of(kind="di", teacher=str(path), metrics=())
     batch = methods.base.Batch.of_step(
         seed=0, nimg=0, size=64, batch_gpu=64, rank=0, world_size=1, device=torch.device("cpu")
@@ -145,7 +145,7 @@ def test_teachers_hand_on_their_labels_when_they_are_distilled(tmp_path: Path) -
     written = method.extras({}) | method.label_entry()
     save_snapshot(tmp_path / "student.pkl", method.entries(), extras=written, metadata={})
     assert load_generator(tmp_path / "student.pkl").label_law.counts.tolist() == [3, 0, 1]
-    bad = gan_networks(), {"labels": {"counts": [1, 2]}}
+    bad = gan_networks(), {"label_law": {"counts": [1, 2]}}
     save_snapshot(tmp_path / "bad.pkl", bad[0], extras=bad[1], metadata={})
     with pytest.raises(UserError, match=r"bad\.pkl.*labels of 2 classes and 0 names, for a network of 3"):
         load_generator(tmp_path / "bad.pkl")

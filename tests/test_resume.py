@@ -12,9 +12,11 @@ from torch import Tensor
 
 import train
 from stylegan_di.config import TrainConfig
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.runs import statefile
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.resume import MAY_CHANGE
+from stylegan_di.snapshots.checkpoint import load_generator
 from stylegan_di.training.trainer import Trainer
 from tests.tiny import save_dataset, save_files, save_teacher
 
@@ -242,6 +244,12 @@ def test_a_training_state_that_is_none_is_refused(tmp_path: Path) -> None:
         json.dumps({"format": 1, "bytes": 13, "sha256": statefile.sha256_of_file(path)})
     )
     assert "cannot be read ('config_sha256'" in refused(f"--resume={path}").replace("KeyError: ", "")
+
+
+def test_a_training_state_is_no_network_and_says_what_is(finished: Path) -> None:
+    state = statefile.complete_states(finished)[-1]
+    with pytest.raises(UserError, match=r"a training state, from which a run goes on\. Pass a network-snapshot-\*"):
+        load_generator(state)
 
 
 def test_latest_is_the_run_of_the_highest_number_with_a_state(run: Path, tmp_path: Path) -> None:

@@ -162,7 +162,7 @@ def _first(snapshot: Snapshot, table: Mapping[str, type[Model]]) -> Model | None
 
 def _known_labels(snapshot: Snapshot, label_dim: int) -> LabelLaw | None:
     """How often labels occur, as the file says; of a known network, what its classes are called; None if unknown."""
-    if label_dim and (entry := snapshot.extras.get("labels")) is not None:
+    if label_dim and (entry := snapshot.extras.get("label_law")) is not None:
         return LabelLaw.of_entry(entry, label_dim)
     names = zoo.class_names(snapshot.source)
     return LabelLaw.uniform(label_dim, names) if label_dim and len(names) == label_dim else None

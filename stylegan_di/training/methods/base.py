@@ -86,9 +86,9 @@ class Method(ABC):
         return network
 
     def label_entry(self) -> dict[str, Any]:
-        """A snapshot's entry 'labels', which says how often each occurs and what classes are called; {} if unknown."""
+        """A snapshot's entry 'label_law': how often each label occurs and what classes are called; {} if unknown."""
         law = self.conditional("ema").known_labels
-        return {} if law is None else {"labels": law.entry()}
+        return {} if law is None else {"label_law": law.entry()}
 
     def autocast(self) -> torch.autocast:
         """Returns autocast in --amp's type; weights change between passes, so their casts are not cached."""
