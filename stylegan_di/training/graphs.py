@@ -133,7 +133,9 @@ class StepGraph:
     capture: takes a function that runs the step, returns one that repeats it on the same tensors.
     """
 
-    def __init__(self, method: Method, capture: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph) -> None:
+    def __init__(
+        self, method: Method, capture: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph
+    ) -> None:
         self.method = method
         self.capture = capture
         self.failed = False
