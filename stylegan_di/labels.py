@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -84,24 +85,30 @@ class LabelLaw:
         """The classes that do not occur."""
         return [] if self.vectors is not None else np.flatnonzero(self.counts == 0).tolist()
 
-    def at(self, position: Tensor) -> Tensor:
-        """Labels [n,label_dim] at positions int64 [n], 0 to total - 1, among which each label is as often as it is."""
-        index = position
-        if self.counts.max() > 1 or not self.counts.all():
-            ends = torch.from_numpy(np.cumsum(self.counts)).to(position.device)
-            index = torch.searchsorted(ends, position, right=True)
-        if self.vectors is None:
-            return one_hot(index, self.label_dim)
-        return self.vectors[index.to(self.vectors.device)].to(index.device)  # the table may be as large as the data
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The sums of the first 1, 2, ... counts."""
+        return tuple(np.cumsum(self.counts).tolist())
+
+    def of(self, index: Tensor) -> Tensor:
+        """The labels [n,label_dim] of the counts with indices int64 [n], on the device of these."""
+        return one_hot(index, self.label_dim) if self.vectors is None else self.vectors.to(index.device)[index]
+
+    def on(self, device: torch.device) -> LabelLaw:
+        """The same with its vectors on a device, so that drawing copies no table."""
+        return self if self.vectors is None else replace(self, vectors=self.vectors.to(device))
 
     def draw(self, rng: SampleRandom) -> Tensor:
         """Draws labels [n,label_dim], one from each stream."""
-        return self.at(rng.integers(self.total))
+        return self.of(rng.choose(self.ends))
 
     def chosen(self, position: Tensor, chosen: Chosen | None) -> Tensor:
-        """Labels [n,label_dim]: of the class or label that is chosen, or if it is None at the positions [n]."""
+        """Labels [n,label_dim]: of the class or label that is chosen, else at positions [n], 0 to total - 1.
+
+        Among the positions each label is as often as its count says.
+        """
         if chosen is None:
-            return self.at(position)
+            return self.of(torch.searchsorted(torch.tensor(self.ends, device=position.device), position, right=True))
         if isinstance(chosen, Tensor):
             return chosen.to(position.device).expand(len(position), -1)
         return one_hot(torch.full_like(position, chosen), self.label_dim)

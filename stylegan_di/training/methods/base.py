@@ -77,7 +77,7 @@ class Method(ABC):
         """Sets how often each label occurs among generated images; `note` says it in the header."""
         self.labels_note = note
         for role in ("model", "ema"):
-            self.conditional(role).known_labels = law
+            self.conditional(role).known_labels = None if law is None else law.on(self.device)
 
     def conditional(self, role: str) -> Conditional:
         """The network of a role, which may have labels."""
