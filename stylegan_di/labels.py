@@ -20,10 +20,16 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.random import SampleRandom
 
 MAX_BYTES = 1 << 20  # of the file of --classes
+MAX_NAME = 200  # characters of a class's name
 MAX_KEPT = 1 << 16  # numbers of label vectors that a snapshot keeps
 MAX_TOTAL = 1 << 40  # of all counts
 
 Chosen = int | Tensor  # what images are asked for: a class, or a label [label_dim] itself
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value from outside can be the name of a class, which messages show."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor:
@@ -146,8 +152,8 @@ class LabelLaw:
         counts, names, vectors = entry["counts"], entry.get("class_names") or [], entry.get("vectors")
         if not all(type(count) is int and count >= 0 for count in counts) or not 0 < sum(counts) < MAX_TOTAL:
             raise ValueError("labels with counts that are none")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise ValueError("class names that are no list of texts")
+        if not isinstance(names, list) or not all(is_name(name) for name in names):
+            raise ValueError("class names that are no list of short texts")
         table = None
         if vectors is not None:
             table = torch.tensor(vectors, dtype=torch.float32)

@@ -18,8 +18,7 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.labels import class_map
-from stylegan_di.metrics.extractors import PUBLISHED
-from stylegan_di.metrics.table import metric, need_reals
+from stylegan_di.metrics.table import need_reals
 from stylegan_di.presets import R3GAN as R3GAN_PRESET
 from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
@@ -206,13 +205,6 @@ def _reference(config: TrainConfig, fetch: bool) -> Iterator[str]:
             source = reference_of(config)
             if source is not None and (fetch or zoo.is_local(source)):
                 zoo.resolve(source)
-        except UserError as error:
-            yield str(error)
-    own = config.detector_file is not None  # checked where it is opened
-    for weights in [] if own else dict.fromkeys(PUBLISHED.get(metric(name).extractor or "") for name in config.metrics):
-        try:
-            if weights is not None and fetch:
-                zoo.published(weights)
         except UserError as error:
             yield str(error)
 

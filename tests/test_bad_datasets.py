@@ -123,7 +123,7 @@ def _large(size: str) -> str:
 
 
 GOOD = encode(pixels(0))
-UNLIKE = f"{{where}} is {{kind}}, but {NAME} is 8x8 RGB; all must have one shape. {CONVERT}"
+UNLIKE = f"{{where}} is {{kind}}, but {NAME} is 8x8 RGB; all must have one shape. Remove it, or c{CONVERT[1:]}"
 NO_IMAGE = f"{{where}} ({{size}} bytes) is not an image of {FORMATS}. Replace or remove it."
 
 BAD_IMAGES: dict[str, tuple[bytes, str]] = {

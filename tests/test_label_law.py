@@ -80,7 +80,7 @@ def test_a_law_is_read_back_and_what_is_none_is_refused() -> None:
     many = LabelLaw.of_labels(np.arange(200_000, dtype=np.float32).reshape(-1, 2), 2)
     assert len(many.entry()["vectors"]) * 2 <= 1 << 16
     for entry in ([], {"counts": [-1, 2]}, {"counts": [0, 0]}, {"counts": [1.5, 1]}, {"counts": [1, 1, 1]},
-                  {"counts": [1, 1], "class_names": ["a"]},
+                  {"counts": [1, 1], "class_names": ["a"]}, {"counts": [1, 1], "class_names": ["a", "\x1b[2J"]},
                   {"counts": [1], "vectors": [[1, float("nan")]]}):  # fmt: skip
         with pytest.raises(ValueError, match=r"labels|class names"):
             LabelLaw.of_entry(entry, 2)

@@ -95,6 +95,6 @@ def _check_shapes(files: ImageFiles, shapes: dict[str, tuple[int, ...]], complai
         if shape != common:
             complain(
                 f"{files.where(name)} is {describe_shape(shape)}, but most images are {kind}; all must have one shape. "
-                "Convert them with tools/dataset_tool.py."
+                "Remove it, or convert them with tools/dataset_tool.py."
             )
     return kind

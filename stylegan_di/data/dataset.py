@@ -148,7 +148,8 @@ class ImageDataset:
         if image.shape != self._shape and not self.any_size:
             raise UserError(
                 f"{self._files.where(name)} is {describe_shape(image.shape)}, but {self._names[0]} is "
-                f"{describe_shape(self._shape)}; all must have one shape. Convert them with tools/dataset_tool.py."
+                f"{describe_shape(self._shape)}; all must have one shape. Remove it, or convert them with "
+                "tools/dataset_tool.py."
             )
         if self._cache is not None:
             self._cache[number] = image

@@ -13,6 +13,7 @@ from typing import Any
 from stylegan_di.data.files import Complain, ImageFiles, refuse
 from stylegan_di.dnnlib.untrusted import read_json, untrusted
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.labels import is_name
 
 MAX_CLASSES = 100_000
 
@@ -89,8 +90,8 @@ def _read(
         complain(f'{where}: "labels" is a {type(pairs).__name__}; expected a list of [name, class] or null.')
         return None
     class_names = content.get("class_names") or []
-    if not isinstance(class_names, list) or not all(isinstance(each, str) and each for each in class_names):
-        complain(f'{where}: "class_names" is {_short(class_names)}; expected a list of names.')
+    if not isinstance(class_names, list) or not all(map(is_name, class_names)):
+        complain(f'{where}: "class_names" is {_short(class_names)}; expected a list of names, printable and short.')
         class_names = []
     labels: dict[str, Label | None] = {}
     for pair in pairs:

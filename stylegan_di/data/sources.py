@@ -16,6 +16,7 @@ from stylegan_di.data.idx import find_idx_images, find_idx_labels, read_idx
 from stylegan_di.data.labels import ImageLabels, Label, image_labels
 from stylegan_di.data.lsun import Database, is_database
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.labels import is_name
 
 CHUNK, CHUNK_DIGITS = 1000, 5  # images in a folder that only numbers them, and digits of its name
 
@@ -111,6 +112,8 @@ def _file_labels(files: ImageFiles) -> tuple[ImageLabels | None, tuple[str, ...]
     if not inside:
         return None, ()
     names = sorted(set(inside), key=natural_order)
+    if unreadable := [name for name in names if not is_name(name)]:
+        raise UserError(f"{files.path} has a class folder named {unreadable[0]!r}; rename it, or give --no-labels.")
     if _are_chunks(files.image_names, [folder.name for folder in folders]):
         return None, (f"the folders {names[0]} to {names[-1]} number the images and are no classes: no labels",)
     if len(inside) < len(folders):

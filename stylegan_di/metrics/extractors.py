@@ -10,11 +10,10 @@ from stylegan_di.interfaces import FeatureExtractor
 from stylegan_di.metrics.dinov2 import load_dinov2
 from stylegan_di.metrics.efficientnet import load_efficientnet
 from stylegan_di.metrics.fashion import load_fashion_classifier
-from stylegan_di.metrics.inception import WEIGHTS as INCEPTION_WEIGHTS
 from stylegan_di.metrics.inception import load_inception
 from stylegan_di.metrics.spectrum import Spectrum
 from stylegan_di.metrics.texture import Texture
-from stylegan_di.metrics.vgg16 import LPIPS_WEIGHTS, VGG_WEIGHTS, load_vgg16
+from stylegan_di.metrics.vgg16 import load_vgg16
 
 # name -> function that opens it with the weights in a file, or for None with the published or shipped ones
 EXTRACTORS: dict[str, Callable[[str | os.PathLike[str] | None], FeatureExtractor]] = {
@@ -26,8 +25,6 @@ EXTRACTORS: dict[str, Callable[[str | os.PathLike[str] | None], FeatureExtractor
     "spectrum": lambda file: _without_weights(Spectrum(), file),
     "texture": lambda file: _without_weights(Texture(), file),
 }
-#: Their published weights, which are downloaded.
-PUBLISHED = {"inception": INCEPTION_WEIGHTS, "vgg16": VGG_WEIGHTS, "lpips": LPIPS_WEIGHTS}
 SHIPPED = ("fashion", "efficientnet_lite0", "spectrum", "texture")  # weights come with a package, or there are none
 
 
