@@ -71,7 +71,9 @@ class LabelLaw:
 
     @classmethod
     def of_labels(cls, labels: np.ndarray, label_dim: int, names: Sequence[str] = ()) -> LabelLaw:
-        """As often as in a data set's labels: classes int64 [N], or vectors float32 [N,label_dim]."""
+        """As often as in a data set's labels: classes int64 [N], or vectors float32 [N,label_dim], one-hot or other."""
+        if labels.ndim == 2 and (np.count_nonzero(labels, axis=1) == 1).all() and (labels.max(axis=1) == 1).all():
+            labels = labels.argmax(axis=1)
         if labels.ndim == 1:
             return cls.of_counts(np.bincount(labels, minlength=label_dim), names=names)
         vectors, counts = np.unique(labels, axis=0, return_counts=True)
@@ -83,7 +85,7 @@ class LabelLaw:
 
     @property
     def total(self) -> int:
-        """How many positions `at` takes."""
+        """How many positions `chosen` takes."""
         return int(self.counts.sum())
 
     @property
@@ -169,13 +171,15 @@ class LabelLaw:
     def classes(self, text: str) -> list[int]:
         """The classes of --class: a number, a name, ranges and lists of them: '8', 'bag', '0-9', 'bag,shirt,3'.
 
+        Digits are a class's number, whatever classes are called.
+
         Raises:
             UserError: there is no such class.
         """
         if self.vectors is not None:
             numbers = f"vectors of {self.label_dim} numbers"
             raise UserError(f"--class={text}: this network's labels are {numbers}; give --label")
-        known = {name.lower(): index for index, name in enumerate(self.names)}
+        known = {name.lower(): index for index, name in enumerate(self.names) if not name.isdecimal()}
         last = self.label_dim - 1
         if text.strip().lower() in known:  # a name may have a comma or a minus in it
             return [known[text.strip().lower()]]

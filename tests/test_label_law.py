@@ -72,6 +72,12 @@ def test_labels_are_as_frequent_as_the_counts_say() -> None:
     )
 
 
+def test_one_hot_vectors_are_classes_and_digits_are_numbers() -> None:
+    law = LabelLaw.of_labels(np.eye(3, dtype=np.float32)[[0, 2, 2]], 3, ["2", "0-1", "x"])
+    assert (law.counts.tolist(), law.vectors) == ([1, 0, 2], None)
+    assert (law.classes("2"), law.classes("0-1"), law.classes("0,X")) == ([2], [1], [0, 2])
+
+
 def test_a_law_is_read_back_and_what_is_none_is_refused() -> None:
     for law in (UNEVEN, LabelLaw.of_labels(VECTORS, 2), LabelLaw.uniform(2, ["a", "b"])):
         found = LabelLaw.of_entry(json.loads(json.dumps(law.entry())), law.label_dim)
