@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import calc_metrics
+from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.comparison import compare
@@ -21,7 +22,7 @@ from stylegan_di.metrics.statistics import load_stats, save_stats
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot, save_snapshot
 from stylegan_di.students.stylegan2 import StyleGAN2Student
-from stylegan_di.training import methods
+from stylegan_di.training import label_laws, methods
 from stylegan_di.training.batch import generated
 from tests.test_generate import run as generate
 from tests.test_resume import TINY_GAN, whole_run
@@ -135,6 +136,11 @@ def test_data_free_labels_are_those_of_the_file_else_of_the_reference_else_unifo
         assert method.model.label_law.counts.tolist() == method.ema.label_law.counts.tolist() == counts
         assert said in method.labels_note
     assert method.label_entry() == {}
+    config = TrainConfig("di", teacher=teacher, gan_pkl=plain, data="teacher:8", critic="features", metrics=())
+    method.model.known_labels = UNEVEN
+    law, said = label_laws.choose(config, None, method.model)
+    assert law is not None
+    assert (law.counts.tolist(), said) == ([1, 1, 1], "3 classes, equally often, as among the teacher's samples")
 
 
 def test_teachers_hand_on_their_labels_when_they_are_distilled(tmp_path: Path) -> None:
