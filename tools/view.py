@@ -1,0 +1,59 @@
+"""Shows a GAN in the browser, or two side by side at the same latent: by seed, class, truncation, noise and style.
+
+    python tools/view.py fashion-gan.pkl
+    python tools/view.py fashion-gan.pkl runs/00000-.../network-best.pkl --open
+    python tools/view.py fashion-gan.pkl runs/00000-.../network-best.pkl --export=out/page.html
+
+Without --export it serves a page to this machine until Ctrl-C. With it, it writes a page that runs the networks in the
+browser, so that it can be sent to others: one file that opens from disk, or a folder for a web server.
+"""
+
+from __future__ import annotations
+
+import sys
+import webbrowser
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from stylegan_di.dnnlib.cli import Device, default_device, user_errors
+from stylegan_di.explore.viewer.export import ORT_FOLDER, export
+from stylegan_di.explore.viewer.looks import Viewer
+from stylegan_di.explore.viewer.server import ViewServer
+from stylegan_di.torch_utils.ops import build as kernels
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.argument("network", metavar="A")
+@click.argument("after", metavar="[B]", required=False)
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+              help="Port on 127.0.0.1; 0: any free one.")
+@click.option("--open", "opened", is_flag=True, help="Open the page in the browser.")
+@click.option("--export", "dest", type=click.Path(path_type=Path), metavar="FILE.html|DIR",
+              help="Write a page that needs no server of ours, and end.")
+@click.option("--ort", type=click.Path(path_type=Path), metavar="DIR", default=ORT_FOLDER, show_default=True,
+              help="[--export] Folder with the files of the npm package onnxruntime-web.")
+@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@user_errors
+def main(
+    network: str, after: str | None, port: int, opened: bool, dest: Path | None, ort: Path, device: str | None
+) -> None:
+    names = [network] if after is None else [network, after]
+    if dest is not None:
+        return click.echo(export(Viewer(names), dest, ort))
+    device = device or default_device()
+    kernels.load(device.partition(":")[0], may_build=False)
+    with ViewServer(Viewer(names, device), port) as server:
+        click.echo(f"{server.url} shows {' and '.join(names)}; Ctrl-C ends it")
+        if opened:
+            webbrowser.open(server.url)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            click.echo()
+
+
+if __name__ == "__main__":
+    main()
