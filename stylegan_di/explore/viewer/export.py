@@ -83,10 +83,11 @@ def export(viewer: Viewer, dest: Path, ort: Path) -> str:
     files = {name: _runtime(ort, name) for name in ORT_FILES}
     single = dest.suffix.lower() in (".html", ".htm")
     writable_folder(f"--export={dest}", dest.parent if single else dest)
-    for name, graph in zip(GRAPHS, graphs, strict=False):
-        files[name] = to_onnx(graph, {}, inputs=graph.inputs(), outputs=("images", "ws"))
-    described = viewer.described() | {
-        "noise": ["const", "none"] if any(noise_maps(graph.network) for graph in graphs) else [],
+    for name, graph, source in zip(GRAPHS, graphs, viewer.names, strict=False):
+        files[name] = to_onnx(graph, {"converted_from": source}, inputs=graph.inputs(), outputs=("images", "ws"))
+    described = viewer.described()
+    described |= {
+        "noise": [mode for mode in described["noise"] if mode != "random"],  # its numbers are numpy's Philox and ziggurat
         "z": graphs[0].network.z_dim, "graphs": list(GRAPHS[: len(graphs)]), "runtime": list(ORT_FILES),
     }  # fmt: skip
     data = f'<script type="text/plain" id="worker">{asset("worker.js")}</script>\n'

@@ -20,6 +20,7 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import coarse_styles
 from stylegan_di.explore.opening import open_generator
+from stylegan_di.explore.projection import noise_maps
 from stylegan_di.interfaces import Generator
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import call_size, uint8_images
@@ -154,8 +155,11 @@ def ws_of(gan: StyleGAN2Student, look: Look) -> Tensor:
 
 
 def _takes(generator: Generator, option: str) -> bool:
-    if option == "trunc" and isinstance(generator, StyleGAN2Student) and generator.network.mapping.w_avg_beta is None:
-        return False  # it keeps no mean of w to move towards
+    """Whether an option changes a generator's pictures: some StyleGANs keep no mean of w, and some have no noise."""
+    if isinstance(generator, StyleGAN2Student):
+        network = generator.network
+        has = {"trunc": network.mapping.w_avg_beta is not None, "noise_mode": bool(noise_maps(network))}
+        return option in generator.options and has[option]
     return option in generator.options
 
 

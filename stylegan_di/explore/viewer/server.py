@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -47,6 +48,11 @@ class ViewServer(ThreadingHTTPServer):
         self.viewer = viewer
         self.page = page(viewer.described(), engine="server").encode()
         self.drawing = threading.Lock()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Says nothing of a browser that left before its answer."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
 
     def png(self, look: Look) -> bytes:
         picture = self.viewer.picture(look).permute(1, 2, 0).numpy()

@@ -199,7 +199,7 @@ const large = described.networks.map(({ name, resolution }, network) => {
   $("pictures").append(figure);
   return canvas;
 });
-$("pictures").classList.toggle("alone", !last);
+document.body.classList.toggle("alone", !last);
 
 const nearby = Array.from({ length: NEARBY }, () => {
   const item = document.createElement("li");
@@ -221,7 +221,7 @@ document.title = `${described.networks.map(({ name }) => name).join(" → ")} ·
 $("origins").textContent = described.origins.join(" ");
 $("origins").hidden = !described.origins.length;
 for (let index = 0; index < described.classes; index++) $("class").add(new Option(index));
-const noises = { const: "fixed", random: "random, of the seed", none: "none" };
+const noises = { const: "fixed", random: "of the seed", none: "none" };
 for (const mode of described.noise) $("noise").add(new Option(noises[mode], mode));
 for (const style of every) {
   const label = document.createElement("label");

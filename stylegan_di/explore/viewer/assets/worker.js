@@ -93,9 +93,7 @@ async function run(look) {
     for (const [row, { drawn }] of latents.entries()) labels[row * described.classes + (look.class_index ?? drawn)] = 1;
     feeds.labels = new ort.Tensor("float32", labels, [2, described.classes]);
   }
-  const session = sessions[look.network];
-  const used = Object.entries(feeds).filter(([name]) => session.inputNames.includes(name));
-  return session.run(Object.fromEntries(used));
+  return sessions[look.network].run(feeds);
 }
 
 async function picture(look) {
