@@ -87,7 +87,7 @@ def export(viewer: Viewer, dest: Path, ort: Path) -> str:
         files[name] = to_onnx(graph, {"converted_from": source}, inputs=graph.inputs(), outputs=("images", "ws"))
     described = viewer.described()
     described |= {
-        "noise": [mode for mode in described["noise"] if mode != "random"],  # its numbers are numpy's Philox and ziggurat
+        "noise": [mode for mode in described["noise"] if mode != "random"],  # which only numpy's generator can draw
         "z": graphs[0].network.z_dim, "graphs": list(GRAPHS[: len(graphs)]), "runtime": list(ORT_FILES),
     }  # fmt: skip
     data = f'<script type="text/plain" id="worker">{asset("worker.js")}</script>\n'
@@ -98,7 +98,7 @@ def export(viewer: Viewer, dest: Path, ort: Path) -> str:
     for name, content in files.items():
         atomic_write(dest / name, content)
     atomic_write(dest / "index.html", page(described, engine="onnx", data=data).encode())
-    return f"{dest}: put it on a web server, or look at it by: python -m http.server --bind 127.0.0.1 --directory {dest}"
+    return f"{dest}: put it on a web server, or try it: python -m http.server --bind 127.0.0.1 --directory {dest}"
 
 
 def _embedded(name: str, content: bytes) -> str:

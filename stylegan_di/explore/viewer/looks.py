@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
@@ -94,10 +93,11 @@ class Viewer:
             "amount": lambda value: self.num_ws > 0 and _real(value, 0, 1),
             "styles": lambda value: isinstance(value, list) and all(_whole(s, self.num_ws - 1) for s in value),
         }
-        for name, value in asked.items():
+        values = dict(asked)
+        for name, value in values.items():
             if name not in accepted or not accepted[name](value):
                 raise UserError(f"{str(name)[:40]}={str(value)[:40]} is not accepted for these networks")
-        return Look(**{name: tuple(value) if name == "styles" else value for name, value in asked.items()})
+        return Look(**values | {"styles": tuple(values.get("styles", ()))})
 
     def picture(self, look: Look) -> Tensor:
         """The picture, uint8 [C,H,W] on the CPU; equal to generate.py's where the amount is 0."""
