@@ -86,6 +86,8 @@ def export(viewer: Viewer, dest: Path, ort: Path) -> str:
     for name, graph, source in zip(GRAPHS, graphs, viewer.names, strict=False):
         files[name] = to_onnx(graph, {"converted_from": source}, inputs=graph.inputs(), outputs=("images", "ws"))
     described = viewer.described()
+    for network in described["networks"]:
+        network["given"] = network["name"]  # which folder it lay in is nobody else's concern
     described |= {
         "noise": [mode for mode in described["noise"] if mode != "random"],  # which only numpy's generator can draw
         "z": graphs[0].network.z_dim, "graphs": list(GRAPHS[: len(graphs)]), "runtime": list(ORT_FILES),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ class Viewer:
 
     def __init__(self, names: Sequence[str], device: str = "cpu") -> None:
         self.generators = [open_generator(name).to(device) for name in names]
+        self.given = list(names)
         self.names = [Path(name).name for name in names]
         self.origins = sorted({origin for name in names if (origin := origin_of(name))})
         first, last = self.generators[0], self.generators[-1]
@@ -128,8 +130,8 @@ class Viewer:
         """What the page has to know, for JSON."""
         return {
             "networks": [
-                {"name": name, "resolution": generator.img_resolution}
-                for name, generator in zip(self.names, self.generators, strict=True)
+                {"name": name, "given": shlex.quote(given), "resolution": generator.img_resolution}
+                for name, given, generator in zip(self.names, self.given, self.generators, strict=True)
             ],
             "classes": self.label_dim,
             "trunc": "trunc" in self.options,

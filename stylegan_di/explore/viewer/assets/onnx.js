@@ -10,8 +10,10 @@ async function bytesOf(name) {
     if (!answer.ok) throw new Error(`${name} is missing beside this page.`);
     return answer.arrayBuffer();
   }
-  const packed = Uint8Array.from(atob(inside.textContent), (letter) => letter.charCodeAt(0));
+  const letters = atob(inside.textContent);
   inside.remove();
+  const packed = new Uint8Array(letters.length);
+  for (let at = 0; at < packed.length; at++) packed[at] = letters.charCodeAt(at); // the fastest way for 100 MB
   return new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
 }
 

@@ -44,7 +44,13 @@ function paint(canvas, picture) {
 }
 
 async function draw() {
-  for (const [network, canvas] of large.entries()) paint(canvas, await engine.picture(lookAt(network)));
+  const slow = setTimeout(say, 500, "Drawing…");
+  try {
+    for (const [network, canvas] of large.entries()) paint(canvas, await engine.picture(lookAt(network)));
+    say("");
+  } finally {
+    clearTimeout(slow);
+  }
   const small = nearby.filter(([, seed]) => seed <= MAX_SEED);
   if (described.styles) small.push([$("from"), state.seed], [$("to"), state.second]);
   for (const [canvas, seed] of small) {
@@ -64,7 +70,6 @@ async function refresh() {
       changed = false;
       await draw();
     }
-    say("");
   } catch (error) {
     say(error.message, true);
   }
@@ -89,7 +94,7 @@ function show() {
   for (const [index, button] of document.querySelectorAll("#nearby button").entries()) {
     const seed = first + index;
     nearby[index][1] = seed;
-    button.lastChild.textContent = seed;
+    button.lastChild.textContent = seed < 100000 ? seed : `…${String(seed).slice(-4)}`;
     button.setAttribute("aria-label", `Seed ${seed}`);
     button.setAttribute("aria-current", seed === state.seed);
     button.parentElement.hidden = seed > MAX_SEED;
@@ -103,7 +108,7 @@ function show() {
 }
 
 function command() {
-  const parts = ["python generate.py", `--network=${described.networks[last].name}`, `--seeds=${state.seed}`];
+  const parts = ["python generate.py", `--network=${described.networks[last].given}`, `--seeds=${state.seed}`];
   if (state.class !== "") parts.push(`--class=${state.class}`);
   if (described.trunc && state.trunc !== 1) parts.push(`--trunc=${state.trunc}`);
   if (described.noise.length && state.noise !== "const") parts.push(`--noise-mode=${state.noise}`);
