@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
+from stylegan_di.commands import main, view
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import mix_styles
 from stylegan_di.explore.opening import open_gan, open_generator
@@ -26,7 +28,6 @@ from stylegan_di.explore.viewer.server import LONGEST, ViewServer
 from stylegan_di.images import to_uint8
 from tests.test_generate import EDM_COND, SG2_COND, make, one_step  # noqa: F401
 from tests.tiny import r3gan_networks, save_gan
-from tools import view
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,21 @@ def test_others_are_refused(
 # The command.
 
 
+def test_the_command_says_where_the_page_is_until_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+
+    def interrupted(server: ViewServer) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ViewServer, "serve_forever", interrupted)
+    monkeypatch.setattr(view.webbrowser, "open", opened.append)
+    result = CliRunner().invoke(main, ["view", SG2_COND, "--port=0", "--open", "--device=cpu"])
+    assert result.exit_code == 0, result.output
+    (url,) = opened
+    assert result.output.strip() == f"{url} shows {SG2_COND}; Ctrl-C ends it"
+    assert re.fullmatch(r"http://127\.0\.0\.1:[0-9]+/", url)
+
+
 def refused(*arguments: object) -> str:
     result = CliRunner().invoke(view.main, [str(argument) for argument in arguments])
     assert result.exit_code == 2, result.output
@@ -218,3 +234,11 @@ def test_the_runtime_has_to_be_there(tmp_path: Path) -> None:
     assert f"--ort={tmp_path}: {ORT_FILES[0]} cannot be read (No such file or directory)" in message
     assert "npm install onnxruntime-web@" in message
     assert not (tmp_path / "page").exists()
+
+
+def test_a_folder_cannot_be_a_page(tmp_path: Path) -> None:
+    for name in ORT_FILES:
+        (tmp_path / name).touch()
+    (tmp_path / "page.html").mkdir()
+    message = refused(SG2_COND, f"--export={tmp_path / 'page.html'}", f"--ort={tmp_path}")
+    assert f"--export={tmp_path / 'page.html'} is a folder; give a file that ends in .html" in message

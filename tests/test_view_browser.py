@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
+from stylegan_di.commands import view
 from stylegan_di.explore.viewer import export
 from stylegan_di.explore.viewer.export import ORT_FILES, ORT_FOLDER
 from stylegan_di.explore.viewer.looks import Look, Viewer
@@ -27,7 +28,6 @@ from stylegan_di.snapshots.checkpoint import load_snapshot, save_snapshot
 from stylegan_di.snapshots.onnx import to_onnx
 from tests.browser import CHROMIUM, Browser, browser
 from tests.test_generate import SG2_COND, make
-from tools import view
 
 ORT = Path(__file__).resolve().parent.parent / ORT_FOLDER
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium (apt-get install chromium)")

@@ -1,4 +1,4 @@
-"""The command `stylegan-di`: its subcommands are the scripts of these names, which are linked here."""
+"""The command `stylegan-di`: train, generate and metrics are the scripts of these names, which are linked here."""
 
 from __future__ import annotations
 

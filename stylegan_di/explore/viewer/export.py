@@ -82,6 +82,8 @@ def export(viewer: Viewer, dest: Path, ort: Path) -> str:
         graphs.append(Blend(generator.network))
     files = {name: _runtime(ort, name) for name in ORT_FILES}
     single = dest.suffix.lower() in (".html", ".htm")
+    if single and dest.is_dir():
+        raise UserError(f"--export={dest} is a folder; give a file that ends in .html, or a folder that does not")
     writable_folder(f"--export={dest}", dest.parent if single else dest)
     for name, graph, source in zip(GRAPHS, graphs, viewer.names, strict=False):
         files[name] = to_onnx(graph, {"converted_from": source}, inputs=graph.inputs(), outputs=("images", "ws"))

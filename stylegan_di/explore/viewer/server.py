@@ -90,13 +90,10 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {LONGEST} bytes, and say how many")
         make, kind = answers[self.path]
         try:
-            asked = json.loads(self.rfile.read(int(length)))
-            if not isinstance(asked, dict):
-                raise UserError("send an object")
-            look = self.server.viewer.look(asked)
+            look = self.server.viewer.look(_object(self.rfile.read(int(length))))
             with self.server.drawing:
                 body = make(look)
-        except (UserError, ValueError, RecursionError) as error:
+        except UserError as error:
             return self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         self._answer(body, kind)
 
@@ -127,3 +124,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Says nothing: a picture asked for is no news."""
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError("send an object in JSON")
+    return found

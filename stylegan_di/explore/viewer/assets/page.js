@@ -73,6 +73,7 @@ async function refresh() {
   } catch (error) {
     say(error.message, true);
   }
+  history.replaceState(null, "", `#${new URLSearchParams(written())}`); // not sooner: browsers limit how often
   drawing = false;
   document.querySelector("main").setAttribute("aria-busy", "false");
 }
@@ -104,7 +105,6 @@ function show() {
   for (const [network, canvas] of large.entries()) canvas.setAttribute("aria-label", `${labels[network]}: ${words}`);
   $("command").hidden = Boolean(blended);
   $("command").lastElementChild.textContent = command();
-  history.replaceState(null, "", `#${new URLSearchParams(written())}`);
 }
 
 function command() {
