@@ -226,7 +226,7 @@ def test_a_taken_port_is_said() -> None:
 
 def test_a_page_cannot_hold_what_has_no_styles(tmp_path: Path) -> None:
     message = refused(EDM_COND, f"--export={tmp_path / 'page.html'}")
-    assert "edm-cond.pkl is a diffusion teacher, and a page can hold StyleGAN2 and StyleGAN3 networks" in message
+    assert "edm-cond.pkl is a diffusion teacher, and a page can hold StyleGAN2, StyleGAN3 and R3GAN networks" in message
 
 
 def test_the_runtime_has_to_be_there(tmp_path: Path) -> None:

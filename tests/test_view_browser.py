@@ -28,6 +28,7 @@ from stylegan_di.snapshots.checkpoint import load_snapshot, save_snapshot
 from stylegan_di.snapshots.onnx import to_onnx
 from tests.browser import CHROMIUM, Browser, browser
 from tests.test_generate import SG2_COND, make
+from tests.tiny import r3gan_networks, save_gan
 
 ORT = Path(__file__).resolve().parent.parent / ORT_FOLDER
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium (apt-get install chromium)")
@@ -259,3 +260,16 @@ def test_an_exported_folder_draws_from_any_web_server(
     chromium.open((exported / "page" / "index.html").as_uri())
     said = chromium.run("document.getElementById('status').textContent")
     assert said == "A page opened from disk cannot read the files beside it. In its folder: python -m http.server"
+
+
+@needs_export
+def test_an_exported_r3gan_is_shown_by_seed_and_class(chromium: Browser, tmp_path: Path) -> None:
+    network, dest = str(save_gan(tmp_path / "r3gan.pkl", r3gan_networks)), tmp_path / "page.html"
+    result = CliRunner().invoke(view.main, [network, f"--export={dest}", f"--ort={ORT}"])
+    assert result.exit_code == 0, result.output
+    for place, options in (("#seed=5", ["--seeds=5"]), ("#seed=6&class=2", ["--seeds=6", "--class=2"])):
+        chromium.open(dest.as_uri() + place)
+        (expected,) = make(tmp_path / place, network, *options).values()
+        assert max(differences(chromium, [expected[:, :, None].astype(int)])) <= 1
+    assert chromium.run(f"{FOCUS}.length") == 1 + 4 + 1 + 12  # saving; seed; class; seeds nearby
+    assert chromium.problems == []

@@ -2,7 +2,7 @@
 
 A generator's inputs are z and labels, a denoiser's are x, sigma and labels; unconditional models have no labels. The
 output is `images`. The project's own operators become standard ones, so that no runtime needs an extension; per-pixel
-noise is the network's fixed noise, float16 blocks compute in float32, and truncation is part of the graph.
+noise is the network's fixed noise, blocks of half precision compute in float32, and truncation is part of the graph.
 """
 
 from __future__ import annotations
@@ -59,9 +59,7 @@ def to_onnx(
     return proto.SerializeToString(deterministic=True)
 
 
-def exported(
-    model: torch.nn.Module, inputs: Mapping[str, Tensor] | None = None
-) -> torch.export.ExportedProgram:
+def exported(model: torch.nn.Module, inputs: Mapping[str, Tensor] | None = None) -> torch.export.ExportedProgram:
     """Returns the graph as PyTorch's ExportedProgram; it takes the inputs in their order, by default `_inputs`'s."""
     shapes: dict[str, Any] | None = None
     if inputs is None:
@@ -103,15 +101,17 @@ def _plain_operators() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _float32(model: torch.nn.Module) -> Iterator[None]:
-    """Makes float16 blocks compute in float32 while inside."""
-    halves: list[Any] = [module for module in model.modules() if getattr(module, "use_fp16", False)]
+    """Makes blocks in float16 (StyleGAN) and bfloat16 (R3GAN) compute in float32 while inside."""
+    whole = {"use_fp16": False, "DataType": torch.float32}
+    blocks = [(module, name) for module in model.modules() for name in whole if hasattr(module, name)]
+    own = [(module, name, getattr(module, name)) for module, name in blocks]
     try:
-        for module in halves:
-            module.use_fp16 = False
+        for module, name, _ in own:
+            setattr(module, name, whole[name])
         yield
     finally:
-        for module in halves:
-            module.use_fp16 = True
+        for module, name, value in own:
+            setattr(module, name, value)
 
 
 @contextlib.contextmanager

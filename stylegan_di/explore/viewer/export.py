@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import gzip
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,8 +20,9 @@ from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.explore.projection import noise_maps, render
 from stylegan_di.explore.viewer.looks import Viewer
 from stylegan_di.explore.viewer.page import asset, page
-from stylegan_di.networks import stylegan2
+from stylegan_di.interfaces import Generator
 from stylegan_di.snapshots.onnx import to_onnx
+from stylegan_di.students.r3gan import R3GANStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 
 ORT_VERSION = "1.30.0"  # with which the page is tested
@@ -35,7 +38,7 @@ class Blend(torch.nn.Module):
         network: a StyleGAN2's or StyleGAN3's generator.
     """
 
-    def __init__(self, network: stylegan2.Generator) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
@@ -70,29 +73,30 @@ def export(viewer: Viewer, dest: Path, ort: Path) -> str:
         ort: the folder with onnxruntime-web's files.
 
     Raises:
-        UserError: if a network is no StyleGAN, or a file is missing or cannot be written.
+        UserError: if a network is no StyleGAN or R3GAN, or a file is missing or cannot be written.
     """
-    graphs = []
     for name, generator in zip(viewer.names, viewer.generators, strict=True):
-        if not isinstance(generator, StyleGAN2Student) or not viewer.num_ws:
+        if not isinstance(generator, StyleGAN2Student | R3GANStudent):
             raise UserError(
-                f"--export={dest}: {name} is a {generator.kind}, and a page can hold StyleGAN2 and StyleGAN3 networks "
-                "of as many styles; leave --export out to look at it here"
+                f"--export={dest}: {name} is a {generator.kind}, and a page can hold StyleGAN2, StyleGAN3 and R3GAN "
+                "networks; leave --export out to look at it here"
             )
-        graphs.append(Blend(generator.network))
     files = {name: _runtime(ort, name) for name in ORT_FILES}
     single = dest.suffix.lower() in (".html", ".htm")
     if single and dest.is_dir():
         raise UserError(f"--export={dest} is a folder; give a file that ends in .html, or a folder that does not")
     writable_folder(f"--export={dest}", dest.parent if single else dest)
-    for name, graph, source in zip(GRAPHS, graphs, viewer.names, strict=False):
-        files[name] = to_onnx(graph, {"converted_from": source}, inputs=graph.inputs(), outputs=("images", "ws"))
+    graphs = dict(zip(GRAPHS, viewer.generators, strict=False))
+    for (name, generator), source in zip(graphs.items(), viewer.names, strict=True):
+        files[name] = _graph(generator, viewer.num_ws > 0, {"converted_from": source})
     described = viewer.described()
     for network in described["networks"]:
         network["given"] = network["name"]  # which folder it lay in is nobody else's concern
+    if not viewer.num_ws:
+        described |= {"trunc": False, "noise": []}  # which only a Blend has as inputs
     described |= {
         "noise": [mode for mode in described["noise"] if mode != "random"],  # which only numpy's generator can draw
-        "z": graphs[0].network.z_dim, "graphs": list(GRAPHS[: len(graphs)]), "runtime": list(ORT_FILES),
+        "z": viewer.generators[0].network.z_dim, "graphs": list(graphs), "runtime": list(ORT_FILES),
     }  # fmt: skip
     data = f'<script type="text/plain" id="worker">{asset("worker.js")}</script>\n'
     if single:
@@ -103,6 +107,14 @@ def export(viewer: Viewer, dest: Path, ort: Path) -> str:
         atomic_write(dest / name, content)
     atomic_write(dest / "index.html", page(described, engine="onnx", data=data).encode())
     return f"{dest}: put it on a web server, or try it: python -m http.server --bind 127.0.0.1 --directory {dest}"
+
+
+def _graph(generator: Generator, styles: bool, metadata: Mapping[str, str]) -> bytes:
+    """A `Blend`, or without styles the images of z and labels."""
+    if not styles:
+        return to_onnx(generator, metadata)
+    blend = Blend(generator.network)
+    return to_onnx(blend, metadata, inputs=blend.inputs(), outputs=("images", "ws"))
 
 
 def _embedded(name: str, content: bytes) -> str:

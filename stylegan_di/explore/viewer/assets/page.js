@@ -45,8 +45,11 @@ function paint(canvas, picture) {
 
 async function draw() {
   const slow = setTimeout(say, 500, "Drawing…");
+  const looks = described.networks.map((_, network) => lookAt(network)); // of one moment: the state goes on
   try {
-    for (const [network, canvas] of large.entries()) paint(canvas, await engine.picture(lookAt(network)));
+    const pictures = [];
+    for (const look of looks) pictures.push(await engine.picture(look));
+    for (const [network, picture] of pictures.entries()) paint(large[network], picture);
     say("");
   } finally {
     clearTimeout(slow);
@@ -65,13 +68,9 @@ async function refresh() {
   if (drawing) return;
   drawing = true;
   document.querySelector("main").setAttribute("aria-busy", "true");
-  try {
-    while (changed) {
-      changed = false;
-      await draw();
-    }
-  } catch (error) {
-    say(error.message, true);
+  while (changed) {
+    changed = false;
+    await draw().catch((error) => say(error.message, true));
   }
   history.replaceState(null, "", `#${new URLSearchParams(written())}`); // not sooner: browsers limit how often
   drawing = false;

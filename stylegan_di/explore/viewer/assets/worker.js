@@ -78,20 +78,21 @@ async function load(told) {
 }
 
 async function run(look) {
-  const latents = [look.seed, look.second].map((seed) => latentOf(seed, described.z, described.classes));
-  const amounts = new Float32Array(described.styles);
-  for (const style of look.styles) amounts[style] = look.amount;
-  const number = (value) => new ort.Tensor("float32", [value], []);
-  const feeds = {
-    z: new ort.Tensor("float32", [...latents[0].z, ...latents[1].z], [2, described.z]),
-    amounts: new ort.Tensor("float32", amounts, [described.styles]),
-    psi: number(look.trunc ?? 1),
-    noise: number(look.noise_mode === "none" ? 0 : 1),
-  };
+  const seeds = described.styles ? [look.seed, look.second] : [look.seed];
+  const latents = seeds.map((seed) => latentOf(seed, described.z, described.classes));
+  const tensor = (values, ...dims) => new ort.Tensor("float32", values, dims);
+  const feeds = { z: tensor(latents.flatMap(({ z }) => [...z]), seeds.length, described.z) };
+  if (described.styles) {
+    const amounts = new Float32Array(described.styles);
+    for (const style of look.styles) amounts[style] = look.amount;
+    feeds.amounts = tensor(amounts, described.styles);
+    feeds.psi = tensor([look.trunc ?? 1]);
+    feeds.noise = tensor([look.noise_mode === "none" ? 0 : 1]);
+  }
   if (described.classes) {
-    const labels = new Float32Array(2 * described.classes);
+    const labels = new Float32Array(seeds.length * described.classes);
     for (const [row, { drawn }] of latents.entries()) labels[row * described.classes + (look.class_index ?? drawn)] = 1;
-    feeds.labels = new ort.Tensor("float32", labels, [2, described.classes]);
+    feeds.labels = tensor(labels, seeds.length, described.classes);
   }
   return sessions[look.network].run(feeds);
 }
