@@ -171,8 +171,8 @@ def refused_pickles() -> dict[str, tuple[bytes, str]]:
             f"a pickle frame that goes beyond the end of the file. {DAMAGED}",
         ),
         "NaN weights": (
-            gan(**{"mapping.w_avg": not_finite}),
-            "NaN or infinite numbers in G_ema.mapping.w_avg. Its training diverged or it is damaged; "
+            gan(**{"mapping.fc0.bias": not_finite}),
+            "NaN or infinite numbers in G_ema.mapping.fc0.bias. Its training diverged or it is damaged; "
             "use an earlier snapshot.",
         ),
         "missing keys": (

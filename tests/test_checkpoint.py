@@ -31,7 +31,7 @@ from stylegan_di.snapshots.checkpoint import (
     save_snapshot,
 )
 from stylegan_di.students.one_step import OneStepStudent
-from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.students.stylegan2 import W_AVG_SAMPLES, StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.persistence import PersistentObject, RefusedFileError, read_pickle, write_pickle
 from tests.golden_edm import NETWORKS, load_network
@@ -330,10 +330,32 @@ def test_arguments_that_do_not_fit(change: Any, found: str, suffix: str, tmp_pat
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(value: float, suffix: str, tmp_path: Path) -> None:
     network = small_generator()
-    network.mapping.w_avg[1] = value
+    with torch.no_grad():
+        network.mapping.fc0.bias[1] = value
     save_snapshot(tmp_path / f"g.{suffix}", {"G_ema": network}, extras={}, metadata={})
-    with pytest.raises(RefusedFileError, match=r"NaN or infinite numbers in G_ema\.mapping\.w_avg.*earlier snapshot"):
+    match = r"NaN or infinite numbers in G_ema\.mapping\.fc0\.bias.*earlier snapshot"
+    with pytest.raises(RefusedFileError, match=match):
         load_generator(tmp_path / f"g.{suffix}")
+
+
+@pytest.mark.parametrize("name", ["sg2-cond", "sg3-t"])
+def test_a_w_avg_of_nan_is_estimated_and_written_clean(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NVlabs' training on today's PyTorch leaves NaN in it; truncation, which needs it, then works all the same."""
+    networks: Any = copy.deepcopy(golden(name).networks)
+    networks["G_ema"].mapping.w_avg.fill_(float("nan"))
+    save_snapshot(tmp_path / "nan.pkl", networks, extras={}, metadata={})
+    network: Any = load_generator(tmp_path / "nan.pkl").network
+    assert "nan.pkl: G_ema.mapping.w_avg holds NaN or infinite numbers" in capsys.readouterr().err
+    z = torch.randn([20_000, network.z_dim], generator=torch.Generator().manual_seed(1))
+    c = torch.eye(network.c_dim).repeat(20_000 // network.c_dim, 1) if network.c_dim else None
+    w = network.mapping(z, c)[:, 0]
+    error = w.std(0) * (1 / 20_000 + 1 / W_AVG_SAMPLES) ** 0.5
+    assert float(((w.mean(0) - network.mapping.w_avg) / error).abs().max()) < 5
+    save_snapshot(tmp_path / "clean.pkl", {"G_ema": network}, extras={}, metadata={})
+    assert_same_weights(load_generator(tmp_path / "clean.pkl").network, network)
+    assert "NaN" not in capsys.readouterr().err
 
 
 def test_weights_of_another_type(tmp_path: Path) -> None:

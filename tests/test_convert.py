@@ -276,10 +276,10 @@ def test_one_sentence() -> None:
 
 def test_networks_that_cannot_be_used_are_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "n.pkl"
-    path.write_bytes(hostile.gan(**{"mapping.w_avg": torch.full([8], float("nan"))}))
+    path.write_bytes(hostile.gan(**{"mapping.fc0.bias": torch.full([8], float("nan"))}))
     (warning,) = inspect_file(path).warnings
     assert warning == (
-        "G_ema cannot be used: NaN or infinite numbers in G_ema.mapping.w_avg. Its training diverged or it is damaged; "
+        "G_ema cannot be used: NaN or infinite numbers in G_ema.mapping.fc0.bias. Its training diverged or it is damaged; "
         "use an earlier snapshot."
     )
 

@@ -21,6 +21,7 @@ from stylegan_di.runs.endings import Diverged, Interrupted, StopRequest, storage
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.resume import check_inputs, config_hash
 from stylegan_di.snapshots.checkpoint import save_snapshot
+from stylegan_di.students.stylegan2 import W_AVG_SAMPLES
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training import watch
 from stylegan_di.training.batch import Batch
@@ -29,7 +30,6 @@ from stylegan_di.training.methods.base import Method
 from stylegan_di.training.schedule import annealing, ema_beta, lr_scale, update_ema
 from stylegan_di.training.state import TrainState
 
-W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg
 SKIPS_INTERVAL = 10  # steps between checks for skipped updates
 MAX_RETURNS = 3  # returns to the best snapshot with --on-divergence=best
 
