@@ -88,7 +88,7 @@ class Trainer:
         state.cur_nimg += batch.size
         state.cur_step += 1
         halflife = config.ema * (annealing(state.cur_nimg, config.anneal) if config.anneal else 1)
-        beta = ema_beta(batch.size, halflife_kimg=halflife, rampup=config.ema_rampup, nimg=state.cur_nimg)
+        beta = ema_beta(batch.size, halflife_kimg=halflife, rampup=config.ema_rampup, nimg=batch.nimg)
         update_ema(state.networks["ema"], state.networks["model"], beta)
 
     def run(self) -> dict[str, Any]:
