@@ -318,8 +318,7 @@ def write_edited_source(folder: Path) -> tuple[Path, Path]:
     mark = folder / "ran"
     source = f"open({json.dumps(str(mark))}, 'w').close()"
     networks = gan_networks()
-    classes = {type(module).__name__ for net in networks.values() if net is not None for module in net.modules()}
     path = folder / "edited-source.pkl"
-    path.write_bytes(write_pickle({"G_ema": networks["G_ema"]}, module_sources=dict.fromkeys(classes, source)))
+    path.write_bytes(write_pickle({"G_ema": networks["G_ema"]}, source_of=lambda cls: source))
     save_snapshot(folder / "good.safetensors", networks, extras={}, metadata={})
     return path, mark

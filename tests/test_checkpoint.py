@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import pickletools
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.heun import heun_sampler
+from stylegan_di.snapshots import portable
 from stylegan_di.snapshots.checkpoint import (
     Snapshot,
     as_denoiser,
@@ -231,9 +233,15 @@ def test_pickles_have_nvlabs_order_and_source(tmp_path: Path) -> None:
     assert list(_top_level(tmp_path / "e.pkl")) == [
         "ema", "loss_fn", "augment_pipe", "dataset_kwargs", "sigma_init", "provenance",
     ]  # fmt: skip
-    strings = {a for op, a, _ in pickletools.genops((tmp_path / "g.pkl").read_bytes()) if "UNICODE" in op.name}
-    sources = {text for text in strings if "import" in text}
-    assert sources == {"from training.networks import *\n", "from training.augment import *\n"}
+    assert _sources(tmp_path / "g.pkl") == {inspect.getsource(portable.stylegan2)}
+    assert _sources(tmp_path / "e.pkl") == {inspect.getsource(portable.edm)}
+    save_snapshot(tmp_path / "g.pkl", cond.networks, extras=cond.extras, metadata={}, target="stylegan2-ada")
+    assert _sources(tmp_path / "g.pkl") == {"from training.networks import *\n", "from training.augment import *\n"}
+
+
+def _sources(path: Path) -> set[str]:
+    strings = {a for op, a, _ in pickletools.genops(path.read_bytes()) if "UNICODE" in op.name}
+    return {text for text in strings if "import" in text}
 
 
 def _top_level(path: Path) -> dict[str, Any]:

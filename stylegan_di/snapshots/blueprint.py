@@ -157,9 +157,9 @@ def _repair_w_avg(network: Generator | stylegan3.Generator, name: str, source: s
     mapping = network.mapping
     if mapping.w_avg_beta is None or bool(torch.isfinite(mapping.w_avg).all()):
         return
-    role = StyleGAN3Student if isinstance(network, stylegan3.Generator) else StyleGAN2Student
+    student = StyleGAN3Student(network) if isinstance(network, stylegan3.Generator) else StyleGAN2Student(network)
     chunks = (range(first, first + _W_AVG_CHUNK) for first in range(0, W_AVG_SAMPLES, _W_AVG_CHUNK))
-    means = [mean_w(role(network), SampleRandom(0, "w_avg", 0, chunk)) for chunk in chunks]
+    means = [mean_w(student, SampleRandom(0, "w_avg", 0, chunk)) for chunk in chunks]
     mapping.w_avg.copy_(torch.stack(means).mean(0))
     if not bool(torch.isfinite(mapping.w_avg).all()):
         raise _not_finite(f"{name}.{W_AVG}", source)
