@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.journal.clock import Clock
 from stylegan_di.journal.journal import Journal
@@ -253,10 +254,13 @@ class Trainer:
             "class_name": "training.dataset.ImageFolderDataset", "path": config.data, "use_labels": config.cond,
             "max_size": config.subset, "xflip": config.mirror, "resolution": self.evaluation.generator.img_resolution,
         }  # fmt: skip
+        entries = extras(data)
+        if config.data is None or samples_wanted(config.data) is not None:  # no data set that NVlabs' tools could open
+            entries |= {name: None for name in ("training_set_kwargs", "dataset_kwargs") if name in entries}
         modules = [network for network in networks.values() if network is not None]
         need = sum(value.nbytes for module in modules for value in module.state_dict().values())
         with storage_errors(path, need):
-            save_snapshot(path, networks, extras=extras(data), metadata=self.provenance(metrics))
+            save_snapshot(path, networks, extras=entries, metadata=self.provenance(metrics))
 
     def _stopped(self) -> str:
         return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"
