@@ -125,12 +125,13 @@ sys.modules["stylegan_di"] = None  # cannot be imported
 import copy, pickle
 import torch
 
-results = {}
+device, results = sys.argv[1], {}
 for name, (inputs, expressions) in torch.load("calls.pt").items():
     with open(f"{name}.pkl", "rb") as file:
         data = pickle.load(file)
     assert data["provenance"]["kimg"] == 2.0 and type(data["provenance"]) is dict
-    net = data.get("G_ema") or data.get("ema") or data["D"]
+    net = (data.get("G_ema") or data.get("ema") or data["D"]).to(device)
+    inputs = {key: None if value is None else value.to(device) for key, value in inputs.items()}
     assert not net.training and not any(parameter.requires_grad for parameter in net.parameters())
     known = inputs | {"deepcopy": copy.deepcopy, "torch": torch, "data": data}
     with torch.no_grad():
@@ -138,6 +139,8 @@ for name, (inputs, expressions) in torch.load("calls.pt").items():
         copied = known | {"net": copy.deepcopy(net)}
         again = {key: eval(text, copied) for key, text in expressions.items()}
     assert all(torch.equal(again[key], value) for key, value in results[name].items())
+    results[name] = {key: value.cpu() for key, value in results[name].items()}
+    net.cpu()
     with open(f"{name}-again.pkl", "wb") as file:
         pickle.dump(data, file)
 torch.save(results, "results.pt")
@@ -164,7 +167,7 @@ def linear() -> tuple[Any, dict[str, Tensor]]:
 class Opened:
     """What the other tool found in our files: `results` by file and expression."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: str = "cpu") -> None:
         self.folder = folder
         self.calls: dict[str, tuple[dict[str, Tensor | None], dict[str, str]]] = {}
         for name, (_, expressions) in CASES.items():
@@ -180,7 +183,7 @@ class Opened:
         (folder / "torch_utils").mkdir()
         (folder / "torch_utils" / "persistence.py").write_text(LOADER)
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        result = subprocess.run([sys.executable, "-I", "-W", "error", "-c", TOOL], cwd=folder, env=environment,
+        result = subprocess.run([sys.executable, "-I", "-W", "error", "-c", TOOL, device], cwd=folder, env=environment,
                                 capture_output=True, text=True, timeout=600, check=False)  # fmt: skip
         assert result.returncode == 0, result.stderr[-3000:]
         self.results: dict[str, dict[str, Tensor]] = torch.load(folder / "results.pt")
@@ -206,6 +209,17 @@ def test_a_file_gives_nvlabs_numbers_elsewhere(name: str, opened: Opened) -> Non
     assert len(opened.results[name]) >= (1 if name.startswith("sg2d") else 2)
     for key, value in opened.results[name].items():
         assert_near(value, arrays[key], 1e-10)
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_files_give_nvlabs_numbers_on_a_gpu(tmp_path: Path) -> None:
+    """In float64 throughout, except for the one network with float16 layers."""
+    results = Opened(tmp_path, "cuda").results
+    for name in CASES:
+        arrays = load_arrays(name)[0]
+        for key, value in results[name].items():
+            assert_near(value, arrays[key], 2e-2 if "fp16" in name else 1e-9)
 
 
 def test_a_file_gives_our_numbers_elsewhere(opened: Opened) -> None:
