@@ -320,5 +320,6 @@ def write_edited_source(folder: Path) -> tuple[Path, Path]:
     networks = gan_networks()
     path = folder / "edited-source.pkl"
     path.write_bytes(write_pickle({"G_ema": networks["G_ema"]}, source_of=lambda cls: source))
-    save_snapshot(folder / "good.safetensors", networks, extras={}, metadata={})
+    for suffix in ("safetensors", "pkl"):  # the latter carries a source that could run
+        save_snapshot(folder / f"good.{suffix}", networks, extras={}, metadata={})
     return path, mark
