@@ -112,7 +112,7 @@ def test_conversions_that_make_no_sense(options: list[str], message: str, tmp_pa
 def test_whose_code_is_asked_of_stylegan2s_networks_alone(tmp_path: Path) -> None:
     source = save_teacher(tmp_path / "t.pkl")
     message = refused(convert, source, tmp_path / "x.pkl", "--for=stylegan3")
-    assert f"--for=stylegan3 is for StyleGAN2 networks, and {source} holds none: leave it out" in message
+    assert f"--for=stylegan3 is for StyleGANs, and {source} holds none: leave it out" in message
     assert not (tmp_path / "x.pkl").exists()
 
 
@@ -288,11 +288,11 @@ def test_one_sentence() -> None:
 
 def test_networks_that_cannot_be_used_are_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "n.pkl"
-    path.write_bytes(hostile.gan(**{"mapping.w_avg": torch.full([8], float("nan"))}))
+    path.write_bytes(hostile.gan(**{"mapping.fc0.bias": torch.full([8], float("nan"))}))
     (warning,) = inspect_file(path).warnings
     assert warning == (
-        "G_ema cannot be used: NaN or infinite numbers in G_ema.mapping.w_avg. Its training diverged or it is damaged; "
-        "use an earlier snapshot."
+        "G_ema cannot be used: NaN or infinite numbers in G_ema.mapping.fc0.bias. Its training diverged or it is "
+        "damaged; use an earlier snapshot."
     )
 
 
