@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from stylegan_di.data.check import check_dataset, describe_labels, notes_on_labels
 from stylegan_di.data.convert import TRANSFORMS, convert
-from stylegan_di.data.idx import SPLITS
+from stylegan_di.data.idx import IDX_IMAGES, MNIST, PADDED_MNIST, SPLITS
 from stylegan_di.data.sources import open_source
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.progress import PassProgress, Progress, counted
@@ -76,8 +76,8 @@ def check(source: Path) -> None:
 @click.option("--transform", type=click.Choice(TRANSFORMS),
               help="center-crop: resize the largest crop of that shape; center-crop-wide: the same on a black square "
               "of that width; center-crop-dhariwal: resize the shorter side, then crop; pad: add black borders and "
-              "keep the pixels; letterbox: as large as fits, with black borders; without this option the whole image "
-              "is resized")
+              "keep the pixels, as MNIST's images get without --resolution; letterbox: as large as fits, with black "
+              "borders; without this option the whole image is resized")
 @click.option("--background", callback=parse_colour, metavar="COLOUR",
               help="Put transparent images on it: white, #ff8000, ...  [default: refuse them]")
 @click.option("--white", type=click.IntRange(min=1, max=65535), metavar="VALUE",
@@ -117,6 +117,8 @@ def main(
         raise UserError(f"--dest={dest} is the source itself; give another name.")
     images = open_source(source, split=split or "train", labels=labels)
     images = images.first(max_images or len(images.where))
+    if size is None and IDX_IMAGES in images.where[0] and images.load(0).size == MNIST:
+        transform, size = "pad", PADDED_MNIST
     count = len(images.where)
     progress = Progress("images", count)
     kind = convert(

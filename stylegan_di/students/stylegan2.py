@@ -17,7 +17,7 @@ from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import call_size, numpy_latents, uint8_images
 
-CLASS_SAMPLES = 4096  # latents of a class's mean w
+W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg, or of a class's w
 
 
 def part_names(resolutions: Iterable[int]) -> list[str]:
@@ -154,11 +154,11 @@ class StyleGAN2Student(Generator):
 
     @torch.no_grad()
     def class_mean(self, label: Tensor) -> Tensor:
-        """The mean w [w_dim] of one label [label_dim], over CLASS_SAMPLES latents; computed once and kept."""
+        """The mean w [w_dim] of one label [label_dim], over W_AVG_SAMPLES latents; computed once and kept."""
         key = label.cpu().numpy().tobytes()
         if key not in self._class_means:
-            z = SampleRandom(0, "class mean", 0, [0], label.device).normal(CLASS_SAMPLES, self.network.z_dim)[0]
-            self._class_means[key] = self.network.mapping(z, label.expand(CLASS_SAMPLES, -1))[:, 0].mean(dim=0)
+            z = SampleRandom(0, "class mean", 0, [0], label.device).normal(W_AVG_SAMPLES, self.network.z_dim)[0]
+            self._class_means[key] = self.network.mapping(z, label.expand(W_AVG_SAMPLES, -1))[:, 0].mean(dim=0)
         return self._class_means[key]
 
     def latents_of(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> tuple[Tensor, Tensor | None]:

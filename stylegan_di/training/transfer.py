@@ -71,12 +71,16 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
             f"--resume={source}: training needs a generator and a discriminator, but the file's entries are "
             f"{', '.join(networks) or 'none'}; pass a .pkl that --kind=gan or stylegan2-ada wrote"
         )
-    found, wanted = (generator.img_resolution, generator.img_channels), (dataset.resolution, dataset.num_channels)
-    if found != wanted and isinstance(generator, stylegan3.Generator):
+    if generator.img_channels != dataset.num_channels and isinstance(generator, stylegan3.Generator):
         raise UserError(
-            f"--resume={source}: its images have resolution and channels {found}, those of --data {wanted}, and a "
-            "StyleGAN3's layers are laid out for its own; tools/dataset_tool.py makes data of another resolution "
-            "(--resolution), gray or RGB (--channels)"
+            f"--resume={source}: its images have {generator.img_channels} channels, those of --data "
+            f"{dataset.num_channels}; tools/dataset_tool.py --channels makes data of another number"
+        )
+    if generator.img_resolution != dataset.resolution and isinstance(generator, stylegan3.Generator):
+        raise UserError(
+            f"--resume={source}: its images have {generator.img_resolution} pixels a side, those of --data "
+            f"{dataset.resolution}, and a StyleGAN3's layers are laid out for its own; tools/dataset_tool.py "
+            "--resolution makes data of another"
         )
     blocks = _arguments(discriminator).arguments.get("block_kwargs") or {}
     blocks = {name: value for name, value in blocks.items() if name != "freeze_layers"}
