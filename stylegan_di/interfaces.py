@@ -232,7 +232,8 @@ class Generator(Conditional, ABC):
             rng = SampleRandom(seed, "draw", 0, [0], device)
             z, labels = self.sample_latents(1, rng=rng), None
             if self.label_dim:
-                labels = self.label_law.chosen(rng.integers(self.label_law.total), class_index)
+                law = self.label_law.by_seed
+                labels = law.chosen(rng.integers(law.total), class_index)
             images.append(self(z, labels))
         return torch.cat(images)
 

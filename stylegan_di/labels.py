@@ -93,6 +93,11 @@ class LabelLaw:
         """The classes that do not occur."""
         return [] if self.vectors is not None else np.flatnonzero(self.counts == 0).tolist()
 
+    @property
+    def by_seed(self) -> LabelLaw:
+        """What a seed without a class draws from: each class that occurs as often as the others, or the vectors."""
+        return self if self.vectors is not None else replace(self, counts=(self.counts > 0).astype(np.int64))
+
     @cached_property
     def ends(self) -> tuple[int, ...]:
         """The sums of the first 1, 2, ... counts."""

@@ -62,7 +62,7 @@ def image_latents(
     z = noise.normal(model.img_channels, model.img_resolution, model.img_resolution)
     if not model.label_dim:
         return z, None
-    law = model.label_law
+    law = model.label_law.by_seed
     return z, law.chosen(noise.integers(law.total), class_index).to(noise.device)
 
 
@@ -71,8 +71,9 @@ def numpy_latents(
 ) -> tuple[Tensor, Tensor | None]:
     """Draws latents float64 [n,z_dim] and labels for n seeds, 0 to 2^32 - 1, on the CPU, as StyleGAN's tools do.
 
-    class_index: None draws a label of `law` after the latent.
+    class_index: None draws a label of `law` after the latent, each class that occurs as often as the others.
     """
+    law = law.by_seed
     streams = [np.random.RandomState(seed) for seed in seeds]
     z = torch.from_numpy(np.concatenate([stream.randn(1, z_dim) for stream in streams]))
     if not law.label_dim:
