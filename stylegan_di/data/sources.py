@@ -19,6 +19,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.labels import is_name
 
 CHUNK, CHUNK_DIGITS = 1000, 5  # images in a folder that only numbers them, and digits of its name
+SHOWN = 50  # classes whose names are said
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,14 @@ def _file_labels(files: ImageFiles) -> tuple[ImageLabels | None, tuple[str, ...]
             "move it into one, or leave labels out (--no-labels)"
         )
     index = {name: number for number, name in enumerate(names)}
-    mapping = ", ".join(f"{number} = {name}" for name, number in index.items())
+    mapping = ", ".join(f"{number} = {name}" for number, name in enumerate(names[:SHOWN]))
+    mapping += f", ... (class_names in dataset.json has all {len(names)})" if len(names) > SHOWN else ""
     return ImageLabels([index[name] for name in inside], tuple(names)), (f"classes by folder: {mapping}",)
 
 
 def natural_order(name: str) -> list[tuple[int, int | str]]:
     """A key by which 'class10' comes after 'class9'."""
-    parts = re.split(r"([0-9]+)", name)
+    parts = re.split(r"([0-9]{1,18})", name)
     return [(0, int(part)) if part.isdecimal() and part.isascii() else (1, part) for part in parts]
 
 
@@ -141,7 +143,7 @@ def _are_chunks(names: Sequence[str], folders: Sequence[str]) -> bool:
         folders: the name of each one's folder.
     """
     for name, folder in zip(names, folders, strict=True):
-        number = re.search(r"([0-9]+)$", PurePosixPath(name).stem)
+        number = re.search(r"([0-9]{1,18})$", PurePosixPath(name).stem)
         if number is None or not folder.isdecimal() or len(folder) != CHUNK_DIGITS:
             return False
         if int(folder) not in (int(number[1]) // CHUNK, int(number[1]) // CHUNK * CHUNK):
