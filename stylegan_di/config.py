@@ -36,6 +36,7 @@ _unet = partial(option, group="Denoiser, or the teacher that is trained on the w
 _gan = partial(option, group="Generator and discriminator", kinds=("gan",))
 _critic = partial(option, group="Discriminator's training", kinds=("gan", "di"))
 _di = partial(option, group="Diff-Instruct", kinds=("di",))
+TRACKERS = ("tensorboard", "wandb", "trackio")  # values of --track, and the packages that they need
 ONLINE = "online"  # --teacher's value for one that is trained on the way
 _LAW = f"a spec: {usage(NOISE_LAWS)}."
 
@@ -143,6 +144,9 @@ class TrainConfig:
         5, "Ticks between training states, from which --resume continues; each snapshot also writes one.", POSITIVE
     )
     snap_format: Literal["pkl", "safetensors"] = _shown("pkl", "pkl (NVlabs' tools open it) or safetensors.")
+    track: tuple[str, ...] = _shown(
+        (), f"Also report to {', '.join(TRACKERS)} (docs/watching.md), comma-separated, or none.", choices=TRACKERS
+    )
 
     lr: float = _optim(1e-3, "Learning rate.", POSITIVE)
     lr_rampup: float = _optim(0.0, "Thousands of images over which learning rates rise linearly.", NOT_NEGATIVE)

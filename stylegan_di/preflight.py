@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from importlib.util import find_spec
 
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
@@ -43,7 +44,7 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
     """
     files = Files(config, fetch)
     checks = (_processes(config, processes), _minibatch(config, processes, files), _compiler(config),
-              _reference(config), _teacher(config, files), _gan(config, files), _freeze(config, files),
+              _trackers(config), _reference(config), _teacher(config, files), _gan(config, files), _freeze(config, files),
               _data(config, files))  # fmt: skip
     problems = [problem for found in checks for problem in found] + files.problems
     if len(problems) == 1:
@@ -194,6 +195,12 @@ def _compiler(config: TrainConfig) -> Iterator[str]:
             kernels.recipe("cpu")  # PyTorch wants a C++ compiler for the GPU too
         except UserError as error:
             yield f"--compile: {error}; or leave it out"
+
+
+def _trackers(config: TrainConfig) -> Iterator[str]:
+    for name in config.track:
+        if find_spec(name) is None:
+            yield f"--track={name} needs {name}, which is not installed: pip install {name}; or leave it out"
 
 
 def _reference(config: TrainConfig) -> Iterator[str]:

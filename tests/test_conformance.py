@@ -20,7 +20,7 @@ from stylegan_di.critics.features import FeatureCritic
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Critic, Denoiser, Generator, Space
-from stylegan_di.journal.sinks import SINKS
+from stylegan_di.journal import SINKS
 from stylegan_di.networks import edm, r3gan, stylegan2, stylegan3
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import as_denoiser, as_generator, load_snapshot, save_snapshot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ PREFIX = "report."  # of names in the training state
 
 
 class Journal:
-    """Collects statistics in every process and writes them in the first one.
+    """Collects statistics in every process and writes them in the first one. Its `with` block ends the reports.
 
     Args:
         sinks: receive the reports; only the first process's are used.
@@ -93,6 +94,27 @@ class Journal:
     def say(self, text: str) -> None:
         for sink in self.sinks:
             sink.text(text)
+
+    def live(self, text: str) -> None:
+        """Hands a line that holds for the moment only to the sinks."""
+        for sink in self.sinks:
+            sink.live(text)
+
+    def snapshot(self) -> None:
+        """Tells the sinks that all of a snapshot has been reported."""
+        for sink in self.sinks:
+            sink.snapshot()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Tells the sinks how the run ended."""
+        ending = "complete" if error is None else " ".join(str(error).split()) or type(error).__name__
+        for sink in self.sinks:
+            sink.close(ending)
 
     # For the training state.
 
