@@ -146,4 +146,5 @@ showFigures();
 showPrevious();
 showCurves();
 showOptions();
+find("main").setAttribute("aria-busy", "false");
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showCurves);
