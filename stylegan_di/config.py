@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.data.augment import AUGMENT_PIPES
@@ -26,6 +26,7 @@ from stylegan_di.students.fresh import FRESH_STUDENTS
 from stylegan_di.teachers.mixed import join_teachers
 
 Kind = Literal["edm", "gan", "di"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]  # named as the packages that they need
 
 _input = partial(option, group="Inputs")
 _run = partial(option, group="The run")
@@ -36,7 +37,6 @@ _unet = partial(option, group="Denoiser, or the teacher that is trained on the w
 _gan = partial(option, group="Generator and discriminator", kinds=("gan",))
 _critic = partial(option, group="Discriminator's training", kinds=("gan", "di"))
 _di = partial(option, group="Diff-Instruct", kinds=("di",))
-TRACKERS = ("tensorboard", "wandb", "trackio")  # values of --track, and the packages that they need
 ONLINE = "online"  # --teacher's value for one that is trained on the way
 _LAW = f"a spec: {usage(NOISE_LAWS)}."
 
@@ -144,8 +144,8 @@ class TrainConfig:
         5, "Ticks between training states, from which --resume continues; each snapshot also writes one.", POSITIVE
     )
     snap_format: Literal["pkl", "safetensors"] = _shown("pkl", "pkl (NVlabs' tools open it) or safetensors.")
-    track: tuple[str, ...] = _shown(
-        (), f"Also report to {', '.join(TRACKERS)} (docs/watching.md), comma-separated, or none.", choices=TRACKERS
+    track: tuple[Tracker, ...] = _shown(
+        (), f"Also report to {', '.join(get_args(Tracker))}, comma-separated, or none (docs/watching.md)."
     )
 
     lr: float = _optim(1e-3, "Learning rate.", POSITIVE)

@@ -44,8 +44,8 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
     """
     files = Files(config, fetch)
     checks = (_processes(config, processes), _minibatch(config, processes, files), _compiler(config),
-              _trackers(config), _reference(config), _teacher(config, files), _gan(config, files), _freeze(config, files),
-              _data(config, files))  # fmt: skip
+              _trackers(config), _reference(config), _teacher(config, files), _gan(config, files),
+              _freeze(config, files), _data(config, files))  # fmt: skip
     problems = [problem for found in checks for problem in found] + files.problems
     if len(problems) == 1:
         raise UserError(problems[0])

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next((path for name in NAMES if (path := shutil.which(name))), "")
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--mute-audio",
@@ -24,7 +25,7 @@ PATIENCE = 60  # seconds after which a test fails rather than waits
 
 
 class Browser:
-    """One page of a running Chromium; `problems` are what it wrote to its console as errors."""
+    """One page of a running Chromium; `problems` are the errors on its console, `asked` the addresses it asked for."""
 
     def __init__(self, to_it: int, from_it: int) -> None:
         self.to_it, self.from_it = to_it, from_it
@@ -32,6 +33,7 @@ class Browser:
         self.count = 0
         self.session = ""
         self.problems: list[str] = []
+        self.asked: list[str] = []
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self.session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Accessibility", "Network"):
@@ -67,6 +69,8 @@ class Browser:
             self.problems.append(json.dumps(said["exceptionDetails"])[:500])
         elif event.get("method") == "Log.entryAdded" and said["entry"]["level"] == "error":
             self.problems.append(said["entry"]["text"])
+        elif event.get("method") == "Network.requestWillBeSent":
+            self.asked.append(said["request"]["url"])
 
     def run(self, script: str) -> Any:
         """Returns the value of a JavaScript expression in the page, awaited if it is a promise."""
@@ -76,7 +80,10 @@ class Browser:
         return answer["result"].get("value")
 
     def open(self, url: str) -> None:
-        self.send("Page.navigate", url="about:blank")  # else another hash alone would not load it anew
+        """Loads a page anew, and waits until it is drawn."""
+        self.send("Page.navigate", url="about:blank")  # else another hash alone would not load it
+        self.problems.clear()
+        self.asked.clear()
         self.send("Page.navigate", url=url)
         self.settle()
 

@@ -30,8 +30,8 @@ def make_run(
     """A folder as a run leaves it: figures before training and after 2 and 4 kimg, statistics of four ticks."""
     folder = outdir / name
     folder.mkdir(parents=True)
-    options: dict[str, Any] = dict(gan_pkl="gan.pkl", teacher="teacher.pkl", kimg=4.0, metrics=("fd_fashion", "pr_fashion"))
-    config = TrainConfig("di", **(options | given))
+    made: dict[str, Any] = dict(gan_pkl="gan.pkl", teacher="teacher.pkl", metrics=("fd_fashion", "pr_fashion"))
+    config = TrainConfig("di", kimg=4.0, **(made | given))
     (folder / "training_options.json").write_text(json.dumps(asdict(config)))
     snapshots = ["", "network-snapshot-000002.pkl", "network-snapshot-000004.pkl"]
     for index, snapshot in enumerate(snapshots[: len(fd)]):
@@ -48,24 +48,26 @@ def make_run(
         for tick in range(1, 5):
             means = {
                 "Progress/kimg": tick, "Timing/sec_per_kimg": 8.0, "Timing/total_sec": 60 * tick,
-                "Loss/fake_score": 10 / tick, "Loss/fake_score/sigma<0.2": 3 / tick, "Loss/fake_score/sigma0.2-1": 2 / tick,
-                "Loss/fake_score/sigma>1": 1 / tick, "Gradient/student": 5.0, "Resources/cpu_mem_gb": 0.5,
-                "Resources/peak_gpu_mem_gb": 0.0,
+                "Loss/fake_score": 10 / tick, "Loss/fake_score/sigma<0.2": 3 / tick,
+                "Loss/fake_score/sigma0.2-1": 2 / tick, "Loss/fake_score/sigma>1": 1 / tick, "Gradient/student": 5.0,
+                "Resources/cpu_mem_gb": 0.5, "Resources/peak_gpu_mem_gb": 0.0,
             }  # fmt: skip
-            file.write(json.dumps({k: {"num": 1, "mean": v, "std": 0.0} for k, v in means.items()} | {"timestamp": 1}) + "\n")
+            line = {name: {"num": 1, "mean": mean, "std": 0.0} for name, mean in means.items()}
+            file.write(json.dumps(line | {"timestamp": 1}) + "\n")
         file.write('{"Progress/ki')  # as a crash leaves it
     return folder
 
 
 FELL = "fd_fashion fell from 30 to 14 (its best was 12.5, at kimg 2), pr_fashion_recall rose from 0.2 to 0.5."
+ROSE = "Worse after 4 kimg: fd_fashion rose from 10 to 11"
 VERDICTS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "better": ({}, "", "good", f"Better after 4 kimg: {FELL}"),
     "ended early": ({}, "the training diverged.", "bad",
                     f"Better after 4 kimg: {FELL} The run ended early: the training diverged."),
     "worse": (dict(fd=[10.0, 20.0, 11.0], metrics=("fd_fashion",)), "complete", "bad",
-              "Worse after 4 kimg: fd_fashion rose from 10 to 11."),
+              f"{ROSE}."),
     "worse at the end": (dict(fd=[10.0, 8.0, 11.0], metrics=("fd_fashion",)), "complete", "bad",
-                         "Worse after 4 kimg: fd_fashion rose from 10 to 11 (its best was 8, at kimg 2). Take network-best."),
+                         f"{ROSE} (its best was 8, at kimg 2). Take network-best."),
     "the same": (dict(fd=[10.0, 10.0], metrics=("fd_fashion",)), "", "neutral",
                  "Measured after 2 kimg: fd_fashion stayed at 10."),
     "higher is better": (dict(recall=[0.2, 0.4, 0.5], metrics=("pr_fashion",)), "", "neutral",
@@ -92,7 +94,7 @@ def test_curves_are_those_of_the_run(tmp_path: Path) -> None:
     assert charts["pr_fashion"]["curves"][1] == {"name": "pr_fashion_recall", "values": AFTER}
     levels = charts["Loss by noise level: fake score"]
     assert (levels["kimg"], levels["log"]) == ([1, 2, 3, 4], True)
-    assert [curve["name"] for curve in levels["curves"]] == ["σ < 0.2", "σ 0.2–1", "σ > 1"]
+    assert [curve["name"] for curve in levels["curves"]] == ["sigma < 0.2", "sigma 0.2 to 1", "sigma > 1"]
     assert levels["curves"][0]["values"] == [3, 1.5, 1, 0.75]
     assert charts["Images a second"]["curves"][0]["values"] == [125] * 4
     assert [curve["name"] for curve in charts["Memory"]["curves"]] == ["main memory"]  # none of a GPU that is not there
@@ -198,7 +200,8 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
         assert page.run("[...document.querySelectorAll('section')].every((each) => !each.hidden)")
         legend = page.run("document.querySelector('.u-legend').innerText")
         assert "14" in legend  # the newest value, as no pointer is on the chart
-        assert page.run("document.querySelector('.changes').innerText").split() == ["option", "then", "now", "--lr", "0.005", "0.001"]
+        changes = page.run("document.querySelector('.changes').innerText")
+        assert changes.split() == ["option", "then", "now", "--lr", "0.005", "0.001"]
         newest = page.run("document.getElementById('after').src")
         page.press("Tab")
         page.press("Home")
@@ -208,4 +211,5 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
         assert page.run("document.getElementById('when').textContent") == "kimg 2"
         assert page.run("document.getElementById('after').src") != newest
         assert page.problems == []
-        assert page.run("performance.getEntriesByType('resource').filter((each) => !each.name.startsWith('data:')).length") == 0
+        fetched = page.run("performance.getEntriesByType('resource').map((each) => each.name)")
+        assert [name for name in fetched if not name.startswith("data:")] == []

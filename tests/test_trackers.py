@@ -1,4 +1,4 @@
-"""--track: what TensorBoard, Weights & Biases and Trackio hold after a run; each test skips where its tracker is missing."""
+"""--track: what TensorBoard, Weights & Biases and Trackio hold of a run; a test skips where its tracker is missing."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import sqlite3
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from stylegan_di import preflight
-from stylegan_di.config import TRACKERS as VALUES
-from stylegan_di.config import TrainConfig
+from stylegan_di.config import Tracker, TrainConfig
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal import TRACKERS
 from stylegan_di.journal.sinks import Sink
 from stylegan_di.journal.trackers import identity
 
+VALUES: tuple[Tracker, ...] = get_args(Tracker)
 PIXELS = torch.zeros([4, 3, 8, 8], dtype=torch.uint8)
 
 
-def tracker(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Sink:
+def tracker(name: Tracker, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Sink:
     """A tracker of a run in a folder, that keeps everything in the folder above; pytest skips where it is missing."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("TRACKIO_DIR", str(folder.parent / "trackio"))
@@ -60,7 +60,7 @@ def test_a_missing_package_is_told_before_the_run(name: str, monkeypatch: pytest
 
 def test_an_unknown_tracker_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match="--track=wanbd: accepted are tensorboard, wandb, trackio; did you mean wandb"):
-        TrainConfig("edm", data="x.zip", track=("wanbd",))
+        TrainConfig("edm", data="x.zip", track=("wanbd",))  # type: ignore[arg-type]
 
 
 def test_a_run_keeps_its_identity(tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_tracker_that_cannot_start_is_a_users_error(tmp_path: Path, monkeypatc
 
     (tmp_path / "training_options.json").write_text("{}")
     monkeypatch.setattr("stylegan_di.journal.trackers.WandB.start", refuses)
-    with pytest.raises(UserError, match=r"--track=wandb: it cannot be started \(RuntimeError: no API key\); log in with"):
+    with pytest.raises(UserError, match=r"--track=wandb: it cannot be started \(RuntimeError: no API key\); log in"):
         TRACKERS["wandb"](tmp_path)
 
 

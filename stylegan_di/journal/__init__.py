@@ -10,5 +10,5 @@ from stylegan_di.journal.trackers import Trackio, WandB
 #: The sinks of every run, by name.
 SINKS: dict[str, type[Sink]] = {"console": Console, "jsonl": JSONLines, "pictures": Pictures, "report": Report}
 
-#: Those of --track, by its values (`config.TRACKERS`).
+#: Those of --track, by its values (`config.Tracker`).
 TRACKERS: dict[str, type[Sink]] = {"tensorboard": TensorBoard, "wandb": WandB, "trackio": Trackio}

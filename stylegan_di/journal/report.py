@@ -375,7 +375,7 @@ def _charts(stats: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     for (index, title), drawn in sorted(groups.items()):
         shown = {_label(name): values for name, values in drawn.items() if any(values)}  # no curve of zeros and gaps
         if shown:
-            yield _chart(title[0].upper() + title[1:].replace("_", " "), CHARTS[index].note, CHARTS[index].log, kimg, shown)
+            yield _chart(title.replace("_", " "), CHARTS[index].note, CHARTS[index].log, kimg, shown)
 
 
 def _chart(
@@ -392,7 +392,7 @@ def _label(name: str) -> str:
     """'fake score' of 'Loss/fake_score'; of a range of noise levels 'sigma < 0.2'."""
     if found := re.search(r"/sigma([<>]?)([\d.]+)-?([\d.]*)$", name):
         sign, low, high = found.groups()
-        return f"σ {sign} {low}" if sign else f"σ {low}–{high}"
+        return f"sigma {sign} {low}" if sign else f"sigma {low} to {high}"
     if name in RESOURCES:
         return RESOURCES[name]
     return name.partition("/")[2].replace("scores/", "").replace("signs/", "").replace("_", " ") or "images/s"
