@@ -18,13 +18,14 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.hub import HUB
 from stylegan_di.labels import class_map
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.presets import R3GAN as R3GAN_PRESET
 from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, open_contents
-from stylegan_di.snapshots.pipelines import HUB, is_pipeline, read_pipeline
+from stylegan_di.snapshots.pipelines import is_pipeline, read_pipeline
 from stylegan_di.snapshots.teacher_files import student_shape
 from stylegan_di.students import stylegan2, stylegan3
 from stylegan_di.students.refiner import PARTS as REFINER_PARTS

@@ -38,6 +38,7 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.random",
         "stylegan_di.presets",
         "stylegan_di.zoo",
+        "stylegan_di.hub",
         "stylegan_di.images",
     ),
     ("stylegan_di.torch_utils",),

@@ -303,7 +303,7 @@ def test_options_that_may_change_do_change(finished: Path) -> None:
     config = json.loads(result.output)
     assert {name: config[name] for name in changed} == changed
     assert (config["metrics"], config["on_divergence"]) == (["is50k"], "best")
-    others = {"outdir", "gpus", "metrics", "detector_file", "on_divergence", "fsdp", "heartbeat"}
+    others = {"outdir", "gpus", "metrics", "detector_file", "on_divergence", "fsdp", "heartbeat", "track"}
     assert changed.keys() | others == set(MAY_CHANGE)
 
 
