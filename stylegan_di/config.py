@@ -53,15 +53,16 @@ class TrainConfig:
     )
     gan_pkl: str | None = _input(
         None,
-        "The GAN to refine: known name, path or URL. Without it the teacher is distilled to one step.",
+        "The GAN to refine: known name, path, URL or hf:owner/name[/file]. Without it the teacher is distilled to one "
+        "step.",
         kinds=("di",),
     )
     teacher: str | None = _input(
         None,
-        "The diffusion teacher: a network file (known name, path or URL), a folder in diffusers' layout, or "
-        "hf:owner/name of such a pipeline (docs/teachers.md). Known GANs have a default. Given more than once, as "
-        "0.7*A.pkl and 0.3*B.pkl, or A.pkl@0-1 and B.pkl@1- (noise levels), the teachers are mixed. online: one is "
-        "trained from --data beside the student.",
+        "The diffusion teacher: a network file (known name, path, URL, hf:owner/name[/file]), or a pipeline in "
+        "diffusers' layout (a folder or hf:owner/name, docs/teachers.md). Known GANs have a default. Given more than "
+        "once, as 0.7*A.pkl and 0.3*B.pkl, or A.pkl@0-1 and B.pkl@1- (noise levels), the teachers are mixed. online: "
+        "one is trained from --data beside the student.",
         kinds=("di",),
         join=join_teachers,
     )
@@ -77,7 +78,7 @@ class TrainConfig:
         kinds=("di",),
     )
     transfer: str | None = _input(
-        None, "Denoiser to start from: known name, path or URL of an EDM network.", kinds=("edm",)
+        None, "Denoiser to start from, an EDM network: known name, path, URL or hf:owner/name[/file].", kinds=("edm",)
     )
     data: str | None = _input(
         None,
