@@ -125,6 +125,11 @@ class TrainConfig:
     compile: bool = _run(
         False, "torch.compile the U-Nets: the first step takes minutes, later ones take less time.", kinds=("edm", "di")
     )
+    cuda_graph: Literal["auto", "true", "false"] = _run(
+        "auto",
+        "On a GPU, repeat a step as one CUDA graph, which is faster; auto: where a step can be one.",
+        kinds=("di",),
+    )
     fsdp: bool = _run(False, "Spread the weights of teacher and fake score over the processes (FSDP2).", kinds=("di",))
     max_skips: int = _run(
         10,

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stylegan_di.torch_utils.copies import to_device
+
 
 def stream(seed: int, purpose: str, nimg: int = 0, index: int = 0) -> np.random.Generator:
     """Returns the random stream of one key (counter-based Philox, keyed by a hash)."""
@@ -60,4 +62,4 @@ class SampleRandom:
         return self._stack([s.integers(high, size=shape) for s in self.streams])
 
     def _stack(self, rows: Sequence[np.ndarray | np.generic | float | int]) -> Tensor:
-        return torch.from_numpy(np.stack([np.asarray(row) for row in rows])).to(self.device, non_blocking=True)
+        return to_device(torch.from_numpy(np.stack([np.asarray(row) for row in rows])), self.device)

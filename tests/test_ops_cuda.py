@@ -36,12 +36,21 @@ def test_kernels_compile(tmp_path: Path) -> None:
 def test_kernels_agree_with_the_cpu(
     name: str, layout: torch.memory_format, dtype: torch.dtype, tolerance: float
 ) -> None:
-    words = build.load("cuda", may_build=True)
-    assert words.startswith("native"), words
+    """In float32 with float64; in 16 bits with the CPU's kernel, because rounding decides what is clamped.
+
+    An approximate exponential may decide otherwise for a few numbers, so the norm is compared.
+    """
+    for device in ("cpu", "cuda"):
+        words = build.load(device, may_build=True)
+        assert words.startswith("native"), words
     results = []
-    for device, kind in (("cpu", torch.float64), ("cuda", dtype)):
+    for device, kind in (("cpu", torch.float64 if dtype == torch.float32 else dtype), ("cuda", dtype)):
         leaves = [t.detach().to(dtype).to(device, kind).requires_grad_() for t in inputs(CASES[name], dtype, layout)]
         y = CASES[name].function(*leaves)
         results.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
     for expected, actual in zip(*results, strict=True):
-        assert_near(actual.detach().cpu().double(), expected.detach(), tolerance)
+        e, a = expected.detach().double(), actual.detach().cpu().double()
+        if dtype == torch.float32:
+            assert_near(a, e, tolerance)
+        else:
+            assert float((a - e).norm()) <= tolerance * float(e.norm())

@@ -103,7 +103,7 @@ def value_and_gradients(case: Case, dtype: torch.dtype, layout: torch.memory_for
     leaves = inputs(case, dtype, layout)
     y = case.function(*leaves)
     first = torch.autograd.grad(probe(y * y), leaves, create_graph=True)
-    second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+    second = torch.autograd.grad(torch.stack([g.square().sum() for g in first]).sum(), leaves)
     return [t.detach() for t in (y, *first, *second)]
 
 
@@ -164,8 +164,9 @@ def test_operators(name: str, layout: torch.memory_format, monkeypatch: pytest.M
     monkeypatch.undo()
     checked = {}
     for overload, args in calls:
-        args = [a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args]
-        checked[overload] = args
+        checked[overload] = [
+            a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args
+        ]
     assert len(checked) == 2
     for overload, args in checked.items():
         torch.library.opcheck(overload, tuple(args))

@@ -62,7 +62,7 @@ def test_autocast_gives_nearly_the_gradients_of_float32(
     for role, expected in exact.items():
         difference = float((near[role] - expected).norm() / expected.norm())
         assert near[role].dtype == torch.float32
-        assert 1e-6 < difference < error, role
+        assert 1e-6 < difference < error * (1.5 if device == "cuda" else 1), role
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler itself

@@ -46,6 +46,13 @@ class Journal:
         """Records per-sample values [B], to be reported separately by noise level sigma [B]."""
         self._with_sigma.setdefault(name, []).append((values.detach(), sigma))
 
+    def repeat(self, other: Journal) -> None:
+        """Records once more, in copies, all that another journal has recorded since its last report."""
+        for name, values in other._values.items():
+            self._values.setdefault(name, []).extend(value.clone() for value in values)
+        for name, pairs in other._with_sigma.items():
+            self._with_sigma.setdefault(name, []).extend((values.clone(), sigma.clone()) for values, sigma in pairs)
+
     # Between steps.
 
     def drain(self) -> dict[str, dict[str, float]]:

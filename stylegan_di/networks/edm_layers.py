@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from stylegan_di.torch_utils.ops.bias_act import bias_act
 from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
 from stylegan_di.torch_utils.persistence import PersistentModule
 
@@ -85,6 +86,14 @@ def downsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
     return F.conv2d(x, kernel, stride=2, padding=padding, groups=channels)
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """Convolves x [B,C,H,W]; on a GPU an op of ours adds the bias, because PyTorch's pass for it is slow."""
+    if bias is None or not x.is_cuda:
+        return F.conv2d(x, weight, bias, padding=padding)
+    y = F.conv2d(x, weight, padding=padding)
+    return bias_act(y, bias.to(y.dtype))
+
+
 class Conv2d(PersistentModule):
     """Resamples by two (up, down or not at all), then convolves with an odd `kernel` size; 0 only resamples.
 
@@ -128,26 +137,26 @@ class Conv2d(PersistentModule):
         taps = torch.outer(taps, taps)[None, None] / taps.sum().square()
         self.register_buffer("resample_filter", taps if up or down else None)
 
-    def forward(self, x: Tensor, gain: float = 1) -> Tensor:
+    def forward(self, x: Tensor, gain: float = 1, *, add_bias: bool = True) -> Tensor:
         """Convolves x [B,in_channels,H,W] and multiplies by gain, which is applied to weight and bias to save time."""
         resample = upsample if self.up else downsample
         filter_pad = (self.resample_filter.shape[-1] - 1) // 2 if self.up or self.down else 0
         if self.weight is None:
             x = resample(x, self.resample_filter, filter_pad) if self.up or self.down else x
             return x if gain == 1 else x * gain
-        weight, bias = self.weight.to(x.dtype), cast(self.bias, x)
+        weight, bias = self.weight.to(x.dtype), cast(self.bias, x) if add_bias else None
         if gain != 1:
             weight, bias = weight * gain, None if bias is None else bias * gain
         weight_pad = weight.shape[-1] // 2
         if self.fused_resample and self.up:
             x = upsample(x, self.resample_filter, max(filter_pad - weight_pad, 0))
-            return F.conv2d(x, weight, bias, padding=max(weight_pad - filter_pad, 0))
+            return convolve(x, weight, bias, padding=max(weight_pad - filter_pad, 0))
         if self.fused_resample and self.down:
-            x = F.conv2d(x, weight, bias, padding=weight_pad + filter_pad)
+            x = convolve(x, weight, bias, padding=weight_pad + filter_pad)
             return downsample(x, self.resample_filter, 0)  # its taps sum to 1, so the bias can be added before it
         if self.up or self.down:
             x = resample(x, self.resample_filter, filter_pad)
-        return F.conv2d(x, weight, bias, padding=weight_pad)
+        return convolve(x, weight, bias, padding=weight_pad)
 
 
 class GroupNorm(PersistentModule):
@@ -164,13 +173,21 @@ class GroupNorm(PersistentModule):
         """Normalises x [N,C,H,W] and, with `silu`, applies SiLU."""
         return group_norm_silu(x, *self.parameters_as(x), self.num_groups, self.eps, silu=silu)
 
-    def then_silu(self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None) -> Tensor:
-        """silu(norm(x) * (scale + 1) + shift) if scale is given, else silu(norm(x + shift)); both are [N or 1,C]."""
+    def then_silu(
+        self, x: Tensor, shift: Tensor | None = None, scale: Tensor | None = None, before: Tensor | None = None
+    ) -> Tensor:
+        """silu(norm(x) * (scale + 1) + shift) if scale is given, else silu(norm(x + shift)); both are [N or 1,C].
+
+        before: [C], added to x first; None for nothing.
+        """
         weight, bias = self.parameters_as(x)
+        first = None if before is None else before[None]
         if scale is not None:
             assert shift is not None
-            weight, bias, shift = weight * (scale + 1), torch.addcmul(shift, bias, scale + 1), None
-        return group_norm_silu(x, weight, bias, self.num_groups, self.eps, shift=shift)
+            weight, bias = weight * (scale + 1), torch.addcmul(shift, bias, scale + 1)
+        elif shift is not None:
+            first = shift if first is None else shift + first
+        return group_norm_silu(x, weight, bias, self.num_groups, self.eps, shift=first)
 
     def parameters_as(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weight and bias [C] in the dtype of x."""
@@ -282,13 +299,15 @@ class UNetBlock(PersistentModule):
             self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        h = self.conv0(self.norm0.then_silu(x))
-        params = self.affine(emb).to(x.dtype)
+        late = x.is_cuda  # a bias costs a pass over memory there, but nothing where the normalisation adds it
+        h = self.conv0(self.norm0.then_silu(x), add_bias=not late)
+        bias = cast(self.conv0.bias, h) if late else None
+        params = self.affine(emb).to(h.dtype)
         if self.adaptive_scale:
             scale, shift = params.chunk(2, dim=1)
-            h = self.norm1.then_silu(h, shift, scale)
+            h = self.norm1.then_silu(h, shift, scale, bias)
         else:
-            h = self.norm1.then_silu(h, shift=params)
+            h = self.norm1.then_silu(h, shift=params, before=bias)
         gain = self.skip_scale
         h = self.conv1(F.dropout(h, p=self.dropout, training=self.training), gain)
         x = h.add(x, alpha=gain) if self.skip is None else h + self.skip(x, gain)

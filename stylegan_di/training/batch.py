@@ -16,6 +16,7 @@ from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.labels import one_hot
 from stylegan_di.random import SampleRandom, stream
 from stylegan_di.torch_utils import distributed
+from stylegan_di.torch_utils.copies import to_device
 
 Samples = tuple[Tensor, Tensor | None]  # images [n,C,H,W] in [-1,1], labels [n,label_dim]
 Reals = Callable[[range], Samples]  # a chunk -> its real images
@@ -105,7 +106,7 @@ class RealImages:
 
         def load(chunk: range) -> Samples:
             part = slice(chunk.start - first, chunk.stop - first)
-            own = labels[part].to(batch.device) if self.dataset.label_dim else None
-            return from_uint8(images[part].to(batch.device)), own
+            own = to_device(labels[part], batch.device) if self.dataset.label_dim else None
+            return from_uint8(to_device(images[part], batch.device)), own
 
         return load

@@ -28,6 +28,7 @@ from stylegan_di.snapshots.pipelines import is_pipeline, read_pipeline
 from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops import build as kernels
+from stylegan_di.training import graphs
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
 from stylegan_di.training.methods import Method, build
 from stylegan_di.training.trainer import Trainer
@@ -49,7 +50,7 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
         preflight.check(config, processes=distributed.world_size(), fetch=True)
         method = build(config, device)
         ops = load_kernels(device.type)
-        found = method.examine() if resumed is None else []
+        found = [*(method.examine() if resumed is None else []), *graphs.header(method)]
         stop = StopRequest()
         evaluator = make_evaluator(method, _reference(method), stop)
         with (

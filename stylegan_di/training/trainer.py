@@ -26,6 +26,7 @@ from stylegan_di.torch_utils import distributed
 from stylegan_di.training import watch
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.evaluation import Evaluation
+from stylegan_di.training.graphs import StepGraph, wanted
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.schedule import annealing, ema_beta, lr_scale, update_ema
 from stylegan_di.training.state import TrainState
@@ -51,6 +52,7 @@ class Trainer:
         saved: statefile.State | None = None,
     ) -> None:
         self.method = method
+        self.method_step = StepGraph(method).step if wanted(method) else method.step
         self.config = method.config
         self.state = method.state
         self.folder = folder
@@ -85,7 +87,7 @@ class Trainer:
         for optimizer in state.optimizers.values():
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * scale
-        self.method.step(batch, self.journal)
+        self.method_step(batch, self.journal)
         state.cur_nimg += batch.size
         state.cur_step += 1
         halflife = config.ema * (annealing(state.cur_nimg, config.anneal) if config.anneal else 1)

@@ -139,6 +139,11 @@ def unet_block(block: edm_layers.UNetBlock, x: Tensor, emb: Tensor) -> Tensor:
     return x
 
 
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int) -> Tensor:
+    """Leaves the bias to PyTorch."""
+    return F.conv2d(x, weight, bias, padding=padding)
+
+
 def upsample(x: Tensor, resample_filter: Tensor, padding: int) -> Tensor:
     """Doubles the size by a depthwise transposed convolution."""
     channels = x.shape[1]
@@ -174,6 +179,7 @@ def plain_networks(*, grouped: bool) -> Iterator[None]:
             (edm_layers, "upsample", upsample),
             (edm_layers, "downsample", downsample),
             (edm_layers.UNetBlock, "forward", unet_block),
+            (edm_layers, "convolve", convolve),
             (edm_layers.GroupNorm, "forward", group_norm),
             (edm_layers.GroupNorm, "then_silu", norm_silu),
         ):

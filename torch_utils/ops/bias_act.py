@@ -120,7 +120,13 @@ def bias_act(
         raise ValueError(f"a bias of shape {list(b.shape)} for dimension {dim} of {list(x.shape)}")
     if act == "linear" and b is None and gain == 1 and clamp is None:
         return x
-    return torch.ops.stylegan_di.bias_act(x, b, dim, act, alpha, gain, clamp)
+    return torch.ops.stylegan_di.bias_act(x, b, dim, act, alpha, gain, representable(clamp, x.dtype))
+
+
+@torch.compiler.assume_constant_result
+def representable(clamp: float | None, dtype: torch.dtype) -> float | None:
+    """Rounds a limit to a dtype, so that a clamped number is seen to be at the limit."""
+    return None if clamp is None else float(torch.tensor(clamp, dtype=dtype))
 
 
 def _along(b: Tensor, dim: int, ndim: int) -> Tensor:

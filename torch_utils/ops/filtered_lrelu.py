@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stylegan_di.torch_utils.ops.bias_act import representable
 from stylegan_di.torch_utils.ops.upfirdn2d import filter_size, layout, parse_padding
 
 
@@ -58,7 +59,8 @@ def filtered_lrelu(
     if min(sizes) < 1:
         filters = f"filters {list(filter_size(fu))} and {list(filter_size(fd))}"
         raise ValueError(f"an image {list(x.shape)} is too small: {filters}, {up=}, {down=}, {padding=}")
-    options = float(gain), float(slope), None if clamp is None else float(clamp), flip_filter
+    fu, fd = (None if f is None else f.to(x.device) for f in (fu, fd))
+    options = float(gain), float(slope), representable(clamp, x.dtype), flip_filter
     return torch.ops.stylegan_di.filtered_lrelu(x, fu, fd, b, up, down, pads, *options)
 
 

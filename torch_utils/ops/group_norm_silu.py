@@ -50,10 +50,16 @@ def _shifted(x: Tensor, shift: Tensor | None) -> Tensor:
     return x if shift is None else x + shift[:, :, None, None]
 
 
+def _supported(u: Tensor) -> Tensor:
+    """Returns u in a layout that PyTorch's kernel takes: on a CPU either, elsewhere NCHW."""
+    return u.contiguous(memory_format=layout(u) if u.device.type == "cpu" else torch.contiguous_format)
+
+
 def _normalised(
     u: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns normalise(u) * weight + bias, and each group's mean and rstd [N,groups]."""
+    u = _supported(u)
     size = (u.shape[0], u.shape[1], u.shape[2] * u.shape[3], groups, eps)
     if weight.shape[0] == bias.shape[0] == 1:
         return torch.native_group_norm(u, weight[0], bias[0], *size)
@@ -101,8 +107,7 @@ def _group_norm_silu_grad(
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Returns dx, and the gradients of shift [N,C], of weight and of bias (in their shapes)."""
-    u = _shifted(x, shift)
-    u = u.contiguous(memory_format=layout(u) if u.device.type == "cpu" else torch.contiguous_format)
+    u = _supported(_shifted(x, shift))
     dv = torch.ops.aten.silu_backward(dy, _normalised(u, weight, bias, groups, eps)[0]) if silu else dy
     size = (u.shape[0], u.shape[1], u.shape[2] * u.shape[3], groups)
     dv = dv.contiguous(memory_format=layout(u))  # PyTorch's kernel needs both in the same layout

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS
+from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS, representable
 from stylegan_di.torch_utils.ops.upfirdn2d import filter_size, layout
 
 FUSED_ACTIVATIONS = ("linear", "relu", "lrelu")
@@ -53,8 +53,9 @@ def modconv_epilogue(
         raise ValueError(f"a filter of shape {list(f.shape)}; accepted: [fh,fw]")
     alpha = ACTIVATIONS[act].default_alpha if alpha is None else float(alpha)
     gain = ACTIVATIONS[act].default_gain if gain is None else float(gain)
+    f = None if f is None else f.to(x.device)
     return torch.ops.stylegan_di.modconv_epilogue(
-        x, f, list(padding), filter_gain, scale, noise, b, act, alpha, gain, clamp
+        x, f, list(padding), filter_gain, scale, noise, b, act, alpha, gain, representable(clamp, x.dtype)
     )
 
 

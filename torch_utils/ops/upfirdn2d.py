@@ -82,7 +82,7 @@ def upfirdn2d(
     width, height = _output_size(x, f, up, down, padding)
     if width < 1 or height < 1:
         raise ValueError(f"an image {list(x.shape)} is too small: filter {list(f.shape)}, {up=}, {down=}, {padding=}")
-    return torch.ops.stylegan_di.upfirdn2d(x, f, up, down, padding, flip_filter, gain)
+    return torch.ops.stylegan_di.upfirdn2d(x, f.to(x.device), up, down, padding, flip_filter, gain)
 
 
 def filter2d(

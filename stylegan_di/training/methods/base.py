@@ -96,6 +96,14 @@ class Method(ABC):
     def step(self, batch: Batch, journal: Journal) -> None:
         """Updates the networks on one batch."""
 
+    def phase(self) -> object:
+        """Returns what tells steps apart that do different things; those of a phase can repeat one CUDA graph."""
+        return None
+
+    def hinders_graph(self) -> str:
+        """Says why a step cannot be one CUDA graph; '' if it can."""
+        return f"a step of --kind={self.config.kind} depends on more than random numbers"
+
     @abstractmethod
     def shown(self) -> Generator:
         """Returns the averaged generator, or averaged denoiser with a sampler, which is measured, drawn and settled."""

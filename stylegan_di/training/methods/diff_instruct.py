@@ -138,10 +138,20 @@ class DiffInstruct(GeneratorMethod):
             lines.append(("headroom", found.sentence() if problem is None else f"{found.sentence()}; {problem}"))
         return lines
 
+    def phase(self) -> bool:
+        """Whether the student moves: the warm-up is over."""
+        return self.state.cur_nimg >= (self.config.teacher_warmup + self.config.fake_warmup) * 1000
+
+    def hinders_graph(self) -> str:
+        if self.reals is not None:
+            return "it takes real images"
+        layers = self.model.modules()
+        random = any(getattr(layer, name, 0) for layer in layers for name in ("dropout", "label_dropout"))
+        return "the student drops activations or labels at random" if random else ""
+
     def step(self, batch: Batch, journal: Journal) -> None:
         """Updates the fake scores, then the student if the warm-up is over, and last the discriminator."""
-        config = self.config
-        student_moves = self.state.cur_nimg >= (config.teacher_warmup + config.fake_warmup) * 1000
+        config, student_moves = self.config, self.phase()
         reals = None if self.reals is None else self.reals.take(batch)
         if self.online is not None:
             assert reals is not None

@@ -1,5 +1,6 @@
 // The CUDA kernels: float16, bfloat16, float32 and float64, NCHW and channels_last. A thread computes one element of a
-// result, a block one group of a normalisation; sums are taken in float32 (float64 for float64), in a fixed order.
+// result, a block one or a few groups of a normalisation; sums are taken in float32 (float64 for float64), in a fixed
+// order.
 #include <ATen/Dispatch.h>
 #include <ATen/ops/empty_like.h>
 #include <c10/cuda/CUDAGuard.h>
@@ -19,7 +20,32 @@ template <typename T> using compute_t = typename Compute<T>::type;
 #define STYLEGAN_DI_DISPATCH(TYPE, ...) \
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, TYPE, "stylegan_di", __VA_ARGS__)
 
+// a / b for a, b >= 0; a division of 32 bits takes a quarter of the time of one of 64.
+__device__ inline int64_t quotient(int64_t a, int64_t b) {
+  return (a | b) >> 31 ? a / b : int64_t(uint32_t(a) / uint32_t(b));
+}
+
+__device__ inline int64_t take_remainder(int64_t& a, int64_t b) {  // a becomes a / b
+  const int64_t before = a;
+  a = quotient(a, b);
+  return before - a * b;
+}
+
 inline int blocks(int64_t count) { return int((count + kThreads - 1) / kThreads); }
+
+// Neighbours in memory that a thread reads and writes at once.
+template <typename T, int V> struct alignas(sizeof(T) * V) Pack { T of[V]; };
+
+template <int V, typename T> __device__ Pack<T, V> load(const T* from) { return *reinterpret_cast<const Pack<T, V>*>(from); }
+template <int V, typename T> __device__ void store(T* to, const Pack<T, V>& values) {
+  *reinterpret_cast<Pack<T, V>*>(to) = values;
+}
+
+inline bool aligned(std::initializer_list<const void*> addresses, size_t bytes) {
+  for (const void* address : addresses)
+    if (reinterpret_cast<uintptr_t>(address) % bytes) return false;
+  return true;
+}
 inline cudaStream_t stream() { return c10::cuda::getCurrentCUDAStream(); }
 inline void check_launch() { TORCH_CHECK(cudaPeekAtLastError() == cudaSuccess, cudaGetErrorString(cudaGetLastError())); }
 
@@ -81,13 +107,21 @@ template <typename S> Finish<S> finish_of(std::string_view act, double alpha, do
 
 // bias_act.
 
-template <typename T, typename S>
+template <typename T, typename S, int V>  // V elements of a channel, or of V channels that are neighbours
 __global__ void bias_act_kernel(T* out, const T* x, const T* dy, const T* b, int64_t count, int64_t inner,
                                 int64_t channels, Finish<S> finish) {
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (i >= count) return;
-  const S bias = b ? S(b[i / inner % channels]) : S(0), u = S(x[i]) + bias;
-  out[i] = T(dy ? finish.back(S(dy[i]), finish.act == Act::swish ? u : S(x[i])) : finish(u));
+  int64_t outer = quotient(i, inner);
+  const T* own = b ? b + take_remainder(outer, channels) : nullptr;
+  const int64_t along = inner == 1;
+  Pack<T, V> values = load<V>(x + i), upper = dy ? load<V>(dy + i) : values;
+  for (int j = 0; j < V; j++) {
+    const S u = S(values.of[j]) + (own ? S(own[j * along]) : S(0));
+    const S r = finish.act == Act::swish ? u : S(values.of[j]);
+    values.of[j] = T(dy ? finish.back(S(upper.of[j]), r) : finish(u));
+  }
+  store<V>(out + i, values);
 }
 
 // y of x, or dx of dy and ref = x.
@@ -106,9 +140,16 @@ inline Tensor bias_act_any(const Tensor& x, const Optional& dy, const Optional& 
   if (main.numel()) {
     STYLEGAN_DI_DISPATCH(main.scalar_type(), [&] {
       using S = compute_t<scalar_t>;
-      bias_act_kernel<scalar_t, S><<<blocks(main.numel()), kThreads, 0, stream()>>>(
-          out.mutable_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(), data_or_null<scalar_t>(upper),
-          data_or_null<scalar_t>(bias), main.numel(), inner, channels, finish_of<S>(act, alpha, gain, clamp));
+      constexpr int V = 16 / sizeof(scalar_t);
+      const scalar_t* uppers = data_or_null<scalar_t>(upper);
+      auto run = [&](auto kernel, int each) {
+        kernel<<<blocks(main.numel() / each), kThreads, 0, stream()>>>(
+            out.mutable_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(), uppers, data_or_null<scalar_t>(bias),
+            main.numel(), inner, channels, finish_of<S>(act, alpha, gain, clamp));
+      };
+      const bool packed = (inner == 1 ? channels : inner) % V == 0;
+      if (packed && aligned({in.const_data_ptr(), uppers, out.const_data_ptr()}, 16)) run(bias_act_kernel<scalar_t, S, V>, V);
+      else run(bias_act_kernel<scalar_t, S, 1>, 1);
     });
     check_launch();
   }
@@ -128,56 +169,76 @@ Tensor bias_act_grad(const Tensor& dy, const Tensor& ref, const Optional& b, int
 // upfirdn2d and the epilogue: a resampled and filtered pixel, then scale, noise, bias, activation.
 
 struct Images {  // of channels planes height x width, NCHW or channels_last
-  int64_t channels, height, width;
-  bool last;
+  int64_t channels, height, width, along_c, along_y, along_x;
 
-  explicit Images(const Tensor& x) : channels(x.size(1)), height(x.size(2)), width(x.size(3)), last(is_channels_last(x)) {}
-  __host__ __device__ int64_t at(int64_t n, int64_t c, int64_t y, int64_t x) const {
-    return last ? ((n * height + y) * width + x) * channels + c : ((n * channels + c) * height + y) * width + x;
-  }
+  explicit Images(const Tensor& x)
+      : channels(x.size(1)), height(x.size(2)), width(x.size(3)), along_c(is_channels_last(x) ? 1 : height * width),
+        along_y(is_channels_last(x) ? width * channels : width), along_x(is_channels_last(x) ? channels : 1) {}
+  __device__ int64_t plane(int64_t n, int64_t c) const { return n * channels * height * width + c * along_c; }
   __device__ void split(int64_t i, int64_t& n, int64_t& c, int64_t& y, int64_t& x) const {
-    if (last) c = i % channels, i /= channels;
-    x = i % width, i /= width, y = i % height, i /= height;
-    if (!last) c = i % channels, i /= channels;
+    if (along_c == 1) c = take_remainder(i, channels);
+    x = take_remainder(i, width), y = take_remainder(i, height);
+    if (along_c != 1) c = take_remainder(i, channels);
     n = i;
   }
 };
 
 struct Taps {
-  int64_t height, width, up_x, up_y, down_x, down_y, pad_x, pad_y;
+  int height, width, up_x, up_y, down_x, down_y, pad_x, pad_y;
   bool flip;
   double gain;
 };
 
-template <typename T, typename S>
-__device__ S filtered(const T* x, const Images& in, const T* f, const Taps& taps, int64_t n, int64_t c, int64_t oy,
-                      int64_t ox) {
-  S sum = 0;
-  for (int64_t ky = 0; ky < taps.height; ky++) {
-    const int64_t y = oy * taps.down_y + ky - taps.pad_y;
-    if (y < 0 || y % taps.up_y || y / taps.up_y >= in.height) continue;
-    for (int64_t kx = 0; kx < taps.width; kx++) {
-      const int64_t px = ox * taps.down_x + kx - taps.pad_x;
-      if (px < 0 || px % taps.up_x || px / taps.up_x >= in.width) continue;
-      const int64_t tap = taps.flip ? ky * taps.width + kx : (taps.height - 1 - ky) * taps.width + taps.width - 1 - kx;
-      sum += S(x[in.at(n, c, y / taps.up_y, px / taps.up_x)]) * S(f[tap]);
-    }
-  }
-  return sum * S(taps.gain);
+// The first tap that meets a pixel, not an inserted zero; position: of tap 0 in the upsampled image.
+__device__ inline int first_tap(int position, int up) {
+  const int past = position % up;  // has the sign of position
+  return past > 0 ? up - past : -past;
 }
 
-template <typename T, typename S>
+template <typename T, typename S, int V>  // of V channels
+__device__ void filtered(S (&sums)[V], const T* x, const Images& in, const T* f, const Taps& taps, int64_t n, int64_t c,
+                         int oy, int ox) {
+  const T* plane = x + in.plane(n, c);
+  const int top = oy * taps.down_y - taps.pad_y, left = ox * taps.down_x - taps.pad_x;
+  const int first_y = first_tap(top, taps.up_y), first_x = first_tap(left, taps.up_x);
+  for (int j = 0; j < V; j++) sums[j] = 0;
+  for (int ky = first_y, y = (top + ky) / taps.up_y; ky < taps.height; ky += taps.up_y, y++) {
+    if (y < 0 || y >= in.height) continue;
+    const T* line = plane + y * in.along_y;
+    for (int kx = first_x, px = (left + kx) / taps.up_x; kx < taps.width; kx += taps.up_x, px++) {
+      if (px < 0 || px >= in.width) continue;
+      const int tap = ky * taps.width + kx;
+      const S factor = S(f[taps.flip ? tap : taps.height * taps.width - 1 - tap]);
+      const Pack<T, V> values = load<V>(line + px * in.along_x);
+      for (int j = 0; j < V; j++) sums[j] += S(values.of[j]) * factor;
+    }
+  }
+  for (int j = 0; j < V; j++) sums[j] *= S(taps.gain);
+}
+
+template <typename T, typename S, int V>  // V channels that are neighbours
 __global__ void epilogue_kernel(T* y, const T* x, Images in, Images out, const T* f, Taps taps, const T* scale,
                                 const T* noise, bool one_noise, const T* b, int64_t count, Finish<S> finish) {
-  const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;
+  const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (i >= count) return;
   int64_t n, c, oy, ox;
   out.split(i, n, c, oy, ox);
-  S u = f ? filtered<T, S>(x, in, f, taps, n, c, oy, ox) : S(x[i]);
-  if (scale) u *= S(scale[n * out.channels + c]);
-  if (noise) u += S(noise[((one_noise ? 0 : n) * out.height + oy) * out.width + ox]);
-  if (b) u += S(b[c]);
-  y[i] = T(finish(u));
+  S u[V];
+  Pack<T, V> values;
+  if (f) {
+    filtered<T, S, V>(u, x, in, f, taps, n, c, int(oy), int(ox));
+  } else {
+    values = load<V>(x + i);
+    for (int j = 0; j < V; j++) u[j] = S(values.of[j]);
+  }
+  const S added = noise ? S(noise[((one_noise ? 0 : n) * out.height + oy) * out.width + ox]) : S(0);
+  for (int j = 0; j < V; j++) {
+    if (scale) u[j] *= S(scale[n * out.channels + c + j]);
+    u[j] += added;
+    if (b) u[j] += S(b[c + j]);
+    values.of[j] = T(finish(u[j]));
+  }
+  store<V>(y + i, values);
 }
 
 inline Tensor filter_and_finish(const Tensor& x, const Optional& f, Taps taps, int64_t height, int64_t width,
@@ -192,10 +253,16 @@ inline Tensor filter_and_finish(const Tensor& x, const Optional& f, Taps taps, i
   if (!y.numel()) return y;
   STYLEGAN_DI_DISPATCH(type, [&] {
     using S = compute_t<scalar_t>;
-    epilogue_kernel<scalar_t, S><<<blocks(y.numel()), kThreads, 0, stream()>>>(
-        y.mutable_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(), Images(in), Images(y),
-        data_or_null<scalar_t>(filter), taps, data_or_null<scalar_t>(scales), data_or_null<scalar_t>(noises), one_noise,
-        data_or_null<scalar_t>(bias), y.numel(), finish_of<S>(act, alpha, gain, clamp));
+    auto run = [&](auto kernel, int each) {
+      kernel<<<blocks(y.numel() / each), kThreads, 0, stream()>>>(
+          y.mutable_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(), Images(in), Images(y),
+          data_or_null<scalar_t>(filter), taps, data_or_null<scalar_t>(scales), data_or_null<scalar_t>(noises),
+          one_noise, data_or_null<scalar_t>(bias), y.numel(), finish_of<S>(act, alpha, gain, clamp));
+    };
+    const bool packed = is_channels_last(in) && is_channels_last(y) && x.size(1) % 4 == 0;
+    if (packed && aligned({in.const_data_ptr(), y.const_data_ptr()}, 4 * sizeof(scalar_t)))
+      run(epilogue_kernel<scalar_t, S, 4>, 4);
+    else run(epilogue_kernel<scalar_t, S, 1>, 1);
   });
   check_launch();
   return y;
@@ -203,7 +270,8 @@ inline Tensor filter_and_finish(const Tensor& x, const Optional& f, Taps taps, i
 
 inline Tensor resample(const Tensor& x, const Tensor& f, at::IntArrayRef up, at::IntArrayRef down, at::IntArrayRef pads,
                        bool flip, double gain) {
-  const Taps taps{f.size(0), f.size(1), up[0], up[1], down[0], down[1], pads[0], pads[2], flip, gain};
+  const Taps taps{int(f.size(0)), int(f.size(1)), int(up[0]), int(up[1]), int(down[0]), int(down[1]), int(pads[0]),
+                  int(pads[2]), flip, gain};
   const int64_t width = (x.size(3) * up[0] + pads[0] + pads[1] - f.size(1)) / down[0] + 1;
   const int64_t height = (x.size(2) * up[1] + pads[2] + pads[3] - f.size(0)) / down[1] + 1;
   return filter_and_finish(x, f, taps, height, width, {}, {}, {}, "linear", 0, 1, {});
@@ -222,7 +290,7 @@ Tensor modconv_epilogue(const Tensor& x, const Optional& f, at::IntArrayRef pads
   const int64_t fh = f ? f->size(0) : 1, fw = f ? f->size(1) : 1;
   const int64_t height = f ? x.size(2) + pads[2] + pads[3] - fh + 1 : x.size(2);
   const int64_t width = f ? x.size(3) + pads[0] + pads[1] - fw + 1 : x.size(3);
-  const Taps taps{fh, fw, 1, 1, 1, 1, pads[0], pads[2], false, filter_gain};
+  const Taps taps{int(fh), int(fw), 1, 1, 1, 1, int(pads[0]), int(pads[2]), false, filter_gain};
   return filter_and_finish(x, f, taps, height, width, scale, noise, b, act, alpha, gain, clamp);
 }
 
@@ -275,7 +343,7 @@ Tensor filtered_lrelu_grad(const Tensor& dy, const Tensor& x, STYLEGAN_DI_LRELU_
   return resample(through(t, activated(x, b, filters.up, act), act), filters.up.transposed());
 }
 
-// Group normalisation: a block for each group of a sample.
+// Group normalisation of images of NCHW: a block for each group of a sample.
 
 template <typename S> __device__ S block_sum(S value) {
   __shared__ S lanes[kThreads];
@@ -292,125 +360,297 @@ template <typename S> __device__ S block_sum(S value) {
 
 struct Norm {
   int64_t channels, pixels, groups, per_group;
-  bool last, one_shift, one_weight, one_bias, silu;
+  bool one_shift, one_weight, one_bias, silu;
+  int lanes, rows;  // of a block on channels_last
+};
 
-  // Where element k of a group is, and of which channel; neighbours in memory go to neighbouring threads.
-  __device__ int64_t locate(int64_t n, int64_t g, int64_t k, int64_t& c) const {
-    if (last) {
-      c = g * per_group + k % per_group;
-      return (n * pixels + k / per_group) * channels + c;
-    }
-    c = g * per_group + k / pixels;
-    return (n * channels + c) * pixels + k % pixels;
+// What is added to x, and what multiplies it and is added after it is normalised.
+template <typename T> struct Affine {
+  const T *shift, *weight, *bias;
+
+  __device__ Affine of_sample(int64_t n, const Norm& norm) const {
+    return {shift ? shift + (norm.one_shift ? 0 : n) * norm.channels : nullptr,
+            weight + (norm.one_weight ? 0 : n) * norm.channels, bias + (norm.one_bias ? 0 : n) * norm.channels};
   }
 };
 
+// 1 / (1 + exp(-u)), by the GPU's approximations where the result is rounded to 16 bits.
+template <typename T, typename S> __device__ S sigmoid(S u) {
+  if constexpr (sizeof(T) == 2) return __fdividef(S(1), S(1) + __expf(-u));
+  else return logistic(u);
+}
+
+template <typename T, typename S> __device__ S normalised_gradient(S dy, S normalised, S weight, S bias, bool silu) {
+  if (!silu) return dy;
+  const S u = normalised * weight + bias, s = sigmoid<T>(u);
+  return dy * s * (1 + u * (1 - s));
+}
+
 template <typename T, typename S>
-__global__ void norm_kernel(T* y, T* mean, T* rstd, const T* x, const T* shift, const T* weight, const T* bias,
-                            double eps, Norm norm) {
+__global__ void norm_kernel(T* y, T* mean, T* rstd, const T* x, Affine<T> affine, double eps, Norm norm) {
   const int64_t n = blockIdx.x / norm.groups, g = blockIdx.x % norm.groups, size = norm.per_group * norm.pixels;
-  const T* shifts = shift ? shift + (norm.one_shift ? 0 : n) * norm.channels : nullptr;
+  const int64_t begin = blockIdx.x * size;
+  const Affine<T> own = affine.of_sample(n, norm);
   int64_t c;
-  auto value = [&](int64_t k, int64_t& i) {
-    i = norm.locate(n, g, k, c);
-    return S(x[i]) + (shifts ? S(shifts[c]) : S(0));
+  auto value = [&](int64_t k) {
+    c = g * norm.per_group + quotient(k, norm.pixels);
+    return S(x[begin + k]) + (own.shift ? S(own.shift[c]) : S(0));
   };
-  int64_t i;
   S sum = 0;
-  for (int64_t k = threadIdx.x; k < size; k += kThreads) sum += value(k, i);
+  for (int64_t k = threadIdx.x; k < size; k += kThreads) sum += value(k);
   const S average = block_sum(sum) / S(size);
   sum = 0;
   for (int64_t k = threadIdx.x; k < size; k += kThreads) {
-    const S centred = value(k, i) - average;
+    const S centred = value(k) - average;
     sum += centred * centred;
   }
   const S r = S(1) / sqrt(block_sum(sum) / S(size) + S(eps));
   for (int64_t k = threadIdx.x; k < size; k += kThreads) {
-    const S v = (value(k, i) - average) * r;
-    const S u = v * S(weight[(norm.one_weight ? 0 : n) * norm.channels + c]) +
-                S(bias[(norm.one_bias ? 0 : n) * norm.channels + c]);
-    y[i] = T(norm.silu ? u * logistic(u) : u);
+    const S v = (value(k) - average) * r, u = v * S(own.weight[c]) + S(own.bias[c]);
+    y[begin + k] = T(norm.silu ? u * sigmoid<T>(u) : u);
   }
   if (threadIdx.x == 0) mean[blockIdx.x] = T(average), rstd[blockIdx.x] = T(r);
 }
 
+template <typename T, typename S>
+__global__ void norm_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, const T* dy, const T* x, Affine<T> affine,
+                                 double eps, Norm norm) {
+  const int64_t n = blockIdx.x / norm.groups, g = blockIdx.x % norm.groups, size = norm.per_group * norm.pixels;
+  const int64_t begin = blockIdx.x * size;
+  const Affine<T> own = affine.of_sample(n, norm);
+  S sum = 0;  // mean and rstd anew: those that were kept are rounded to T
+  auto value = [&](int64_t k, int64_t c) { return S(x[begin + k]) + (own.shift ? S(own.shift[c]) : S(0)); };
+  auto channel_of = [&](int64_t k) { return g * norm.per_group + quotient(k, norm.pixels); };
+  for (int64_t k = threadIdx.x; k < size; k += kThreads) sum += value(k, channel_of(k));
+  const S mean = block_sum(sum) / S(size);
+  sum = 0;
+  for (int64_t k = threadIdx.x; k < size; k += kThreads) {
+    const S centred = value(k, channel_of(k)) - mean;
+    sum += centred * centred;
+  }
+  const S r = S(1) / sqrt(block_sum(sum) / S(size) + S(eps));
+  S first = 0, second = 0;
+  for (int64_t local = 0; local < norm.per_group; local++) {
+    const int64_t c = g * norm.per_group + local;
+    S of_dv = 0, of_product = 0;
+    for (int64_t p = threadIdx.x; p < norm.pixels; p += kThreads) {
+      const int64_t k = local * norm.pixels + p;
+      const S v = (value(k, c) - mean) * r;
+      const S dv = normalised_gradient<T>(S(dy[begin + k]), v, S(own.weight[c]), S(own.bias[c]), norm.silu);
+      of_dv += dv, of_product += dv * v;
+    }
+    of_dv = block_sum(of_dv), of_product = block_sum(of_product);
+    first += of_dv * S(own.weight[c]), second += of_product * S(own.weight[c]);
+    if (threadIdx.x == 0) {
+      dbias[n * norm.channels + c] = T(of_dv);
+      dweight[n * norm.channels + c] = T(of_product);
+    }
+  }
+  first /= S(size), second /= S(size);
+  for (int64_t local = 0; local < norm.per_group; local++) {
+    const int64_t c = g * norm.per_group + local;
+    S of_dx = 0;
+    for (int64_t p = threadIdx.x; p < norm.pixels; p += kThreads) {
+      const int64_t k = local * norm.pixels + p;
+      const S v = (value(k, c) - mean) * r;
+      const S dv = normalised_gradient<T>(S(dy[begin + k]), v, S(own.weight[c]), S(own.bias[c]), norm.silu);
+      const S result = r * (dv * S(own.weight[c]) - first - v * second);
+      dx[begin + k] = T(result);
+      of_dx += result;
+    }
+    of_dx = block_sum(of_dx);
+    if (threadIdx.x == 0) dshift[n * norm.channels + c] = T(of_dx);
+  }
+}
+
+// Group normalisation of channels_last: a block takes neighbouring channels of a sample that are whole groups, one of
+// its threads V of them at every rows-th pixel.
+
+template <typename T, typename S, int V> struct Column {
+  static constexpr int kShared = kThreads * V;
+
+  const Norm& norm;
+  S* shared;
+  int lane, row, in_block, group_start;  // in_block: the first channel, counted in the block; group_start: its group's
+  int64_t n, c;                          // the sample, and the first channel
+  Affine<T> own;
+  S shift[V], weight[V], bias[V];
+
+  __device__ Column(const Norm& norm, const Affine<T>& affine, S* shared) : norm(norm), shared(shared) {
+    const int64_t blocks = norm.channels / (norm.lanes * V);
+    lane = threadIdx.x % norm.lanes, row = threadIdx.x / norm.lanes, in_block = lane * V;
+    group_start = in_block - in_block % int(norm.per_group);
+    n = blockIdx.x / blocks, c = blockIdx.x % blocks * norm.lanes * V + in_block;
+    own = affine.of_sample(n, norm);
+    for (int j = 0; j < V; j++) {
+      shift[j] = own.shift ? S(own.shift[c + j]) : S(0);
+      weight[j] = S(own.weight[c + j]), bias[j] = S(own.bias[c + j]);
+    }
+  }
+  __device__ int64_t group() const { return n * norm.groups + c / norm.per_group; }
+  // Calls visit(offset) for each of the thread's pixels.
+  template <typename F> __device__ void each_pixel(F visit) const {
+    const int64_t step = norm.rows * norm.channels, end = (n + 1) * norm.pixels * norm.channels;
+#pragma unroll 4
+    for (int64_t at = (n * norm.pixels + row) * norm.channels + c; at < end; at += step) visit(at);
+  }
+  // Replaces each value by its sum over the rows.
+  __device__ void over_rows(S (&values)[V]) const {
+    S* mine = shared + threadIdx.x * V;
+    for (int j = 0; j < V; j++) mine[j] = values[j];
+    __syncthreads();
+    for (int half = norm.rows / 2; half; half /= 2) {
+      if (row < half)
+        for (int j = 0; j < V; j++) mine[j] += mine[half * norm.lanes * V + j];
+      __syncthreads();
+    }
+    for (int j = 0; j < V; j++) values[j] = shared[in_block + j];
+    __syncthreads();
+  }
+  // The sum over the channels of the group, of values that are the same in all rows.
+  __device__ S over_group(const S (&values)[V]) const {
+    if (row == 0)
+      for (int j = 0; j < V; j++) shared[in_block + j] = values[j];
+    __syncthreads();
+    S sum = 0;
+    for (int k = 0; k < norm.per_group; k++) sum += shared[group_start + k];
+    __syncthreads();
+    return sum;
+  }
+  // Mean and 1 / standard deviation of x + shift over the group; `near` is a number near the mean.
+  __device__ void moments(const T* x, S near, double eps, S& mean, S& rstd) const {
+    S sum[V] = {}, squares[V] = {};
+    each_pixel([&](int64_t at) {
+      const Pack<T, V> values = load<V>(x + at);
+      for (int j = 0; j < V; j++) {
+        const S centred = S(values.of[j]) + shift[j] - near;
+        sum[j] += centred, squares[j] += centred * centred;
+      }
+    });
+    over_rows(sum), over_rows(squares);
+    const S size = S(norm.per_group * norm.pixels), beyond = over_group(sum) / size;
+    const S variance = over_group(squares) / size - beyond * beyond;
+    mean = near + beyond, rstd = S(1) / sqrt((variance > 0 ? variance : S(0)) + S(eps));
+  }
+};
+
+template <typename T, typename S, int V>
+__global__ void norm_last_kernel(T* y, T* mean, T* rstd, const T* x, Affine<T> affine, double eps, Norm norm) {
+  __shared__ S shared[Column<T, S, V>::kShared];
+  const Column<T, S, V> column(norm, affine, shared);
+  const int64_t first = column.c - column.in_block + column.group_start;  // the group's first channel
+  S average, r;
+  const S first_value = S(x[column.n * norm.pixels * norm.channels + first]);
+  const S near = first_value + (column.own.shift ? S(column.own.shift[first]) : S(0));
+  column.moments(x, near, eps, average, r);
+  column.each_pixel([&](int64_t at) {
+    Pack<T, V> values = load<V>(x + at);
+    for (int j = 0; j < V; j++) {
+      const S u = (S(values.of[j]) + column.shift[j] - average) * r * column.weight[j] + column.bias[j];
+      values.of[j] = T(norm.silu ? u * sigmoid<T>(u) : u);
+    }
+    store<V>(y + at, values);
+  });
+  if (column.row == 0 && column.in_block == column.group_start)
+    mean[column.group()] = T(average), rstd[column.group()] = T(r);
+}
+
+template <typename T, typename S, int V>
+__global__ void norm_last_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, const T* dy, const T* x, const T* near,
+                                      Affine<T> affine, double eps, Norm norm) {
+  __shared__ S shared[Column<T, S, V>::kShared];
+  const Column<T, S, V> column(norm, affine, shared);
+  S mean, r;  // anew: those that were kept are rounded to T
+  column.moments(x, S(near[column.group()]), eps, mean, r);
+  S of_dv[V] = {}, of_product[V] = {};
+  column.each_pixel([&](int64_t at) {
+    const Pack<T, V> values = load<V>(x + at), upper = load<V>(dy + at);
+    for (int j = 0; j < V; j++) {
+      const S v = (S(values.of[j]) + column.shift[j] - mean) * r;
+      const S dv = normalised_gradient<T>(S(upper.of[j]), v, column.weight[j], column.bias[j], norm.silu);
+      of_dv[j] += dv, of_product[j] += dv * v;
+    }
+  });
+  column.over_rows(of_dv), column.over_rows(of_product);
+  const int64_t target = column.n * norm.channels + column.c;
+  for (int j = 0; j < V; j++) {
+    if (column.row == 0) dbias[target + j] = T(of_dv[j]), dweight[target + j] = T(of_product[j]);
+    of_dv[j] *= column.weight[j], of_product[j] *= column.weight[j];
+  }
+  const S size = S(norm.per_group * norm.pixels);
+  const S first = column.over_group(of_dv) / size, second = column.over_group(of_product) / size;
+  S of_dx[V] = {};
+  column.each_pixel([&](int64_t at) {
+    const Pack<T, V> values = load<V>(x + at), upper = load<V>(dy + at);
+    Pack<T, V> results;
+    for (int j = 0; j < V; j++) {
+      const S v = (S(values.of[j]) + column.shift[j] - mean) * r;
+      const S dv = normalised_gradient<T>(S(upper.of[j]), v, column.weight[j], column.bias[j], norm.silu);
+      const S result = r * (dv * column.weight[j] - first - v * second);
+      results.of[j] = T(result), of_dx[j] += result;
+    }
+    store<V>(dx + at, results);
+  });
+  column.over_rows(of_dx);
+  if (column.row == 0)
+    for (int j = 0; j < V; j++) dshift[target + j] = T(of_dx[j]);
+}
+
 inline Norm norm_of(const Tensor& x, const Optional& shift, const Tensor& weight, const Tensor& bias, int64_t groups,
                     bool silu) {
-  return {x.size(1), x.size(2) * x.size(3), groups, x.size(1) / groups, is_channels_last(x),
-          shift && shift->size(0) == 1, weight.size(0) == 1, bias.size(0) == 1, silu};
+  return {x.size(1), x.size(2) * x.size(3), groups, x.size(1) / groups, shift && shift->size(0) == 1,
+          weight.size(0) == 1, bias.size(0) == 1, silu, 0, 0};
+}
+
+// How many channels a thread takes of channels_last: 8 of 16 bits, 4 or 1. It also sets lanes and rows. 0: use NCHW.
+template <typename T> int channels_of_a_thread(Norm& norm, std::initializer_list<const void*> addresses) {
+  int64_t wide = norm.per_group;  // channels of a block: groups until a row is two sectors of memory
+  while (norm.channels % (2 * wide) == 0 && wide * sizeof(T) < 64) wide *= 2;
+  int each = 1;
+  for (int more : {4, 8})
+    if (norm.per_group % more == 0 && more * sizeof(T) <= 16 && aligned(addresses, more * sizeof(T))) each = more;
+  if (wide / each > kThreads) return 0;
+  norm.lanes = int(wide / each), norm.rows = 1;
+  while (2 * norm.rows * norm.lanes <= kThreads) norm.rows *= 2;
+  return each;
+}
+
+// Calls run(std::integral_constant V) for V = each, 1 if it is 0.
+template <typename T, typename F> void with_width(int each, F run) {
+  if constexpr (sizeof(T) == 2)
+    if (each == 8) return run(std::integral_constant<int, 8>());
+  if constexpr (sizeof(T) <= 4)
+    if (each == 4) return run(std::integral_constant<int, 4>());
+  run(std::integral_constant<int, 1>());
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x, const Optional& shift, const Tensor& weight,
                                                    const Tensor& bias, int64_t groups, double eps, bool silu) {
   const c10::cuda::CUDAGuard guard(x.device());
   const auto type = x.scalar_type();
-  const Tensor in = x.contiguous(layout_of(x));
+  Tensor in = x.contiguous(layout_of(x)), y = at::empty_like(in), mean = at::empty({x.size(0), groups}, x.options());
+  Tensor rstd = at::empty_like(mean);
   const Optional shifts = dense(shift, type), weights = dense(weight, type), biases = dense(bias, type);
-  Tensor y = like(x, x.size(2), x.size(3)), mean = at::empty({x.size(0), groups}, x.options()), rstd = at::empty_like(mean);
+  Norm norm = norm_of(x, shift, weight, bias, groups, silu);
   STYLEGAN_DI_DISPATCH(type, [&] {
-    norm_kernel<scalar_t, compute_t<scalar_t>><<<int(x.size(0) * groups), kThreads, 0, stream()>>>(
-        y.mutable_data_ptr<scalar_t>(), mean.mutable_data_ptr<scalar_t>(), rstd.mutable_data_ptr<scalar_t>(),
-        in.const_data_ptr<scalar_t>(), data_or_null<scalar_t>(shifts), data_or_null<scalar_t>(weights),
-        data_or_null<scalar_t>(biases), eps, norm_of(x, shift, weight, bias, groups, silu));
+    using S = compute_t<scalar_t>;
+    const Affine<scalar_t> affine{data_or_null<scalar_t>(shifts), data_or_null<scalar_t>(weights),
+                                  data_or_null<scalar_t>(biases)};
+    const auto addresses = {in.const_data_ptr(), static_cast<const void*>(y.const_data_ptr())};
+    const int each = is_channels_last(in) ? channels_of_a_thread<scalar_t>(norm, addresses) : 0;
+    if (!each) in = in.contiguous(), y = at::empty_like(in);
+    auto run = [&](auto kernel, int64_t grid, int threads) {
+      kernel<<<int(grid), threads, 0, stream()>>>(y.mutable_data_ptr<scalar_t>(), mean.mutable_data_ptr<scalar_t>(),
+                                                  rstd.mutable_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(),
+                                                  affine, eps, norm);
+    };
+    if (!each) return run(norm_kernel<scalar_t, S>, x.size(0) * groups, kThreads);
+    with_width<scalar_t>(each, [&](auto width) {
+      run(norm_last_kernel<scalar_t, S, width>, x.size(0) * x.size(1) / (norm.lanes * each), norm.lanes * norm.rows);
+    });
   });
   check_launch();
-  return {y, mean, rstd};
-}
-
-template <typename T, typename S>
-__global__ void norm_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, const T* dy, const T* x, const T* shift,
-                                 const T* weight, const T* bias, double eps, Norm norm) {
-  const int64_t n = blockIdx.x / norm.groups, g = blockIdx.x % norm.groups, size = norm.per_group * norm.pixels;
-  const T* shifts = shift ? shift + (norm.one_shift ? 0 : n) * norm.channels : nullptr;
-  const T *weights = weight + (norm.one_weight ? 0 : n) * norm.channels,
-          *biases = bias + (norm.one_bias ? 0 : n) * norm.channels;
-  int64_t i, c;
-  S sum = 0;  // mean and rstd anew: those that were kept are rounded to T
-  auto value = [&](int64_t k) {
-    i = norm.locate(n, g, k, c);
-    return S(x[i]) + (shifts ? S(shifts[c]) : S(0));
-  };
-  for (int64_t k = threadIdx.x; k < size; k += kThreads) sum += value(k);
-  const S mean = block_sum(sum) / S(size);
-  sum = 0;
-  for (int64_t k = threadIdx.x; k < size; k += kThreads) {
-    const S centred = value(k) - mean;
-    sum += centred * centred;
-  }
-  const S r = S(1) / sqrt(block_sum(sum) / S(size) + S(eps));
-  auto gradient = [&](S normalised) {
-    const S up = S(dy[i]);
-    return norm.silu ? up * derivative(Act::swish, normalised * S(weights[c]) + S(biases[c]), S(0)) : up;
-  };
-  S first = 0, second = 0;
-  for (int64_t channel = g * norm.per_group; channel < (g + 1) * norm.per_group; channel++) {
-    S of_dv = 0, of_product = 0;
-    for (int64_t p = threadIdx.x; p < norm.pixels; p += kThreads) {
-      const int64_t local = channel - g * norm.per_group;
-      const S normalised = (value(norm.last ? p * norm.per_group + local : local * norm.pixels + p) - mean) * r;
-      const S dv = gradient(normalised);
-      of_dv += dv, of_product += dv * normalised;
-    }
-    of_dv = block_sum(of_dv), of_product = block_sum(of_product);
-    first += of_dv * S(weights[channel]), second += of_product * S(weights[channel]);
-    if (threadIdx.x == 0) {
-      dbias[n * norm.channels + channel] = T(of_dv);
-      dweight[n * norm.channels + channel] = T(of_product);
-    }
-  }
-  first /= S(size), second /= S(size);
-  for (int64_t channel = g * norm.per_group; channel < (g + 1) * norm.per_group; channel++) {
-    S of_dx = 0;
-    for (int64_t p = threadIdx.x; p < norm.pixels; p += kThreads) {
-      const int64_t local = channel - g * norm.per_group;
-      const S normalised = (value(norm.last ? p * norm.per_group + local : local * norm.pixels + p) - mean) * r;
-      const S result = r * (gradient(normalised) * S(weights[c]) - first - normalised * second);
-      dx[i] = T(result);
-      of_dx += result;
-    }
-    of_dx = block_sum(of_dx);
-    if (threadIdx.x == 0) dshift[n * norm.channels + channel] = T(of_dx);
-  }
+  return {y.contiguous(layout_of(x)), mean, rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_grad(const Tensor& dy, const Tensor& x, const Optional& shift,
@@ -419,21 +659,35 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_grad(const Tensor& dy
                                                                 double eps, bool silu) {
   const c10::cuda::CUDAGuard guard(x.device());
   const auto type = x.scalar_type();
-  const Tensor in = x.contiguous(layout_of(x)), upper = dy.contiguous(layout_of(x));
+  Tensor in = x.contiguous(layout_of(x)), upper = dy.contiguous(layout_of(x)), dx = at::empty_like(in);
+  const Tensor near = mean.to(type).contiguous();
   const Optional shifts = dense(shift, type), weights = dense(weight, type), biases = dense(bias, type);
-  Tensor dx = like(x, x.size(2), x.size(3)), dshift = at::empty({x.size(0), x.size(1)}, x.options());
+  Tensor dshift = at::empty({x.size(0), x.size(1)}, x.options());
   Tensor dweight = at::empty_like(dshift), dbias = at::empty_like(dshift);
+  Norm norm = norm_of(x, shift, weight, bias, groups, silu);
   STYLEGAN_DI_DISPATCH(type, [&] {
-    norm_grad_kernel<scalar_t, compute_t<scalar_t>><<<int(x.size(0) * groups), kThreads, 0, stream()>>>(
-        dx.mutable_data_ptr<scalar_t>(), dshift.mutable_data_ptr<scalar_t>(), dweight.mutable_data_ptr<scalar_t>(),
-        dbias.mutable_data_ptr<scalar_t>(), upper.const_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(),
-        data_or_null<scalar_t>(shifts), data_or_null<scalar_t>(weights), data_or_null<scalar_t>(biases), eps,
-        norm_of(x, shift, weight, bias, groups, silu));
+    using S = compute_t<scalar_t>;
+    const Affine<scalar_t> affine{data_or_null<scalar_t>(shifts), data_or_null<scalar_t>(weights),
+                                  data_or_null<scalar_t>(biases)};
+    const auto addresses = {in.const_data_ptr(), upper.const_data_ptr(), static_cast<const void*>(dx.const_data_ptr())};
+    const int each = is_channels_last(in) ? channels_of_a_thread<scalar_t>(norm, addresses) : 0;
+    if (!each) in = in.contiguous(), upper = upper.contiguous(), dx = at::empty_like(in);
+    auto run = [&](auto kernel, int64_t grid, int threads, auto... last) {
+      kernel<<<int(grid), threads, 0, stream()>>>(
+          dx.mutable_data_ptr<scalar_t>(), dshift.mutable_data_ptr<scalar_t>(), dweight.mutable_data_ptr<scalar_t>(),
+          dbias.mutable_data_ptr<scalar_t>(), upper.const_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(), last...,
+          affine, eps, norm);
+    };
+    if (!each) return run(norm_grad_kernel<scalar_t, S>, x.size(0) * groups, kThreads);
+    with_width<scalar_t>(each, [&](auto width) {
+      run(norm_last_grad_kernel<scalar_t, S, width>, x.size(0) * x.size(1) / (norm.lanes * each),
+          norm.lanes * norm.rows, near.const_data_ptr<scalar_t>());
+    });
   });
   check_launch();
   if (weight.size(0) == 1) dweight = dweight.sum({0}, true);
   if (bias.size(0) == 1) dbias = dbias.sum({0}, true);
-  return {dx, dshift, dweight, dbias};
+  return {dx.contiguous(layout_of(x)), dshift, dweight, dbias};
 }
 
 }  // namespace stylegan_di

@@ -1,0 +1,201 @@
+"""A training step as one CUDA graph, which spares the CPU the launch of thousands of kernels (--cuda-graph).
+
+Early steps run as usual. Then one step notes which random numbers it draws, and the next is captured. From there on the
+CPU draws the same kinds of numbers for each step, copies them to where the captured step reads them, and replays it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.journal.journal import Journal
+from stylegan_di.random import SampleRandom
+from stylegan_di.torch_utils import distributed
+from stylegan_di.training.batch import Batch
+from stylegan_di.training.methods.base import Method
+
+USUAL_STEPS = 2  # before the one whose draws are noted: libraries choose their algorithms, Adam makes its moments
+
+
+def hindrance(method: Method) -> str:
+    """Says why a method's steps cannot be one CUDA graph; '' if they can."""
+    if method.device.type != "cuda":
+        return f"it runs on {method.device}, not on a GPU"
+    if distributed.world_size() > 1:
+        return "several processes exchange gradients in it"
+    if method.config.compile:
+        return "--compile=true makes graphs of its own"
+    return method.hinders_graph()
+
+
+def wanted(method: Method) -> bool:
+    """Whether steps are to be CUDA graphs, as --cuda-graph says.
+
+    Raises:
+        UserError: if they must be and cannot.
+    """
+    if method.config.cuda_graph == "false":
+        return False
+    why = hindrance(method)
+    if why and method.config.cuda_graph == "true":
+        raise UserError(f"--cuda-graph=true: a step cannot be one CUDA graph, because {why}; leave the option out")
+    return not why
+
+
+def header(method: Method) -> list[tuple[str, str]]:
+    """A line of a run's header on a GPU."""
+    if method.device.type != "cuda":
+        return []
+    if wanted(method):
+        return [("steps", "one CUDA graph")]
+    return [("steps", f"launched kernel by kernel, because {hindrance(method) or '--cuda-graph=false'}")]
+
+
+@dataclass
+class Draws:
+    """The random numbers of a step, in tensors that stay where they are."""
+
+    #: Purpose, chunk, and each draw: the method of SampleRandom, its arguments, and the tensor.
+    streams: list[tuple[str, range, list[tuple[str, tuple[int, ...], Tensor]]]] = field(default_factory=list)
+    given: int = 0  # streams given out again in the present step; those that a step draws first are new
+
+    def batch(self, like: Batch) -> Batch:
+        """Returns a batch that gives these numbers out in the order in which they were first drawn."""
+        self.given = 0
+        return _DrawnBatch(like.seed, like.nimg, like.size, like.chunks, like.device, self)
+
+    def refill(self, batch: Batch) -> None:
+        """Draws all numbers anew, as a step on this batch would."""
+        for purpose, chunk, draws in self.streams:
+            random = batch.random(purpose, chunk)
+            for name, arguments, target in draws:
+                target.copy_(getattr(random, name)(*arguments))
+
+
+@dataclass(frozen=True)
+class _DrawnBatch(Batch):
+    draws: Draws
+
+    def random(self, purpose: str, chunk: range) -> SampleRandom:
+        draws = self.draws
+        if draws.given == len(draws.streams):
+            draws.streams.append((purpose, chunk, []))
+        known, its_chunk, drawn = draws.streams[draws.given]
+        if (known, its_chunk) != (purpose, chunk):
+            raise RuntimeError(f"the step draws {purpose} where it drew {known} before")
+        draws.given += 1
+        return _DrawnRandom(SampleRandom(self.seed, purpose, self.nimg, chunk, self.device), drawn)
+
+
+class _DrawnRandom(SampleRandom):
+    def __init__(self, own: SampleRandom, drawn: list[tuple[str, tuple[int, ...], Tensor]]) -> None:
+        self.device, self.streams = own.device, own.streams
+        self.drawn, self.given = drawn, 0
+
+    def _next(self, name: str, arguments: tuple[int, ...]) -> Tensor:
+        if self.given == len(self.drawn):
+            self.drawn.append((name, arguments, getattr(SampleRandom, name)(self, *arguments)))
+        known, its_arguments, tensor = self.drawn[self.given]
+        if (known, its_arguments) != (name, arguments):
+            raise RuntimeError(f"the step draws {name}{arguments} where it drew {known}{its_arguments} before")
+        self.given += 1
+        return tensor
+
+    def normal(self, *shape: int) -> Tensor:
+        return self._next("normal", shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return self._next("uniform", shape)
+
+    def integers(self, high: int, *shape: int) -> Tensor:
+        return self._next("integers", (high, *shape))
+
+
+def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
+    """Captures what `run` gives the GPU to do, which is not done yet; returns a function that does it."""
+    torch.cuda.empty_cache()  # the graph has memory of its own
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+class StepGraph:
+    """A method's step that becomes a graph, anew where what a step does changes.
+
+    capture: takes a function that runs the step, returns one that repeats it on the same tensors.
+    """
+
+    def __init__(self, method: Method, capture: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph) -> None:
+        self.method = method
+        self.capture = capture
+        self.failed = False
+        self._forget(None)
+
+    def _forget(self, phase: Any) -> None:
+        self.phase = phase
+        self.steps = 0
+        self.replay: Callable[[], None] | None = None
+        self.draws = Draws()
+        self.journal = Journal()
+        self.rates: list[Tensor] = []
+        self.flags: list[tuple[str, Tensor]] = []
+
+    def step(self, batch: Batch, journal: Journal) -> None:
+        """Does what the method's step does."""
+        state = self.method.state
+        phase = (self.method.phase(), state.returns, batch.size, batch.chunks)
+        if self.failed:
+            return self.method.step(batch, journal)
+        if phase != self.phase:
+            self._forget(phase)
+        groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
+        for group in groups:
+            group["lr"] = float(np.float32(group["lr"]))  # a graph reads it from the GPU, in float32
+        self.steps += 1
+        if self.steps <= USUAL_STEPS:
+            return self.method.step(batch, journal)
+        if self.steps == USUAL_STEPS + 1:
+            return self.method.step(self.draws.batch(batch), journal)
+        if self.replay is None:
+            self.rates = [torch.tensor(group["lr"], device=self.method.device) for group in groups]
+            try:
+                self._capture(batch, groups)
+            except RuntimeError as error:
+                if self.method.config.cuda_graph == "true":
+                    raise
+                self.failed = True
+                journal.say(f"steps are launched kernel by kernel: capturing one failed: {str(error).splitlines()[0]}")
+                return self.method.step(batch, journal)
+        assert self.replay is not None
+        for rate, group in zip(self.rates, groups, strict=True):
+            rate.fill_(group["lr"])
+        self.draws.refill(batch)
+        self.replay()
+        journal.repeat(self.journal)
+        state.undecided += [(state.cur_step, role, flag.clone()) for role, flag in self.flags]
+
+    def _capture(self, batch: Batch, groups: list[dict[str, Any]]) -> None:
+        undecided = self.method.state.undecided
+        before = len(undecided)
+
+        def run() -> None:
+            self.method.step(self.draws.batch(batch), self.journal)
+
+        rates = [group["lr"] for group in groups]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group.update(lr=rate, capturable=True)
+        try:
+            self.replay = self.capture(run)
+        finally:
+            for group, lr in zip(groups, rates, strict=True):
+                group.update(lr=lr, capturable=False)
+            self.flags = [(role, flag) for _, role, flag in undecided[before:]]
+            del undecided[before:]

@@ -1,0 +1,147 @@
+"""Steps as CUDA graphs: the numbers that a graph is given are those of its step, and training stays the same."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from stylegan_di.config import TrainConfig
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.journal.journal import Journal
+from stylegan_di.random import SampleRandom
+from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.training import graphs
+from stylegan_di.training.batch import Batch
+from stylegan_di.training.graphs import USUAL_STEPS, Draws, StepGraph
+from stylegan_di.training.methods.diff_instruct import DiffInstruct
+from tests.tiny import edm_network, gan_networks
+from tools.dev.benchmark_rows import step_of
+
+CPU = torch.device("cpu")
+CUDA = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+
+def batch_at(nimg: int, device: torch.device = CPU) -> Batch:
+    return Batch.of_step(seed=3, nimg=nimg, size=4, batch_gpu=4, rank=0, world_size=1, device=device)
+
+
+def method_of(kind: str, device: torch.device = CPU) -> DiffInstruct:
+    student: Any = OneStepStudent(edm_network(seed=1), 2.5)
+    if kind == "gan":
+        student = StyleGAN2Student(gan_networks()["G"])  # type: ignore[arg-type]
+    teacher, fake_score = EDMTeacher(edm_network(seed=2)), EDMTeacher(edm_network(seed=3))
+    for module in (student, teacher, fake_score):
+        for parameter in module.parameters():
+            if parameter.abs().max() < 1e-3:  # a new network's last layers are zero, and hide all the others
+                torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    return step_of(student, teacher, fake_score, device)
+
+
+def trained(method: DiffInstruct, step: Any, steps: int) -> list[torch.Tensor]:
+    """All trained weights after some steps at a falling rate."""
+    for index in range(steps):
+        for optimizer in method.state.optimizers.values():
+            for group in optimizer.param_groups:
+                group["lr"] = float(torch.tensor(1e-3 / (1 + index)))
+        step(batch_at(method.state.cur_nimg, method.device), Journal((), method.device))
+        method.state.cur_nimg += 4
+        method.state.cur_step += 1
+    return [p.detach().cpu() for network in method.state.networks.values() for p in network.parameters()]
+
+
+def again(run: Any) -> Any:
+    """In place of a CUDA graph: the step's own code, on the tensors that it drew first."""
+    return run
+
+
+@pytest.mark.parametrize("kind", ["gan", "onestep"])
+def test_a_repeated_step_trains_as_usual_steps_do(kind: str) -> None:
+    usual, repeated = method_of(kind), method_of(kind)
+    graph = StepGraph(repeated, again)
+    expected, found = trained(usual, usual.step, 6), trained(repeated, graph.step, 6)
+    assert graph.replay is not None
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["gan", pytest.param("onestep", marks=[])])
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=CUDA)])
+def test_a_cuda_graph_trains_as_usual_steps_do(kind: str, device: str) -> None:
+    where = torch.device(device)
+    usual, repeated = method_of(kind, where), method_of(kind, where)
+    graph = StepGraph(repeated)
+    expected, found = trained(usual, usual.step, 8), trained(repeated, graph.step, 8)
+    assert graph.replay is not None
+    start = [p.detach() for network in method_of(kind).state.networks.values() for p in network.parameters()]
+    for a, b, c in zip(found, expected, start, strict=True):
+        assert float((a - b).norm()) <= 1e-3 * float((b - c).norm()) + 1e-9
+
+
+def test_refilled_draws_are_those_of_the_step() -> None:
+    draws = Draws()
+
+    def drawn(batch: Batch) -> list[torch.Tensor]:
+        first, second = batch.random("z", range(2)), batch.random("noise", range(2, 4))
+        return [first.normal(3), second.uniform(), first.integers(9, 2), first.normal(3)]
+
+    recorded = drawn(draws.batch(batch_at(0)))
+    assert all(torch.equal(a, b) for a, b in zip(recorded, drawn(batch_at(0)), strict=True))
+    draws.refill(batch_at(64))
+    for tensor, kept, expected in zip(drawn(draws.batch(batch_at(64))), recorded, drawn(batch_at(64)), strict=True):
+        assert tensor is kept
+        assert torch.equal(tensor, expected)
+    with pytest.raises(RuntimeError, match="draws other where it drew z before"):
+        draws.batch(batch_at(0)).random("other", range(2))
+    with pytest.raises(RuntimeError, match=r"draws uniform\(\) where it drew normal\(3,\) before"):
+        draws.batch(batch_at(0)).random("z", range(2)).uniform()
+    assert isinstance(draws.batch(batch_at(0)).random("z", range(2)).of(2), SampleRandom)
+
+
+def test_a_new_phase_is_captured_anew() -> None:
+    method, captured = method_of("gan"), []
+
+    def capture(run: Any) -> Any:
+        captured.append(method.state.cur_nimg)
+        return run
+
+    graph = StepGraph(method, capture)
+    trained(method, graph.step, USUAL_STEPS + 3)
+    method.state.returns = 1  # the optimizers' tensors are others after a return to the best snapshot
+    trained(method, graph.step, USUAL_STEPS + 3)
+    assert captured == [4 * (USUAL_STEPS + 1), 4 * (2 * USUAL_STEPS + 4)]
+
+
+def test_a_failed_capture_leaves_usual_steps_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Journal, "say", lambda self, text: said.append(text))
+
+    def capture(run: Any) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    usual, method = method_of("gan"), method_of("gan")
+    expected, found = trained(usual, usual.step, 5), trained(method, StepGraph(method, capture).step, 5)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert said == [
+        "steps are launched kernel by kernel: capturing one failed: operation not permitted when stream is capturing"
+    ]
+
+
+def test_where_steps_can_be_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    method = method_of("gan")
+    assert not graphs.wanted(method)
+    assert graphs.header(method) == []
+    method.config = TrainConfig("di", teacher="made here", cuda_graph="true")
+    with pytest.raises(UserError, match="it runs on cpu, not on a GPU; leave the option out"):
+        graphs.wanted(method)
+    method.device = torch.device("cuda")
+    assert graphs.wanted(method)
+    assert graphs.header(method) == [("steps", "one CUDA graph")]
+    method.config = TrainConfig("di", teacher="made here", compile=True)
+    assert graphs.header(method) == [
+        ("steps", "launched kernel by kernel, because --compile=true makes graphs of its own")
+    ]
+    method.model.network.dropout = 0.1  # type: ignore[assignment]
+    assert method.hinders_graph() == "the student drops activations or labels at random"
+    method.reals = object()  # type: ignore[assignment]
+    assert method.hinders_graph() == "it takes real images"

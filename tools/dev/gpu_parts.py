@@ -1,0 +1,230 @@
+"""The parts of tools/dev/gpu_check.sh that are written in Python; each prints what it measures and writes it as JSON.
+
+    python tools/dev/gpu_parts.py step --json=out/step.json
+    python tools/dev/gpu_parts.py step --device=cpu --tiny
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
+
+from stylegan_di.dnnlib.cli import Device, user_errors
+from stylegan_di.journal.journal import Journal
+from stylegan_di.metrics.inception import Inception
+from stylegan_di.torch_utils.ops import build
+from stylegan_di.torch_utils.ops.reference import reference_kernels
+from stylegan_di.training.graphs import USUAL_STEPS, StepGraph
+from stylegan_di.training.schedule import update_ema
+from tools.dev.benchmark import peak_mib, seconds, write_report
+from tools.dev.benchmark_rows import Step
+
+ROUNDS = 5
+REQUIREMENTS = ("torch", "numpy", "scipy", "click", "pillow", "requests", "safetensors", "pytest", "ninja", "diffusers")
+
+
+def options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every part."""
+    command = click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results here.")(command)
+    command = click.option("--tiny", is_flag=True, help="Small sizes: a rehearsal.")(command)
+    return click.option("--device", type=Device(), default="cuda", show_default=True)(command)
+
+
+def median_seconds(work: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> float:
+    work()
+    return statistics.median(seconds(work, device) for _ in range(rounds))
+
+
+@click.group(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+def main() -> None:
+    torch.backends.cudnn.allow_tf32 = False
+
+
+@main.command(help="Says what the machine is, and how fast it multiplies matrices and copies memory.")
+@options
+@user_errors
+def machine(device: str, tiny: bool, target: Path | None) -> None:
+    where, size = torch.device(device), 256 if tiny else 8192
+    installed = {}
+    for name in REQUIREMENTS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed[name] = importlib.metadata.version(name)
+    found: dict[str, Any] = {"device": device, "python": sys.version.split()[0], "packages": installed}
+    if where.type == "cuda":
+        properties = torch.cuda.get_device_properties(where)
+        found |= {"name": properties.name, "multiprocessors": properties.multi_processor_count,
+                  "GiB": round(properties.total_memory / 2**30), "GPUs": torch.cuda.device_count(),
+                  "cudnn": torch.backends.cudnn.version(), "cuda": torch.version.cuda}  # fmt: skip
+    for dtype in (torch.bfloat16, torch.float32):
+        square = torch.randn([size, size], device=where).to(dtype)
+        took = median_seconds(partial(torch.matmul, square, square), where, 10)
+        found[f"TFLOP/s {dtype}".replace("torch.", "")] = 2 * size**3 / 1e12 / took
+    source = torch.randn([size**2 * 8], device=where)
+    into = torch.empty_like(source)
+    found["copy GB/s"] = 2 * source.nbytes / 1e9 / median_seconds(lambda: into.copy_(source), where, 10)
+    click.echo(json.dumps(found, indent=1))
+    write_report(target, found)
+
+
+@main.command(help="Runs every op forward and backward on its smallest cases: for compute-sanitizer.")
+@options
+@user_errors
+def ops(device: str, tiny: bool, target: Path | None) -> None:
+    from tests.test_ops_kernels import CASES, LAYOUTS, inputs
+
+    words = build.load(torch.device(device).type, may_build=True)
+    click.echo(words)
+    for case in CASES.values():
+        for layout in LAYOUTS:
+            leaves = [t.detach().to(device).requires_grad_() for t in inputs(case, torch.float32, layout)]
+            y = case.function(*leaves)
+            torch.autograd.grad(y.square().sum(), leaves)
+    click.echo(f"{len(CASES)} cases in {len(LAYOUTS)} layouts ran")
+    write_report(target, {"ops": words, "cases": len(CASES)})
+
+
+@main.command(help="Measures whole Diff-Instruct steps at CIFAR-10's configuration in every way to run them.")
+@click.option("--machine", "rates", type=click.Path(path_type=Path), help="The results of the part `machine`.")
+@options
+@user_errors
+def step(device: str, tiny: bool, target: Path | None, rates: Path | None) -> None:
+    where = torch.device(device)
+    ops = build.load(where.type, may_build=True)
+    peak = json.loads(rates.read_text())["TFLOP/s bfloat16"] if rates is not None and rates.exists() else None
+    size, batch = ("small", 2) if tiny else ("cifar", 128)
+    report: dict[str, Any] = {"ops": ops, "batch": batch, "peak": peak, "rows": []}
+
+    def row(name: str, make: Callable[[], Callable[[], object]], work: float, rounds: int = ROUNDS) -> None:
+        try:
+            run = make()
+            took = median_seconds(run, where, rounds)
+            found = {"row": name, "work": work, "images/s": batch / took, "ms": took * 1e3, "TFLOP/s": work / took / 1e12,
+                     "MiB": peak_mib(run, where)}  # fmt: skip
+            if peak is not None:
+                found["share of bf16 peak"] = work / took / 1e12 / peak
+        except Exception as error:  # a way that does not work here leaves the others alone
+            found = {"row": name, "error": f"{type(error).__name__}: {error}"[:500]}
+        report["rows"].append(found)
+        click.echo(json.dumps(found))
+        write_report(target, report)
+
+    autocast = torch.autocast(where.type, torch.bfloat16, cache_enabled=False)
+    def rows_of(kind: str) -> None:
+        ours = Step(kind, batch, where, False, size)
+        with FlopCounterMode(display=False) as counter:
+            ours()
+        work = float(counter.get_total_flops())
+        bf16 = autocast(ours)
+        row(f"{kind}, bf16", lambda: bf16, work)
+        if where.type == "cuda":
+            report[f"kernels of {kind}"] = kernels_of(bf16)
+            row(f"{kind}, bf16, one CUDA graph", partial(graphed, kind, batch, where, size), work)
+            torch.backends.cudnn.benchmark = True
+            row(f"{kind}, bf16, one CUDA graph, cudnn.benchmark", partial(graphed, kind, batch, where, size), work)
+            torch.backends.cudnn.benchmark = False
+        if kind == "StyleGAN2" and not tiny:
+            with reference_kernels(where.type):
+                row(f"{kind}, bf16, ops by reference", lambda: bf16, work)
+            row(f"{kind}, float32", lambda: ours, work, 2)
+        row(f"{kind}, bf16, plain", lambda: autocast(Step(kind, batch, where, True, size)), work, 3)
+    rows_of("StyleGAN2")
+    rows_of("EDM student")
+    if not tiny:
+        row("StyleGAN2, bf16, compiled", lambda: autocast(compiled_step(batch, where, size)), report["rows"][0]["work"])
+
+
+def compiled_step(batch: int, device: torch.device, size: str) -> Step:
+    """A step with a StyleGAN2 as the student whose U-Nets torch.compile has compiled."""
+    step = Step("StyleGAN2", batch, device, False, size)
+    for instruction in step.method.instructions:
+        for network in (instruction.teacher, instruction.fake_score):
+            network.compile_network()
+    return step
+
+
+def kernels_of(run: Callable[[], object], most: int = 25) -> dict[str, float]:
+    """Milliseconds of the GPU's kernels in one call, by name."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        run()
+        torch.cuda.synchronize()
+    times = {entry.key: entry.self_device_time_total / 1e3 for entry in profiler.key_averages()}
+    return {name[:120]: times[name] for name in sorted(times, key=times.__getitem__, reverse=True)[:most]}
+
+
+def graphed(kind: str, batch: int, device: torch.device, size: str) -> Callable[[], object]:
+    """A step as --cuda-graph runs it in a training with --amp=bf16, its random numbers drawn anew each time."""
+    step = Step(kind, batch, device, False, size)
+    step.method.config = replace(step.method.config, amp="bf16", cuda_graph="true")
+    graph = StepGraph(step.method)
+
+    def run() -> None:
+        graph.step(step.batch, Journal())
+        update_ema(step.method.ema, step.method.model, 0.99)
+
+    for _ in range(USUAL_STEPS + 2):
+        run()
+    return run
+
+
+@main.command(help="Measures Inception in float32 and bf16: images a second, and how far its features move.")
+@options
+@user_errors
+def metrics(device: str, tiny: bool, target: Path | None) -> None:
+    where, batch = torch.device(device), 2 if tiny else 256
+    torch.manual_seed(0)
+    network = Inception().to(where).eval().requires_grad_(False).optimized()
+    images = torch.randint(0, 256, [batch, 3, 32, 32], dtype=torch.uint8, device=where)
+    half = torch.autocast(where.type, torch.bfloat16)(network)
+    exact, near = network(images), half(images).float()
+    found = {"images/s float32": batch / median_seconds(lambda: network(images), where),
+             "images/s bf16": batch / median_seconds(lambda: half(images), where),
+             "bf16 differs": float((near - exact).norm() / exact.norm())}  # fmt: skip
+    click.echo(json.dumps(found))
+    write_report(target, found)
+
+
+@main.command(help="Refines the shipped GAN for a few steps with one process, and with two if there are two GPUs.")
+@options
+@user_errors
+def processes(device: str, tiny: bool, target: Path | None) -> None:
+    found: dict[str, Any] = {"GPUs": torch.cuda.device_count()}
+    length, batch = (0.016, 8) if tiny else (12.8, 256)
+    for count in (1, 2):
+        if count > 1 and (device != "cuda" or torch.cuda.device_count() < count):
+            found[str(count)] = "not run: there is one device"
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "train.py", "--kind=di", "--gan-pkl=fashion-gan.pkl", "--metrics=none",
+                       f"--device={device}", f"--gpus={count}", f"--kimg={length}", f"--tick={length / 2}", "--snap=2",
+                       f"--batch={batch}", f"--outdir={folder}"]  # fmt: skip
+            start = time.perf_counter()
+            done = subprocess.run(command, capture_output=True, text=True)
+            found[str(count)] = {"seconds": time.perf_counter() - start, "status": done.returncode,
+                                 "output": (done.stdout + done.stderr)[-3000:]}  # fmt: skip
+    click.echo(json.dumps(found))
+    write_report(target, found)
+    if any(isinstance(result, dict) and result["status"] for result in found.values()):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
