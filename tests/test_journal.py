@@ -5,16 +5,19 @@ from __future__ import annotations
 import io
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
+from stylegan_di import preflight
 from stylegan_di.dnnlib.logger import Logger
 from stylegan_di.journal.clock import Clock
 from stylegan_di.journal.journal import Journal
 from stylegan_di.journal.resources import resources
-from stylegan_di.journal.sinks import Console
+from stylegan_di.journal.sinks import Console, Sink
+from stylegan_di.training import launch
 from tests.test_resume import commands, invoke, lines
 from tests.test_train import LINEAGE
 from tests.tiny import save_files
@@ -143,12 +146,32 @@ def test_sinks_learn_how_a_run_ended(tmp_path: Path) -> None:
     assert endings == ["complete", "too late", "KeyboardInterrupt"]
 
 
-def test_a_denoisers_statistics_have_edms_names(tmp_path: Path) -> None:
-    """The loss is a mean over pixels, as EDM's is."""
+def test_a_denoisers_statistics_have_edms_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is a mean over pixels, as EDM's is; and a tracker that was asked for is told all of it."""
+    told: list[str] = []
+
+    class Tracker(Sink):
+        def scalars(self, values: Mapping[str, Mapping[str, float]]) -> None:
+            told.append(f"kimg {values['Progress/kimg']['mean']:g}")
+
+        def images(self, name: str, images: torch.Tensor, columns: int) -> None:
+            told.append(name)
+
+        def snapshot(self) -> None:
+            told.append("snapshot")
+
+        def close(self, ending: str) -> None:
+            told.append(ending)
+
+    monkeypatch.setitem(launch.TRACKERS, "wandb", Tracker)
+    monkeypatch.setattr(preflight, "find_spec", lambda package: package)
     (tmp_path / "files").mkdir()
-    assert invoke(*commands(save_files(tmp_path / "files"))["edm"], f"--outdir={tmp_path / 'runs'}").exit_code == 0
+    arguments = commands(save_files(tmp_path / "files"))["edm"]
+    assert invoke(*arguments, "--track=wandb", f"--outdir={tmp_path / 'runs'}").exit_code == 0
     (folder,) = (tmp_path / "runs").iterdir()
     first, *_ = lines(folder / "stats.jsonl")
     theirs = {name for name in LINEAGE if name.startswith("Progress/")} | {"Loss/loss"}
     assert theirs <= first.keys()
     assert first["Loss/loss"]["mean"] == pytest.approx(65.8436461687088 / 64, rel=2e-3)  # of 8x8 pixels
+    begun, ended = ["fakes_init", "reals", "snapshot"], ["fakes000000", "snapshot", "complete"]
+    assert told == [*begun, "kimg 0.016", "kimg 0.032", *ended]

@@ -72,6 +72,8 @@ VERDICTS: dict[str, tuple[dict[str, Any], str, str, str]] = {
                  "Measured after 2 kimg: fd_fashion stayed at 10."),
     "higher is better": (dict(recall=[0.2, 0.4, 0.5], metrics=("pr_fashion",)), "", "neutral",
                          "Measured after 4 kimg: pr_fashion_precision stayed at 0.8."),
+    "no number": (dict(fd=[10.0, float("nan")], metrics=("fd_fashion",)), "", "bad",
+                  "Worse after 2 kimg: fd_fashion went from 10 to nan."),
     "begun": (dict(fd=[10.0]), "", "neutral", "Training has begun; fd_fashion is measured at each snapshot."),
     "no metrics": (dict(metrics=()), "", "neutral",
                    "No metric was measured (--metrics=none): the pictures are all there is to judge by."),
@@ -112,6 +114,21 @@ def test_a_long_run_has_a_page_of_bounded_size(tmp_path: Path) -> None:
     moments = [moment["kimg"] for moment in contents(folder)["pictures"]]
     assert len(moments) == 9
     assert (moments[0], moments[1], moments[-1]) == (0, 2, 105)
+
+
+def test_a_metric_that_was_asked_for_later_has_no_value_before(tmp_path: Path) -> None:
+    """And lines that somebody else wrote do no harm."""
+    folder = make_run(tmp_path, metrics=("fd_fashion",))
+    path = folder / "metric-fd_fashion.jsonl"
+    lines = [json.dumps({"results": results, "snapshot_pkl": "network-snapshot-000001.pkl"}) for results in ("x", {})]
+    path.write_text("\n".join(lines + path.read_text().splitlines()[1:]))
+    with open(folder / "stats.jsonl", "a") as file:
+        file.write('\n{"Loss/x": 3, "Loss/y": {"mean": "z"}}\n')
+    found = contents(folder)
+    assert found["figures"] == [{"name": "fd_fashion", "before": None, "now": 14.0}]
+    assert found["verdict"] == (
+        "Worse after 4 kimg: fd_fashion rose from 12.5 to 14 since kimg 2, where it was measured first."
+    )
 
 
 def test_options_that_were_given_come_first(tmp_path: Path) -> None:

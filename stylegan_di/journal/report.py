@@ -90,7 +90,7 @@ class Report(Sink):
 def page(found: Mapping[str, Any]) -> str:
     """Returns the page of what `contents` returned."""
     parts = {path.name: path.read_text(encoding="utf-8") for path in (zoo.ASSETS / "report").iterdir()}
-    parts["data.json"] = json.dumps(found).replace("<", "\\u003c")  # a text in it cannot end its element
+    parts["data.json"] = json.dumps(found, allow_nan=False).replace("<", "\\u003c")  # a text in it cannot end its element
     return re.sub(r"\{\{([\w.-]+)\}\}", lambda match: parts[match[1]], parts["page.html"])
 
 
@@ -169,14 +169,25 @@ def measurements(folder: Path, metrics: Sequence[str]) -> Measured:
     for metric in metrics:
         for row in rows(folder / f"metric-{metric}.jsonl"):
             kimg = re.search(r"(\d+)\.\w+$", str(row.get("snapshot_pkl")))
-            figures = {str(name): float(value) for name, value in dict(row.get("results") or {}).items()}
-            found.setdefault(metric, []).append((float(kimg[1]) if kimg else 0.0, figures))
+            results = row.get("results")
+            figures = _numbers(results) if isinstance(results, dict) else {}
+            if figures:
+                found.setdefault(metric, []).append((float(kimg[1]) if kimg else 0.0, figures))
     return found
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+
+
+def _before(series: Sequence[tuple[float, dict[str, float]]]) -> dict[str, float]:
+    """The figures before training; none where the metric was asked for later."""
+    return series[0][1] if series[0][0] == 0 else {}
 
 
 def _mean(row: Mapping[str, Any], name: str) -> float | None:
     value = row.get(name)
-    return float(value["mean"]) if isinstance(value, dict) else None
+    return _numbers(value).get("mean") if isinstance(value, dict) else None
 
 
 def _speed(row: Mapping[str, Any]) -> float | None:
@@ -198,42 +209,45 @@ def judge(options: Mapping[str, Any], measured: Measured, kimg: float, trouble: 
         return tone, "No metric was measured (--metrics=none): the pictures are all there is to judge by." + early
     first = options["metrics"][0]
     series = measured.get(first, [])
-    if len(series) < 2:
+    name = next(iter(series[-1][1])) if series else first
+    values = [(at, figures[name]) for at, figures in series if name in figures]
+    if len(values) < 2:
         return tone, f"Training has begun; {first} is measured at each snapshot." + early
-    name = next(iter(series[0][1]))
-    values = [(at, figures[name]) for at, figures in series]
-    (_, before), (at, now) = values[0], values[-1]
+    (start, before), (at, now) = values[0], values[-1]
     kimg = kimg if round(kimg) == at else at
-    course = f"{name} {_course(before, now)}"
-    best_kimg, best = values[1]
-    for moment, value in values[2:]:
-        if is_better(first, value, best):
-            best_kimg, best = moment, value
-    if best != now:
-        course += f" (its best was {_short(best)}, at kimg {best_kimg:g})"
+    since = f" since kimg {start:g}, where it was measured first" if start else ""
+    course = f"{name} {_course(before, now)}{since}"
+    best = values[1]
+    for each in values[2:]:
+        if is_better(first, each[1], best[1]):
+            best = each
+    if best is not values[-1] and best[1] != now:
+        course += f" (its best was {_short(best[1])}, at kimg {best[0]:g})"
     for figure, old, new in _others(measured, first):
         if figure.endswith("recall"):
             course += f", {figure} {_course(old, new)}"
     judges = described(first).higher_is_better is not None and before != now
     better = judges and is_better(first, now, before)
     word = ("Better" if better else "Worse") if judges else "Measured"
-    advice = " Take network-best." if judges and not better and is_better(first, best, before) else ""
+    advice = " Take network-best." if judges and not better and is_better(first, best[1], before) else ""
     if judges and not trouble:
         tone = "good" if better else "bad"
     return tone, f"{word} after {kimg:g} kimg: {course}.{advice}{early}"
 
 
 def _course(old: float, new: float) -> str:
-    verb = "fell" if new < old else "rose" if new > old else "stayed"
-    return f"{verb} from {_short(old)} to {_short(new)}" if new != old else f"stayed at {_short(new)}"
+    if new == old:
+        return f"stayed at {_short(new)}"
+    verb = "fell" if new < old else "rose" if new > old else "went"  # to no number
+    return f"{verb} from {_short(old)} to {_short(new)}"
 
 
 def _others(measured: Measured, first: str) -> Iterator[tuple[str, float, float]]:
     for metric, series in measured.items():
         if metric != first and len(series) > 1:
             for name, value in series[-1][1].items():
-                if name in series[0][1]:
-                    yield name, series[0][1][name], value
+                if name in _before(series):
+                    yield name, _before(series)[name], value
 
 
 def _short(value: float) -> str:
@@ -251,9 +265,10 @@ def _figures(measured: Measured) -> list[dict[str, Any]]:
     found = []
     for metric, series in measured.items():
         for name in series[-1][1]:
-            before, now = series[0][1].get(name), series[-1][1][name]
-            row: dict[str, Any] = {"name": name, "before": _number(before), "now": _number(now) if series[1:] else None}
-            judged = series[1:] and described(metric).higher_is_better is not None and not name.endswith("_std")
+            before, now = _before(series).get(name), series[-1][1][name]
+            trained = series[-1][0] > 0 or len(series) > 1
+            row: dict[str, Any] = {"name": name, "before": _number(before), "now": _number(now) if trained else None}
+            judged = trained and described(metric).higher_is_better is not None and not name.endswith("_std")
             if judged and before is not None and before != now:
                 row["better"] = is_better(metric, now, before)
             found.append(row)
