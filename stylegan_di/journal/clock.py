@@ -70,7 +70,7 @@ class Clock:
         seconds, images = self._training(nimg)
         rate = images / seconds if seconds >= LEAST_SECONDS else self._rate
         speed = f"{rate:.3g} images/s, " if rate else ""
-        done = f"kimg {nimg / 1000:.1f} of {self._total_nimg / 1000:g}, {100 * nimg // self._total_nimg} %"
+        done = f"kimg {nimg / 1000:.1f} of {self._total_nimg / 1000:g}, {min(100 * nimg // self._total_nimg, 100)} %"
         return f"{done}, {speed}{self._left(nimg)} left"
 
     def _training(self, nimg: int) -> tuple[float, int]:
