@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -98,7 +99,10 @@ def test_wandb_keeps_a_run_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     sink.close("complete")
     (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     identity = json.loads((tmp_path / "run" / "wandb.json").read_text())["id"]
-    assert (folder / f"run-{identity}.wandb").stat().st_size > 1000
+    until = time.monotonic() + 60  # another process of wandb's writes the file
+    while (folder / f"run-{identity}.wandb").stat().st_size < 1000:
+        assert time.monotonic() < until
+        time.sleep(0.1)
     assert len(list(folder.glob("files/media/images/fakes_*.png"))) == 2
 
 
@@ -110,6 +114,25 @@ def test_a_tracker_that_cannot_start_is_a_users_error(tmp_path: Path, monkeypatc
     monkeypatch.setattr("stylegan_di.journal.trackers.WandB.start", refuses)
     with pytest.raises(UserError, match=r"--track=wandb: it cannot be started \(RuntimeError: no API key\); log in"):
         TRACKERS["wandb"](tmp_path)
+
+
+def test_a_tracker_that_fails_later_does_not_end_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Broken:
+        def log(self, values: Any) -> None:
+            raise ConnectionError("no route")
+
+        finish = log
+
+    (tmp_path / "training_options.json").write_text("{}")
+    monkeypatch.setattr("stylegan_di.journal.trackers.Trackio.start", lambda *_: Broken())
+    sink = TRACKERS["trackio"](tmp_path)
+    for kimg in (1.0, 2.0):
+        sink.scalars({"Progress/kimg": {"mean": kimg}})
+    sink.close("complete")
+    line = "--track=trackio: it does not take reports (ConnectionError: no route); the training goes on without it\n"
+    assert capsys.readouterr().err == line
 
 
 def test_trackio_keeps_a_run_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

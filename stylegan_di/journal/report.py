@@ -90,7 +90,8 @@ class Report(Sink):
 def page(found: Mapping[str, Any]) -> str:
     """Returns the page of what `contents` returned."""
     parts = {path.name: path.read_text(encoding="utf-8") for path in (zoo.ASSETS / "report").iterdir()}
-    parts["data.json"] = json.dumps(found, allow_nan=False).replace("<", "\\u003c")  # a text in it cannot end its element
+    text = json.dumps(found, allow_nan=False)
+    parts["data.json"] = text.replace("<", "\\u003c")  # no text in it can end its element
     return re.sub(r"\{\{([\w.-]+)\}\}", lambda match: parts[match[1]], parts["page.html"])
 
 

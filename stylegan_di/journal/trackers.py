@@ -10,7 +10,8 @@ import json
 import os
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +19,27 @@ from PIL import Image
 from torch import Tensor
 
 from stylegan_di.dnnlib.untrusted import Budget, brief, open_untrusted, read_json, untrusted
-from stylegan_di.dnnlib.util import UserError, atomic_write
+from stylegan_di.dnnlib.util import UserError, atomic_write, say
 from stylegan_di.images import tile
 from stylegan_di.journal.sinks import Sink
 
 PROJECT = "stylegan-di"
 KIMG = "Progress/kimg"
+MAX_IDENTITY = 1000  # bytes of its file
 
 
 class Tracker(Sink, ABC):
-    """Logs means of statistics, metrics as Metrics/<name>, and grids of images, each with its kimg."""
+    """Logs means of statistics, metrics as Metrics/<name>, and grids of images, each with its kimg.
+
+    A tracker that fails later on, as without a connection, does not end the training: a line says so once.
+    """
 
     name: str  # of the package
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self._kimg = 0.0
+        self._has_failed = False
         options = json.loads((folder / "training_options.json").read_text(encoding="utf-8"))
         try:
             self.run: Any = self.start(options, identity(folder / f"{self.name}.json"))
@@ -51,8 +57,26 @@ class Tracker(Sink, ABC):
     def picture(self, image: Image.Image) -> Any:
         """Wraps an image for `log`."""
 
+    @abstractmethod
+    def finish(self, ending: str) -> None:
+        """Ends the tracker's run."""
+
     def log(self, values: Mapping[str, Any]) -> None:
-        self.run.log({**values, KIMG: self._kimg})
+        with self._goes_on():
+            self.run.log({**values, KIMG: self._kimg})
+
+    def close(self, ending: str) -> None:
+        with self._goes_on():
+            self.finish(ending)
+
+    @contextmanager
+    def _goes_on(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # see above
+            if not self._has_failed:
+                say(f"--track={self.name}: it does not take reports ({brief(error)}); the training goes on without it")
+            self._has_failed = True
 
     def scalars(self, values: Mapping[str, Mapping[str, float]]) -> None:
         self._kimg = values[KIMG]["mean"]
@@ -89,7 +113,7 @@ class WandB(Tracker):
 
         return wandb.Image(image)
 
-    def close(self, ending: str) -> None:
+    def finish(self, ending: str) -> None:
         self.run.summary["ending"] = ending
         self.run.finish(exit_code=int(ending != "complete"))
 
@@ -111,7 +135,7 @@ class Trackio(Tracker):
 
         return trackio.Image(image)
 
-    def close(self, ending: str) -> None:
+    def finish(self, ending: str) -> None:
         self.run.finish()
 
 
@@ -119,9 +143,8 @@ def identity(path: Path) -> str:
     """Returns what a run is known by to a tracker: that in the run's file, which is written if it is not there."""
     if not path.exists():
         atomic_write(path, (json.dumps({"id": uuid.uuid4().hex[:8]}) + "\n").encode())
-    with untrusted(str(path), remedy="Remove it: the tracker then begins a new run."), open_untrusted(path, 1000) as (
-        file, size,
-    ):  # fmt: skip
+    remedy = "Remove it: the tracker then begins a new run."
+    with untrusted(str(path), remedy=remedy), open_untrusted(path, MAX_IDENTITY) as (file, size):
         found = str(read_json(file.read(), Budget(size))["id"])
         if not found.isalnum():
             raise ValueError(f"id={found[:40]}")
