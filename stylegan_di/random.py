@@ -7,8 +7,11 @@ the CPU, so they are equal on every device.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -16,6 +19,8 @@ from torch import Tensor
 
 from stylegan_di.torch_utils.copies import to_device
 
+WORKERS = min(4, os.cpu_count() or 1)  # threads that draw numbers for a GPU
+WORTH_THREADS = 2**14  # from so many numbers on
 
 def stream(seed: int, purpose: str, nimg: int = 0, index: int = 0) -> np.random.Generator:
     """Returns the random stream of one key (counter-based Philox, keyed by a hash)."""
@@ -51,15 +56,35 @@ class SampleRandom:
 
     def normal(self, *shape: int) -> Tensor:
         """Draws standard normal numbers [n, *shape], float32."""
-        return self._stack([s.standard_normal(shape, dtype=np.float32) for s in self.streams])
+        return self._filled(shape, lambda stream, row: stream.standard_normal(dtype=np.float32, out=row))
 
     def uniform(self, *shape: int) -> Tensor:
         """Draws uniform numbers in [0, 1), [n, *shape], float32."""
-        return self._stack([s.random(shape, dtype=np.float32) for s in self.streams])
+        return self._filled(shape, lambda stream, row: stream.random(dtype=np.float32, out=row))
 
     def integers(self, high: int, *shape: int) -> Tensor:
         """Draws uniform integers in [0, high), [n, *shape], int64."""
-        return self._stack([s.integers(high, size=shape) for s in self.streams])
+        rows = np.stack([np.asarray(stream.integers(high, size=shape)) for stream in self.streams])
+        return to_device(torch.from_numpy(rows), self.device)
 
-    def _stack(self, rows: Sequence[np.ndarray | np.generic | float | int]) -> Tensor:
-        return to_device(torch.from_numpy(np.stack([np.asarray(row) for row in rows])), self.device)
+    def _filled(self, shape: tuple[int, ...], draw: Callable[[np.random.Generator, np.ndarray], object]) -> Tensor:
+        """Lets each stream fill its row, float32; threads share the work where a GPU waits for it."""
+        on_gpu = self.device.type == "cuda"
+        numbers = torch.empty([len(self), *shape], pin_memory=on_gpu)
+        rows = numbers.numpy().reshape(len(self), -1)
+
+        def fill(first: int) -> None:
+            for index in range(first, len(self), workers):
+                draw(self.streams[index], rows[index])
+
+        workers = WORKERS if on_gpu and rows.size >= WORTH_THREADS else 1
+        if workers == 1:
+            fill(0)
+        else:
+            list(_pool().map(fill, range(workers)))
+        return to_device(numbers, self.device)
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(WORKERS)

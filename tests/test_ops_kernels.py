@@ -162,7 +162,7 @@ def test_operators(name: str, layout: torch.memory_format, monkeypatch: pytest.M
     y = case.function(*inputs(case, torch.float32, layout))
     y.square().sum().backward()
     monkeypatch.undo()
-    checked = {}
+    checked: dict[Any, Any] = {}
     for overload, args in calls:
         checked[overload] = [
             a.detach().clone().requires_grad_(a.requires_grad) if isinstance(a, Tensor) else a for a in args

@@ -1,7 +1,8 @@
 """A training step as one CUDA graph, which spares the CPU the launch of thousands of kernels (--cuda-graph).
 
 Early steps run as usual. Then one step notes which random numbers it draws, and the next is captured. From there on the
-CPU draws the same kinds of numbers for each step, copies them to where the captured step reads them, and replays it.
+CPU draws the same kinds of numbers for each step, loads its real images if it has any, copies both to where the
+captured step reads them, and replays it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
 from stylegan_di.random import SampleRandom
 from stylegan_di.torch_utils import distributed
-from stylegan_di.training.batch import Batch
+from stylegan_di.training.batch import Batch, RealImages, Reals, Samples
 from stylegan_di.training.methods.base import Method
 
 USUAL_STEPS = 2  # before the one whose draws are noted: libraries choose their algorithms, Adam makes its moments
@@ -94,6 +95,10 @@ class _DrawnBatch(Batch):
         return _DrawnRandom(SampleRandom(self.seed, purpose, self.nimg, chunk, self.device), drawn)
 
 
+    def seed_dropout(self, chunk: range) -> None:
+        """Does nothing: a step with dropout is no graph."""
+
+
 class _DrawnRandom(SampleRandom):
     def __init__(self, own: SampleRandom, drawn: list[tuple[str, tuple[int, ...], Tensor]]) -> None:
         self.device, self.streams = own.device, own.streams
@@ -118,6 +123,29 @@ class _DrawnRandom(SampleRandom):
         return self._next("integers", (high, *shape))
 
 
+class HeldReals(RealImages):
+    """The real images of a step, in tensors that stay where they are."""
+
+    def __init__(self, own: RealImages) -> None:
+        self.own = own
+        self.held: dict[range, Samples] = {}
+
+    def refill(self, batch: Batch) -> None:
+        """Loads the images of the next step."""
+        load = self.own.take(batch)
+        for chunk in batch.chunks:
+            images, labels = load(chunk)
+            if chunk in self.held:
+                for target, source in zip(self.held[chunk], (images, labels), strict=True):
+                    if target is not None and source is not None:
+                        target.copy_(source)
+            else:
+                self.held[chunk] = images, labels
+
+    def take(self, batch: Batch) -> Reals:
+        return self.held.__getitem__
+
+
 def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
     """Captures what `run` gives the GPU to do, which is not done yet; returns a function that does it."""
     torch.cuda.empty_cache()  # the graph has memory of its own
@@ -133,7 +161,9 @@ class StepGraph:
     capture: takes a function that runs the step, returns one that repeats it on the same tensors.
     """
 
-    def __init__(self, method: Method, capture: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph) -> None:
+    def __init__(
+        self, method: Method, capture: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph
+    ) -> None:
         self.method = method
         self.capture = capture
         self.failed = False
@@ -144,6 +174,7 @@ class StepGraph:
         self.steps = 0
         self.replay: Callable[[], None] | None = None
         self.draws = Draws()
+        self.held = None if self.method.reals is None else HeldReals(self.method.reals)
         self.journal = Journal()
         self.rates: list[Tensor] = []
         self.flags: list[tuple[str, Tensor]] = []
@@ -162,8 +193,10 @@ class StepGraph:
         self.steps += 1
         if self.steps <= USUAL_STEPS:
             return self.method.step(batch, journal)
+        if self.held is not None:
+            self.held.refill(batch)
         if self.steps == USUAL_STEPS + 1:
-            return self.method.step(self.draws.batch(batch), journal)
+            return self._run(self.draws.batch(batch), journal)
         if self.replay is None:
             self.rates = [torch.tensor(group["lr"], device=self.method.device) for group in groups]
             try:
@@ -173,7 +206,7 @@ class StepGraph:
                     raise
                 self.failed = True
                 journal.say(f"steps are launched kernel by kernel: capturing one failed: {str(error).splitlines()[0]}")
-                return self.method.step(batch, journal)
+                return self._run(batch, journal)
         assert self.replay is not None
         for rate, group in zip(self.rates, groups, strict=True):
             rate.fill_(group["lr"])
@@ -182,12 +215,21 @@ class StepGraph:
         journal.repeat(self.journal)
         state.undecided += [(state.cur_step, role, flag.clone()) for role, flag in self.flags]
 
+    def _run(self, batch: Batch, journal: Journal) -> None:
+        """Runs the method's step on the real images that are held."""
+        own = self.method.reals
+        self.method.reals = self.held
+        try:
+            self.method.step(batch, journal)
+        finally:
+            self.method.reals = own
+
     def _capture(self, batch: Batch, groups: list[dict[str, Any]]) -> None:
         undecided = self.method.state.undecided
         before = len(undecided)
 
         def run() -> None:
-            self.method.step(self.draws.batch(batch), self.journal)
+            self._run(self.draws.batch(batch), self.journal)
 
         rates = [group["lr"] for group in groups]
         for group, rate in zip(groups, self.rates, strict=True):

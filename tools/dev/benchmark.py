@@ -172,6 +172,7 @@ def convolution_rate(device: torch.device) -> float:
 def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, target: Path | None) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32
     where, dtype = torch.device(device), AMP_TYPES.get(amp)
     ops = build.load(where.type, may_build=where.type == "cpu")
     chosen = [row for row in rows(where) if any(name in row.name for name in (names or "").split(","))]
@@ -181,13 +182,21 @@ def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, t
     report |= {"convolutions": round(convolution_rate(where))}  # GFLOP/s
     click.echo(f"{', '.join(f'{name} {value}' for name, value in report.items())} GFLOP/s")
 
+    refused = []
+
     def results() -> Iterator[Measured]:
         for row in chosen:
-            yield measure(row, rounds, where, dtype)
+            try:
+                yield measure(row, rounds, where, dtype)
+            except UserError as error:
+                refused.append(str(error))
+                continue
             if profile:
                 click.echo(f"    {shares(under_autocast(row.make()[0], where, dtype), where)}")
 
-    write_report(target, report | {"rows": table(COLUMNS, results())})
+    write_report(target, report | {"rows": table(COLUMNS, results()), "refused": refused})
+    if refused:
+        raise UserError("; ".join(refused))
 
 
 if __name__ == "__main__":

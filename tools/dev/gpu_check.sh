@@ -28,14 +28,14 @@ parts() { $PY tools/dev/gpu_parts.py "$@" --device="$DEVICE" $TINY; }
 export -f parts
 export PY DEVICE TINY
 
-part machine 60 bash -c "parts machine --json='$OUT/machine.json'"
+part machine 40 bash -c "parts machine --json='$OUT/machine.json'"
 part build 120 $PY -m torch_utils.ops.build --device="$DEVICE"
 
 # Checks, side by side.
-part tests 150 $PY -m pytest -q -m cuda $(grep -l "mark.cuda" tests/*.py) ${TINY:+--collect-only} &
+part tests 100 $PY -m pytest -q -m cuda $(grep -l "mark.cuda" tests/*.py) ${TINY:+--collect-only} &
 if command -v compute-sanitizer > /dev/null; then
     for tool in memcheck racecheck; do
-        PYTORCH_NO_CUDA_MEMORY_CACHING=1 part $tool 120 compute-sanitizer --tool=$tool --kernel-regex=kns=stylegan_di \
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 part $tool 120 compute-sanitizer --tool=$tool --kernel-name=kns=stylegan_di \
             --error-exitcode=3 $PY tools/dev/gpu_parts.py ops --device="$DEVICE" &
     done
 else
@@ -44,11 +44,11 @@ fi
 wait
 
 # Measurements, one after the other.
-part step 150 bash -c "parts step --machine='$OUT/machine.json' --json='$OUT/step.json'"
+part step 110 bash -c "parts step --machine='$OUT/machine.json' --json='$OUT/step.json'"
+part metrics 40 bash -c "parts metrics --json='$OUT/metrics.json'"
+part processes 40 bash -c "parts processes --json='$OUT/processes.json'"
 ROWS=${TINY:+FIR chain forward}
-part benchmark-bf16 90 $PY tools/dev/benchmark.py --device="$DEVICE" --amp=bf16 --rounds=3 --rows="$ROWS" \
+part benchmark-bf16 60 $PY tools/dev/benchmark.py --device="$DEVICE" --amp=bf16 --rounds=3 --rows="$ROWS" \
     --json="$OUT/benchmark-bf16.json"
-part benchmark 90 $PY tools/dev/benchmark.py --device="$DEVICE" --rounds=3 --rows="$ROWS" --json="$OUT/benchmark.json"
-part metrics 60 bash -c "parts metrics --json='$OUT/metrics.json'"
-part processes 60 bash -c "parts processes --json='$OUT/processes.json'"
+part benchmark 60 $PY tools/dev/benchmark.py --device="$DEVICE" --rounds=3 --rows="$ROWS" --json="$OUT/benchmark.json"
 rm -rf "$OUT/cache"

@@ -28,13 +28,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 from stylegan_di.dnnlib.cli import Device, user_errors
 from stylegan_di.journal.journal import Journal
+from stylegan_di.metrics.features import extract, generated_images
 from stylegan_di.metrics.inception import Inception
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.torch_utils.ops import build
 from stylegan_di.torch_utils.ops.reference import reference_kernels
 from stylegan_di.training.graphs import USUAL_STEPS, StepGraph
 from stylegan_di.training.schedule import update_ema
 from tools.dev.benchmark import peak_mib, seconds, write_report
-from tools.dev.benchmark_rows import Step
+from tools.dev.benchmark_rows import Step, stylegan2
 
 ROUNDS = 5
 REQUIREMENTS = ("torch", "numpy", "scipy", "click", "pillow", "requests", "safetensors", "pytest", "ninja", "diffusers")
@@ -47,9 +49,11 @@ def options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--device", type=Device(), default="cuda", show_default=True)(command)
 
 
-def median_seconds(work: Callable[[], object], device: torch.device, rounds: int = ROUNDS) -> float:
+def median_seconds(work: Callable[[], object], device: torch.device, rounds: int = ROUNDS, together: int = 1) -> float:
+    """Seconds of one call; `together` are started without waiting for one another, as steps of a training are."""
     work()
-    return statistics.median(seconds(work, device) for _ in range(rounds))
+    several = lambda: [work() for _ in range(together)]  # noqa: E731
+    return statistics.median(seconds(several, device) for _ in range(rounds)) / together
 
 
 @click.group(help=(__doc__ or "").replace("\n    ", "\n\n    "))
@@ -111,12 +115,12 @@ def step(device: str, tiny: bool, target: Path | None, rates: Path | None) -> No
     size, batch = ("small", 2) if tiny else ("cifar", 128)
     report: dict[str, Any] = {"ops": ops, "batch": batch, "peak": peak, "rows": []}
 
-    def row(name: str, make: Callable[[], Callable[[], object]], work: float, rounds: int = ROUNDS) -> None:
+    def row(name: str, make: Callable[[], Callable[[], object]], work: float, rounds: int = 3) -> None:
         try:
             run = make()
-            took = median_seconds(run, where, rounds)
-            found = {"row": name, "work": work, "images/s": batch / took, "ms": took * 1e3, "TFLOP/s": work / took / 1e12,
-                     "MiB": peak_mib(run, where)}  # fmt: skip
+            took = median_seconds(run, where, rounds, together=1 if tiny else 4)
+            found = {"row": name, "work": work, "images/s": batch / took, "ms": took * 1e3,
+                     "TFLOP/s": work / took / 1e12, "MiB": peak_mib(run, where)}  # fmt: skip
             if peak is not None:
                 found["share of bf16 peak"] = work / took / 1e12 / peak
         except Exception as error:  # a way that does not work here leaves the others alone
@@ -135,15 +139,16 @@ def step(device: str, tiny: bool, target: Path | None, rates: Path | None) -> No
         row(f"{kind}, bf16", lambda: bf16, work)
         if where.type == "cuda":
             report[f"kernels of {kind}"] = kernels_of(bf16)
-            row(f"{kind}, bf16, one CUDA graph", partial(graphed, kind, batch, where, size), work)
-            torch.backends.cudnn.benchmark = True
-            row(f"{kind}, bf16, one CUDA graph, cudnn.benchmark", partial(graphed, kind, batch, where, size), work)
-            torch.backends.cudnn.benchmark = False
+            row(f"{kind}, bf16, one CUDA graph", partial(graphed, ours), work)
+            if kind == "StyleGAN2":
+                torch.backends.cudnn.benchmark = True
+                row(f"{kind}, bf16, one CUDA graph, cudnn.benchmark", partial(graphed, ours), work)
+                torch.backends.cudnn.benchmark = False
+        row(f"{kind}, bf16, plain", lambda: autocast(Step(kind, batch, where, True, size)), work, 2)
         if kind == "StyleGAN2" and not tiny:
             with reference_kernels(where.type):
                 row(f"{kind}, bf16, ops by reference", lambda: bf16, work)
-            row(f"{kind}, float32", lambda: ours, work, 2)
-        row(f"{kind}, bf16, plain", lambda: autocast(Step(kind, batch, where, True, size)), work, 3)
+            row(f"{kind}, float32", lambda: ours, work, 1)
     rows_of("StyleGAN2")
     rows_of("EDM student")
     if not tiny:
@@ -170,9 +175,8 @@ def kernels_of(run: Callable[[], object], most: int = 25) -> dict[str, float]:
     return {name[:120]: times[name] for name in sorted(times, key=times.__getitem__, reverse=True)[:most]}
 
 
-def graphed(kind: str, batch: int, device: torch.device, size: str) -> Callable[[], object]:
+def graphed(step: Step) -> Callable[[], object]:
     """A step as --cuda-graph runs it in a training with --amp=bf16, its random numbers drawn anew each time."""
-    step = Step(kind, batch, device, False, size)
     step.method.config = replace(step.method.config, amp="bf16", cuda_graph="true")
     graph = StepGraph(step.method)
 
@@ -185,11 +189,13 @@ def graphed(kind: str, batch: int, device: torch.device, size: str) -> Callable[
     return run
 
 
-@main.command(help="Measures Inception in float32 and bf16: images a second, and how far its features move.")
+@main.command(help="Measures Inception alone, in float32 and bf16, and in a metric of a StyleGAN2's images.")
 @options
 @user_errors
 def metrics(device: str, tiny: bool, target: Path | None) -> None:
-    where, batch = torch.device(device), 2 if tiny else 256
+    where = torch.device(device)
+    size, batch, num = ("small", 2, 4) if tiny else ("cifar", 256, 5120)
+    build.load(where.type, may_build=True)
     torch.manual_seed(0)
     network = Inception().to(where).eval().requires_grad_(False).optimized()
     images = torch.randint(0, 256, [batch, 3, 32, 32], dtype=torch.uint8, device=where)
@@ -198,6 +204,11 @@ def metrics(device: str, tiny: bool, target: Path | None) -> None:
     found = {"images/s float32": batch / median_seconds(lambda: network(images), where),
              "images/s bf16": batch / median_seconds(lambda: half(images), where),
              "bf16 differs": float((near - exact).norm() / exact.norm())}  # fmt: skip
+    generator = StyleGAN2Student(stylegan2(size, where))
+    for each in (64, batch):
+        made = generated_images(generator, num=num, batch=min(each, num), device=where)
+        took = median_seconds(lambda made=made: extract(made, [network], device=where), where, 1)  # type: ignore[misc]
+        found[f"images/s in a metric, batch {each}"] = num / took
     click.echo(json.dumps(found))
     write_report(target, found)
 

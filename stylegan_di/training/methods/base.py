@@ -132,6 +132,13 @@ class Method(ABC):
         return lines
 
 
+def drops_at_random(network: torch.nn.Module) -> str:
+    """Says that a network in train mode draws random numbers of its own; '' if it does not."""
+    names = ("dropout", "label_dropout")
+    random = any(getattr(layer, name, 0) for layer in network.modules() for name in names)
+    return "its network drops activations or labels at random" if random else ""
+
+
 class GeneratorMethod(Method):
     """A method that trains a generator: its average is shown, and a snapshot holds its critic beside it."""
 

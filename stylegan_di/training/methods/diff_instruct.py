@@ -44,7 +44,7 @@ from stylegan_di.training.batch import Batch, Reals, Samples, generated
 from stylegan_di.training.denoising import new_network
 from stylegan_di.training.feature_adversary import FeatureAdversary
 from stylegan_di.training.instruction import Instruction
-from stylegan_di.training.methods.base import GeneratorMethod, count_parameters
+from stylegan_di.training.methods.base import GeneratorMethod, count_parameters, drops_at_random
 from stylegan_di.training.online_teacher import OnlineTeacher
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
 from stylegan_di.training.whitening import whitened
@@ -145,9 +145,7 @@ class DiffInstruct(GeneratorMethod):
     def hinders_graph(self) -> str:
         if self.reals is not None:
             return "it takes real images"
-        layers = self.model.modules()
-        random = any(getattr(layer, name, 0) for layer in layers for name in ("dropout", "label_dropout"))
-        return "the student drops activations or labels at random" if random else ""
+        return drops_at_random(self.model)
 
     def step(self, batch: Batch, journal: Journal) -> None:
         """Updates the fake scores, then the student if the warm-up is over, and last the discriminator."""

@@ -20,7 +20,7 @@ from stylegan_di.specs import parse
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.denoising import LOSS, Denoising, new_network
-from stylegan_di.training.methods.base import Method
+from stylegan_di.training.methods.base import Method, drops_at_random
 
 
 class EDM(Method):
@@ -51,6 +51,9 @@ class EDM(Method):
                 "augmentations; give --augment=0"
             )
         return cls(config, device, dataset, model)
+
+    def hinders_graph(self) -> str:
+        return "--augment draws on the CPU" if self.denoising.augment else drops_at_random(self.model)
 
     def step(self, batch: Batch, journal: Journal) -> None:
         assert self.reals is not None

@@ -112,12 +112,16 @@ __global__ void bias_act_kernel(T* out, const T* x, const T* dy, const T* b, int
                                 int64_t channels, Finish<S> finish) {
   const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (i >= count) return;
-  int64_t outer = quotient(i, inner);
-  const T* own = b ? b + take_remainder(outer, channels) : nullptr;
-  const int64_t along = inner == 1;
-  Pack<T, V> values = load<V>(x + i), upper = dy ? load<V>(dy + i) : values;
+  Pack<T, V> values = load<V>(x + i), upper = dy ? load<V>(dy + i) : values, own{};
+  if (b) {
+    int64_t outer = quotient(i, inner);
+    const int64_t c = take_remainder(outer, channels);
+    if (inner == 1) own = load<V>(b + c);
+    else
+      for (int j = 0; j < V; j++) own.of[j] = b[c];
+  }
   for (int j = 0; j < V; j++) {
-    const S u = S(values.of[j]) + (own ? S(own[j * along]) : S(0));
+    const S u = S(values.of[j]) + S(own.of[j]);
     const S r = finish.act == Act::swish ? u : S(values.of[j]);
     values.of[j] = T(dy ? finish.back(S(upper.of[j]), r) : finish(u));
   }
@@ -141,14 +145,15 @@ inline Tensor bias_act_any(const Tensor& x, const Optional& dy, const Optional& 
     STYLEGAN_DI_DISPATCH(main.scalar_type(), [&] {
       using S = compute_t<scalar_t>;
       constexpr int V = 16 / sizeof(scalar_t);
-      const scalar_t* uppers = data_or_null<scalar_t>(upper);
+      const scalar_t *uppers = data_or_null<scalar_t>(upper), *biases = data_or_null<scalar_t>(bias);
       auto run = [&](auto kernel, int each) {
         kernel<<<blocks(main.numel() / each), kThreads, 0, stream()>>>(
-            out.mutable_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(), uppers, data_or_null<scalar_t>(bias),
-            main.numel(), inner, channels, finish_of<S>(act, alpha, gain, clamp));
+            out.mutable_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(), uppers, biases, main.numel(), inner,
+            channels, finish_of<S>(act, alpha, gain, clamp));
       };
       const bool packed = (inner == 1 ? channels : inner) % V == 0;
-      if (packed && aligned({in.const_data_ptr(), uppers, out.const_data_ptr()}, 16)) run(bias_act_kernel<scalar_t, S, V>, V);
+      if (packed && aligned({in.const_data_ptr(), uppers, biases, out.const_data_ptr()}, 16))
+        run(bias_act_kernel<scalar_t, S, V>, V);
       else run(bias_act_kernel<scalar_t, S, 1>, 1);
     });
     check_launch();
@@ -488,23 +493,36 @@ template <typename T, typename S, int V> struct Column {
     }
   }
   __device__ int64_t group() const { return n * norm.groups + c / norm.per_group; }
-  // Calls visit(offset) for each of the thread's pixels.
-  template <typename F> __device__ void each_pixel(F visit) const {
-    const int64_t step = norm.rows * norm.channels, end = (n + 1) * norm.pixels * norm.channels;
-#pragma unroll 4
-    for (int64_t at = (n * norm.pixels + row) * norm.channels + c; at < end; at += step) visit(at);
+  // Calls visit(offset, values of x, values of dy) for each of the thread's pixels; several are loaded at a time.
+  template <typename F> __device__ void each_pixel(const T* x, const T* dy, F visit) const {
+    constexpr int kAhead = 4;
+    const int64_t step = norm.rows * norm.channels;
+    int64_t at = (n * norm.pixels + row) * norm.channels + c;
+    int left = (int(norm.pixels) - row + norm.rows - 1) / norm.rows;
+    for (; left >= kAhead; left -= kAhead) {
+      Pack<T, V> a[kAhead], b[kAhead];
+#pragma unroll
+      for (int k = 0; k < kAhead; k++) {
+        a[k] = load<V>(x + at + k * step);
+        if (dy) b[k] = load<V>(dy + at + k * step);
+      }
+#pragma unroll
+      for (int k = 0; k < kAhead; k++) visit(at + k * step, a[k], b[k]);
+      at += kAhead * step;
+    }
+    for (; left > 0; left--, at += step) visit(at, load<V>(x + at), dy ? load<V>(dy + at) : Pack<T, V>());
   }
   // Replaces each value by its sum over the rows.
   __device__ void over_rows(S (&values)[V]) const {
-    S* mine = shared + threadIdx.x * V;
-    for (int j = 0; j < V; j++) mine[j] = values[j];
+    S* mine = shared + threadIdx.x;
+    for (int j = 0; j < V; j++) mine[j * kThreads] = values[j];
     __syncthreads();
     for (int half = norm.rows / 2; half; half /= 2) {
       if (row < half)
-        for (int j = 0; j < V; j++) mine[j] += mine[half * norm.lanes * V + j];
+        for (int j = 0; j < V; j++) mine[j * kThreads] += mine[half * norm.lanes + j * kThreads];
       __syncthreads();
     }
-    for (int j = 0; j < V; j++) values[j] = shared[in_block + j];
+    for (int j = 0; j < V; j++) values[j] = shared[lane + j * kThreads];
     __syncthreads();
   }
   // The sum over the channels of the group, of values that are the same in all rows.
@@ -520,8 +538,7 @@ template <typename T, typename S, int V> struct Column {
   // Mean and 1 / standard deviation of x + shift over the group; `near` is a number near the mean.
   __device__ void moments(const T* x, S near, double eps, S& mean, S& rstd) const {
     S sum[V] = {}, squares[V] = {};
-    each_pixel([&](int64_t at) {
-      const Pack<T, V> values = load<V>(x + at);
+    each_pixel(x, nullptr, [&](int64_t, const Pack<T, V>& values, const Pack<T, V>&) {
       for (int j = 0; j < V; j++) {
         const S centred = S(values.of[j]) + shift[j] - near;
         sum[j] += centred, squares[j] += centred * centred;
@@ -543,8 +560,7 @@ __global__ void norm_last_kernel(T* y, T* mean, T* rstd, const T* x, Affine<T> a
   const S first_value = S(x[column.n * norm.pixels * norm.channels + first]);
   const S near = first_value + (column.own.shift ? S(column.own.shift[first]) : S(0));
   column.moments(x, near, eps, average, r);
-  column.each_pixel([&](int64_t at) {
-    Pack<T, V> values = load<V>(x + at);
+  column.each_pixel(x, nullptr, [&](int64_t at, Pack<T, V> values, const Pack<T, V>&) {
     for (int j = 0; j < V; j++) {
       const S u = (S(values.of[j]) + column.shift[j] - average) * r * column.weight[j] + column.bias[j];
       values.of[j] = T(norm.silu ? u * sigmoid<T>(u) : u);
@@ -563,8 +579,7 @@ __global__ void norm_last_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, co
   S mean, r;  // anew: those that were kept are rounded to T
   column.moments(x, S(near[column.group()]), eps, mean, r);
   S of_dv[V] = {}, of_product[V] = {};
-  column.each_pixel([&](int64_t at) {
-    const Pack<T, V> values = load<V>(x + at), upper = load<V>(dy + at);
+  column.each_pixel(x, dy, [&](int64_t, const Pack<T, V>& values, const Pack<T, V>& upper) {
     for (int j = 0; j < V; j++) {
       const S v = (S(values.of[j]) + column.shift[j] - mean) * r;
       const S dv = normalised_gradient<T>(S(upper.of[j]), v, column.weight[j], column.bias[j], norm.silu);
@@ -580,8 +595,7 @@ __global__ void norm_last_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, co
   const S size = S(norm.per_group * norm.pixels);
   const S first = column.over_group(of_dv) / size, second = column.over_group(of_product) / size;
   S of_dx[V] = {};
-  column.each_pixel([&](int64_t at) {
-    const Pack<T, V> values = load<V>(x + at), upper = load<V>(dy + at);
+  column.each_pixel(x, dy, [&](int64_t at, const Pack<T, V>& values, const Pack<T, V>& upper) {
     Pack<T, V> results;
     for (int j = 0; j < V; j++) {
       const S v = (S(values.of[j]) + column.shift[j] - mean) * r;
