@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,15 @@ FLAGS = (
     "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--mute-audio",
     "--hide-scrollbars", "--force-color-profile=srgb", "--remote-debugging-pipe",
 )  # fmt: skip
+#: Becomes the program of the third argument, with the file descriptors of the first two as 3 and 4: the protocol's.
+START = """
+import os, sys
+first, second = (os.dup(int(number)) for number in sys.argv[1:3])
+for source, target in ((first, 3), (second, 4)):
+    os.dup2(source, target)
+    os.set_inheritable(target, True)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 PATIENCE = 60  # seconds after which a test fails rather than waits
 
 
@@ -118,17 +128,11 @@ def browser(folder: Path) -> Iterator[Browser]:
     """A Chromium that keeps its profile and downloads in the folder."""
     theirs_in, to_it = os.pipe()
     from_it, theirs_out = os.pipe()
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}"]
-
-    def place_pipe() -> None:  # the protocol's file descriptors are 3 and 4
-        first, second = os.dup(theirs_in), os.dup(theirs_out)
-        os.dup2(first, 3)
-        os.dup2(second, 4)
-
-    process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        preexec_fn=place_pipe, close_fds=False,
-    )  # fmt: skip
+    own = (theirs_in, theirs_out)
+    command = [sys.executable, "-S", "-c", START, *map(str, own), CHROMIUM, *FLAGS]
+    command.append(f"--user-data-dir={folder / 'profile'}")
+    quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    process = subprocess.Popen(command, pass_fds=own, **quiet)
     os.close(theirs_in)
     os.close(theirs_out)
     try:
