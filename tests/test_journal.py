@@ -136,13 +136,19 @@ def test_sinks_learn_how_a_run_ended(tmp_path: Path) -> None:
         def close(self, ending: str) -> None:
             endings.append(ending)
 
+    class Fails(Console):
+        def close(self, ending: str) -> None:
+            raise OSError("the folder has vanished")
+
+    def run_that_ends_with(error: BaseException | None) -> None:
+        with Journal([Last(tmp_path), Fails(tmp_path)]):
+            if error is not None:
+                raise error
+
     for error in (None, ValueError("too\nlate"), KeyboardInterrupt()):
-        try:
-            with Journal([Last(tmp_path)]):
-                if error is not None:
-                    raise error
-        except (ValueError, KeyboardInterrupt):
-            pass
+        expected = OSError if error is None else type(error)  # a sink's own does not hide what ended the run
+        with pytest.raises(expected):
+            run_that_ends_with(error)
     assert endings == ["complete", "too late", "KeyboardInterrupt"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.sinks import Sink
 from stylegan_di.torch_utils import distributed
 
@@ -121,7 +122,11 @@ class Journal:
         """Tells the sinks how the run ended."""
         ending = "complete" if error is None else " ".join(str(error).split()) or type(error).__name__
         for sink in self.sinks:
-            sink.close(ending)
+            try:
+                sink.close(ending)
+            except (OSError, UserError):  # as of a folder that has vanished: what ended the run says more
+                if error is None:
+                    raise
 
     # For the training state.
 
