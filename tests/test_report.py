@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -202,7 +203,10 @@ def test_the_page_is_refreshed_at_snapshots(tmp_path: Path) -> None:
         assert f'"state": "{state}"' in (folder / "report.html").read_text()
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="no chromium, chromium-browser or google-chrome is installed")
+needs_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium, chromium-browser or google-chrome is installed")
+
+
+@needs_browser
 def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
     """By the keyboard, on a phone, in the dark; without a message on the console or a request to anyone."""
     make_run(tmp_path, "00001-gan-di", lr=5e-3)
@@ -230,3 +234,29 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
         assert page.problems == []
         fetched = page.run("performance.getEntriesByType('resource').map((each) => each.name)")
         assert [name for name in fetched if not name.startswith("data:")] == []
+
+
+@needs_browser
+def test_an_open_page_keeps_up_with_the_run(tmp_path: Path) -> None:
+    """After a minute in which nobody has touched it."""
+    folder = make_run(tmp_path)
+    report = Report(folder)
+    report.snapshot()
+    with browser(tmp_path) as page:
+        minute = "const wait = setTimeout, due = []; setTimeout = (f, ms) => ms < 60000 ? wait(f, ms) : due.push(f);"
+        page.send("Page.addScriptToEvaluateOnNewDocument", source=minute)
+        page.open((folder / "report.html").as_uri())
+        assert page.run("document.getElementById('state').textContent") == "running"
+        report.close("complete")
+        page.run("document.getElementById('split').value = 20")
+        page.run("document.getElementById('split').dispatchEvent(new Event('input'))")
+        page.run("dispatchEvent(new Event('pointermove'))")
+        page.run("due.shift()()")
+        assert page.run("document.getElementById('state').textContent") == "running"
+        page.run("wait(due.shift(), 100)")
+        time.sleep(1)  # while it loads, it has no answers
+        page.settle()
+        assert page.run("document.getElementById('state').textContent") == "complete"
+        assert page.run("document.querySelector('.stage').style.getPropertyValue('--at')") == "20%"
+        assert page.run("due.length") == 0
+        assert page.problems == []

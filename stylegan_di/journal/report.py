@@ -89,10 +89,12 @@ class Report(Sink):
 
 def page(found: Mapping[str, Any]) -> str:
     """Returns the page of what `contents` returned."""
-    parts = {path.name: path.read_text(encoding="utf-8") for path in (zoo.ASSETS / "report").iterdir()}
-    text = json.dumps(found, allow_nan=False)
-    parts["data.json"] = text.replace("<", "\\u003c")  # no text in it can end its element
-    return re.sub(r"\{\{([\w.-]+)\}\}", lambda match: parts[match[1]], parts["page.html"])
+    data = json.dumps(found, allow_nan=False).replace("<", "\\u003c")  # no text in it can end its element
+
+    def part(name: str) -> str:
+        return data if name == "data.json" else (zoo.ASSETS / "report" / name).read_text(encoding="utf-8")
+
+    return re.sub(r"\{\{([\w.-]+)\}\}", lambda match: part(match[1]), part("page.html"))
 
 
 def contents(folder: Path, ending: str = "", pictures: dict[str, str] | None = None) -> dict[str, Any]:

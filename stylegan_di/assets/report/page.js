@@ -58,10 +58,15 @@ function showPictures() {
     after.alt = `Pictures at ${text}`;
     find("#when").textContent = find("#moment-text").textContent = text;
   };
+  split.value = sessionStorage.getItem(data.name) ?? 50;
   moment.max = moment.value = later.length;
   find(".moment").hidden = later.length < 2;
   if (!later.length) split.value = 100;
-  split.addEventListener("input", slide);
+  stage.classList.toggle("alone", !later.length);
+  split.addEventListener("input", () => {
+    sessionStorage.setItem(data.name, split.value);
+    slide();
+  });
   moment.addEventListener("input", choose);
   slide();
   choose();
@@ -140,11 +145,25 @@ function showCurves() {
   }
 }
 
+// While the run goes on, the page looks for a newer one of itself, unless somebody has just touched it.
+function keepUp() {
+  if (data.state !== "running") return;
+  let touched = false;
+  for (const kind of ["pointermove", "keydown", "scroll"]) addEventListener(kind, () => { touched = true; }, { passive: true });
+  const look = () => {
+    if (!touched && !document.hidden) location.reload();
+    touched = false;
+    setTimeout(look, 60000);
+  };
+  setTimeout(look, 60000);
+}
+
 showHead();
 showPictures();
 showFigures();
 showPrevious();
 showCurves();
 showOptions();
+keepUp();
 find("main").setAttribute("aria-busy", "false");
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", showCurves);
