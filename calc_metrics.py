@@ -25,12 +25,13 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.safe_files import open_plain
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, say
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_labels, need_reals
 from stylegan_di.sampling.ablation import SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.snapshots.checkpoint import as_shown, load_snapshot
+from stylegan_di.snapshots.formats import open_contents
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
 
@@ -50,10 +51,26 @@ def reference_of(
     if mirror:
         return ImageDataset(data or "", xflip=True)
     known = zoo.entry(network or "")
-    reference = data or ref or (known.reference if known is not None else None)
+    reference: str | ImageDataset | None = data or ref or (known.reference if known is not None else None)
+    if reference is None and network is not None:
+        reference = training_set(network)
     if reference is None:
         raise UserError(f"no reference is known for {network or '--images'}; give --data=ZIP|DIR or --ref=NPZ|PKL")
     return reference
+
+
+def training_set(network: str) -> ImageDataset | None:
+    """Returns the data set that a network file says it was trained on, and says so; None if that is not here."""
+    extras = open_contents(network).extras
+    found = extras.get("training_set_kwargs") or extras.get("dataset_kwargs")
+    found = found if isinstance(found, dict) else {}
+    path = found.get("path")
+    if not isinstance(path, str) or path.startswith(("//", "\\\\")):  # a file must not make Windows call a server
+        return None
+    if not (Path(path, "dataset.json").is_file() or (path.endswith(".zip") and Path(path).is_file())):
+        return None
+    say(f"compared with {path}, the data set that {network} names; give --data or --ref for another")
+    return ImageDataset(path, xflip=found.get("xflip") is True)
 
 
 def table(mean: Mapping[str, float], spread: Mapping[str, float], repeat: int, title: str) -> str:
@@ -87,7 +104,8 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST",
               help=f"Comma-separated, out of {', '.join(METRICS)}.")
 @click.option("--num", type=click.IntRange(min=2), default=50000, show_default=True, help="Images to measure.")
-@click.option("--seed", type=click.IntRange(min=0), help="Seed of latents and labels.  [default: 0]")
+@click.option("--seed", type=click.IntRange(min=0),
+              help="Seed of latents and labels, or of the choice of --num of --images.  [default: 0]")
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True,
               help="Number of sets of samples, seeded from --seed on; reports mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
@@ -121,8 +139,8 @@ def main(
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images, to say what to measure")
-    if images is not None and ((trunc, steps, solver, seed) != (None, None, None, None) or repeat > 1):
-        options = "--trunc, --steps, --solver, --seed and --repeat"
+    if images is not None and ((trunc, steps, solver) != (None, None, None) or repeat > 1):
+        options = "--trunc, --steps, --solver and --repeat"
         raise UserError(f"{options} are for --network; leave them out with --images")
     seed = seed or 0
     if images is not None and which is not None:
@@ -146,8 +164,10 @@ def main(
     if generator is not None:
         blocks = [evaluator(generator, block) for block in range(seed, seed + repeat)]
     else:
-        dataset = ImageDataset(images or "", use_labels=need_labels(names))
-        num = min(num, len(dataset))
+        dataset = ImageDataset(images or "", use_labels=need_labels(names), max_size=num, seed=seed)
+        if len(dataset) < num:
+            say(f"--images={images} has {len(dataset)} images, fewer than --num={num}: figures depend on their number")
+        num = len(dataset)
         blocks = [evaluator.measure_dataset(dataset)]
 
     source, seconds = network or images or "", time.monotonic() - start

@@ -37,7 +37,9 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 
 
-def draw_projection(network: str, path: Path, outdir: Path, device: str, others: dict[str, Any]) -> None:
+def draw_projection(
+    network: str, path: Path, outdir: Path, device: str, noise_mode: str, others: dict[str, Any]
+) -> None:
     """Draws the result of tools/projector.py; `others` are options that do not apply to it."""
     for option, value in others.items():
         if value is not None:
@@ -45,7 +47,11 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
     gan = open_gan(network).to(device)
     ws, noises = load_projection(path, gan.network)
     writable_folder(f"--outdir={outdir}", outdir)
-    for index, image in enumerate(draw_ws(gan.network, ws, noises)):
+    if noise_mode == "const":
+        images = draw_ws(gan.network, ws, noises)
+    else:
+        images = gan.with_options(noise_mode=noise_mode).uint8_of_ws(ws, range(len(ws)))
+    for index, image in enumerate(images):
         save_image(image, outdir / f"proj{index:02d}.png")
     click.echo(f"{len(ws)} images in {outdir}")
 
@@ -53,7 +59,7 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
 @click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
-@click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.")
+@click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.  [default: 0-63]")
 @click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
               help="[GAN] Draw a result of tools/projector.py (proj00.png, ...) instead of seeds.")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
@@ -102,10 +108,10 @@ def main(
     given = {name: value for name, value in options.items() if value is not None}
     if projected_w is not None:
         others: dict[str, Any] = {"--seeds": seeds, "--class": class_index, "--grid": grid}
+        noise_mode = str(given.pop("noise_mode", "const"))
         others |= {option_name(name): value for name, value in given.items()}
-        return draw_projection(network, projected_w, outdir, device or default_device(), others)
-    if seeds is None:
-        raise UserError("give --seeds, or --projected-w for a GAN, to say what to draw")
+        return draw_projection(network, projected_w, outdir, device or default_device(), noise_mode, others)
+    seeds = list(range(64)) if seeds is None else seeds
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("S_max", math.inf):
             raise UserError(f"{option_name(name)}={value}: accepted are finite numbers")

@@ -40,11 +40,11 @@ def default_of(declared: Option, kind: str | None) -> str:
     """Returns an option's default as --help shows it, for one kind if --kind is given."""
     own = [KIND_DEFAULTS[each].get(declared.name, declared.default) for each in declared.kinds or KIND_DEFAULTS]
     value = KIND_DEFAULTS[kind].get(declared.name, declared.default) if kind else own[0]
-    if "[default" in declared.help or value in (None, "", ()):
+    if "[default" in declared.help or value in (None, ""):
         return ""
     if kind is None and any(other != value for other in own):
         return "by --kind"
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return ",".join(map(str, value)) or "none" if isinstance(value, tuple) else str(value)
 
 
 def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:

@@ -62,9 +62,12 @@ def path_lengths(images: Tensor, ws: Tensor, noise: Tensor) -> Tensor:
 
 
 def path_length_penalty(lengths: Tensor, pl_mean: Tensor, decay: float) -> tuple[Tensor, Tensor]:
-    """Returns (lengths - a)^2 per sample [B] and the new a = lerp(pl_mean, mean length, decay), detached."""
-    new_mean = pl_mean.lerp(lengths.detach().mean(), decay)
-    return (lengths - new_mean).square(), new_mean
+    """Returns (lengths - a)^2 per sample [B] and, detached, the new a = lerp(pl_mean, mean length, decay).
+
+    The penalty is differentiated through a, as in StyleGAN2-ADA.
+    """
+    new_mean = pl_mean.lerp(lengths.mean(), decay)
+    return (lengths - new_mean).square(), new_mean.detach()
 
 
 def ada_adjust(p: Tensor, real_signs_mean: Tensor, *, target: float, images: int, ada_kimg: float) -> Tensor:

@@ -12,8 +12,8 @@ from stylegan_di.dnnlib.util import UserError
 
 #: Defaults of each kind that differ from TrainConfig's.
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
-    "edm": dict(batch=512, kimg=200000.0, lr_rampup=10000.0, beta1=0.9, beta2=0.999, ema=500.0),
-    "gan": {},
+    "edm": dict(batch=512, kimg=200000.0, lr_rampup=10000.0, beta1=0.9, beta2=0.999, ema=500.0, metrics=()),
+    "gan": dict(tick=4.0),
     "di":  dict(batch=128, kimg=10000.0, lr=1e-5, beta2=0.999, ema=500.0, aug="noaug"),
 }  # fmt: skip
 

@@ -125,7 +125,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
     idle = {"noaug": ("p", "target", "ada_kimg", "augpipe"), "fixed": ("target", "ada_kimg"), "ada": ()}[config.aug]
     yield idle, f"with --aug={config.aug}" + leave
     if not config.metrics:
-        yield ("ref", "metric_samples", "detector_file"), "with --metrics=none" + leave
+        yield ("ref", "metric_samples", "detector_file"), "without metrics: leave it out, or give --metrics"
     if not config.pl_weight:
         yield ("pl_interval",), "with --pl-weight=0" + leave
     if config.kind == "gan" and not config.blur_sigma:

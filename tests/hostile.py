@@ -171,8 +171,8 @@ def refused_pickles() -> dict[str, tuple[bytes, str]]:
             f"a pickle frame that goes beyond the end of the file. {DAMAGED}",
         ),
         "NaN weights": (
-            gan(**{"mapping.w_avg": not_finite}),
-            "NaN or infinite numbers in G_ema.mapping.w_avg. Its training diverged or it is damaged; "
+            gan(**{"mapping.fc0.bias": not_finite}),
+            "NaN or infinite numbers in G_ema.mapping.fc0.bias. Its training diverged or it is damaged; "
             "use an earlier snapshot.",
         ),
         "missing keys": (
@@ -318,8 +318,8 @@ def write_edited_source(folder: Path) -> tuple[Path, Path]:
     mark = folder / "ran"
     source = f"open({json.dumps(str(mark))}, 'w').close()"
     networks = gan_networks()
-    classes = {type(module).__name__ for net in networks.values() if net is not None for module in net.modules()}
     path = folder / "edited-source.pkl"
-    path.write_bytes(write_pickle({"G_ema": networks["G_ema"]}, module_sources=dict.fromkeys(classes, source)))
-    save_snapshot(folder / "good.safetensors", networks, extras={}, metadata={})
+    path.write_bytes(write_pickle({"G_ema": networks["G_ema"]}, source_of=lambda cls: source))
+    for suffix in ("safetensors", "pkl"):  # the latter carries a source that could run
+        save_snapshot(folder / f"good.{suffix}", networks, extras={}, metadata={})
     return path, mark

@@ -12,8 +12,10 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import calc_metrics
+from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.metrics.evaluate import Evaluator
-from stylegan_di.snapshots.checkpoint import load_generator
+from stylegan_di.snapshots.checkpoint import load_generator, save_snapshot
+from tests.tiny import gan_networks, save_dataset
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
 GAN, TEACHER = GOLDEN / "sg2-cond.pkl", GOLDEN / "edm-uncond.pkl"
@@ -101,6 +103,41 @@ def test_images_against_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert lines["fd_fashion"]["num_samples"] == 8
 
 
+def test_a_part_of_the_images_is_chosen_by_seed(tmp_path: Path) -> None:
+    """As by edm's fid.py: ImageDataset's choice, which is NVlabs' for equal arguments."""
+    save_dataset(tmp_path / "data", count=12)
+    arguments = [f"--images={tmp_path / 'data'}", REF, "--metrics=fd_fashion", "--num=8"]
+    found = lines_of(run(*arguments, "--seed=5"))["fd_fashion"]
+    assert (found["num_samples"], found["seed"]) == (8, 5)
+    chosen = ImageDataset(tmp_path / "data", max_size=8, seed=5)
+    expected = Evaluator(["fd_fashion"], "fashion-reference.npz", 8).measure_dataset(chosen)
+    assert found["results"] == pytest.approx(expected, rel=1e-6)
+    assert lines_of(run(*arguments))["fd_fashion"]["results"] != pytest.approx(expected, rel=1e-3)
+    result = run(f"--images={tmp_path / 'data'}", REF, "--metrics=fd_fashion")
+    assert "has 12 images, fewer than --num=50000" in result.stderr
+    assert lines_of(result)["fd_fashion"]["num_samples"] == 12
+
+
+def test_the_data_set_that_the_network_names_is_the_reference(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    data = save_dataset(tmp_path / "data")
+    arguments = ["--metrics=fd_fashion", "--num=8"]
+
+    def network(path: str) -> str:
+        extras = {"training_set_kwargs": {"path": path, "xflip": True}}
+        save_snapshot(tmp_path / "g.pkl", gan_networks(), extras=extras, metadata={})
+        return f"--network={tmp_path / 'g.pkl'}"
+
+    result = run(network(str(data)), *arguments)
+    assert f"compared with {data}, the data set that {tmp_path / 'g.pkl'} names" in result.stderr
+    assert lines_of(result)["fd_fashion"]["results"] == (
+        lines_of(run(network(str(data)), f"--data={data}", *arguments))["fd_fashion"]["results"]
+    )
+    (data / "dataset.json").rename(tmp_path / "labels.json")  # a folder that is no data set; none at all; a server's
+    for path in (str(data), str(tmp_path / "none.zip"), "//server/share/data.zip", "\\\\server\\data.zip"):
+        assert "no reference is known" in run(network(path), *arguments).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,8 +150,8 @@ def test_images_against_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ([f"--network={GAN}", REF, "--metrics=fd_fashion", "--steps=3"], "--steps=3 is not for a GAN"),
         ([f"--network={TEACHER}", REF, "--metrics=fd_fashion", "--trunc=0.5"],
          "--trunc=0.5 is not for a diffusion teacher, which this network is: leave it out"),
-        (["--images=x", REF, "--trunc=0.5"], "--trunc, --steps, --solver, --seed and --repeat are for --network"),
-        (["--images=x", REF, "--repeat=2"], "--trunc, --steps, --solver, --seed and --repeat are for --network"),
+        (["--images=x", REF, "--trunc=0.5"], "--trunc, --steps, --solver and --repeat are for --network"),
+        (["--images=x", REF, "--repeat=2"], "--trunc, --steps, --solver and --repeat are for --network"),
         ([f"--network={GAN}", REF, "--metrics=is50k"], "is50k compare with no real images"),
         ([f"--network={GAN}", "--data=x", "--metrics=fd_fashion", "--mirror=1"], "--mirror is for"),
         ([f"--network={GAN}", REF, "--metrics=fid50k", "--mirror=1"], "--mirror is for"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import pickletools
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.heun import heun_sampler
+from stylegan_di.snapshots import portable
 from stylegan_di.snapshots.checkpoint import (
     Snapshot,
     as_denoiser,
@@ -31,7 +33,7 @@ from stylegan_di.snapshots.checkpoint import (
     save_snapshot,
 )
 from stylegan_di.students.one_step import OneStepStudent
-from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.students.stylegan2 import W_AVG_SAMPLES, StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.persistence import PersistentObject, RefusedFileError, read_pickle, write_pickle
 from tests.golden_edm import NETWORKS, load_network
@@ -231,9 +233,15 @@ def test_pickles_have_nvlabs_order_and_source(tmp_path: Path) -> None:
     assert list(_top_level(tmp_path / "e.pkl")) == [
         "ema", "loss_fn", "augment_pipe", "dataset_kwargs", "sigma_init", "provenance",
     ]  # fmt: skip
-    strings = {a for op, a, _ in pickletools.genops((tmp_path / "g.pkl").read_bytes()) if "UNICODE" in op.name}
-    sources = {text for text in strings if "import" in text}
-    assert sources == {"from training.networks import *\n", "from training.augment import *\n"}
+    assert _sources(tmp_path / "g.pkl") == {inspect.getsource(portable.stylegan2)}
+    assert _sources(tmp_path / "e.pkl") == {inspect.getsource(portable.edm)}
+    save_snapshot(tmp_path / "g.pkl", cond.networks, extras=cond.extras, metadata={}, target="stylegan2-ada")
+    assert _sources(tmp_path / "g.pkl") == {"from training.networks import *\n", "from training.augment import *\n"}
+
+
+def _sources(path: Path) -> set[str]:
+    strings = {a for op, a, _ in pickletools.genops(path.read_bytes()) if "UNICODE" in op.name}
+    return {text for text in strings if "import" in text}
 
 
 def _top_level(path: Path) -> dict[str, Any]:
@@ -330,10 +338,32 @@ def test_arguments_that_do_not_fit(change: Any, found: str, suffix: str, tmp_pat
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite(value: float, suffix: str, tmp_path: Path) -> None:
     network = small_generator()
-    network.mapping.w_avg[1] = value
+    with torch.no_grad():
+        network.mapping.fc0.bias[1] = value
     save_snapshot(tmp_path / f"g.{suffix}", {"G_ema": network}, extras={}, metadata={})
-    with pytest.raises(RefusedFileError, match=r"NaN or infinite numbers in G_ema\.mapping\.w_avg.*earlier snapshot"):
+    match = r"NaN or infinite numbers in G_ema\.mapping\.fc0\.bias.*earlier snapshot"
+    with pytest.raises(RefusedFileError, match=match):
         load_generator(tmp_path / f"g.{suffix}")
+
+
+@pytest.mark.parametrize("name", ["sg2-cond", "sg3-t"])
+def test_a_w_avg_of_nan_is_estimated_and_written_clean(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NVlabs' training on today's PyTorch leaves NaN in it; truncation, which needs it, then works all the same."""
+    networks: Any = copy.deepcopy(golden(name).networks)
+    networks["G_ema"].mapping.w_avg.fill_(float("nan"))
+    save_snapshot(tmp_path / "nan.pkl", networks, extras={}, metadata={})
+    network: Any = load_generator(tmp_path / "nan.pkl").network
+    assert "nan.pkl: G_ema.mapping.w_avg holds NaN or infinite numbers" in capsys.readouterr().err
+    z = torch.randn([20_000, network.z_dim], generator=torch.Generator().manual_seed(1))
+    c = torch.eye(network.c_dim).repeat(20_000 // network.c_dim, 1) if network.c_dim else None
+    w = network.mapping(z, c)[:, 0]
+    error = w.std(0) * (1 / 20_000 + 1 / W_AVG_SAMPLES) ** 0.5
+    assert float(((w.mean(0) - network.mapping.w_avg) / error).abs().max()) < 5
+    save_snapshot(tmp_path / "clean.pkl", {"G_ema": network}, extras={}, metadata={})
+    assert_same_weights(load_generator(tmp_path / "clean.pkl").network, network)
+    assert "NaN" not in capsys.readouterr().err
 
 
 def test_weights_of_another_type(tmp_path: Path) -> None:

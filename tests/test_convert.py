@@ -16,11 +16,12 @@ from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.onnx import exported
 from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.r3gan import R3GANStudent
 from stylegan_di.torch_utils.persistence import write_pickle
 from stylegan_di.zoo import SHIPPED, terms_of
 from tests import hostile
 from tests.test_checkpoint import GOLDEN, assert_same_weights
-from tests.tiny import edm_network, gan_networks, save_gan, save_teacher, stylegan3_networks
+from tests.tiny import edm_network, gan_networks, r3gan_networks, save_gan, save_teacher, stylegan3_networks
 from tools import convert, inspect_pickle
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -112,7 +113,7 @@ def test_conversions_that_make_no_sense(options: list[str], message: str, tmp_pa
 def test_whose_code_is_asked_of_stylegan2s_networks_alone(tmp_path: Path) -> None:
     source = save_teacher(tmp_path / "t.pkl")
     message = refused(convert, source, tmp_path / "x.pkl", "--for=stylegan3")
-    assert f"--for=stylegan3 is for StyleGAN2 networks, and {source} holds none: leave it out" in message
+    assert f"--for=stylegan3 is for StyleGANs, and {source} holds none: leave it out" in message
     assert not (tmp_path / "x.pkl").exists()
 
 
@@ -221,6 +222,17 @@ def test_what_becomes_a_graph_gives_the_models_images_for_any_batch_size() -> No
     assert any(getattr(block, "use_fp16", False) for block in half.modules())  # as it was
 
 
+def test_the_graph_of_an_r3gan_computes_in_float32() -> None:
+    networks = {halves: R3GANStudent(r3gan_networks(halves=halves)["G_ema"]) for halves in (0, 1)}  # of equal weights
+    graph = exported(networks[1])
+    values = [node.meta.get("val") for node in graph.graph.nodes]
+    assert torch.bfloat16 not in {value.dtype for value in values if isinstance(value, torch.Tensor)}
+    z, labels = torch.randn([2, 8], generator=torch.Generator().manual_seed(0)), torch.eye(3)[:2]
+    with torch.no_grad():
+        torch.testing.assert_close(graph.module()(z, labels), networks[0](z, labels), rtol=1e-4, atol=1e-4)
+        assert not torch.equal(networks[1](z, labels), networks[0](z, labels))  # it is as it was
+
+
 @pytest.mark.parametrize(("sigma_init", "kind"), [(None, "diffusion teacher"), (2.5, "one-step student")])
 def test_truncation_is_of_gans(sigma_init: float | None, kind: str, tmp_path: Path) -> None:
     source = tmp_path / "n.pkl"
@@ -277,11 +289,11 @@ def test_one_sentence() -> None:
 
 def test_networks_that_cannot_be_used_are_warned_of(tmp_path: Path) -> None:
     path = tmp_path / "n.pkl"
-    path.write_bytes(hostile.gan(**{"mapping.w_avg": torch.full([8], float("nan"))}))
+    path.write_bytes(hostile.gan(**{"mapping.fc0.bias": torch.full([8], float("nan"))}))
     (warning,) = inspect_file(path).warnings
     assert warning == (
-        "G_ema cannot be used: NaN or infinite numbers in G_ema.mapping.w_avg. Its training diverged or it is damaged; "
-        "use an earlier snapshot."
+        "G_ema cannot be used: NaN or infinite numbers in G_ema.mapping.fc0.bias. Its training diverged or it is "
+        "damaged; use an earlier snapshot."
     )
 
 

@@ -92,6 +92,14 @@ def test_idx_padded_keeps_pixels_and_labels(mnist: Path, tmp_path: Path, name: s
         assert label.argmax() == LABELS[index]
 
 
+def test_idx_images_alone_are_padded_as_by_nvlabs_tool(mnist: Path, tmp_path: Path) -> None:
+    """Without any option, and without labels beside them."""
+    (mnist / "train-labels-idx1-ubyte.gz").unlink()
+    dataset = convert(mnist / "train-images-idx3-ubyte.gz", tmp_path / "out.zip")
+    assert (len(dataset), dataset.resolution, dataset.label_dim) == (12, 32, 0)
+    assert np.array_equal(dataset[3][0][0], np.pad(IMAGES[3], 2))
+
+
 def test_idx_split_and_single_file(mnist: Path, tmp_path: Path) -> None:
     options = ["--transform=pad", "--resolution=32"]
     assert len(convert(mnist, tmp_path / "test.zip", "--split=test", *options)) == 4

@@ -291,11 +291,11 @@ def test_stylegan3s_default_decay_of_w_avg(tmp_path: Path) -> None:
     """A file of stylegan3's repository that does not name the decay means 0.998, ours would be 0.995."""
     network = gan_networks()["G_ema"]
     assert network is not None
-    from stylegan_di.snapshots.stylegan3 import NETWORKS_SOURCE, for_stylegan3
+    from stylegan_di.snapshots.stylegan3 import for_stylegan3
 
     theirs: Any = for_stylegan3(network)
     del theirs._init_kwargs["mapping_kwargs"]["w_avg_beta"]
-    path = save(tmp_path / "n.pkl", write_pickle({"G_ema": theirs}, default_source=NETWORKS_SOURCE))
+    path = save(tmp_path / "n.pkl", write_pickle({"G_ema": theirs}))
     read: Any = load_generator(path).network
     assert isinstance(read, Generator)
     assert read.mapping.w_avg_beta == 0.998
@@ -304,7 +304,7 @@ def test_stylegan3s_default_decay_of_w_avg(tmp_path: Path) -> None:
 
 def test_stylegan3s_default_precision_and_clamp_are_read_from_the_layers(tmp_path: Path) -> None:
     """Its code has four float16 resolutions and a clamp at 256 where a file does not say; ours has neither."""
-    from stylegan_di.snapshots.stylegan3 import NETWORKS_SOURCE, for_stylegan3
+    from stylegan_di.snapshots.stylegan3 import for_stylegan3
 
     widths: dict[str, Any] = dict(channel_base=64, channel_max=8, num_fp16_res=4, conv_clamp=256)
     common: dict[str, Any] = dict(c_dim=0, img_resolution=16, img_channels=1)
@@ -313,7 +313,7 @@ def test_stylegan3s_default_precision_and_clamp_are_read_from_the_layers(tmp_pat
     for network in (theirs, critic):
         del network._init_kwargs["num_fp16_res"], network._init_kwargs["conv_clamp"]
     tree = {"G": theirs, "D": critic, "G_ema": theirs}
-    snapshot = load_snapshot(save(tmp_path / "n.pkl", write_pickle(tree, default_source=NETWORKS_SOURCE)))
+    snapshot = load_snapshot(save(tmp_path / "n.pkl", write_pickle(tree)))
     generator, discriminator = (snapshot.networks[name] for name in ("G_ema", "D"))
     assert isinstance(generator, Generator)
     assert isinstance(discriminator, Discriminator)

@@ -66,6 +66,10 @@ def one_hot(index: int, classes: int = 10) -> Tensor:
     return torch.eye(classes)[index : index + 1]
 
 
+def test_seeds_are_those_of_edm_by_default(one_step: str, tmp_path: Path) -> None:
+    assert list(make(tmp_path, one_step)) == [f"seed{seed:04d}.png" for seed in range(64)]
+
+
 def test_which_of_several_networks(tmp_path: Path) -> None:
     (chosen,) = make(tmp_path, SG2_COND, "--which=G", "--seeds=5", "--class=2").values()
     student = load_generator(SG2_COND, which="G")

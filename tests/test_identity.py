@@ -15,8 +15,7 @@ from torch import Tensor
 
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot, save_snapshot
-from stylegan_di.students.stylegan2 import StyleGAN2Student
-from stylegan_di.training.trainer import W_AVG_SAMPLES
+from stylegan_di.students.stylegan2 import W_AVG_SAMPLES, StyleGAN2Student
 from tests.test_train import SHORT, invoke, run
 from tests.tiny import gan_networks, save_dataset, save_teacher
 from tools import compare

@@ -48,7 +48,7 @@ FACADE = "stylegan_di"  # the package itself: names found on first use, so that 
 LOSSES = ("stylegan_di.loss_di", "stylegan_di.loss_gan")
 LIBRARY = ("stylegan_di",)
 BARE = ("dnnlib", "torch_utils")  # NVlabs' names too: taken here, theirs could not be imported beside this project
-NOT_OURS = {"tests", "build", "runs", "datasets", "out"}  # folders beside the code
+NOT_OURS = {"tests", "build", "runs", "datasets", "out", "node_modules"}  # folders beside the code
 
 PICKLE_MODULES = {"pickle", "_pickle", "pickletools", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
 MAY_PICKLE = (

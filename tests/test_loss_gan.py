@@ -38,11 +38,15 @@ def test_path_lengths_of_a_linear_synthesis_are_norms_of_its_transpose() -> None
     assert float(gradient.abs().max()) > 0
 
 
-def test_path_length_penalty_tracks_the_mean() -> None:
-    lengths = torch.tensor([1.0, 3.0])
+def test_path_length_penalty_tracks_the_mean_and_is_differentiated_through_it() -> None:
+    """a = (4 + mean l) / 2; the sum's gradient is 2 (l_j - a) - sum_i 2 (l_i - a) / 4."""
+    lengths = torch.tensor([1.0, 3.0], requires_grad=True)
     penalty, mean = loss_gan.path_length_penalty(lengths, torch.tensor(4.0), decay=0.5)
     assert float(mean) == 3.0
-    torch.testing.assert_close(penalty, torch.tensor([4.0, 0.0]))
+    assert not mean.requires_grad
+    torch.testing.assert_close(penalty.detach(), torch.tensor([4.0, 0.0]))
+    (gradient,) = torch.autograd.grad(penalty.sum(), lengths)
+    torch.testing.assert_close(gradient, torch.tensor([-3.0, 1.0]))
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,20 @@ def test_auto_follows_resolution_and_gpus(
     assert (c.lr, c.cbase) == (0.002 if resolution == 1024 else 0.0025, 32768 if resolution == 1024 else 16384)
 
 
+def test_ticks_are_the_lineages() -> None:
+    """So that --snap=50 is every 200 kimg of a GAN, every 2,500 of a denoiser."""
+    assert [config("gan", cfg=cfg).tick for cfg in ("auto", "stylegan2", "stylegan3-t")] == [4, 4, 4]
+    assert config("gan", cfg="r3gan", gamma=2.0).tick == 4
+    assert config("edm").tick == 50
+
+
+def test_stylegan3s_stylegan2_is_a_preset_with_another_average() -> None:
+    """What docs/migration.md gives for stylegan3's --cfg=stylegan2 --batch=16 --gamma=5."""
+    c = config("gan", cfg="stylegan2", batch=16, gamma=5.0, ema_rampup=0.05, ema=5.0)
+    assert (c.batch, c.gamma, c.lr, c.dlr, c.cbase, c.cmax, c.map_depth) == (16, 5, 0.002, None, 32768, 512, 8)
+    assert (c.kimg, c.mbstd_group, c.pl_weight, c.mixing, c.ema, c.ema_rampup) == (25000, 4, 2, 0.9, 5, 0.05)
+
+
 def test_auto_derives_from_the_batch_given_and_options_win() -> None:
     c = config("gan", resolution=256, batch=2, lr=1e-4, gamma=3.0)
     assert (c.batch, c.mbstd_group, c.gamma, c.ema, c.lr) == (2, 2, 3.0, 0.625, 1e-4)

@@ -267,6 +267,22 @@ def test_w_alone_is_drawn_with_the_networks_own_noise(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found, to_uint8(image)[0].permute(1, 2, 0).numpy())
 
 
+def test_w_is_drawn_without_noise_or_with_any(tmp_path: Path) -> None:
+    generator = network(SG2_UNCOND)
+    ws = torch.randn(1, generator.num_ws, generator.w_dim, generator=torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "w.npz", w=ws.numpy())
+    arguments = [f"--network={SG2_UNCOND}", f"--projected-w={tmp_path / 'w.npz'}"]
+    found = {}
+    for mode in ("none", "random", "const"):
+        result = again(*arguments, f"--outdir={tmp_path / mode}", f"--noise-mode={mode}")
+        assert result.exit_code == 0, result.output
+        found[mode] = np.asarray(Image.open(tmp_path / mode / "proj00.png")).astype(int)
+    with torch.no_grad():
+        plain = to_uint8(generator.synthesis(ws, noise_mode="none"))[0].permute(1, 2, 0).numpy()
+    assert np.abs(found["none"] - plain).max() <= 1
+    assert (found["random"] != found["const"]).any()
+
+
 @pytest.mark.parametrize(
     ("arrays", "options", "message"),
     [
@@ -290,9 +306,8 @@ def test_projections_that_are_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_projections_are_of_gans_and_seeds_are_needed_without_one(tmp_path: Path) -> None:
+def test_projections_are_of_gans(tmp_path: Path) -> None:
     np.savez(tmp_path / "w.npz", w=np.zeros([1, 6, 32]))
     result = again(f"--network={EDM_COND}", f"--projected-w={tmp_path / 'w.npz'}")
     assert f"--network={EDM_COND} is a diffusion teacher, which has no w" in result.stderr
     assert result.exit_code == 2
-    assert "give --seeds, or --projected-w for a GAN" in again(f"--network={EDM_COND}").stderr

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from stylegan_di.torch_utils.persistence import read_pickle
 from stylegan_di.training import launch
 from stylegan_di.training.methods import build
 from stylegan_di.training.transfer import gan_to_resume
-from tests.tiny import save_files, save_gan, save_teacher
+from tests.tiny import save_files, save_gan, save_teacher, stylegan3_networks
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["--metrics=fd_fashion,pr_fashion", "--metric-samples=32"]
@@ -92,6 +93,7 @@ def test_di_refines_a_gan_through_the_real_command_line(files: dict[str, str], t
     snapshot = load_snapshot(folder / "network-snapshot-000000.pkl")
     assert snapshot.metadata["teacher"] == files["teacher"]
     assert snapshot.metadata["kimg"] == 0.016
+    assert snapshot.extras["training_set_kwargs"] is None  # where NVlabs' tools would look for one without a path
 
 
 @pytest.mark.parametrize(
@@ -354,11 +356,31 @@ def test_short_names_are_stylegan2_adas_files(
 
 def test_what_cannot_be_resumed_is_refused(files: dict[str, str], tmp_path: Path) -> None:
     arguments = [*RESUME, f"--data={files['data']}", f"--outdir={tmp_path / 'runs'}"]
-    large = save_gan(tmp_path / "large.pkl", resolution=16)
-    assert "its images have resolution and channels (16, 1)" in refused(*arguments, f"--resume={large}")
+    coloured = save_gan(tmp_path / "coloured.pkl", stylegan3_networks, channels=3)
+    assert "its images have 3 channels, those of --data 1" in refused(*arguments, f"--resume={coloured}")
     assert "no effect with --resume" in refused(*arguments, f"--resume={files['gan']}", "--cbase=64")
     assert "entries are ema" in refused(*arguments, f"--resume={files['teacher']}")
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("before", "after", "new"), [(8, 16, "synthesis.b16."), (16, 8, "")])
+def test_a_gan_of_another_resolution_gives_the_weights_of_the_same_name(
+    before: int, after: int, new: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = save_gan(tmp_path / "other.pkl", resolution=before)
+    dataset: Any = SimpleNamespace(resolution=after, num_channels=1, label_dim=3)
+    gan, other = gan_to_resume(str(source), dataset), load_snapshot(source).networks
+    for network, name in ((gan.generator, "G"), (gan.ema, "G_ema"), (gan.discriminator, "D")):
+        assert network.img_resolution == after
+        own, theirs = network.state_dict(), other[name].state_dict()  # type: ignore[union-attr]
+        assert all(torch.equal(value, theirs[key]) for key, value in own.items() if key in theirs)
+        begins = f"b{after}." if name == "D" else new or "nothing"
+        unknown = own.keys() - theirs.keys()
+        assert unknown == {key for key in own if key.startswith(begins)} - theirs.keys()
+        if name == "G":
+            size, taken = len(own), len(own) - len(unknown)
+    said = f"made for 8 pixels and 3 classes; {taken} of the generator's {size} weights are taken from it"
+    assert (said in capsys.readouterr().err) == bool(new)
 
 
 def test_edm_training_gives_a_teacher_that_di_accepts(files: dict[str, str], tmp_path: Path) -> None:
@@ -446,7 +468,7 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
          "--teacher=y has no effect with --divergence=none"),
         (["--kind=di", "--gan-pkl=x", "--divergence=none", "--adv-weight=1", "--data=z", "--fsdp=true"],
          "--fsdp=True has no effect with --divergence=none"),
-        (["--kind=di", "--teacher=x", "--metrics=none", "--ref=y"], "--ref=y has no effect with --metrics=none"),
+        (["--kind=di", "--teacher=x", "--metrics=none", "--ref=y"], "--ref=y has no effect without metrics"),
         (["--kind=di", "--teacher=x", "--metrics=none", "--metric-samples=9"], "--metric-samples=9 has no effect"),
         (["--kind=di", "--teacher=x", "--metrics=none", "--detector-file=y"], "--detector-file=y has no effect"),
         (["--kind=gan", "--data=x", "--cfg=paper256", "--pl-weight=0", "--pl-interval=2"],

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.divergences import parse_divergence
@@ -223,6 +224,31 @@ def test_an_update_whose_gradients_are_no_numbers_or_exploded_is_left_out_and_no
     assert state.skipped == [(7, "model")]
     torch.testing.assert_close(state.tensors(), before, rtol=0, atol=0)
     assert all(parameter.grad is None for parameter in method.model.parameters())
+
+
+@pytest.mark.parametrize(("batch_gpu", "samples"), [(4, [0, 1]), (2, [0, 2])])
+def test_path_lengths_are_those_of_half_of_each_chunk_and_move_their_mean_once(
+    batch_gpu: int, samples: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, journal, drawn = make_gan(), Journal(), []
+    lengths: list[Tensor] = []
+    real, sample = loss_gan.path_lengths, method.sample
+
+    def measured(*arguments: Tensor) -> Tensor:
+        lengths.append(real(*arguments))
+        return lengths[-1]
+
+    def sampled(batch: Batch, chunk: range, purpose: str) -> Any:
+        drawn.extend(chunk)
+        return sample(batch, chunk, purpose)
+
+    monkeypatch.setattr(loss_gan, "path_lengths", measured)
+    monkeypatch.setattr(method, "sample", sampled)
+    batch = Batch.of_step(seed=0, nimg=0, size=4, batch_gpu=batch_gpu, rank=0, world_size=1, device=CPU)
+    method.path_length_update(batch, journal)
+    assert drawn == samples
+    assert journal.drain()["Loss/path_length"]["num"] == 2
+    torch.testing.assert_close(method.state.scalars["pl_mean"], 0.01 * torch.cat(lengths).detach().mean())
 
 
 def test_ema_has_the_half_life_it_is_given() -> None:

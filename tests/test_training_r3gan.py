@@ -179,6 +179,7 @@ def test_learning_rates_and_half_lives_are_annealed(
 ) -> None:
     rates: list[float] = []
     halflives: list[float] = []
+    seen: list[int] = []
     plain = R3GAN.step
 
     def step(self: R3GAN, batch: Batch, journal: Journal) -> None:
@@ -187,6 +188,7 @@ def test_learning_rates_and_half_lives_are_annealed(
 
     def beta(batch: int, *, halflife_kimg: float, rampup: float | None, nimg: int) -> float:
         halflives.append(halflife_kimg)
+        seen.append(nimg)
         return ema_beta(batch, halflife_kimg=halflife_kimg, rampup=rampup, nimg=nimg)
 
     monkeypatch.setattr(R3GAN, "step", step)
@@ -196,6 +198,7 @@ def test_learning_rates_and_half_lives_are_annealed(
     done = [(1 - math.cos(math.pi * min(step / 4, 1))) / 2 for step in range(9)]
     assert rates == pytest.approx([0.01 * (1 - 0.75 * share) for share in done[:8]])
     assert halflives == pytest.approx([500 * share for share in done[1:]])
+    assert seen == list(range(0, 32, 4))  # a ramp-up counts the images before the step
 
 
 def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(

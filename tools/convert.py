@@ -61,7 +61,8 @@ def marked(snapshot: Snapshot, sigma_init: float | None) -> dict[str, Any]:
 @click.argument("network", metavar="IN")
 @click.argument("dest", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--which", metavar="ENTRY", help="Take only this network, such as G.  [default: all; ONNX: G_ema or ema]")
-@click.option("--for", "target", type=click.Choice(TARGETS), help=f"[.pkl] For whose code.  [default: {TARGETS[0]}]")
+@click.option("--for", "target", type=click.Choice(TARGETS),
+              help="[.pkl] Name the classes of this repository alone, with its kernels.  [default: opens in all]")
 @click.option("--sigma-init", type=click.FloatRange(min=0, min_open=True),
               help="Mark 'ema' as a one-step student that starts at this noise level.")
 @click.option("--trunc", type=float, help="[.onnx] Truncation psi of a GAN.  [default: 1]")
@@ -81,9 +82,9 @@ def main(
     snapshot = load_snapshot(network, which)
     networks, extras = chosen(snapshot, which), marked(snapshot, sigma_init)
     if target == "stylegan2-ada" and any(isinstance(part, stylegan3.Generator) for part in networks.values()):
-        raise UserError(f"--for={target}: {network} holds a StyleGAN3, which only stylegan3 opens: leave it out")
+        raise UserError(f"--for={target}: {network} holds a StyleGAN3, whose classes it has not: leave it out")
     if target is not None and not any(isinstance(part, STYLEGANS) for part in networks.values()):
-        raise UserError(f"--for={target} is for StyleGAN2 networks, and {network} holds none: leave it out")
+        raise UserError(f"--for={target} is for StyleGANs, and {network} holds none: leave it out")
     origin = {"converted_from": network, "converted_sha256": sha256_of_file(zoo.resolve(network))}
     writable_folder(f"OUT={dest}", dest.parent)
     if dest.suffix == ".onnx":
@@ -93,7 +94,7 @@ def main(
     else:
         metadata = snapshot.metadata | origin
         try:
-            save_snapshot(dest, networks, extras=extras, metadata=metadata, target=target or TARGETS[0])
+            save_snapshot(dest, networks, extras=extras, metadata=metadata, target=target)
         except TypeError as error:  # the format cannot hold one of the entries beside the networks
             raise UserError(f"{network}: not all of it can be written as {dest.suffix}: {error}") from None
     click.echo(f"{dest}: {dest.stat().st_size:,} bytes, SHA-256 {sha256_of_file(dest)}")

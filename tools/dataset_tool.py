@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from stylegan_di.data.check import check_dataset, describe_labels
 from stylegan_di.data.convert import TRANSFORMS, convert
-from stylegan_di.data.idx import SPLITS
+from stylegan_di.data.idx import IDX_IMAGES, MNIST, PADDED_MNIST, SPLITS
 from stylegan_di.data.sources import open_source
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.progress import PassProgress, Progress, counted
@@ -61,7 +61,8 @@ def check(source: Path) -> None:
 @click.option("--transform", type=click.Choice(TRANSFORMS),
               help="center-crop: resize the largest crop of that shape; center-crop-wide: the same on a black square "
               "of that width; center-crop-dhariwal: resize the shorter side, then crop; pad: add black borders and "
-              "keep the pixels; without this option the whole image is resized")
+              "keep the pixels, as MNIST's images get without --resolution; without this option the whole image is "
+              "resized")
 @click.option("--split", type=click.Choice(list(SPLITS)), help="Split of IDX files and CIFAR-10.  [default: train]")
 @click.option("--max-images", type=click.IntRange(min=1), help="Take only the first images")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Convert to gray (1) or RGB (3)")
@@ -92,6 +93,8 @@ def main(
         raise UserError(f"--dest={dest} is the source itself; give another name.")
     images = open_source(source, split=split or "train", labels=labels)
     images = images.first(max_images or len(images.where))
+    if size is None and IDX_IMAGES in images.where[0] and images.load(0).size == MNIST:
+        transform, size = "pad", PADDED_MNIST
     count = len(images.where)
     progress = Progress("images", count)
     kind = convert(

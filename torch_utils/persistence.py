@@ -2,8 +2,8 @@
 
 Only this module and the parts of its reader, `pickle_machine`, `pickle_arrays` and `pickle_reader`, parse pickles.
 NVlabs' own tools (torch 1.7 and later) open the files that it writes: every module is a call of
-`_reconstruct_persistent_obj` on {type, version, module_src, class_name, state}, where `module_src` is one import line
-of their repository and `state` holds the module's attributes as in torch 1.7.
+`_reconstruct_persistent_obj` on {type, version, module_src, class_name, state}, where `module_src` is the source of
+its class, which the caller gives, and `state` holds the module's attributes as in torch 1.7.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import io
 import pickle
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,15 +40,10 @@ __all__ = [
     "TensorFlowNetwork",
     "check_beginning",
     "flatten_state",
+    "import_line",
     "read_pickle",
     "write_pickle",
 ]
-
-NETWORKS_SOURCE = "from training.networks import *"  # where NVlabs' repositories keep their networks
-_EDM2_CLASSES = ("Precond", "UNet", "Block", "MPConv", "MPFourier")
-MODULE_SOURCES = {  # class name -> import line, for classes that are elsewhere
-    "AugmentPipe": "from training.augment import *",
-} | dict.fromkeys(_EDM2_CLASSES, "from training.networks_edm2 import *")
 
 _NVLABS_MODULE = "torch_utils.persistence"  # where NVlabs' tools look for `_reconstruct_persistent_obj`
 _PICKLE_PROTOCOL = 4
@@ -62,11 +57,9 @@ class Persistent:
     """An object that remembers the arguments it was built with, as NVlabs' pickles store them.
 
     `_init_args` (tuple) and `_init_kwargs` (dict) are part of the file format: every pickled object's state has them.
-    `_file_source` is the import line for classes of a name that several of NVlabs' modules have. `_file_class` is the
-    (module, name) of classes that are not written in NVlabs' form but as plain modules (R3GAN's).
+    `_file_class` is the (module, name) of classes that are not written in NVlabs' form but as plain modules (R3GAN's).
     """
 
-    _file_source: ClassVar[str | None] = None
     _file_class: ClassVar[tuple[str, str] | None] = None
 
     _init_args: tuple[Any, ...]
@@ -120,12 +113,13 @@ def _flatten(module: PersistentObject, prefix: str, result: OrderedDict[str, Ten
                 raise RefusedFileError(module.source, f"a {type(entry).__name__} as {where} in {group}")
 
 
+def import_line(cls: type) -> str:
+    """Returns the source that imports a class from where it is."""
+    return f"from {cls.__module__} import {cls.__name__}\n"
+
+
 def write_pickle(
-    obj: Any,
-    *,
-    module_sources: Mapping[str, str] = MODULE_SOURCES,
-    default_source: str = NETWORKS_SOURCE,
-    protocol: int = _PICKLE_PROTOCOL,
+    obj: Any, *, source_of: Callable[[type], str] = import_line, protocol: int = _PICKLE_PROTOCOL
 ) -> bytes:
     """Returns a pickle in NVlabs' format; the same tree gives the same bytes.
 
@@ -134,15 +128,14 @@ def write_pickle(
 
     Args:
         obj: a tree of dict (str keys), list, tuple, str, bytes, bool, int, float, None, Tensor, dtype, Persistent.
-        module_sources: class name -> the line written as its source.
-        default_source: the line for other classes.
+        source_of: returns what is written as the source of a Persistent's class.
         protocol: pickle protocol, 2 to 5.
 
     Raises:
         TypeError: for anything else in the tree or in a module's attributes.
     """
     buffer = io.BytesIO()
-    _Pickler(buffer, module_sources, default_source, protocol).dump(_plain(obj, "the snapshot"))
+    _Pickler(buffer, source_of, protocol).dump(_plain(obj, "the snapshot"))
     return buffer.getvalue()
 
 
@@ -167,12 +160,9 @@ _PythonPickler: Any = vars(pickle)["_Pickler"]  # unlike C's, it can write a fun
 class _Pickler(_PythonPickler):
     """Python's pickler, which writes modules and tensors as NVlabs' tools and torch 1.7 do."""
 
-    def __init__(
-        self, file: io.BytesIO, module_sources: Mapping[str, str], default_source: str, protocol: int
-    ) -> None:
+    def __init__(self, file: io.BytesIO, source_of: Callable[[type], str], protocol: int) -> None:
         super().__init__(file, protocol=protocol)
-        self.module_sources = module_sources
-        self.default_source = default_source
+        self.source_of = source_of
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if obj is _reconstruct_persistent_obj:
@@ -211,13 +201,11 @@ class _Pickler(_PythonPickler):
         return NotImplemented
 
     def meta(self, obj: Persistent) -> dict[str, Any]:
-        class_name = type(obj).__name__
-        source = obj._file_source or self.module_sources.get(class_name, self.default_source)
         return {
             "type": "class",
             "version": FORMAT_VERSION,
-            "module_src": sys.intern(source + "\n"),
-            "class_name": sys.intern(class_name),
+            "module_src": sys.intern(self.source_of(type(obj))),
+            "class_name": sys.intern(type(obj).__name__),
             "state": _module_state(obj) if isinstance(obj, torch.nn.Module) else _attributes(obj),
         }
 

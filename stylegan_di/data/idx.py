@@ -16,6 +16,8 @@ from stylegan_di.dnnlib.untrusted import Budget, untrusted
 from stylegan_di.dnnlib.util import UserError
 
 SPLITS = {"train": "train", "test": "t10k"}
+IDX_IMAGES = "-idx3-"  # in the names of images files
+MNIST, PADDED_MNIST = (28, 28), (32, 32)  # sizes of MNIST's images, as they are and as NVlabs' tools pad them
 
 
 def find_idx_images(folder: Path, split: str) -> Path | None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from stylegan_di.data.cifar import is_cifar, read_cifar
 from stylegan_di.data.files import ImageFiles, open_image
-from stylegan_di.data.idx import find_idx_images, find_idx_labels, read_idx
+from stylegan_di.data.idx import IDX_IMAGES, find_idx_images, find_idx_labels, read_idx
 from stylegan_di.data.labels import LABELS_FILE, Label, image_labels
 from stylegan_di.data.lsun import Database, is_database
 from stylegan_di.dnnlib.util import UserError
@@ -38,7 +38,7 @@ def open_source(path: Path, *, split: str = "train", labels: bool | None = None)
         labels: True requires labels, False leaves them out, None takes them if there are any.
     """
     use_labels = labels is not False
-    images = find_idx_images(path, split) if path.is_dir() else path if "-idx3-" in path.name else None
+    images = find_idx_images(path, split) if path.is_dir() else path if IDX_IMAGES in path.name else None
     if images is not None:
         source = _idx_source(images, use_labels)
     elif is_cifar(path):

@@ -18,7 +18,6 @@ from torch import Tensor
 from stylegan_di.networks.checks import check_rows
 from stylegan_di.networks.stylegan2 import check_resolution
 from stylegan_di.networks.stylegan3_layers import (
-    SOURCE,
     FullyConnectedLayer,
     MappingNetwork,
     SynthesisInput,
@@ -96,8 +95,6 @@ class SynthesisNetwork(PersistentModule):
         num_fp16_res: rates above img_resolution / 2^num_fp16_res compute in float16 on CUDA.
         layer_kwargs: arguments for the SynthesisLayers.
     """
-
-    _file_source = SOURCE
 
     def __init__(
         self,
@@ -188,8 +185,6 @@ class Generator(PersistentModule):
         mapping_kwargs: arguments for the MappingNetwork.
         synthesis_kwargs: arguments for the SynthesisNetwork and its layers.
     """
-
-    _file_source = SOURCE
 
     def __init__(
         self,

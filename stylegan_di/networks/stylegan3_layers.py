@@ -25,7 +25,6 @@ from stylegan_di.networks.stylegan2_layers import EPSILON, NOISE_MODES, normaliz
 from stylegan_di.torch_utils.ops.filtered_lrelu import filtered_lrelu
 from stylegan_di.torch_utils.persistence import PersistentModule
 
-SOURCE = "from training.networks_stylegan3 import *"  # where NVlabs' repository keeps these classes
 MAX_TAPS = 512
 
 
@@ -72,8 +71,6 @@ class FullyConnectedLayer(stylegan2_layers.FullyConnectedLayer):
         bias_init: initial bias, a number or [out_features].
     """
 
-    _file_source = SOURCE
-
     def __init__(
         self,
         in_features: int,
@@ -105,7 +102,6 @@ class MappingNetwork(PersistentModule):
         w_avg_beta: decay of the running mean of w, which moves with update_emas in train mode only.
     """
 
-    _file_source = SOURCE
     w_avg: Tensor
 
     def __init__(
@@ -172,7 +168,6 @@ class SynthesisInput(PersistentModule):
         bandwidth: the highest frequency at first.
     """
 
-    _file_source = SOURCE
     transform: Tensor
     freqs: Tensor
     phases: Tensor
@@ -241,7 +236,6 @@ class SynthesisLayer(PersistentModule):
         magnitude_ema_beta: decay of the running mean square of the input, by which it is normalised.
     """
 
-    _file_source = SOURCE
     magnitude_ema: Tensor
     up_filter: Tensor | None
     down_filter: Tensor | None

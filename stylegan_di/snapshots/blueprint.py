@@ -1,7 +1,8 @@
 """Builds networks from a file's description: a class name, constructor arguments and weights.
 
 Nothing in a file is trusted: classes are looked up in our own table, a constructor first runs on the meta device and
-within bounds, and the weights must be finite and match the resulting network exactly.
+within bounds, and the weights must be finite and match the resulting network exactly. One thing is repaired: a GAN's
+w_avg that is not finite, which NVlabs' training writes on today's PyTorch, is estimated from its mapping network.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from stylegan_di.data.augment import AugmentPipe
 from stylegan_di.dnnlib.untrusted import brief, untrusted
+from stylegan_di.dnnlib.util import say
 from stylegan_di.networks import edm2, r3gan, stylegan3
 from stylegan_di.networks.decoder import Decoder
 from stylegan_di.networks.edm import PRECONDITIONERS, DDPMPrecond, Precond
@@ -24,10 +26,15 @@ from stylegan_di.networks.flow import Flow
 from stylegan_di.networks.radiance import RadianceField
 from stylegan_di.networks.refiner import Refiner
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
+from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.arguments import check_arguments
+from stylegan_di.students.stylegan2 import W_AVG_SAMPLES, StyleGAN2Student, mean_w
+from stylegan_di.students.stylegan3 import StyleGAN3Student
 from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
 
 STYLEGAN3, R3GAN = "stylegan3.Generator", "r3gan."
+W_AVG = "mapping.w_avg"  # the mean w of a StyleGAN, which truncation draws towards
+_W_AVG_CHUNK = 256  # latents at a time, which bounds the memory that labels take
 
 # fmt: off
 #: By the names of the format, and of its modules where these have classes of the same name.
@@ -104,7 +111,7 @@ def build(blueprint: Blueprint, name: str, source: str) -> torch.nn.Module:
     """Builds the network of a blueprint, in evaluation mode, without gradients, on the CPU.
 
     It is first built on the meta device, so that no more memory is allocated than the file stores. Weights stored as
-    float16 are converted to float32.
+    float16 are converted to float32. A StyleGAN's w_avg that is not finite is estimated anew, and a line says so.
 
     Args:
         blueprint: from the file.
@@ -135,7 +142,31 @@ def build(blueprint: Blueprint, name: str, source: str) -> torch.nn.Module:
         network.load_state_dict(network.state_dict() | weights)
         if isinstance(network, Flow):
             network.check()
-        return network.eval().requires_grad_(False)
+        network.eval().requires_grad_(False)
+        if isinstance(network, Generator | stylegan3.Generator):
+            _repair_w_avg(network, name, source)
+        return network
+
+
+def _repair_w_avg(network: Generator | stylegan3.Generator, name: str, source: str) -> None:
+    """Sets a w_avg that is not finite to the mean over latents of seed 0, with labels drawn evenly.
+
+    Raises:
+        RefusedFileError: if that is not finite either.
+    """
+    mapping = network.mapping
+    if mapping.w_avg_beta is None or bool(torch.isfinite(mapping.w_avg).all()):
+        return
+    student = StyleGAN3Student(network) if isinstance(network, stylegan3.Generator) else StyleGAN2Student(network)
+    chunks = (range(first, first + _W_AVG_CHUNK) for first in range(0, W_AVG_SAMPLES, _W_AVG_CHUNK))
+    means = [mean_w(student, SampleRandom(0, "w_avg", 0, chunk)) for chunk in chunks]
+    mapping.w_avg.copy_(torch.stack(means).mean(0))
+    if not bool(torch.isfinite(mapping.w_avg).all()):
+        raise _not_finite(f"{name}.{W_AVG}", source)
+    say(
+        f"{source}: {name}.{W_AVG} holds NaN or infinite numbers, which NVlabs' training writes on today's PyTorch; it "
+        f"is estimated from {W_AVG_SAMPLES} latents here, and what is written from this file has it so"
+    )
 
 
 def _by_name(bound: inspect.BoundArguments) -> dict[str, Any]:
@@ -183,8 +214,12 @@ def _checked_weights(
             found = f"{name}.{key} as {list(value.shape)} {value.dtype}"
             remedy = f"Its constructor arguments call for {list(expected.shape)} {expected.dtype}: it was altered."
             raise RefusedFileError(source, found, remedy)
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            remedy = "Its training diverged or it is damaged; use an earlier snapshot."
-            raise RefusedFileError(source, f"NaN or infinite numbers in {name}.{key}", remedy)
+        if value.is_floating_point() and key != W_AVG and not bool(torch.isfinite(value).all()):
+            raise _not_finite(f"{name}.{key}", source)
         checked[key] = value
     return checked
+
+
+def _not_finite(weight: str, source: str) -> RefusedFileError:
+    remedy = "Its training diverged or it is damaged; use an earlier snapshot."
+    return RefusedFileError(source, f"NaN or infinite numbers in {weight}", remedy)

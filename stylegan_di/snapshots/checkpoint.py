@@ -18,7 +18,7 @@ from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import CLASSES, build, class_name
-from stylegan_di.snapshots.formats import TARGETS, Contents, open_contents, to_pickle, to_safetensors
+from stylegan_di.snapshots.formats import Contents, open_contents, to_pickle, to_safetensors
 from stylegan_di.students import STUDENTS
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
@@ -186,7 +186,7 @@ def save_snapshot(
     *,
     extras: Mapping[str, Any],
     metadata: Mapping[str, Any],
-    target: str = TARGETS[0],
+    target: str | None = None,
 ) -> None:
     """Writes networks atomically to a .pkl that NVlabs' tools open or to a .safetensors file.
 
@@ -197,8 +197,8 @@ def save_snapshot(
         networks: by entry: G, D, G_ema, augment_pipe (NVlabs' loader wants the first three), or ema.
         extras: other entries: training_set_kwargs or dataset_kwargs, a one-step student's sigma_init, augment_pipe.
         metadata: the provenance, each value a str or float (command, teacher, kimg, ...).
-        target: the repository whose code opens a .pkl of StyleGAN2 networks, one of `formats.TARGETS`; StyleGAN3's
-            are always written for stylegan3.
+        target: the one repository for whose classes a .pkl of StyleGANs is written, one of `formats.TARGETS`; by
+            default it opens in all.
 
     Raises:
         UserError: if the suffix or the target is unknown.

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -27,6 +28,7 @@ from stylegan_di.networks.r3gan import Generator as R3GANGenerator
 from stylegan_di.networks.stylegan3 import Generator as StyleGAN3
 from stylegan_di.snapshots import adm, r3gan, stylegan3, tensorflow
 from stylegan_di.snapshots.blueprint import R3GAN, ROLES, STYLEGAN3, Blueprint, class_name
+from stylegan_di.snapshots.portable import STYLEGAN2_MODULES, nvlabs_source, portable_source
 from stylegan_di.torch_utils.persistence import (
     Persistent,
     PersistentModule,
@@ -46,9 +48,9 @@ STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
 R3GAN_ORDER = ("G", "D", "G_ema", "training_set_kwargs")
 EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
 OPTIMIZERS = ("D_opt_state", "G_opt_state")  # R3GAN's
-TARGETS = ("stylegan2-ada", "stylegan3")  # the code that opens a pickle of StyleGAN2 networks; EDM's have one form
 DIFF_INSTRUCT, EMA_ALONE = "Diff-Instruct", "EDM's networks without its training (SiD's, for one)"
 STATE_DICTS = (".pt", ".pth")  # suffixes of what torch.save wrote
+TARGETS = tuple(STYLEGAN2_MODULES)  # repositories whose StyleGAN2 a pickle may be written for alone
 AMBIGUOUS = (DIFF_INSTRUCT, EMA_ALONE)  # their 'ema' may be a one-step student; the file does not say
 
 
@@ -151,16 +153,17 @@ def to_pickle(
     networks: Mapping[str, torch.nn.Module | None],
     extras: Mapping[str, Any],
     metadata: Mapping[str, Any],
-    target: str = TARGETS[0],
+    target: str | None = None,
 ) -> bytes:
-    """Returns a pickle for NVlabs' tools; `target` is the repository whose StyleGAN2 classes it names.
+    """Returns a pickle for NVlabs' tools.
 
-    StyleGAN3's networks are always written for stylegan3.
+    `target` is the one repository, of TARGETS, whose classes it names (StyleGAN3's are in one only); by default it
+    carries its source, and opens in all of them.
 
     Raises:
         UserError: if the target is unknown.
     """
-    if target not in TARGETS:
+    if target is not None and target not in TARGETS:
         raise UserError(f"target {target!r}; accepted are {', '.join(TARGETS)}")
     entries = {**networks, **extras}
     order = EDM_ORDER if "ema" in networks else STYLEGAN2_ORDER
@@ -168,10 +171,12 @@ def to_pickle(
         order = R3GAN_ORDER
     ordered = {name: entries.get(name) for name in order} | entries
     tree = ordered | {"provenance": _with_hash(networks, metadata)}
+    if target is not None and any(isinstance(network, StyleGAN3) for network in networks.values()):
+        target = "stylegan3"
     if target == "stylegan3" or any(isinstance(network, StyleGAN3) for network in networks.values()):
         tree = {name: _for_stylegan3(entry) for name, entry in tree.items()}
-        return write_pickle(tree, default_source=stylegan3.NETWORKS_SOURCE)
-    return write_pickle(tree)
+    source_of = portable_source if target is None else partial(nvlabs_source, repository=target)
+    return write_pickle(tree, source_of=source_of)
 
 
 def _for_stylegan3(entry: Any) -> Any:

@@ -2,7 +2,7 @@
 
 A generator's inputs are z and labels, a denoiser's are x, sigma and labels; unconditional models have no labels. The
 output is `images`. The project's own operators become standard ones, so that no runtime needs an extension; per-pixel
-noise is the network's fixed noise, float16 blocks compute in float32, and truncation is part of the graph.
+noise is the network's fixed noise, blocks of half precision compute in float32, and truncation is part of the graph.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import contextlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,12 +26,20 @@ _NAMESPACE = "stylegan_di"  # the namespace of the project's operators
 _EXAMPLES = 2  # samples the graph is traced with; it accepts any batch size
 
 
-def to_onnx(model: Generator | Denoiser, metadata: Mapping[str, str | float]) -> bytes:
+def to_onnx(
+    model: torch.nn.Module,
+    metadata: Mapping[str, str | float],
+    *,
+    inputs: Mapping[str, Tensor] | None = None,
+    outputs: Sequence[str] = ("images",),
+) -> bytes:
     """Returns a model as the bytes of an ONNX file.
 
     Args:
         model: on the CPU, in evaluation mode; its options, such as trunc, become part of the graph.
         metadata: the provenance, stored as the file's metadata.
+        inputs: examples by name, of the sizes that the graph will have; None: those of a Generator or Denoiser.
+        outputs: their names.
 
     Raises:
         UserError: if the packages that write ONNX are not installed.
@@ -41,7 +49,7 @@ def to_onnx(model: Generator | Denoiser, metadata: Mapping[str, str | float]) ->
         raise UserError(f"ONNX needs the package {missing[0]}, which is not installed: pip install 'stylegan-di[onnx]'")
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            exported(model), output_names=["images"], opset_version=OPSET, dynamo=True, verbose=False
+            exported(model, inputs), output_names=list(outputs), opset_version=OPSET, dynamo=True, verbose=False
         )
     assert program is not None
     proto = program.model_proto
@@ -51,12 +59,15 @@ def to_onnx(model: Generator | Denoiser, metadata: Mapping[str, str | float]) ->
     return proto.SerializeToString(deterministic=True)
 
 
-def exported(model: Generator | Denoiser) -> torch.export.ExportedProgram:
-    """Returns the graph as PyTorch's ExportedProgram; it takes the inputs in the order of `_inputs`."""
-    inputs = _inputs(model)
-    batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad(), _plain_operators(), _float32(model):
+def exported(model: torch.nn.Module, inputs: Mapping[str, Tensor] | None = None) -> torch.export.ExportedProgram:
+    """Returns the graph as PyTorch's ExportedProgram; it takes the inputs in their order, by default `_inputs`'s."""
+    shapes: dict[str, Any] | None = None
+    if inputs is None:
+        assert isinstance(model, Generator | Denoiser)
+        inputs = _inputs(model)
+        batch = torch.export.Dim("batch", min=1)
         shapes = {name: {0: batch} for name in inputs}
+    with torch.no_grad(), _plain_operators(), _float32(model):
         return torch.export.export(model, tuple(inputs.values()), dynamic_shapes=shapes)
 
 
@@ -90,15 +101,17 @@ def _plain_operators() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _float32(model: torch.nn.Module) -> Iterator[None]:
-    """Makes float16 blocks compute in float32 while inside."""
-    halves: list[Any] = [module for module in model.modules() if getattr(module, "use_fp16", False)]
+    """Makes blocks in float16 (StyleGAN) and bfloat16 (R3GAN) compute in float32 while inside."""
+    whole = {"use_fp16": False, "DataType": torch.float32}
+    blocks = [(module, name) for module in model.modules() for name in whole if hasattr(module, name)]
+    own = [(module, name, getattr(module, name)) for module, name in blocks]
     try:
-        for module in halves:
-            module.use_fp16 = False
+        for module, name, _ in own:
+            setattr(module, name, whole[name])
         yield
     finally:
-        for module in halves:
-            module.use_fp16 = True
+        for module, name, value in own:
+            setattr(module, name, value)
 
 
 @contextlib.contextmanager

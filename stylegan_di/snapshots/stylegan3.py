@@ -18,7 +18,6 @@ from stylegan_di.networks.stylegan2 import Discriminator, Generator, SynthesisBl
 from stylegan_di.networks.stylegan2_layers import Conv2dLayer, FullyConnectedLayer, SynthesisLayer, ToRGBLayer
 from stylegan_di.torch_utils.persistence import PersistentModule, PersistentObject
 
-NETWORKS_SOURCE = "from training.networks_stylegan2 import *"
 W_AVG_BETA = 0.998  # stylegan3's default
 
 _GENERATOR = {"z_dim", "c_dim", "w_dim", "img_resolution", "img_channels", "mapping_kwargs", "synthesis_kwargs"}

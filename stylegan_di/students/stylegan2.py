@@ -17,6 +17,8 @@ from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import call_size, numpy_latents, uint8_images
 
+W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg
+
 
 def part_names(resolutions: Iterable[int]) -> list[str]:
     """What can be frozen of a StyleGAN2 whose synthesis has blocks of these resolutions."""

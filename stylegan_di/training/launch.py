@@ -134,10 +134,10 @@ def _reference(method: Method) -> str | ImageDataset | None:
 
 
 def load_kernels(device: str) -> str:
-    """Loads the kernels and returns what the ops run on. CPU kernels are built at first use, CUDA ones are not."""
-    may_build = device == "cpu"
+    """Loads the kernels, built at first use, and returns what the ops run on."""
+    may_build = device in kernels.COMPILERS
     if may_build and not kernels.is_built(device) and distributed.rank() == 0:
-        print("building native kernels, once for this machine (10 to 30 s)", flush=True)
+        print("building native kernels, once for this machine (10 to 60 s)", flush=True)
     return kernels.load(device, may_build=may_build)
 
 

@@ -46,8 +46,8 @@ class OnlineTeacher:
     def step(self, state: TrainState, batch: Batch, reals: Reals, journal: Journal) -> None:
         """Updates the denoiser on real images, then its average."""
         self.denoising.step(state, batch, reals, journal)
-        config, seen = self.config, state.cur_nimg + batch.size
-        beta = ema_beta(batch.size, halflife_kimg=config.ema, rampup=config.ema_rampup, nimg=seen)
+        config = self.config
+        beta = ema_beta(batch.size, halflife_kimg=config.ema, rampup=config.ema_rampup, nimg=batch.nimg)
         update_ema(self.average, self.network, beta)
 
     def warms_up(self, nimg: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.journal.clock import Clock
 from stylegan_di.journal.journal import Journal
@@ -22,6 +23,7 @@ from stylegan_di.runs.endings import Diverged, Interrupted, StopRequest, storage
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.resume import check_inputs, config_hash
 from stylegan_di.snapshots.checkpoint import save_snapshot
+from stylegan_di.students.stylegan2 import W_AVG_SAMPLES
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training import watch
 from stylegan_di.training.batch import Batch
@@ -31,7 +33,6 @@ from stylegan_di.training.methods.base import Method
 from stylegan_di.training.schedule import annealing, ema_beta, lr_scale, update_ema
 from stylegan_di.training.state import TrainState
 
-W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg
 SKIPS_INTERVAL = 10  # steps between checks for skipped updates
 MAX_RETURNS = 3  # returns to the best snapshot with --on-divergence=best
 
@@ -91,7 +92,7 @@ class Trainer:
         state.cur_nimg += batch.size
         state.cur_step += 1
         halflife = config.ema * (annealing(state.cur_nimg, config.anneal) if config.anneal else 1)
-        beta = ema_beta(batch.size, halflife_kimg=halflife, rampup=config.ema_rampup, nimg=state.cur_nimg)
+        beta = ema_beta(batch.size, halflife_kimg=halflife, rampup=config.ema_rampup, nimg=batch.nimg)
         update_ema(state.networks["ema"], state.networks["model"], beta)
 
     def run(self) -> dict[str, Any]:
@@ -264,10 +265,13 @@ class Trainer:
             "class_name": "training.dataset.ImageFolderDataset", "path": config.data, "use_labels": config.cond,
             "max_size": config.subset, "xflip": config.mirror, "resolution": self.evaluation.generator.img_resolution,
         }  # fmt: skip
+        entries = extras(data)
+        if config.data is None or samples_wanted(config.data) is not None:  # no data set that NVlabs' tools could open
+            entries |= {name: None for name in ("training_set_kwargs", "dataset_kwargs") if name in entries}
         modules = [network for network in networks.values() if network is not None]
         need = sum(value.nbytes for module in modules for value in module.state_dict().values())
         with storage_errors(path, need):
-            save_snapshot(path, networks, extras=extras(data), metadata=self.provenance(metrics))
+            save_snapshot(path, networks, extras=entries, metadata=self.provenance(metrics))
 
     def _stopped(self) -> str:
         return f"stopped by {self.stop.signal or 'a signal to another process'} at kimg {self.state.cur_nimg / 1000:g}"

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from torch import Tensor
+
 from stylegan_di import interfaces, zoo
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, say
 from stylegan_di.networks import r3gan, stylegan2, stylegan3
 from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.snapshots.checkpoint import load_snapshot
@@ -45,7 +47,8 @@ def freeze(model: interfaces.Generator, ema: interfaces.Generator, parts: Sequen
 def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
     """Opens the networks of a GAN's pickle for a data set.
 
-    If the file has a different number of classes, the layers that depend on it are newly initialised.
+    If the file has another resolution or number of classes, the layers that depend on it are newly initialised, and a
+    line says how much of the generator that is.
 
     Args:
         source: a file, URL or known name, or a key of zoo.TRANSFER_SOURCES.
@@ -66,21 +69,26 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
             f"--resume={source}: training needs a generator and a discriminator, but the file's entries are "
             f"{', '.join(networks) or 'none'}; pass a .pkl that --kind=gan or stylegan2-ada wrote"
         )
-    found, wanted = (generator.img_resolution, generator.img_channels), (dataset.resolution, dataset.num_channels)
-    if found != wanted:
+    if generator.img_channels != dataset.num_channels:
         raise UserError(
-            f"--resume={source}: its images have resolution and channels {found}, those of --data {wanted}; "
-            "tools/dataset_tool.py makes data of another resolution"
+            f"--resume={source}: its images have {generator.img_channels} channels, those of --data "
+            f"{dataset.num_channels}; tools/dataset_tool.py --channels makes data of another number"
         )
     blocks = _arguments(discriminator).arguments.get("block_kwargs") or {}
     blocks = {name: value for name, value in blocks.items() if name != "freeze_layers"}
     if freezed:
         blocks["freeze_layers"] = freezed
-    return GAN(
-        _rebuilt(generator, c_dim=dataset.label_dim),
-        _rebuilt(discriminator, c_dim=dataset.label_dim, block_kwargs=blocks),
-        _rebuilt(ema, c_dim=dataset.label_dim),
+    images = dict(c_dim=dataset.label_dim, img_resolution=dataset.resolution)
+    gan = GAN(
+        _rebuilt(generator, **images), _rebuilt(discriminator, **images, block_kwargs=blocks), _rebuilt(ema, **images)
     )
+    taken, all_weights = len(_fitting(gan.generator, generator)), len(gan.generator.state_dict())
+    if taken < all_weights:
+        say(
+            f"--resume={source}: made for {generator.img_resolution} pixels and {generator.c_dim} classes; "
+            f"{taken} of the generator's {all_weights} weights are taken from it, the others begin anew"
+        )
+    return gan
 
 
 def _arguments(network: PersistentModule) -> inspect.BoundArguments:
@@ -94,7 +102,11 @@ def _rebuilt(network: Network, **changes: Any) -> Network:
         return network
     arguments.arguments.update(changes)
     other = type(network)(*arguments.args, **arguments.kwargs)
-    own, weights = other.state_dict(), network.state_dict()
-    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
-    other.load_state_dict(own | fitting)
+    other.load_state_dict(other.state_dict() | _fitting(other, network))
     return other
+
+
+def _fitting(network: PersistentModule, source: PersistentModule) -> dict[str, Tensor]:
+    """Returns the weights of source that have the names and shapes of network's."""
+    own, weights = network.state_dict(), source.state_dict()
+    return {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}

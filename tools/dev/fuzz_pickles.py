@@ -38,7 +38,7 @@ from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.networks.stylegan3 import Generator as StyleGAN3
 from stylegan_di.snapshots.blueprint import build
 from stylegan_di.snapshots.formats import read_contents
-from stylegan_di.snapshots.stylegan3 import NETWORKS_SOURCE, for_stylegan3
+from stylegan_di.snapshots.stylegan3 import for_stylegan3
 from stylegan_di.torch_utils.persistence import RefusedFileError, write_pickle
 from tools.dev.benchmark import kib_of_process
 
@@ -90,7 +90,7 @@ def base_files() -> list[Base]:
     files["edm"] = write_pickle(edm)
     files["edm-half-protocol-2"] = write_pickle(half, protocol=2)
     files |= {f"numpy-protocol-{p}": pickle.dumps(plain, p) for p in (2, 4, 5)}
-    files["stylegan3"] = write_pickle({"G_ema": for_stylegan3(generator)}, default_source=NETWORKS_SOURCE)
+    files["stylegan3"] = write_pickle({"G_ema": for_stylegan3(generator)})
     alias_free = StyleGAN3(z_dim=2, w_dim=2, num_layers=2, num_critical=1, channel_base=8, channel_max=2, **common)
     files["alias-free"] = write_pickle({"G_ema": alias_free})
     stages: dict[str, Any] = dict(WidthPerStage=[2], CardinalityPerStage=[1], BlocksPerStage=[1], ExpansionFactor=1)

@@ -3,7 +3,8 @@
 #
 # Needs python3 (or PY) with PyTorch, pytest and this project's other requirements, and nvcc for the kernels. Each part
 # runs by itself, with a time limit, and one that fails leaves the others alone: OUT/parts.jsonl says how each ended,
-# OUT/*.log what it printed, OUT/*.json what it measured. With cpu it is a rehearsal of the script, at tiny sizes.
+# OUT/*.log what it printed, OUT/*.json what it measured. PARTS="step metrics" runs only these. With cpu it is a
+# rehearsal of the script, at tiny sizes.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -19,6 +20,7 @@ export DNNLIB_CACHE_DIR=${DNNLIB_CACHE_DIR:-$OUT/cache} PYTHONUNBUFFERED=1
 part() { # NAME SECONDS COMMAND...: runs a part and notes how it ended (124: it ran out of time)
     local name=$1 limit=$2 start=$SECONDS status
     shift 2
+    [[ -z ${PARTS:-} || " $PARTS " == *" $name "* ]] || return 0
     timeout --kill-after=5 "$limit" "$@" > "$OUT/$name.log" 2>&1 < /dev/null
     status=$?
     echo "{\"part\": \"$name\", \"status\": $status, \"seconds\": $((SECONDS - start))}" | tee -a "$OUT/parts.jsonl"

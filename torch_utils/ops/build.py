@@ -205,7 +205,7 @@ def load(device: str = "cpu", *, may_build: bool) -> str:
     """Attaches native kernels to the ops for the rest of this process; returns a text that says what the ops now use.
 
     Args:
-        device: cpu; or cuda, whose kernels are used once they have been built with `python -m torch_utils.ops.build`.
+        device: cpu or cuda.
         may_build: whether to build kernels that are not in the cache; otherwise they are used only if cached.
 
     Without a working compiler the ops keep their reference implementation, and the text says so.

@@ -30,6 +30,7 @@ from stylegan_di.training.optimize import apply_gradients, trainable
 
 MAGNITUDE_HALFLIFE = 20_000  # images, of StyleGAN3's running magnitudes
 PL_MEAN, PL_DECAY = "pl_mean", 0.01  # the mean path length's name in the state, and its rate of change
+PL_SHRINK = 2  # path lengths are measured on 1 / PL_SHRINK of the samples, because they take more memory
 
 
 class GAN(GeneratorMethod):
@@ -108,16 +109,21 @@ class GAN(GeneratorMethod):
             journal.shared({"Gradient/model": apply_gradients(self.state, "model")})
 
     def path_length_update(self, batch: Batch, journal: Journal) -> None:
-        """Updates the generator by path length regularisation, scaled because it runs only every pl_interval steps."""
+        """Updates the generator by path length regularisation, scaled because it runs only every pl_interval steps.
+
+        pl_mean moves once a batch, however this is divided into chunks and among processes.
+        """
         config, pl_mean = self.config, self.state.scalars[PL_MEAN]
+        chunks = [chunk[: max(len(chunk) // PL_SHRINK, 1)] for chunk in batch.chunks]
+        size = sum(map(len, chunks))
         with trainable(self.model, train_mode=True):
             means = []
-            for chunk in batch.chunks:
+            for chunk in chunks:
                 fakes, ws, _ = self.sample(batch, chunk, "path_length")
                 noise = batch.random("path_length/probe", chunk).normal(*fakes.shape[1:])
                 lengths = loss_gan.path_lengths(fakes, ws, noise)
                 penalty, mean = loss_gan.path_length_penalty(lengths, pl_mean, PL_DECAY)
-                (penalty.sum() * config.pl_weight * config.pl_interval / batch.local_size).backward()
+                (penalty.sum() * config.pl_weight * config.pl_interval / size).backward()
                 means.append(mean)
                 journal.scalars({"Loss/pl_penalty": penalty, "Loss/G/reg": penalty * config.pl_weight})
             new_mean = torch.stack(means).mean()

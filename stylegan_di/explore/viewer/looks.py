@@ -1,0 +1,177 @@
+"""What a viewer shows: pictures of one network or two at the same latent, as generate.py draws them.
+
+With StyleGANs, a picture can be between two seeds: w_i = (1 - amount) w_i(seed) + amount w_i(second) for the chosen
+styles i, and w_i(seed) for the others. All styles make an interpolation, some of them at amount 1 a mixture of styles.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.explore.latents import coarse_styles
+from stylegan_di.explore.opening import open_generator
+from stylegan_di.explore.projection import noise_maps
+from stylegan_di.interfaces import Generator
+from stylegan_di.random import SampleRandom
+from stylegan_di.sampling.seeded import call_size, uint8_images
+from stylegan_di.snapshots.inspection import origin_of
+from stylegan_di.students.stylegan2 import StyleGAN2Student
+
+NOISE_MODES = ("const", "random", "none")
+MAX_SEED = 2**32 - 1
+MAX_TRUNC = 2.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """One picture: `network` is 0 or 1, `class_index` None draws the label from the seed; see the module's head."""
+
+    network: int = 0
+    seed: int = 0
+    class_index: int | None = None
+    trunc: float = 1.0
+    noise_mode: str = "const"
+    second: int = 1
+    amount: float = 0.0
+    styles: tuple[int, ...] = ()
+
+
+class Viewer:
+    """One network, or one before and one after a training, to be looked at.
+
+    `options` are those that all take, of 'trunc' and 'noise_mode'; `num_ws` is the number of styles, 0 where not all
+    are StyleGANs.
+
+    Args:
+        names: paths, URLs or known names, one or two.
+        device: where to draw.
+
+    Raises:
+        UserError: if a file cannot be shown, or the two have other latents or classes.
+    """
+
+    def __init__(self, names: Sequence[str], device: str = "cpu") -> None:
+        self.generators = [open_generator(name).to(device) for name in names]
+        self.given = list(names)
+        self.names = [Path(name).name for name in names]
+        self.origins = sorted({origin for name in names if (origin := origin_of(name))})
+        first, last = self.generators[0], self.generators[-1]
+        for what, one, other in (
+            ("classes", first.label_dim, last.label_dim), ("shape of z", _latent_shape(first), _latent_shape(last))
+        ):  # fmt: skip
+            if one != other:
+                raise UserError(
+                    f"A and B do not match: {what} {one} against {other}; beside each other go networks of the same "
+                    "latents, such as a GAN and what it was refined to"
+                )
+        self.label_dim = first.label_dim
+        self.options = [name for name in ("trunc", "noise_mode") if all(_takes(g, name) for g in self.generators)]
+        styles = {g.network.num_ws if isinstance(g, StyleGAN2Student) else 0 for g in self.generators}
+        self.num_ws = styles.pop() if len(styles) == 1 else 0
+
+    def look(self, asked: Mapping[str, Any]) -> Look:
+        """Returns what a page asks for.
+
+        Raises:
+            UserError: for a name or value that is not accepted.
+        """
+        accepted: dict[str, Any] = {
+            "network": lambda value: _whole(value, len(self.generators) - 1),
+            "seed": lambda value: _whole(value, MAX_SEED),
+            "class_index": lambda value: value is None or _whole(value, self.label_dim - 1),
+            "trunc": lambda value: "trunc" in self.options and _real(value, -MAX_TRUNC, MAX_TRUNC),
+            "noise_mode": lambda value: "noise_mode" in self.options and value in NOISE_MODES,
+            "second": lambda value: _whole(value, MAX_SEED),
+            "amount": lambda value: self.num_ws > 0 and _real(value, 0, 1),
+            "styles": lambda value: isinstance(value, list) and all(_whole(s, self.num_ws - 1) for s in value),
+        }
+        values = dict(asked)
+        for name, value in values.items():
+            if name not in accepted or not accepted[name](value):
+                raise UserError(f"{str(name)[:40]}={str(value)[:40]} is not accepted for these networks")
+        return Look(**values | {"styles": tuple(values.get("styles", ()))})
+
+    def picture(self, look: Look) -> Tensor:
+        """The picture, uint8 [C,H,W] on the CPU; equal to generate.py's where the amount is 0."""
+        shown = self._generator(look)
+        if isinstance(shown, StyleGAN2Student):
+            return shown.uint8_of_ws(ws_of(shown, look), [look.seed])[0]
+
+        def draw(seeds: Sequence[int]) -> Tensor:
+            return shown.draw(seeds, class_index=look.class_index)
+
+        size = call_size(next(shown.parameters()).device, shown.img_resolution)
+        return uint8_images(draw, [look.seed], size)[0]
+
+    def latent(self, look: Look) -> bytes:
+        """The picture's w [1,num_ws,w_dim] as an .npz file, which generate.py --projected-w draws.
+
+        Raises:
+            UserError: if the network has no w.
+        """
+        shown = self._generator(look)
+        if not isinstance(shown, StyleGAN2Student):
+            raise UserError(f"a {shown.kind} has no w; its latent is the seed's")
+        buffer = io.BytesIO()
+        np.savez(buffer, w=ws_of(shown, look).cpu().numpy())
+        return buffer.getvalue()
+
+    def described(self) -> dict[str, Any]:
+        """What the page has to know, for JSON."""
+        return {
+            "networks": [
+                {"name": name, "given": shlex.quote(given), "resolution": generator.img_resolution}
+                for name, given, generator in zip(self.names, self.given, self.generators, strict=True)
+            ],
+            "classes": self.label_dim,
+            "trunc": "trunc" in self.options,
+            "noise": list(NOISE_MODES) if "noise_mode" in self.options else [],
+            "styles": self.num_ws,
+            "coarse": len(coarse_styles(self.num_ws)) if self.num_ws else 0,
+            "origins": self.origins,
+        }
+
+    def _generator(self, look: Look) -> Generator:
+        options = {name: getattr(look, name) for name in self.options}
+        return self.generators[look.network].with_options(**options)
+
+
+def ws_of(gan: StyleGAN2Student, look: Look) -> Tensor:
+    """The mapped latents [1,num_ws,w_dim] of a look."""
+    ws = gan.mapped([look.seed], class_index=look.class_index)
+    styles = list(look.styles)
+    if look.amount and styles:
+        second = gan.mapped([look.second], class_index=look.class_index)
+        ws[:, styles] = ws[:, styles].lerp(second[:, styles], look.amount)
+    return ws
+
+
+def _takes(generator: Generator, option: str) -> bool:
+    """Whether an option changes a generator's pictures: some StyleGANs keep no mean of w, and some have no noise."""
+    if isinstance(generator, StyleGAN2Student):
+        network = generator.network
+        has = {"trunc": network.mapping.w_avg_beta is not None, "noise_mode": bool(noise_maps(network))}
+        return option in generator.options and has[option]
+    return option in generator.options
+
+
+def _latent_shape(generator: Generator) -> list[int]:
+    return list(generator.sample_latents(1, rng=SampleRandom(0, "view", 0, [0])).shape[1:])
+
+
+def _whole(value: Any, highest: int) -> bool:
+    return type(value) is int and 0 <= value <= highest
+
+
+def _real(value: Any, lowest: float, highest: float) -> bool:
+    return type(value) in (int, float) and math.isfinite(value) and lowest <= value <= highest
