@@ -11,6 +11,7 @@ COMMANDS = {
     "train": ("train", "Refine a GAN, distil a teacher, or train either from images."),
     "generate": ("generate", "Make images of a network."),
     "metrics": ("calc_metrics", "Measure a network or a folder of images."),
+    "push": ("push", "Send a network with its model card to the Hugging Face hub."),
     "view": ("view", "Look at a GAN in the browser, or at two side by side."),
 }
 
