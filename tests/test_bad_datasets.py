@@ -19,12 +19,12 @@ import pytest
 from click.testing import CliRunner
 
 import train
+from stylegan_di.commands.dataset import main as dataset_tool
 from stylegan_di.data.check import check_dataset
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.files import decode_image
 from stylegan_di.dnnlib.util import UserError
 from tests.datasets import encode, image_files, labels_file, pixels, write
-from tools.dataset_tool import main as dataset_tool
 
 SECONDS = 3  # that a refusal may take
 NAME = "00000/img00000000.png"  # the first of image_files

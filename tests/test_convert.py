@@ -12,6 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from stylegan_di.commands import convert
+from stylegan_di.commands import inspect as inspect_pickle
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.snapshots.inspection import SHIPPED, inspect_file, origin_of
 from stylegan_di.snapshots.onnx import exported
@@ -20,7 +22,6 @@ from stylegan_di.torch_utils.persistence import write_pickle
 from tests import hostile
 from tests.test_checkpoint import GOLDEN, assert_same_weights
 from tests.tiny import edm_network, gan_networks, save_gan, save_teacher, stylegan3_networks
-from tools import convert, inspect_pickle
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(ONNX), reason=f"not installed: {', '.join(ONNX)} (pip install '.[onnx]')")

@@ -19,11 +19,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from stylegan_di.commands.dataset import main
 from stylegan_di.data.convert import transform_image
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
 from tests.datasets import encode, pixels
-from tools.dataset_tool import main
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 RANDOM = np.random.default_rng(0)

@@ -13,10 +13,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import generate
+from stylegan_di.commands import interpolate
+from stylegan_di.commands import style_mix as style_mixing
 from stylegan_di.explore.latents import coarse_styles, loop, mix_styles
 from stylegan_di.snapshots.checkpoint import load_generator
 from stylegan_di.students.stylegan2 import StyleGAN2Student
-from tools import interpolate, style_mixing
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
 SG2_COND, SG2_UNCOND, EDM_COND = (str(GOLDEN / f"{name}.pkl") for name in ("sg2-cond", "sg2-uncond", "edm-cond"))

@@ -1,7 +1,7 @@
 """Makes a looping video of a walk through a GAN's latents: .gif, or .mp4 with the package av.
 
-    python tools/interpolate.py --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
-    python tools/interpolate.py --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
+    stylegan-di interpolate --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
+    stylegan-di interpolate --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
 
 The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid shows two keyframes.
 """
@@ -9,14 +9,11 @@ The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress

@@ -1,9 +1,9 @@
 """Measures a network or a folder of images against a data set or reference statistics.
 
-    python calc_metrics.py --network=cifar10.pkl --metrics=fid50k_full
-    python calc_metrics.py --network=runs/00000-.../network-best.pkl --metrics=fd_fashion,pr_fashion --num=10000
-    python calc_metrics.py --images=out/ --data=datasets/fashion-32-test.zip --metrics=fd_fashion
-    python calc_metrics.py --network=my-gan.pkl --data=my.zip --metrics=fid50k_full,kid50k_full --repeat=3
+    stylegan-di metrics --network=cifar10.pkl --metrics=fid50k_full
+    stylegan-di metrics --network=runs/00000-.../network-best.pkl --metrics=fd_fashion,pr_fashion --num=10000
+    stylegan-di metrics --images=out/ --data=datasets/fashion-32-test.zip --metrics=fd_fashion
+    stylegan-di metrics --network=my-gan.pkl --data=my.zip --metrics=fid50k_full,kid50k_full --repeat=3
 
 With --repeat the network is measured on that many independent sets of samples, and mean and spread are reported.
 Results are printed as a table and as lines of JSON like those of stylegan2-ada-pytorch; the lines are also appended to

@@ -1,27 +1,23 @@
 """Says before a refinement whether it can help: is the teacher better than the GAN, do they fit, what will it cost?
 
-    python tools/preflight.py --gan-pkl=fashion-gan.pkl
-    python tools/preflight.py --gan-pkl=my-gan.pkl --teacher=edm-ffhq-64x64-uncond-vp.pkl --match=resize --ref=my.npz
+    stylegan-di preflight --gan-pkl=fashion-gan.pkl
+    stylegan-di preflight --gan-pkl=my-gan.pkl --teacher=edm-ffhq-64x64-uncond-vp.pkl --match=resize --ref=my.npz
 
-Takes the options of train.py --kind=di. It measures the first metric of GAN and teacher (8 evaluations) on --samples
-samples, looks at the GAN's samples through the teacher, and times some steps. The exit status is 2 if the refinement
-is hopeless, that is if the teacher is no better or does not fit, unless --force is given.
+Takes the options of `stylegan-di train --kind=di`. It measures the first metric of GAN and teacher (8 evaluations) on
+--samples samples, looks at the GAN's samples through the teacher, and times some steps. The exit status is 2 if the
+refinement is hopeless, that is if the teacher is no better or does not fit, unless --force is given.
 """
 
 from __future__ import annotations
 
 import resource
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di import preflight, zoo
 from stylegan_di.commands.train import default_of, new_config

@@ -1,7 +1,7 @@
 """Draws how the power spectra of generated images compare with those of real ones, over the frequency.
 
-    python tools/spectrum.py --network=before.pkl --network=after.pkl --data=datasets/fashion-32.zip --out=spectrum.png
-    python tools/spectrum.py --images=out/ --data=datasets/fashion-32.zip --num=10000 --out=spectrum.svg
+    stylegan-di spectrum --network=before.pkl --network=after.pkl --data=datasets/fashion-32.zip --out=spectrum.png
+    stylegan-di spectrum --images=out/ --data=datasets/fashion-32.zip --num=10000 --out=spectrum.svg
 
 At 1 an image set has the power of the real images; below, it is blurred; peaks are grids. It prints the ratios in the
 octaves that the metric `spectrum` uses. Drawing needs stylegan-di[plot]; docs/metrics.md defines the power.
@@ -9,7 +9,6 @@ octaves that the metric `spectrum` uses. Drawing needs stylegan-di[plot]; docs/m
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from typing import Any
 import click
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors
@@ -56,7 +53,7 @@ def check_size(name: str, size: int, expected: int) -> None:
 
 def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
     """Draws the ratios [H//2+1] of each name over the frequency, without that of 0 cycles, into a .png or .svg."""
-    _, figure_class = load_matplotlib("spectrum.py")
+    _, figure_class = load_matplotlib("spectrum")
     figure = figure_class(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.axhline(1, color="black", linewidth=0.8)
@@ -104,7 +101,7 @@ def main(
         raise UserError("give --network or --images: what is to be compared with --data")
     if out.suffix not in (".png", ".svg"):
         raise UserError(f"--out={out}: accepted are names that end in .png or .svg")
-    load_matplotlib("spectrum.py")
+    load_matplotlib("spectrum")
     device = device or default_device()
     resolution = ImageDataset(data).resolution
     sources = {name: first_images(name, num, resolution) for name in folders}
