@@ -1,4 +1,4 @@
-"""tools/convert.py and tools/inspect_pickle.py through their command lines, and ONNX against PyTorch."""
+"""stylegan-di convert and inspect through their command lines, and ONNX against PyTorch."""
 
 from __future__ import annotations
 
@@ -235,7 +235,7 @@ def test_without_the_packages_onnx_says_what_to_install(tmp_path: Path, monkeypa
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else real(name))
     message = refused(convert, save_gan(tmp_path / "g.pkl"), tmp_path / "g.onnx")
-    assert "ONNX needs the package onnx, which is not installed: pip install 'stylegan-di[onnx]'" in message
+    assert "ONNX needs the package onnx, which is not installed: pip install \".[onnx]\" in the clone" in message
 
 
 # Inspecting.

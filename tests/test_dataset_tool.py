@@ -1,4 +1,4 @@
-"""tools/dataset_tool.py: sources, transforms, labels, what it writes and what it refuses."""
+"""stylegan-di dataset: sources, transforms, labels, what it writes and what it refuses."""
 
 import gzip
 import io
@@ -523,7 +523,7 @@ def test_lsun_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "lmdb" / "data.mdb").touch()
     monkeypatch.setitem(sys.modules, "lmdb", None)
     error = refused(tmp_path / "lmdb", tmp_path / "out.zip")
-    assert 'which needs the package lmdb: pip install "stylegan-di[lmdb]"' in error
+    assert 'which needs the package lmdb, which is not installed: pip install ".[lmdb]" in the clone' in error
 
 
 # ImageNet.

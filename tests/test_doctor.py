@@ -1,4 +1,4 @@
-"""tools/doctor.py on this machine, on one without a compiler, and on one with a broken one."""
+"""stylegan-di doctor on this machine, on one without a compiler, and on one with a broken one."""
 
 from pathlib import Path
 

@@ -158,5 +158,5 @@ def test_mp4_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "av", None)
     result = film(f"--network={SG2_UNCOND}", "--seeds=0-1", f"--output={tmp_path / 'loop.mp4'}")
     assert result.exit_code == 2
-    needs = 'needs the package av: pip install "stylegan-di[video]"; or write a .gif, which needs none'
+    needs = 'needs the package av, which is not installed: pip install ".[video]" in the clone, or pip install av; or'
     assert f"--output={tmp_path / 'loop.mp4'} {needs}" in result.stderr

@@ -167,7 +167,7 @@ def test_learning_rate() -> None:
     assert rate(1 - 1e-9) == pytest.approx(0, abs=1e-9)
 
 
-# tools/projector.py.
+# stylegan-di project.
 
 
 def run(*options: str | Path) -> Result:

@@ -20,7 +20,7 @@ from torch import Tensor
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors
 from stylegan_di.dnnlib.progress import Progress
-from stylegan_di.dnnlib.util import UserError, atomic_file
+from stylegan_di.dnnlib.util import UserError, atomic_file, not_installed
 from stylegan_di.metrics.features import Batches, batch_size, dataset_images, generated_images
 from stylegan_di.metrics.spectrum import Spectrum, band_ratios, radial_power
 from stylegan_di.snapshots.checkpoint import load_generator
@@ -79,7 +79,7 @@ def load_matplotlib(what: str) -> tuple[Any, Any]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError(f'{what} needs the package matplotlib: pip install "stylegan-di[plot]"') from None
+        raise not_installed(what, "matplotlib", "plot") from None
     return matplotlib, Figure
 
 

@@ -23,6 +23,14 @@ class UserError(Exception):
     status = 2
 
 
+def not_installed(what: str, package: str, extra: str) -> UserError:
+    """Returns the error for `what`, which needs an optional package; `extra` is its extra of pyproject.toml."""
+    return UserError(
+        f'{what} needs the package {package}, which is not installed: pip install ".[{extra}]" in the clone, '
+        f"or pip install {package}"
+    )
+
+
 def option_name(name: str) -> str:
     """'batch_gpu' -> '--batch-gpu': what an option is called on the command line, as messages name it."""
     return "--" + (name if name.startswith("S_") else name.replace("_", "-"))  # EDM's S_churn, ... keep their line

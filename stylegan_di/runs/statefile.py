@@ -202,7 +202,7 @@ def load_state(path: Path) -> State:
     Raises:
         UserError: if it is no training state.
     """
-    with untrusted(str(path), remedy="Pass a training state that train.py wrote."):
+    with untrusted(str(path), remedy="Pass a training state that stylegan-di train wrote."):
         with open_untrusted(path) as (opened, size):
             budget = safetensors_budget(opened, size)
         with safetensors.safe_open(path, framework="pt") as file:

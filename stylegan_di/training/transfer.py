@@ -70,7 +70,7 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
     if found != wanted:
         raise UserError(
             f"--resume={source}: its images have resolution and channels {found}, those of --data {wanted}; "
-            "tools/dataset_tool.py makes data of another resolution"
+            "stylegan-di dataset makes data of another resolution"
         )
     blocks = _arguments(discriminator).arguments.get("block_kwargs") or {}
     blocks = {name: value for name, value in blocks.items() if name != "freeze_layers"}

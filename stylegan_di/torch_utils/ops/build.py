@@ -220,7 +220,7 @@ def load(device: str = "cpu", *, may_build: bool) -> str:
         if not attached(device):
             torch.ops.load_library(str(library))
     except BuildError:
-        return "reference (building native kernels failed: python tools/doctor.py says why)"
+        return "reference (building native kernels failed: stylegan-di doctor says why)"
     except (UserError, OSError) as error:
         return f"reference ({str(error).splitlines()[0]})"
     return f"native ({torch.backends.cpu.get_cpu_capability() if device == 'cpu' else _gpu_architecture()})"
