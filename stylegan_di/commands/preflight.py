@@ -10,7 +10,7 @@ refinement is hopeless, that is if the teacher is no better or does not fit, unl
 
 from __future__ import annotations
 
-import resource
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -82,8 +82,18 @@ def cost(config: TrainConfig, method: DiffInstruct, steps: int) -> Iterator[str]
     yield f"time       {seconds:.2f} s/kimg over {steps} steps: {whole} for {config.kimg:g} kimg"
     if method.device.type == "cuda":
         yield f"memory     {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU"
-    else:
-        yield f"memory     {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+    elif (peak := peak_memory()) is not None:
+        yield f"memory     {peak / 2**30:.2f} GiB"
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process has had in memory; None on Windows, which does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @click.command(cls=GroupedCommand, help=(__doc__ or "").replace("\n    ", "\n\n    "))

@@ -142,13 +142,13 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def keep_best(path: Path, best: Path) -> None:
-    """Gives a state a second name that `prune` ignores: a link, or a copy where links are not possible."""
+    """Gives a state a second name that `prune` ignores: a link, or a copy where links are not possible, as on FAT."""
     for source, target in ((path, best), (manifest_path(path), manifest_path(best))):
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
             os.link(source, temporary)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK):
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.EINVAL):
                 raise
             with open(source, "rb") as file, atomic_file(target) as copy:
                 shutil.copyfileobj(file, copy)
