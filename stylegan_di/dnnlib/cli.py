@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import tempfile
 import traceback
@@ -179,6 +180,20 @@ def writable_folder(option: str, path: Path) -> Path:
         raise UserError(f"{option}: cannot write into {path} ({error.strerror}); choose another folder") from None
 
 
+def at_home(value: Any) -> Any:
+    """Puts the home folder for ~ where a path begins, as in ~/a.pkl, 0.7*~/a.pkl, vgg16=~/a.pt,lpips=~/b.pt.
+
+    Shells do that at the beginning of a word only, and so not in --data=~/a.zip.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(at_home, value))
+    if isinstance(value, Path):
+        return Path(at_home(str(value)))
+    if isinstance(value, str):
+        return re.sub(r"(?<![^=*,])~(?=[/\\]|$)", lambda _: os.path.expanduser("~"), value)
+    return value
+
+
 class _UserMistake(click.ClickException):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -188,13 +203,14 @@ class _UserMistake(click.ClickException):
 def user_errors(function: Function) -> Function:
     """Makes a command that raises a UserError end with one line on stderr, 'Error: ...', and the error's status.
 
-    The command gets the option --debug, with which the traceback and its causes come before that line.
+    The command gets the option --debug, with which the traceback and its causes come before that line. In the values of
+    its options ~ is the home folder.
     """
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(**options: Any) -> Any:
         try:
-            return function(*args, **kwargs)
+            return function(**{name: at_home(value) for name, value in options.items()})
         except UserError as error:
             if click.get_current_context().meta.get("debug"):
                 traceback.print_exc()
