@@ -103,7 +103,7 @@ class TrainConfig:
     outdir: str = _run("runs", "Folder that gets the run's folder.")
     desc: str = _run("", "Text added to the run folder's name.")
     seed: int = _run(0, "Random seed; same seed, same run (of the same versions and number of threads).", NOT_NEGATIVE)
-    device: str = _run("cpu", "cuda, cuda:N or cpu. [default: cuda where there is one]")
+    device: str = _run("cpu", "cuda, cuda:N, cpu, or mps (Apple's GPUs). [default: cuda where there is one]")
     gpus: int | None = _run(
         None, "Processes to start here, one a GPU; without it, those of torchrun, or one.", POSITIVE
     )

@@ -6,10 +6,14 @@ The scripts of a clone (train.py, generate.py, calc_metrics.py, tools/*.py) call
 from __future__ import annotations
 
 import importlib
+import os
 
 import click
 
 from stylegan_di.specs import did_you_mean
+
+#: PyTorch computes on the CPU, and says so, what it cannot on Apple's GPUs. It looks when it is imported.
+os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
 
 #: What --help says of each subcommand; `style-mix` is the module style_mix.
 COMMANDS = {

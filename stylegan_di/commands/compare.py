@@ -61,7 +61,7 @@ def table(found: Comparison) -> str:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
               help="Folder for compare.png and compare.json.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     old: str,

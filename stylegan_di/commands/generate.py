@@ -62,7 +62,7 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, others:
               help="Folder for seed0000.png, ...")
 @click.option("--grid", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Also write all images as one grid.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True,
               help="Images to make before they are written; does not change the images.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")

@@ -46,7 +46,7 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
               help="[StyleGAN2] Noise inputs; random: of a cell's first seed, in all frames.  [default: const]")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
               help="Class of a conditional network.  [default: drawn from each seed]")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     network: str,

@@ -91,7 +91,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True,
               help="Number of sets of samples, seeded from --seed on; reports mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
               help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")

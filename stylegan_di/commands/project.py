@@ -71,7 +71,7 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
 @click.option("--detector-file", metavar="vgg16=FILE,lpips=FILE",
               help="Weights of LPIPS.  [default: those in the cache]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     network: str,

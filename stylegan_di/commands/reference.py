@@ -40,7 +40,7 @@ def classes_of(data: str) -> np.ndarray | None:
 @click.option("--features", type=click.Choice(["none", "float16", "float32"]), default="float16", show_default=True,
               help="Type in which to store the features themselves, which precision and recall need.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     data: str, dest: str, extractor: str, detector_file: str | None, features: str, batch: int, device: str | None

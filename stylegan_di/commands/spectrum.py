@@ -32,8 +32,8 @@ def mean_powers(images: Batches, label: str, device: str) -> tuple[Tensor, Tenso
     radial, bands, done = [], [], 0
     for batch in images:
         batch = batch.to(device)
-        radial.append(radial_power(batch).double().cpu())
-        bands.append(octaves(batch).double().cpu())
+        radial.append(radial_power(batch).cpu().double())
+        bands.append(octaves(batch).cpu().double())
         progress.update(done := done + len(batch))
     progress.close()
     return torch.cat(radial).mean(dim=0), torch.cat(bands).mean(dim=0)
@@ -91,7 +91,7 @@ def load_matplotlib(what: str) -> tuple[Any, Any]:
               help="Picture to write: .png or .svg.")
 @click.option("--num", type=click.IntRange(min=1), default=2000, show_default=True, help="Images of each, at most.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of latents and labels.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 @torch.no_grad()
 def main(

@@ -31,7 +31,7 @@ from stylegan_di.images import save_grid, save_image
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
               help="Class of a conditional network.  [default: drawn from each seed]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     network: str,

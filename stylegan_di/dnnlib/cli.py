@@ -63,15 +63,17 @@ class Seeds(click.ParamType):
 
 
 class Device(click.ParamType):
-    """The type of an option that takes 'cpu', 'cuda' or 'cuda:N' and refuses devices that do not exist."""
+    """The type of an option that takes 'cpu', 'cuda', 'cuda:N' or 'mps' and refuses devices that do not exist."""
 
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,3}))?", value)
+        match = re.fullmatch(r"cpu|mps|cuda(?::([0-9]{1,3}))?", value)
         if match is None:
-            self.fail(f"'{value}' is not a device; accepted are cpu, cuda and cuda:N", param, ctx)
-        count = torch.cuda.device_count() if value != "cpu" else 1
+            self.fail(f"'{value}' is not a device; accepted are cpu, cuda, cuda:N and mps", param, ctx)
+        if value == "mps" and not torch.backends.mps.is_available():
+            self.fail("'mps': PyTorch finds no GPU of Apple's here; use cpu", param, ctx)
+        count = torch.cuda.device_count() if value.startswith("cuda") else 1
         if count <= int(match[1] or 0):
             self.fail(f"'{value}': PyTorch finds {count} GPUs here; use cpu or another number", param, ctx)
         return value
@@ -226,5 +228,5 @@ def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None
 
 
 def default_device() -> str:
-    """Returns 'cuda' if PyTorch finds a GPU, otherwise 'cpu'."""
+    """Returns 'cuda' if PyTorch finds a GPU of that kind, otherwise 'cpu'; mps has to be asked for."""
     return "cuda" if torch.cuda.is_available() else "cpu"
