@@ -267,10 +267,10 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
         multiple = 2 ** (levels - 1)
         yield (
             f"{unfit}; --channel-mult of {levels} resolutions needs one divisible by {multiple}: resize with "
-            "tools/dataset_tool.py"
+            "stylegan-di dataset"
         )
     if config.kind == "gan" and (side < 4 or side & (side - 1)):
-        yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with tools/dataset_tool.py"
+        yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with stylegan-di dataset"
     network, whose = next(iter(files.teachers.values()), None), "teacher"
     for start, name in ((files.transfer, "network to start from"), (files.gan, "GAN")):
         if start is not None:
@@ -279,7 +279,7 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     if network is not None and found != network:
         yield (
             f"--data={config.data}: resolution, channels, classes are {astuple(found)}, the {whose}'s "
-            f"{astuple(network)}; --cond=true reads the labels of the data set, tools/dataset_tool.py resizes it"
+            f"{astuple(network)}; --cond=true reads the labels of the data set, stylegan-di dataset resizes it"
         )
     if config.trains_critic and config.aug != "noaug":
         pipe = augment_pipe(config.augpipe)

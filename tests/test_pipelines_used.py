@@ -183,7 +183,7 @@ def test_a_missing_library_is_named(missing: str, tmp_path: Path, monkeypatch: p
     folder = tiny.save_text_to_image(tmp_path / "p")
     monkeypatch.setitem(sys.modules, missing, None)
     source = "hf:owner/name" if missing == "huggingface_hub" else str(folder)
-    with pytest.raises(UserError, match=f"{missing}, which is not installed: pip install diffusers transformers"):
+    with pytest.raises(UserError, match=f'needs the package {missing}, which is not installed: pip install "'):
         open_teacher(source, tiny.text())
 
 

@@ -1,7 +1,7 @@
 """Makes a looping video of a walk through a GAN's latents: .gif, or .mp4 with the package av.
 
-    python tools/interpolate.py --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
-    python tools/interpolate.py --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
+    stylegan-di interpolate --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
+    stylegan-di interpolate --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
 
 The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid shows two keyframes.
 """
@@ -9,14 +9,11 @@ The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
@@ -49,7 +46,7 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
               help="[StyleGAN2] Noise inputs; random: of a cell's first seed, in all frames.  [default: const]")
 @click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
               help="Class of a conditional network.  [default: drawn from each seed]")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     network: str,

@@ -49,7 +49,7 @@ class ImageDataset:
         self._files = ImageFiles(path)
         self._names = self._files.image_names
         if not self._names:
-            raise UserError(f"{self._files.path} holds no images; make a data set with tools/dataset_tool.py.")
+            raise UserError(f"{self._files.path} holds no images; make a data set with stylegan-di dataset.")
         self.name = self._files.path.resolve().stem
         self._shape = self._first_shape()
         self._labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)
@@ -129,7 +129,7 @@ class ImageDataset:
         if image.shape != self._shape:
             raise UserError(
                 f"{self._files.where(name)} is {describe_shape(image.shape)}, but {self._names[0]} is "
-                f"{describe_shape(self._shape)}; all must have one shape. Convert them with tools/dataset_tool.py."
+                f"{describe_shape(self._shape)}; all must have one shape. Convert them with stylegan-di dataset."
             )
         if self._cache is not None:
             self._cache[number] = image
@@ -139,7 +139,7 @@ class ImageDataset:
         where = self._files.where(self._names[0])
         channels, height, width = decode_image(self._files.read(self._names[0]), where).shape
         if height != width:
-            raise UserError(f"{where} is {width}x{height}; images must be square. Crop with tools/dataset_tool.py.")
+            raise UserError(f"{where} is {width}x{height}; images must be square. Crop with stylegan-di dataset.")
         return channels, height, width
 
     def _label(self, number: int) -> np.ndarray:
@@ -155,7 +155,7 @@ class ImageDataset:
         if labels is None:
             raise UserError(
                 f"{self._files.path} has no labels (in {self._files.where(LABELS_FILE)}); train without --cond, or "
-                "make a labelled data set with tools/dataset_tool.py."
+                "make a labelled data set with stylegan-di dataset."
             )
         return np.array(labels, dtype=np.int64 if isinstance(labels[0], int) else np.float32)
 

@@ -26,7 +26,7 @@ from stylegan_di.teachers.mixed import parse_teachers
 #: rates), where and how it is computed, and what is saved; all its other numbers stay the same.
 MAY_CHANGE = ("outdir", "device", "gpus", "workers", "batch_gpu", "kimg", "snap", "state", "snap_format", "metrics",
               "detector_file", "max_skips", "on_divergence", "fsdp", "heartbeat")  # fmt: skip
-_ALTERED = "the state was altered, or is of another version; pass one that train.py wrote"
+_ALTERED = "the state was altered, or is of another version; pass one that stylegan-di train wrote"
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, safetensors_budget, untrusted
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.snapshots.blueprint import ImageShape
 
 HUB = "hf:"
 MAX_JSON = 1 << 20  # bytes of a config; the largest have some thousand
 MAX_CLASSES = 100_000
 MAX_WORDS = 1 << 24  # bytes of a tokenizer's files; CLIP's have at most 4 MB
-INSTALL = "pip install diffusers transformers, or '.[diffusers]' in the clone"
 #: What is fetched from a hub. The text file is the merges of a tokenizer.
 FETCHED = ("*.json", "*diffusion_pytorch_model*.safetensors", "*/model*.safetensors", "tokenizer*/merges.txt")
 NOT_FETCHED = ("*non_ema*", "*.fp16.*", "safety_checker/*")
@@ -192,7 +191,7 @@ def locate(source: str, option: str) -> Path:
     try:
         import huggingface_hub
     except ImportError:
-        raise UserError(f"{option} is downloaded by huggingface_hub, which is not installed: {INSTALL}") from None
+        raise not_installed(option, "huggingface_hub", "hub") from None
     try:
         return Path(
             huggingface_hub.snapshot_download(

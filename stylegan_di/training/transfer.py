@@ -72,7 +72,7 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
     if generator.img_channels != dataset.num_channels:
         raise UserError(
             f"--resume={source}: its images have {generator.img_channels} channels, those of --data "
-            f"{dataset.num_channels}; tools/dataset_tool.py --channels makes data of another number"
+            f"{dataset.num_channels}; stylegan-di dataset --channels makes data of another number"
         )
     blocks = _arguments(discriminator).arguments.get("block_kwargs") or {}
     blocks = {name: value for name, value in blocks.items() if name != "freeze_layers"}

@@ -150,6 +150,6 @@ def _opened(source: str, dataset: ImageDataset) -> Networks:
     if found != wanted:
         raise UserError(
             f"--resume={source}: resolution, channels, classes of its images are {found}, of those of --data {wanted}; "
-            "tools/dataset_tool.py makes data of another resolution, --cond=true reads its labels"
+            "stylegan-di dataset makes data of another resolution, --cond=true reads its labels"
         )
     return generator, discriminator, ema
