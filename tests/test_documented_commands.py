@@ -50,6 +50,7 @@ SHORTER: dict[str, list[str] | None] = {
     "project": ["--num-steps=1"],
     "preflight": ["--samples=8", "--steps=1", "--batch=8", "--force=true"],
     "spectrum": ["--num=8"],
+    "view": None,  # serves until it is stopped; tests/test_viewer.py runs it
     "doctor": None,  # builds kernels; tests/test_doctor.py runs it
 }
 #: What stands for a word that the reader replaces.
@@ -214,7 +215,7 @@ def looked_through(program: str, rest: list[str]) -> str:
         named = [importlib.util.find_spec(rest[1]) is not None]
         named += [(ROOT / word).exists() for word in rest if word.startswith("tests/")]
     elif program in ("bash", "conda", "pytest", "compute-sanitizer"):
-        named = [(ROOT / word).exists() for word in rest if "/" in word or word.endswith(".yml")]
+        named = [(ROOT / word).exists() for word in rest if re.search(r"^tools/|^tests/|[.]yml$", word)]
     elif program == "docker":
         named = [(ROOT / "Dockerfile").is_file(), "stylegan-di" in rest]
     return "" if all(named) else "it names something that is not there"
@@ -249,7 +250,7 @@ def test_the_commands_of_the_pages_are_found() -> None:
         ("stylegan-di train --kind=di --gan-pkl=my-gan.pkl --teacher=my-edm.pkl", "needs --ref=NPZ"),
         ("OMP_NUM_THREADS=1 python train.py --kind=di --teacher=missing.pkl --ref=my-reference.npz", "no such file"),
         ("torchrun --nproc_per_node=2 train.py --kimgs=1", "No such option"),
-        ("until python generate.py --network=my-gan.pkl || [ $? -lt 5 ]; do :; done", "give --seeds"),
+        ("until python generate.py --seeds=0 || [ $? -lt 5 ]; do :; done", "Missing option '--network'"),
         ("python tools/demo.py --sed=0", "No such option"),
         ("make demos && pip install '.[vidoe]'", "not there"),
         ("pytest -m cuda tests/test_ops_cude.py", "not there"),

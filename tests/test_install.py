@@ -46,7 +46,7 @@ SCRIPTS = {
     "tools.make_reference": "reference", "tools.inspect_pickle": "inspect", "tools.convert": "convert",
     "tools.compare": "compare", "tools.interpolate": "interpolate", "tools.style_mixing": "style-mix",
     "tools.projector": "project", "tools.preflight": "preflight", "tools.spectrum": "spectrum",
-    "tools.doctor": "doctor",
+    "tools.doctor": "doctor", "tools.view": "view",
 }  # fmt: skip
 
 
