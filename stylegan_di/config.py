@@ -264,6 +264,11 @@ class TrainConfig:
         Range(1, 4096),
     )
     fake_steps: int = _di(1, "Updates of the fake score in a step, which has one of the student.", POSITIVE)
+    one_noise: bool = _di(
+        False,
+        "One noisy input serves both updates: the fake score is evaluated once less, a fifth of a step's work. Needs "
+        "equal --noise-law and --fake-noise-law.",
+    )
     fake_warmup: float = _di(
         0.0, "Thousands of images on which only the fake score learns, inside --kimg.", NOT_NEGATIVE
     )
@@ -388,6 +393,7 @@ class TrainConfig:
             name, value = max(("fake", self.fake_warmup), ("teacher", self.teacher_warmup), key=lambda pair: pair[1])
             raise UserError(f"--{name}-warmup={value:g} leaves none of --kimg={self.kimg:g} to the student")
         self._check_teacher()
+        self._check_one_noise()
         if self.blur_sigma and not self.blur_fade:
             raise UserError(f"--blur-sigma={self.blur_sigma:g} needs --blur-fade, such as --blur-fade=200")
         if {"/", "\\"} & set(self.desc):
@@ -402,6 +408,21 @@ class TrainConfig:
         if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
             or_critic = "" if self.adv_weight else ", or --critic=features"
             raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses{or_critic}")
+
+    def _check_one_noise(self) -> None:
+        divergence = parse_divergence(self.divergence)
+        if not self.one_noise or divergence is None:
+            return
+        if divergence.differentiable or divergence.needs_reals:
+            raise UserError(
+                f"--one-noise=true is for divergences that see the student's samples once and need no gradient of the "
+                f"fake score, such as ikl; this is --divergence={self.divergence}"
+            )
+        if self.noise_law != self.fake_noise_law:
+            raise UserError(
+                f"--one-noise=true takes the noise levels of both updates from one law; --noise-law={self.noise_law} "
+                f"and --fake-noise-law={self.fake_noise_law} differ"
+            )
 
     def _check_teacher(self) -> None:
         """Raises UserError for a teacher on the way, or a conversion, that does not go with the other options."""

@@ -79,6 +79,7 @@ class Noised:
         teacher, fake_score: D_p and D_q, in the student's update; their parameters need no gradient.
         critic: where the density ratio comes from, for divergences that need it.
         differentiable: whether gradients flow through the two networks to x.
+        known_fake_x0: D_q at the noisy samples, as x, where it is known already.
     """
 
     x: Tensor
@@ -89,6 +90,7 @@ class Noised:
     fake_score: Denoiser | None = None
     critic: Critic | None = None
     differentiable: bool = False
+    known_fake_x0: Tensor | None = None
 
     @cached_property
     def noisy(self) -> Tensor:
@@ -106,6 +108,8 @@ class Noised:
     @cached_property
     def fake_x0(self) -> Tensor:
         """D_q at the noisy samples, as x."""
+        if self.known_fake_x0 is not None:
+            return self.known_fake_x0
         assert self.fake_score is not None
         with torch.set_grad_enabled(self.differentiable):
             return self.fake_score(self.noisy, self.sigma, self.labels)

@@ -36,7 +36,9 @@ REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
 NOT_R3GANS = ("map_depth", "noise_inputs", "d_arch", "freezed", "mixing", "pl_weight", "pl_interval", "blur_sigma",
               "blur_fade", "mbstd_group", "freeze", "r1_interval")  # fmt: skip
 TEACHER = ("prompt", "negative_prompt", "guidance", "autoencoder", "checkpointing")
-DIVERGENCE = ("noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "compile", "fsdp")
+DIVERGENCE = (
+    "noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "one_noise", "compile", "fsdp"
+)  # fmt: skip
 
 
 def resolve(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.diffusion import NOISE_LAWS, KarrasLaw, add_noise
 from stylegan_di.divergences import parse_divergence
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
 from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.specs import parse
@@ -100,6 +102,41 @@ class Watch:
         patch.setattr(instruction, "score_loss", watched_loss)
         patch.setattr(instruction, "gradient", watched_gradient)
         patch.setattr(diff_instruct, "generated", watched_generated)
+
+
+@pytest.mark.parametrize("batch_gpu", [4, 2])
+def test_one_noise_serves_both_updates(batch_gpu: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fake score is asked once a chunk; the student's gradient is D_q - D_p there, before the fake score moves."""
+    method = make(one_noise=True)
+    (to,), batch = method.instructions, make_batch(batch_gpu=batch_gpu)
+    before, asked, gradients = copy.deepcopy(to.fake_score), [], []
+    gradient = to.gradient
+    to.fake_score.register_forward_pre_hook(lambda _, args: asked.append(args))
+
+    def noted(*args: Any) -> Any:
+        gradients.append(gradient(*args))
+        return gradients[-1]
+
+    monkeypatch.setattr(to, "gradient", noted)
+    method.step(batch, Journal())
+    assert len(asked) == len(batch.chunks)
+    for (noisy, sigma, labels), (found, levels) in zip(asked, gradients, strict=True):
+        with torch.no_grad():
+            expected = before(noisy, sigma, labels) - to.teacher(noisy, sigma, labels)
+        assert torch.equal(levels, sigma)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"divergence": "sid"}, "need no gradient of the fake score, such as ikl; this is --divergence=sid"),
+        ({"fake_noise_law": "lognormal:P_mean=0"}, "--noise-law=lognormal and --fake-noise-law=lognormal:P_mean=0 differ"),
+    ],
+)
+def test_where_one_noise_cannot_serve_both(options: dict[str, str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        make(one_noise=True, **options)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
@@ -303,7 +340,7 @@ def test_noise_levels_are_those_that_the_teacher_knows(which: str) -> None:
     if which == "student":
         _, sigma = instruction.gradient(images.requires_grad_(), labels, batch, batch.chunks[0], "divergence", None)
     else:
-        _, sigma = instruction.score_loss((images, labels), batch, batch.chunks[0], "fake_score", None)
+        sigma = instruction.score_loss((images, labels), batch, batch.chunks[0], "fake_score", None).sigma
     assert float(sigma.min()) == pytest.approx(0.1)
     assert float(sigma.max()) == pytest.approx(3.0)
     assert ((sigma > 0.1) & (sigma < 3)).any()

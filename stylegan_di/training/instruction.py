@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,17 @@ from stylegan_di.interfaces import Critic, Denoiser, Space
 from stylegan_di.labels import ClassMap
 from stylegan_di.loss_di import Divergence, Noised
 from stylegan_di.training.batch import Batch, Samples
+
+
+@dataclass(frozen=True)
+class FakePass:
+    """A forward pass of the fake score on noisy samples: its loss [n], and what it was given and said."""
+
+    loss: Tensor
+    noise: Tensor  # [n,...]
+    sigma: Tensor  # [n]
+    labels: Tensor | None
+    x0: Tensor  # [n,...], without its graph
 
 
 @dataclass
@@ -34,8 +46,8 @@ class Instruction:
 
     def score_loss(
         self, samples: Samples, batch: Batch, chunk: range, purpose: str, reals: Samples | None
-    ) -> tuple[Tensor, Tensor]:
-        """Returns the fake score's loss [n] on a chunk's samples, whose graph is not used, and the noise levels [n]."""
+    ) -> FakePass:
+        """Lets the fake score denoise a chunk's samples, whose graph is not used."""
         images, labels = samples
         with torch.no_grad():
             x = self.space.encode(images)
@@ -45,18 +57,39 @@ class Instruction:
             if reals is not None:
                 own = self._labels(reals[1], batch, chunk, f"{purpose}/reals")
                 seen = Noised(self.space.encode(reals[0]), noise, sigma, own)
-        at = Noised(x, noise, sigma, labels)
-        return self.divergence.score_loss(self.fake_score, at, self.fake_law.weight, seen), sigma
+        said = []
+
+        def fake_score(*asked: Any) -> Tensor:
+            denoised = self.fake_score(*asked)
+            said.append(denoised.detach())
+            return denoised
+
+        loss = self.divergence.score_loss(fake_score, Noised(x, noise, sigma, labels), self.fake_law.weight, seen)
+        return FakePass(loss, noise, sigma, labels, said[0])
 
     def gradient(
-        self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str, critic: Critic | None
+        self,
+        images: Tensor,
+        labels: Tensor | None,
+        batch: Batch,
+        chunk: range,
+        purpose: str,
+        critic: Critic | None,
+        shared: FakePass | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Returns the divergence's gradient in a chunk's images, which must require grad, and the noise levels [n]."""
+        """Returns the divergence's gradient in a chunk's images, which must require grad, and the noise levels [n].
+
+        shared: the fake score's pass on these images, which then serves this update too; None for noise of its own.
+        """
         x = self.space.encode(images)
-        noise, sigma = batch.noise(self.student_law, purpose, chunk, x, within=self.teacher)
-        labels = self._labels(labels, batch, chunk, purpose)
         differentiable = self.divergence.differentiable
-        at = Noised(x, noise, sigma, labels, self.teacher, self.fake_score, critic, differentiable)
+        if shared is None:
+            noise, sigma = batch.noise(self.student_law, purpose, chunk, x, within=self.teacher)
+            labels = self._labels(labels, batch, chunk, purpose)
+            at = Noised(x, noise, sigma, labels, self.teacher, self.fake_score, critic, differentiable)
+        else:
+            sigma = shared.sigma
+            at = Noised(x, shared.noise, sigma, shared.labels, self.teacher, critic=critic, known_fake_x0=shared.x0)
         (gradient,) = torch.autograd.grad(self.divergence.student_loss(at).sum(), images)
         return gradient, sigma
 

@@ -40,6 +40,7 @@ ROWS: dict[str, tuple[str, ...] | None] = {
     "ikl-whitened": ("--kimg=44", "--whitening=1", "--clip=false"),
     "ikl-clipped": ("--kimg=44", "--whitening=0", "--clip=true"),
     "ikl-mended": ("--kimg=44", *MENDED),
+    "ikl-mended-one-noise": ("--kimg=44", "--one-noise=true", *MENDED),
     "sid": ("--kimg=26", "--divergence=sid", *PLAIN),
     "sid-mended": ("--kimg=26", "--divergence=sid", *MENDED),
     "critic": ("--kimg=28", *FEATURES, *PLAIN),

@@ -43,7 +43,7 @@ from stylegan_di.training.adversary import ROLE, Adversary
 from stylegan_di.training.batch import Batch, Reals, Samples, generated
 from stylegan_di.training.denoising import new_network
 from stylegan_di.training.feature_adversary import FeatureAdversary
-from stylegan_di.training.instruction import Instruction
+from stylegan_di.training.instruction import FakePass, Instruction
 from stylegan_di.training.methods.base import GeneratorMethod, count_parameters, drops_at_random
 from stylegan_di.training.online_teacher import OnlineTeacher
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
@@ -162,12 +162,13 @@ class DiffInstruct(GeneratorMethod):
                     each.fake_score.load_state_dict(each.teacher.state_dict())
         with self.autocast():
             samples = self.samples(batch) if student_moves else None
+            passes = []
             for each in self.instructions:
                 for extra in range(config.fake_steps - 1):
                     self.fake_score_update(each, batch, journal, reals, None, f"/{extra}")
-                self.fake_score_update(each, batch, journal, reals, samples)
+                passes.append(self.fake_score_update(each, batch, journal, reals, samples))
             if student_moves:
-                self.student_update(batch, journal, samples)
+                self.student_update(batch, journal, samples, passes if config.one_noise else None)
 
         def fakes(chunk: range) -> Samples:
             return generated(self.model, batch, chunk, "discriminator")
@@ -196,27 +197,37 @@ class DiffInstruct(GeneratorMethod):
         reals: Reals | None = None,
         samples: Samples | None = None,
         extra: str = "",
-    ) -> None:
+    ) -> dict[range, FakePass]:
         """Updates an instruction's fake score by its loss on the student's samples, generated here if not given.
 
-        extra: makes the random numbers of further updates in a step different from the first one's.
+        extra: makes the random numbers of further updates in a step different from the first one's. Returns the fake
+        score's passes, by chunk.
         """
+        passes = {}
         with trainable(to.fake_score, train_mode=False):
             for chunk in batch.chunks:
                 with torch.no_grad():
                     images, labels = samples or generated(self.model, batch, chunk, "student" + extra)
                 seen = reals(chunk) if reals is not None and to.divergence.needs_reals else None
                 detached = images.detach(), labels
-                loss, sigma = to.score_loss(detached, batch, chunk, to.role + extra, seen)
-                (loss.sum() / batch.local_size).backward()
-                journal.scalars({FAKE_LOSS: loss.detach()})
-                journal.by_sigma(FAKE_LOSS, loss, sigma)
+                passes[chunk] = done = to.score_loss(detached, batch, chunk, to.role + extra, seen)
+                (done.loss.sum() / batch.local_size).backward()
+                journal.scalars({FAKE_LOSS: done.loss.detach()})
+                journal.by_sigma(FAKE_LOSS, done.loss, done.sigma)
             journal.shared({"Gradient/fake_score": apply_gradients(self.state, to.role)})
+        return passes
 
-    def student_update(self, batch: Batch, journal: Journal, samples: Samples | None = None) -> None:
+    def student_update(
+        self,
+        batch: Batch,
+        journal: Journal,
+        samples: Samples | None = None,
+        passes: Sequence[Mapping[range, FakePass]] | None = None,
+    ) -> None:
         """Updates the student by the weighted gradients of divergences and adversarial loss in its images.
 
-        samples: the result of `samples`, with its graph; generated here if not given.
+        samples: the result of `samples`, with its graph; generated here if not given. passes: the fake scores' on these
+        images, which then serve this update too (--one-noise).
         """
         judge = self.feature_adversary or self.adversary
         critic = None if judge is None else judge.critic
@@ -227,7 +238,8 @@ class DiffInstruct(GeneratorMethod):
                 total = torch.zeros_like(images)
                 for index, each in enumerate(self.instructions):
                     purpose = "divergence" + (f"/{index}" if index else "")
-                    gradient, sigma = each.gradient(x, labels, batch, chunk, purpose, critic)
+                    shared = None if passes is None else passes[index][chunk]
+                    gradient, sigma = each.gradient(x, labels, batch, chunk, purpose, critic, shared)
                     journal.by_sigma("Gradient/divergence_per_pixel", rms(gradient), sigma)
                     total = total + each.weight * gradient
                 if self.adversary is not None and self.config.adv_weight:
