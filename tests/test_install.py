@@ -95,8 +95,12 @@ def test_a_script_is_the_command(script: str, name: str) -> None:
     assert importlib.import_module(script).main is main.get_command(click.Context(main), name)  # type: ignore[attr-defined]
 
 
-def test_every_command_has_its_script() -> None:
-    assert set(SCRIPTS.values()) == set(COMMANDS)
+def test_the_page_of_installation_lists_every_command_and_script() -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `stylegan-di ([\w-]+)` \| (?:`python (\S+)\.py`)? \|$", page, re.MULTILINE)
+    assert [name for name, _ in rows] == [name for name in COMMANDS if name in dict(rows)]
+    assert dict(rows).keys() == COMMANDS.keys()
+    assert {script.replace("/", "."): name for name, script in rows if script} == SCRIPTS
 
 
 def test_the_package_shows_its_public_names() -> None:

@@ -1,6 +1,7 @@
 """The command `stylegan-di`: each subcommand is the module of its name in this folder.
 
-The scripts of a clone (train.py, generate.py, calc_metrics.py, tools/*.py) call the same modules.
+A new one is a module with a click command `main` and a line in COMMANDS. The scripts of a clone (train.py, generate.py,
+calc_metrics.py, tools/*.py) call the same modules.
 """
 
 from __future__ import annotations
