@@ -115,9 +115,10 @@ class TrainConfig:
     batch_gpu: int | None = _run(None, "Images at a time in a process; more are accumulated. [default: all]", POSITIVE)
     kimg: float = _run(25000.0, "Length of the run in thousands of images.", Range(0.001))
     tick: float = _run(50.0, "Thousands of images between lines of the log.", POSITIVE)
-    amp: Literal["none", "bf16", "fp16"] = _run(
+    amp: Literal["none", "bf16", "fp16", "auto"] = _run(
         "none",
-        "Autocast of denoisers and student: none (float32), bf16, or fp16; weights and moments stay float32.",
+        "Autocast of denoisers and student: none (float32), bf16, fp16, or auto: bf16 where that is faster on this "
+        "machine, else none; weights and moments stay float32.",
         kinds=("edm", "di"),
     )
     compile: bool = _run(

@@ -131,7 +131,7 @@ def test_one_noise_serves_both_updates(batch_gpu: int, monkeypatch: pytest.Monke
     ("options", "words"),
     [
         ({"divergence": "sid"}, "need no gradient of the fake score, such as ikl; this is --divergence=sid"),
-        ({"fake_noise_law": "lognormal:P_mean=0"}, "--noise-law=lognormal and --fake-noise-law=lognormal:P_mean=0 differ"),
+        ({"fake_noise_law": "lognormal:P_mean=0"}, "and --fake-noise-law=lognormal:P_mean=0 differ"),
     ],
 )
 def test_where_one_noise_cannot_serve_both(options: dict[str, str], words: str) -> None:

@@ -1,6 +1,7 @@
 """--amp and --compile: the updates they give against those of float32, uncompiled."""
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from stylegan_di.snapshots.checkpoint import load_snapshot
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.training import precision
 from stylegan_di.training.batch import Batch
 from tests.tiny import edm_network, gan_networks, save_files
 from tools.dev.benchmark_rows import step_of
@@ -72,6 +74,25 @@ def test_compiled_networks_give_the_same_gradients() -> None:
         torch.testing.assert_close(found[role], expected[role], rtol=0, atol=2e-5 * float(expected[role].abs().max()))
 
 
+def test_auto_takes_the_faster_type_by_the_clock() -> None:
+    """Each pass reads the clock twice; passes in float32 come first."""
+    student: Any = StyleGAN2Student(gan_networks()["G"])  # type: ignore[arg-type]
+    teacher, fake_score = EDMTeacher(edm_network(seed=2)), EDMTeacher(edm_network(seed=3))
+    method = step_of(student, teacher, fake_score, torch.device("cpu"))
+    weights = [p.clone() for p in method.instructions[0].fake_score.parameters()]
+    for times, expected in (((5, 2, 4, 9, 8, 3), "none"), ((5, 4, 4, 9, 1.5, 3), "bf16")):
+        readings = iter([reading for took in times for reading in (10.0, 10.0 + took)])
+        chosen, why = precision.choose(method, lambda readings=readings: next(readings))  # type: ignore[misc]
+        assert chosen == expected
+        seconds = f"{min(times[:3]):.3f} s in float32, {min(times[3:]):.3f} s in bf16"
+        assert why == f"{'float32' if chosen == 'none' else 'bf16'}: a pass of 16 images takes {seconds}"
+    for before, after in zip(weights, method.instructions[0].fake_score.parameters(), strict=True):
+        assert torch.equal(before, after)
+        assert after.grad is None
+    method.device = torch.device("cuda")
+    assert precision.choose(method) == ("bf16", "bf16: this is a GPU")
+
+
 SHORT = ["--device=cpu", "--batch=4", "--kimg=0.008", "--tick=0.008", "--snap=1", "--metrics=none"]
 
 
@@ -96,6 +117,18 @@ def test_the_command_line_trains_in_bf16(kind: str, files: dict[str, str], tmp_p
     exact, near = trained(tmp_path / "a", *options), trained(tmp_path / "b", *options, "--amp=bf16")
     assert near.dtype == torch.float32
     assert 0 < float((near - exact).norm() / exact.norm()) < 0.05
+
+
+def test_what_auto_chose_is_said_and_kept_for_a_resume(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "choose", lambda method: ("bf16", "bf16: it is Thursday"))
+    options = ["--kind=di", f"--teacher={files['teacher']}"]
+    found, expected = trained(tmp_path / "a", *options, "--amp=auto"), trained(tmp_path / "b", *options, "--amp=bf16")
+    assert torch.equal(found, expected)
+    (folder,) = (tmp_path / "a").iterdir()
+    assert json.loads((folder / "training_options.json").read_text())["amp"] == "bf16"
+    assert "amp             bf16: it is Thursday" in (folder / "log.txt").read_text()
 
 
 def test_compiled_runs_end_with_the_same_weights(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from stylegan_di.snapshots.pipelines import is_pipeline, read_pipeline
 from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops import build as kernels
-from stylegan_di.training import graphs
+from stylegan_di.training import graphs, precision
 from stylegan_di.training.evaluation import Evaluation, make_evaluator
 from stylegan_di.training.methods import Method, build
 from stylegan_di.training.trainer import Trainer
@@ -49,7 +49,12 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
         preflight.check(config, processes=distributed.world_size(), fetch=True)
         method = build(config, device)
         ops = load_kernels(device.type)
-        found = [*(method.examine() if resumed is None else []), *graphs.header(method)]
+        settled = []
+        if config.amp == "auto":
+            chosen, why = precision.choose(method)
+            method.config = config = replace(config, amp=chosen)  # type: ignore[arg-type]
+            settled.append(("amp", why))
+        found = [*settled, *(method.examine() if resumed is None else []), *graphs.header(method)]
         stop = StopRequest()
         evaluator = make_evaluator(method, _reference(method), stop)
         with _open_folder(config, resumed) as folder, stop, _noted(folder), storage_errors(folder.path), _log(folder):
