@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.data.augment import AUGMENT_PIPES
@@ -26,6 +26,7 @@ from stylegan_di.students.fresh import FRESH_STUDENTS
 from stylegan_di.teachers.mixed import join_teachers
 
 Kind = Literal["edm", "gan", "di"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]  # named as the packages that they need
 
 _input = partial(option, group="Inputs")
 _run = partial(option, group="The run")
@@ -52,15 +53,16 @@ class TrainConfig:
     )
     gan_pkl: str | None = _input(
         None,
-        "The GAN to refine: known name, path or URL. Without it the teacher is distilled to one step.",
+        "The GAN to refine: known name, path, URL or hf:owner/name[/file]. Without it the teacher is distilled to one "
+        "step.",
         kinds=("di",),
     )
     teacher: str | None = _input(
         None,
-        "The diffusion teacher: a network file (known name, path or URL), a folder in diffusers' layout, or "
-        "hf:owner/name of such a pipeline (docs/teachers.md). Known GANs have a default. Given more than once, as "
-        "0.7*A.pkl and 0.3*B.pkl, or A.pkl@0-1 and B.pkl@1- (noise levels), the teachers are mixed. online: one is "
-        "trained from --data beside the student.",
+        "The diffusion teacher: a network file (known name, path, URL, hf:owner/name[/file]), or a pipeline in "
+        "diffusers' layout (a folder or hf:owner/name, docs/teachers.md). Known GANs have a default. Given more than "
+        "once, as 0.7*A.pkl and 0.3*B.pkl, or A.pkl@0-1 and B.pkl@1- (noise levels), the teachers are mixed. online: "
+        "one is trained from --data beside the student.",
         kinds=("di",),
         join=join_teachers,
     )
@@ -76,7 +78,7 @@ class TrainConfig:
         kinds=("di",),
     )
     transfer: str | None = _input(
-        None, "Denoiser to start from: known name, path or URL of an EDM network.", kinds=("edm",)
+        None, "Denoiser to start from, an EDM network: known name, path, URL or hf:owner/name[/file].", kinds=("edm",)
     )
     data: str | None = _input(
         None,
@@ -149,6 +151,9 @@ class TrainConfig:
         5, "Ticks between training states, from which --resume continues; each snapshot also writes one.", POSITIVE
     )
     snap_format: Literal["pkl", "safetensors"] = _shown("pkl", "pkl (NVlabs' tools open it) or safetensors.")
+    track: tuple[Tracker, ...] = _shown(
+        (), f"Also report to {', '.join(get_args(Tracker))}, comma-separated, or none (docs/watching.md)."
+    )
 
     lr: float = _optim(1e-3, "Learning rate.", POSITIVE)
     lr_rampup: float = _optim(0.0, "Thousands of images over which learning rates rise linearly.", NOT_NEGATIVE)

@@ -83,5 +83,6 @@ def _type(annotation: Any) -> tuple[type, bool, tuple[str, ...]]:
     if origin is Literal:
         return str, False, get_args(annotation)
     if origin is tuple:
-        return parts[0], True, ()
+        item, _, choices = _type(parts[0])
+        return item, True, choices
     return (parts[0] if parts else annotation), False, ()

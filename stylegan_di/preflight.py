@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from functools import cached_property
+from importlib.util import find_spec
 
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
@@ -16,14 +17,15 @@ from stylegan_di.data.augment import augment_pipe
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.untrusted import untrusted
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, not_installed
+from stylegan_di.hub import HUB
 from stylegan_di.labels import class_map
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.presets import R3GAN as R3GAN_PRESET
 from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, open_contents
-from stylegan_di.snapshots.pipelines import HUB, is_pipeline, read_pipeline
+from stylegan_di.snapshots.pipelines import is_pipeline, read_pipeline
 from stylegan_di.snapshots.teacher_files import student_shape
 from stylegan_di.students import stylegan2, stylegan3
 from stylegan_di.students.refiner import PARTS as REFINER_PARTS
@@ -43,8 +45,8 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
     """
     files = Files(config, fetch)
     checks = (_processes(config, processes), _minibatch(config, processes, files), _compiler(config),
-              _reference(config), _teacher(config, files), _gan(config, files), _freeze(config, files),
-              _data(config, files))  # fmt: skip
+              _trackers(config), _reference(config), _teacher(config, files), _gan(config, files),
+              _freeze(config, files), _data(config, files))  # fmt: skip
     problems = [problem for found in checks for problem in found] + files.problems
     if len(problems) == 1:
         raise UserError(problems[0])
@@ -194,6 +196,12 @@ def _compiler(config: TrainConfig) -> Iterator[str]:
             kernels.recipe("cpu")  # PyTorch wants a C++ compiler for the GPU too
         except UserError as error:
             yield f"--compile: {error}; or leave it out"
+
+
+def _trackers(config: TrainConfig) -> Iterator[str]:
+    for name in config.track:
+        if find_spec(name) is None:
+            yield f"{not_installed(f'--track={name}', name, 'track')}; or leave it out"
 
 
 def _reference(config: TrainConfig) -> Iterator[str]:

@@ -1,8 +1,9 @@
 """The table of known names of networks, references and detectors, with their URLs and what belongs to them.
 
-A name is looked up first as a local file, then among the files shipped with the package, then among the published
-URLs (downloaded once into the cache, see `dnnlib.download`). A local file of a known name is used only if its hash is
-the known one, or if none is known; a line says so if it is not known or wrong. A file of a published folder that is not
+A name that begins with hf: is a file of the hub (`hub`). Another is looked up first as a local file, then among the
+files shipped with the package, then among the published URLs (downloaded once into the cache, see `dnnlib.download`). A
+local file of a known name is used only if its hash is the known one, or if none is known; a line says so if it is not
+known or wrong. A file of a published folder that is not
 in the table is named with its folder, as in paper-fig11b-cifar10/cifar10u-cifar-ada-best-fid.pkl. Published files have
 their publishers' licences, mostly for non-commercial use only; the terms are shown when a file is first requested.
 """
@@ -15,6 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from stylegan_di import hub
 from stylegan_di.dnnlib.download import cached_path, is_url, notice_once, open_url
 from stylegan_di.dnnlib.util import UserError, say, sha256_of_file
 
@@ -37,6 +39,12 @@ NGC_METRICS = STYLEGAN3 + "metrics/"
 PYTORCH_FID = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
 TORCHVISION = "https://download.pytorch.org/models/"
 LPIPS = "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/"
+
+SID = hub.PAGES + "UT-Austin-PML/SiD/resolve/main/"
+DDO = hub.PAGES + "nvidia/DirectDiscriminativeOptimization/resolve/main/"
+DMD2 = hub.PAGES + "tianweiy/DMD2/resolve/main/model/imagenet/"
+R3GAN = hub.PAGES + "brownvc/R3GAN-"
+SHIPPED = "shipped with stylegan-di, Apache-2.0 (MODEL_CARD.md)"
 
 #: Published folders whose files may be named as FOLDER/FILE, and the URL that each is under.
 FOLDERS = {
@@ -69,6 +77,10 @@ TERMS = {
     ADM: "MIT (openai/guided-diffusion), trained on ImageNet or LSUN, whose images are for research",
     PYTORCH_FID: "Apache-2.0, converted from TensorFlow's Inception-v3 (mseitzer/pytorch-fid)",
     TORCHVISION: "BSD-3-Clause, trained on ImageNet, whose images are for research (pytorch/vision)",
+    hub.PAGES + "UT-Austin-PML/SiD/": "Apache-2.0 (UT-Austin-PML/SiD); distilled from EDM's, which are CC BY-NC-SA 4.0",
+    hub.PAGES + "nvidia/DirectDiscriminativeOptimization/": "CC BY-NC-SA 4.0, non-commercial use only (NVlabs/DDO)",
+    hub.PAGES + "tianweiy/DMD2/": "CC BY-NC 4.0, non-commercial use only (tianweiy/DMD2)",
+    R3GAN: "no licence is stated (brownvc/R3GAN)",
     LPIPS: "BSD-2-Clause (richzhang/PerceptualSimilarity)",
 }
 
@@ -145,6 +157,10 @@ _TABLE: list[tuple[str, str | None, int | None, str | None, str | None]] = [
     ("imagenet-64x64-baseline.npz",              FID_REFS, None, None,                            None),
     ("img64.pkl",                                EDM2_REFS, None, None,                           None),
     ("img512.pkl",                               EDM2_REFS, None, None,                           None),
+    ("edm-cifar10-uncond-vp-ddo.pkl",            DDO,      0,    None,                            _CIFAR),
+    ("edm-cifar10-cond-vp-ddo.pkl",              DDO,      10,   None,                            _CIFAR),
+    ("edm2-img64-s-ddo.pkl",                     DDO,      1000, None,                            "img64.pkl"),
+    ("edm2-img512-l-ddo.pkl",                    DDO,      1000, None,                            "img512.pkl"),
 ]
 
 # EDM2's ImageNet networks, edm2-<run>-<kimg, EMA width>.pkl; those for 512 pixels generate an encoder's latents.
@@ -163,6 +179,32 @@ _EDM2_RUNS = {
     "img512-xs-uncond": "0134217-0.110 0134217-0.125 2147483-0.015 2147483-0.020 2147483-0.025 2147483-0.030 "
                         "2147483-0.035 2147483-0.045 2147483-0.085 2147483-0.150",
     "img512-s-uncond":  "2147483-0.070 2147483-0.090",
+}
+
+# SiD's students in one step (arXiv 2404.04057), <data>-alpha<1 or 1.2>: kimg of both, classes, reference.
+_SID_FILES = {
+    "cifar10-uncond": (416768, 403968, 0,    _CIFAR),
+    "cifar10-cond":   (415744, 713312, 10,   _CIFAR),
+    "ffhq64":         (453120, 498176, 0,    "ffhq-64x64.npz"),
+    "afhq64":         (371712, 305664, 0,    "afhqv2-64x64.npz"),
+    "imagenet64":     (492836, 939176, 1000, "imagenet-64x64.npz"),
+}
+
+# R3GAN's generators (arXiv 2501.05441): file, classes, teacher, reference, SHA-256 where it is known.
+_R3GAN_FILES: dict[str, tuple[str, int, str | None, str | None, str | None]] = {
+    "CIFAR10":      ("network-snapshot-final.pkl", 10,   "edm-cifar10-32x32-cond-vp.pkl",  _CIFAR,           None),
+    "FFHQ-64x64":   ("network-snapshot-final.pkl", 0,    "edm-ffhq-64x64-uncond-vp.pkl",   "ffhq-64x64.npz", None),
+    "FFHQ-256x256": ("network-snapshot-final.pkl", 0,    None,                             None,
+                     "2e8e6ba20ff42766fb21b67dd45ae865da29dc00b7dab890be16735e3fb8fc5d"),
+    "ImgNet-32x32": ("ImageNet-32x32.pkl",         1000, None,                             None,             None),
+    "ImgNet-64x64": ("network-snapshot-final.pkl", 1000, None,                    "imagenet-64x64.npz",      None),
+}
+
+# DMD2's students on ImageNet at 64x64 (arXiv 2405.14867) by their FID: state dicts, which are fetched but not opened.
+_DMD2_FILES = {
+    "1.28": "imagenet_gan_classifier_genloss3e-3_diffusion1000_lr5e-7_resume_fid1.28_checkpoint_model_548000",
+    "1.51": "imagenet_gan_classifier_genloss3e-3_diffusion1000_lr2e-6_scratch_fid1.51_checkpoint_model_193500",
+    "2.61": "imagenet_lr2e-6_scratch_fid2.61_checkpoint_model_405500",
 }
 
 # The networks that stylegan3's authors published, <configuration>-<images>.pkl; all are unconditional.
@@ -185,6 +227,15 @@ def _entries() -> dict[str, Entry]:
         folder = STYLEGAN2_NGC if configurations == "stylegan2" else STYLEGAN3
         for configuration in configurations.split():
             found += [Entry(f"{configuration}-{name}.pkl", folder, 0) for name in images.split()]
+    for data, (first, second, label_dim, own) in _SID_FILES.items():
+        for alpha, kimg in ((1.0, first), (1.2, second)):
+            file = f"{data}/alpha{alpha:g}/network-snapshot-{alpha:.6f}-{kimg}.pkl"
+            found.append(Entry(f"sid-{data}-alpha{alpha:g}.pkl", SID, label_dim, None, own, file=file))
+    for data, (file, label_dim, teacher, ref, sha256) in _R3GAN_FILES.items():
+        folder = f"{R3GAN}{data}/resolve/main/"
+        found.append(Entry(f"r3gan-{data.lower()}.pkl", folder, label_dim, teacher, ref, sha256, file))
+    for fid, run in _DMD2_FILES.items():
+        found.append(Entry(f"dmd2-imagenet64-fid{fid}.bin", DMD2, None, file=f"{run}/pytorch_model.bin"))
     found += [  # detectors; NVIDIA publishes no hashes, and two of its three files are not used here (docs/metrics.md)
         Entry("vgg16.pt", DETECTORS, None),
         Entry("inception-2015-12-05.pkl", NGC_METRICS, None),
@@ -209,7 +260,7 @@ def entry(name_path_or_url: str | os.PathLike[str]) -> Entry | None:
 
 
 def resolve(name_path_or_url: str | os.PathLike[str]) -> Path:
-    """Returns the local file of a path, a URL or a known name, and downloads the latter two if necessary.
+    """Returns the local file of a path, a URL, a known name or a name of the hub; downloads the latter if necessary.
 
     The first use of a published name or URL shows its terms on stderr.
 
@@ -217,6 +268,9 @@ def resolve(name_path_or_url: str | os.PathLike[str]) -> Path:
         UserError: if there is no such file or name, or it cannot be fetched.
     """
     text = os.fspath(name_path_or_url)
+    if text.startswith(hub.HUB):
+        _show_terms(hub.parse(text).page)
+        return hub.fetch(text)
     known = entry(text) if is_url(text) else _known(text)
     if is_url(text):
         _show_terms(text)
@@ -255,6 +309,8 @@ def published(name: str, copy: str | os.PathLike[str] | None = None) -> Path:
 def is_local(name_path_or_url: str | os.PathLike[str]) -> bool:
     """Returns whether `resolve` needs no download; also true for a file that does not exist at all."""
     text = os.fspath(name_path_or_url)
+    if text.startswith(hub.HUB):
+        return hub.is_cached(text)
     known = None if is_url(text) else _known(text)
     url = text if is_url(text) else None if known is None else known.url
     return url is None or any(path.is_file() for path in (Path(text), ASSETS / text, cached_path(url)))
@@ -284,11 +340,30 @@ def _known(text: str) -> Entry | None:
     return None
 
 
+def terms_of(name_path_or_url: str) -> str:
+    """Returns origin and terms of a known name, a published URL or a name of the hub; '' where they are not known."""
+    if name_path_or_url.startswith(hub.HUB):
+        try:
+            return _terms(hub.parse(name_path_or_url).page)[1]
+        except UserError:  # a file may name anything as where it comes from
+            return ""
+    known = entry(name_path_or_url)
+    if known is not None and known.url is None:
+        return SHIPPED
+    return _terms(name_path_or_url if known is None or known.url is None else known.url)[1]
+
+
+def _terms(url: str) -> tuple[str, str]:
+    """The beginning of the URLs of files that are published together, and their terms."""
+    return next(((beginning, terms) for beginning, terms in TERMS.items() if url.startswith(beginning)), (url, ""))
+
+
 def _show_terms(url: str) -> None:
-    for beginning, terms in TERMS.items():
-        if url.startswith(beginning):
-            key = re.sub(r"\W+", "-", beginning.split("://")[1]).strip("-")
-            notice_once(key, f"Terms of {url} and the files beside it: {terms}. This is shown once.")
+    beginning, terms = _terms(url)
+    if not terms and not url.startswith(hub.PAGES):
+        return
+    key = re.sub(r"\W+", "-", beginning.split("://")[1]).strip("-")
+    notice_once(key, f"Terms of {url} and the files beside it: {terms or 'its page tells'}. This is shown once.")
 
 
 def _unknown(text: str) -> str:

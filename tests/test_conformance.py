@@ -6,7 +6,9 @@ An entry that cannot be made from the small networks here gets a line in the fix
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from stylegan_di.config import TrainConfig
 from stylegan_di.critics import CRITICS
 from stylegan_di.critics.discriminator import DiscriminatorCritic
 from stylegan_di.critics.features import FeatureCritic
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Critic, Denoiser, Generator, Space
-from stylegan_di.journal.sinks import SINKS
+from stylegan_di.journal import SINKS
 from stylegan_di.networks import edm, r3gan, stylegan2, stylegan3
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import as_denoiser, as_generator, load_snapshot, save_snapshot
@@ -338,17 +341,23 @@ def test_a_discriminator_sees_noise_only_where_it_has_a_law() -> None:
 
 @pytest.mark.parametrize("name", SINKS)
 def test_a_sink_takes_every_report(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = asdict(TrainConfig("edm", data="x.zip", metrics=()))
+    (tmp_path / "training_options.json").write_text(json.dumps(options))
     sink = SINKS[name](tmp_path)
     sink.scalars({"Loss/a": {"num": 2, "mean": 1.0, "std": 0.5}})
     sink.images("grid", torch.zeros([4, 1, 8, 8], dtype=torch.uint8), 2)
     sink.table("metric-x", {"results": {"x": 1.0}})
     sink.text("a line")
-    written = {path.name for path in tmp_path.iterdir()}
+    sink.live("a line that no log is told of")
+    sink.snapshot()
+    sink.close("complete")
+    written = {path.name for path in tmp_path.iterdir()} - {"training_options.json"}
     said = capsys.readouterr().out
     expected: dict[str, tuple[set[str], str]] = {
         "console": (set(), "a line\n"),
         "jsonl": ({"stats.jsonl", "metric-x.jsonl"}, ""),
         "pictures": ({"grid.png"}, ""),
+        "report": ({"report.html"}, ""),
     }
     assert (written, said) == expected.get(name, (written, said))
     assert written or said  # a sink that shows nothing is none

@@ -15,11 +15,12 @@ from click.testing import CliRunner, Result
 from stylegan_di.commands import convert
 from stylegan_di.commands import inspect as inspect_pickle
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
-from stylegan_di.snapshots.inspection import SHIPPED, inspect_file, origin_of
+from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.onnx import exported
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.r3gan import R3GANStudent
 from stylegan_di.torch_utils.persistence import write_pickle
+from stylegan_di.zoo import SHIPPED, terms_of
 from tests import hostile
 from tests.test_checkpoint import GOLDEN, assert_same_weights
 from tests.tiny import edm_network, gan_networks, r3gan_networks, save_gan, save_teacher, stylegan3_networks
@@ -311,12 +312,12 @@ def test_what_is_no_network_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_terms_of_known_names_reach_what_is_made_from_them(tmp_path: Path) -> None:
-    assert "non-commercial" in origin_of("cifar10.pkl")
-    assert "CC BY-NC-SA" in origin_of("some/folder/edm-cifar10-32x32-cond-vp.pkl")
-    assert origin_of("my-own.pkl") == ""
+    assert "non-commercial" in terms_of("cifar10.pkl")
+    assert "CC BY-NC-SA" in terms_of("some/folder/edm-cifar10-32x32-cond-vp.pkl")
+    assert terms_of("my-own.pkl") == ""
     save_snapshot(tmp_path / "g.pkl", gan_networks(), extras={}, metadata={"gan_pkl": "cifar10.pkl"})
     (warning,) = inspect_file(tmp_path / "g.pkl").warnings
-    assert warning == f"made from cifar10.pkl, whose terms reach it: {origin_of('cifar10.pkl')}"
+    assert warning == f"made from cifar10.pkl, whose terms reach it: {terms_of('cifar10.pkl')}"
 
 
 def test_arguments_are_pythons_numbers(tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ SHORTER: dict[str, list[str] | None] = {
     "project": ["--num-steps=1"],
     "preflight": ["--samples=8", "--steps=1", "--batch=8", "--force=true"],
     "spectrum": ["--num=8"],
+    "push": None,  # asks the hub; its own test has a server that stands in
     "view": None,  # serves until it is stopped; tests/test_viewer.py runs it
     "doctor": None,  # builds kernels; tests/test_doctor.py runs it
 }
@@ -60,7 +61,8 @@ WORDS = {
     r"\bSEED\b": "1", r"\b(A|B|FINE|COARSE)\.pkl": "my-edm.pkl",
     r"\bPIPELINE\b": "pipeline", r"\bHOST\b": "localhost",
     "/usr/share/datasets/fashion-mnist": "fashion-mnist", "training-state-000200000": "training-state-000000008",
-    "--device=cuda": "--device=cpu",
+    "--device=cuda": "--device=cpu", r"--teacher=hf:OWNER/\w+": "--teacher=my-edm.pkl",
+    r"hf:OWNER/NAME(/[\w./]+)?": "my-gan.pkl",
     r"runs/00000-\.\.\./": "runs/00003-gan-di-ikl-batch64/", r"runs/00003-\.\.\./": "runs/00003-gan-di-ikl-batch64/",
     r"(train\.py(?: --gpus=8)?|stylegan-di train(?: --gpus=8)?) \.\.\.": r"\1 --kind=di --gan-pkl=fashion-gan.pkl",
 }  # fmt: skip
@@ -106,7 +108,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a small file of each name on the pages, and the run of a training that stopped."""
     folder = tmp_path_factory.mktemp("stand-ins")
     files = save_files(folder)
-    shutil.copy(files["teacher"], folder / "my-edm.pkl")
+    for name in ("my-edm", "sid-cifar10-uncond-alpha1.2"):
+        shutil.copy(files["teacher"], folder / f"{name}.pkl")
     for name in ("my-gan", "my-pets", "ffhq", "cifar10"):
         shutil.copy(files["gan"], folder / f"{name}.pkl")
     save_gan(folder / "my-cats.pkl", c_dim=0)

@@ -15,7 +15,7 @@ import torch
 
 from stylegan_di.critics import CRITICS
 from stylegan_di.divergences import DIVERGENCES
-from stylegan_di.journal.sinks import SINKS
+from stylegan_di.journal import SINKS
 from stylegan_di.metrics.statistics import FeatureStats
 from stylegan_di.metrics.table import METRICS
 from stylegan_di.spaces import SPACES

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: list[tuple[str, ...]] = [
     ("train", "generate", "calc_metrics", "tools", "examples", "stylegan_di.commands", "stylegan_di.__main__"),
     ("stylegan_di.training",),
-    ("stylegan_di.runs", "stylegan_di.preflight", "stylegan_di.resolve"),
+    ("stylegan_di.runs", "stylegan_di.preflight", "stylegan_di.resolve", "stylegan_di.journal"),
     ("stylegan_di.config", "stylegan_di.explore"),
     ("stylegan_di.snapshots", "stylegan_di.divergences"),
     ("stylegan_di.teachers", "stylegan_di.students", "stylegan_di.critics", "stylegan_di.spaces"),
@@ -28,7 +28,6 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.metrics",
         "stylegan_di.data",
         "stylegan_di.sampling",
-        "stylegan_di.journal",
     ),
     (
         "stylegan_di.diffusion",
@@ -39,6 +38,7 @@ LAYERS: list[tuple[str, ...]] = [
         "stylegan_di.random",
         "stylegan_di.presets",
         "stylegan_di.zoo",
+        "stylegan_di.hub",
         "stylegan_di.images",
     ),
     ("stylegan_di.torch_utils",),
@@ -276,7 +276,7 @@ def test_what_is_allowed_passes(module: str, source: str) -> None:
 IMPORT_ALL = """
 import importlib, os, signal, sys
 import click, filelock, multiprocessing.synchronize
-import numpy.testing, PIL.Image, requests, safetensors.torch, scipy.linalg, torch, torch.utils.cpp_extension
+import numpy.testing, PIL.Image, psutil, requests, safetensors.torch, scipy.linalg, torch, torch.utils.cpp_extension
 
 def watch(event, arguments):
     if event in ("socket.connect", "socket.getaddrinfo", "subprocess.Popen", "os.system"):

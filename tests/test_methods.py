@@ -227,7 +227,7 @@ def test_divergences_run(divergence: str, name: str, extra: list[str], files: di
     assert last["Gradient/student"]["mean"] > 0
     assert last["Loss/fake_score"]["num"] == 8
     trains_critic = ":f=" in divergence
-    assert ("Loss/discriminator" in last) == trains_critic
+    assert ("Loss/D/loss" in last) == trains_critic
     assert "Gradient/adversarial_per_pixel" not in last
     assert last["Progress/skipped_updates"]["mean"] == 0
 
@@ -326,7 +326,7 @@ def test_a_critics_noise_law_through_the_command_line(files: dict[str, str], tmp
     clean, noisy = (
         run(tmp_path, *arguments, f"--critic-noise-law={law}") for law in ("none", "lognormal:P_mean=0.5")
     )
-    losses = [lines(folder)[0]["Loss/discriminator"]["mean"] for folder in (clean, noisy)]
+    losses = [lines(folder)[0]["Loss/D/loss"]["mean"] for folder in (clean, noisy)]
     assert losses[0] != losses[1]
 
 
@@ -360,4 +360,4 @@ def test_a_denoiser_learns_at_the_noise_levels_given(precond: str, files: dict[s
     arguments = ["--kind=edm", f"--data={files['data']}", f"--precond={precond}", *SHORT, *NO_METRICS, *small]
     default, given = run(tmp_path, *arguments), run(tmp_path, *arguments, "--noise-law=karras:sigma_min=5")
     bins = [{name for line in lines(folder) for name in line if "sigma" in name} for folder in (default, given)]
-    assert bins[1] == {"Loss/denoising/sigma>1"} < bins[0]
+    assert bins[1] == {"Loss/loss/sigma>1"} < bins[0]

@@ -65,12 +65,13 @@ def test_the_command_line_has_the_annotated_type(declared: Option) -> None:
     elif get_origin(annotation) is Literal:
         assert isinstance(found, click.Choice)
         assert tuple(found.choices) == get_args(annotation)
-    elif declared.choices:
+    elif declared.choices and not declared.many:
         assert isinstance(found, click.Choice)
         assert tuple(found.choices) == declared.choices
     elif get_origin(annotation) is tuple:
         assert isinstance(found, CommaList)
-        assert found.item is parts[0]
+        assert found.item is (str if get_origin(parts[0]) is Literal else parts[0])
+        assert found.choices == declared.choices
     else:
         assert found is {str: click.STRING, int: click.INT, float: click.FLOAT, bool: click.BOOL}[
             parts[0] if parts else annotation
@@ -115,7 +116,7 @@ def test_no_number_may_be_anything() -> None:
 def test_another_choice_is_refused_by_name_with_a_suggestion(declared: Option) -> None:
     known = declared.choices[-1]
     with pytest.raises(UserError) as refusal:
-        TrainConfig(**(base() | {declared.name: known + "x"}))
+        TrainConfig(**(base() | {declared.name: (known + "x",) if declared.many else known + "x"}))
     listed = ", ".join(declared.choices)
     assert str(refusal.value).startswith(f"{option_name(declared.name)}={known}x: accepted are {listed}; did you mean")
     result = invoke(f"{option_name(declared.name)}={known}x")

@@ -8,11 +8,8 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 import safetensors.torch
@@ -26,6 +23,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.snapshots.pipelines import TeacherOptions, read_autoencoder, read_pipeline
 from stylegan_di.snapshots.teacher_files import open_teacher
 from tests import tiny_pipelines as tiny
+from tests.hub import Hub, serve
 from tests.test_resume import killed_run, last_state, same_bits
 from tests.tiny import save_gan, save_teacher
 
@@ -89,70 +87,34 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[tuple[str, list[str]]]:
-    """A server that answers as a hub does, with one pipeline: its address, and the names of the files it gave."""
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    """A hub with one pipeline."""
     folder = tiny.save_unet(tmp_path / "served", num_class_embeds=3)
     (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"a pickle")
     (folder / "pipeline.py").write_text("raise SystemExit\n")
-    files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    given: list[str] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self, body: bytes, **headers: str) -> None:
-            self.send_response(200)
-            for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name.replace("_", "-"), value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            if path.startswith("/api/models/owner/name/revision/main"):
-                siblings = [{"rfilename": name} for name in files]
-                info = {"id": "owner/name", "sha": "0" * 40, "siblings": siblings, "private": False, "tags": []}
-                self.answer(json.dumps(info).encode(), Content_Type="application/json")
-            elif path.startswith("/api/models/owner/name/tree/"):
-                tree = [{"type": "file", "path": n, "size": len(data), "oid": n} for n, data in files.items()]
-                self.answer(json.dumps(tree).encode(), Content_Type="application/json")
-            elif path.startswith("/owner/name/resolve/") and path.split("/", 5)[5] in files:
-                name = path.split("/", 5)[5]
-                given.append(name)
-                self.answer(files[name], ETag=f'"{hash(name)}"', X_Repo_Commit="0" * 40)
-            else:
-                self.send_error(404)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *arguments: Any) -> None:
-            """Says nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", given
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serve() as hub:
+        hub.repos["owner/name"] = {
+            path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+        }
+        yield hub
 
 
-def test_a_pipeline_of_a_hub_is_fetched_without_pickles_and_code(hub: tuple[str, list[str]], tmp_path: Path) -> None:
-    endpoint, given = hub
+def test_a_pipeline_of_a_hub_is_fetched_without_pickles_and_code(hub: Hub, tmp_path: Path) -> None:
     gan = save_gan(tmp_path / "gan.pkl")
-    environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+    places = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
     arguments = ["--kind=di", *REDUCED, f"--gan-pkl={gan}", f"--outdir={tmp_path / 'runs'}"]
 
     def start(name: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, str(ROOT / "train.py"), *arguments, f"--teacher={name}"]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | places)
 
     done = start("hf:owner/name")
     assert done.returncode == 0, done.stderr
     weights = "unet/diffusion_pytorch_model.safetensors"
-    assert set(given) == {"model_index.json", "unet/config.json", weights, "scheduler/scheduler_config.json"}
+    assert set(hub.given) == {"model_index.json", "unet/config.json", weights, "scheduler/scheduler_config.json"}
     refused = start("hf:owner/other")
     assert refused.returncode == 2
-    assert "--teacher=hf:owner/other could not be downloaded" in refused.stderr
+    assert "hf:owner/other could not be downloaded" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
@@ -178,13 +140,12 @@ def test_pickles_and_foreign_code_are_refused_by_name(tmp_path: Path) -> None:
     assert "no .safetensors in" in tiny.refused(folder)
 
 
-@pytest.mark.parametrize("missing", ["diffusers", "transformers", "huggingface_hub"])
+@pytest.mark.parametrize("missing", ["diffusers", "transformers"])
 def test_a_missing_library_is_named(missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tiny.save_text_to_image(tmp_path / "p")
     monkeypatch.setitem(sys.modules, missing, None)
-    source = "hf:owner/name" if missing == "huggingface_hub" else str(folder)
     with pytest.raises(UserError, match=f'needs the package {missing}, which is not installed: pip install "'):
-        open_teacher(source, tiny.text())
+        open_teacher(str(folder), tiny.text())
 
 
 def test_damaged_pipelines_are_refused(tmp_path: Path) -> None:

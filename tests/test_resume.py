@@ -12,6 +12,7 @@ from torch import Tensor
 
 import train
 from stylegan_di.config import TrainConfig
+from stylegan_di.journal.clock import UNSTEADY
 from stylegan_di.runs import statefile
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.resume import MAY_CHANGE
@@ -91,9 +92,9 @@ def last_state(folder: Path) -> statefile.State:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a .jsonl file without what tells the time."""
+    """The lines of a .jsonl file without what tells the time or the memory."""
     own = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(("timestamp", "total_time"))} for line in own]
+    return [{k: v for k, v in line.items() if not k.startswith(UNSTEADY)} for line in own]
 
 
 def assert_same_run(first: Path, second: Path) -> None:
@@ -302,7 +303,7 @@ def test_options_that_may_change_do_change(finished: Path) -> None:
     config = json.loads(result.output)
     assert {name: config[name] for name in changed} == changed
     assert (config["metrics"], config["on_divergence"]) == (["is50k"], "best")
-    others = {"outdir", "gpus", "metrics", "detector_file", "on_divergence", "fsdp", "heartbeat"}
+    others = {"outdir", "gpus", "metrics", "detector_file", "on_divergence", "fsdp", "heartbeat", "track"}
     assert changed.keys() | others == set(MAY_CHANGE)
 
 

@@ -163,7 +163,7 @@ def test_the_log_goes_on_when_the_terminal_is_gone(tmp_path: Path, monkeypatch: 
         print("one", flush=True)
         print("two", flush=True)
     text = (tmp_path / "log.txt").read_text()
-    assert text == "onethe output is closed ([Errno 32] Broken pipe): this log alone goes on\n\ntwo\n"
+    assert text == "the output is closed ([Errno 32] Broken pipe): this log alone goes on\none\ntwo\n"
 
 
 def test_what_the_terminal_cannot_encode_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,6 +162,16 @@ EDM = ["--kind=edm", "--cond=true", "--model-channels=8", "--channel-mult=1", "-
        "--attn-resolutions=4", "--label-dropout=0.2", *SHORT]  # fmt: skip
 
 
+#: Names in stylegan2-ada's and stylegan3's stats.jsonl; EDM's are Loss/loss and those that do not begin with Loss.
+LINEAGE = {
+    "Loss/scores/fake", "Loss/signs/fake", "Loss/G/loss", "Loss/pl_penalty", "Loss/G/reg",
+    "Loss/scores/real", "Loss/signs/real", "Loss/D/loss", "Loss/r1_penalty", "Loss/D/reg",
+    "Progress/tick", "Progress/kimg", "Timing/total_sec", "Timing/total_hours", "Timing/total_days",
+    "Timing/sec_per_tick", "Timing/sec_per_kimg", "Timing/maintenance_sec",
+    "Resources/cpu_mem_gb", "Resources/peak_gpu_mem_gb", "Resources/peak_gpu_mem_reserved_gb", "timestamp",
+}  # fmt: skip
+
+
 def test_gan_training_writes_what_nvlabs_tools_expect(files: dict[str, str], tmp_path: Path) -> None:
     options = ["--augpipe=blit", "--pl-interval=1", "--r1-interval=2"]
     folder = run(tmp_path, *GAN, *METRICS, f"--data={files['data']}", *options)
@@ -170,7 +180,10 @@ def test_gan_training_writes_what_nvlabs_tools_expect(files: dict[str, str], tmp
     assert (folder / "reals.png").is_file()
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     assert len(lines) == 2
-    assert {"Loss/generator", "Loss/discriminator", "Loss/r1", "Loss/path_length", "Progress/augment"} <= set(lines[1])
+    assert LINEAGE | {"Progress/augment"} <= set(lines[1])
+    assert lines[1]["Loss/G/reg"]["mean"] == pytest.approx(2 * lines[1]["Loss/pl_penalty"]["mean"])  # --pl-weight
+    gamma = 0.0002 * 8**2 / 4  # the heuristic's, of 8x8 images in batches of 4
+    assert lines[1]["Loss/D/reg"]["mean"] == pytest.approx(gamma / 2 * lines[1]["Loss/r1_penalty"]["mean"])
 
 
 def test_metrics_compare_with_the_whole_data_set_whatever_subset_is_trained_on(

@@ -247,7 +247,7 @@ def test_path_lengths_are_those_of_half_of_each_chunk_and_move_their_mean_once(
     batch = Batch.of_step(seed=0, nimg=0, size=4, batch_gpu=batch_gpu, rank=0, world_size=1, device=CPU)
     method.path_length_update(batch, journal)
     assert drawn == samples
-    assert journal.drain()["Loss/path_length"]["num"] == 2
+    assert journal.drain()["Loss/pl_penalty"]["num"] == 2
     torch.testing.assert_close(method.state.scalars["pl_mean"], 0.01 * torch.cat(lengths).detach().mean())
 
 

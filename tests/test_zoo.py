@@ -12,7 +12,6 @@ from stylegan_di import zoo
 from stylegan_di.dnnlib import download
 from stylegan_di.dnnlib.download import cached_path
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.snapshots.inspection import origin_of
 from tests.golden_edm import GOLDEN
 
 PICKLE = b"\x80\x04x"  # begins like a pickle
@@ -52,8 +51,8 @@ def test_stylegan3s_published_networks() -> None:
     start = "https://api.ngc.nvidia.com/v2/models/nvidia/research/stylegan"
     assert known.url == f"{start}3/versions/1/files/stylegan3-r-afhqv2-512x512.pkl"
     assert zoo.ENTRIES["stylegan2-ffhqu-256x256.pkl"].url == f"{start}2/versions/1/files/stylegan2-ffhqu-256x256.pkl"
-    assert "non-commercial" in origin_of("stylegan3-t-ffhq-1024x1024.pkl")
-    assert "non-commercial" in origin_of(f"{start}3/versions/1/files/metrics/inception-2015-12-05.pkl")
+    assert "non-commercial" in zoo.terms_of("stylegan3-t-ffhq-1024x1024.pkl")
+    assert "non-commercial" in zoo.terms_of(f"{start}3/versions/1/files/metrics/inception-2015-12-05.pkl")
 
 
 def test_entry_goes_by_the_file_name() -> None:
@@ -160,9 +159,16 @@ def test_published_urls() -> None:
         ("lpips-vgg.pth", "https://github.com/richzhang/PerceptualSimilarity/raw/master/lpips/weights/v0.1/vgg.pth"),
         ("edm2-img64-s-1073741-0.075.pkl", f"{zoo.NVIDIA}edm2/posthoc-reconstructions/edm2-img64-s-1073741-0.075.pkl"),
         ("img512.pkl", f"{zoo.NVIDIA}edm2/dataset-refs/img512.pkl"),
+        ("sid-cifar10-cond-alpha1.2.pkl", f"{zoo.SID}cifar10-cond/alpha1.2/network-snapshot-1.200000-713312.pkl"),
+        ("sid-imagenet64-alpha1.pkl", f"{zoo.SID}imagenet64/alpha1/network-snapshot-1.000000-492836.pkl"),
+        ("edm-cifar10-cond-vp-ddo.pkl", f"{zoo.DDO}edm-cifar10-cond-vp-ddo.pkl"),
+        ("r3gan-ffhq-256x256.pkl", f"{zoo.R3GAN}FFHQ-256x256/resolve/main/network-snapshot-final.pkl"),
+        ("r3gan-imgnet-32x32.pkl", f"{zoo.R3GAN}ImgNet-32x32/resolve/main/ImageNet-32x32.pkl"),
+        ("dmd2-imagenet64-fid2.61.bin",
+         f"{zoo.DMD2}imagenet_lr2e-6_scratch_fid2.61_checkpoint_model_405500/pytorch_model.bin"),
     ):
         assert zoo.ENTRIES[name].url == url
-    assert len([name for name in zoo.ENTRIES if name.startswith("edm2-")]) == 51
+    assert len([name for name in zoo.ENTRIES if name.startswith("edm2-") and not name.endswith("-ddo.pkl")]) == 51
     assert zoo.ENTRIES["edm2-img512-xs-uncond-2147483-0.045.pkl"].label_dim == 0
 
 

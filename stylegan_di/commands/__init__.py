@@ -31,6 +31,7 @@ COMMANDS = {
     "project": "Find the w and the noise of a GAN that come closest to an image.",
     "preflight": "Say before a refinement whether it can help, and what it costs.",
     "spectrum": "Draw the power spectra of networks and images over that of real images.",
+    "push": "Send a network with its model card to the Hugging Face hub.",
     "view": "Look at a GAN in the browser, or at two side by side.",
     "doctor": "Check this machine: PyTorch, GPU, compiler, native kernels.",
 }

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,12 +80,13 @@ class Device(click.ParamType):
 
 
 class CommaList(click.ParamType):
-    """'a,b' -> ('a', 'b'); 'none' -> (); spaces around the parts do not count."""
+    """'a,b' -> ('a', 'b'); 'none' -> (); spaces around the parts do not count. Parts are one of `choices`, if given."""
 
     name = "list"
 
-    def __init__(self, item: type) -> None:
+    def __init__(self, item: type, choices: Sequence[str] = ()) -> None:
         self.item = item
+        self.choices = choices
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[Any, ...]:
         if isinstance(value, tuple):
@@ -96,6 +97,8 @@ class CommaList(click.ParamType):
         try:
             if "" in parts:
                 raise ValueError("an empty part")
+            if unknown := [part for part in parts if self.choices and part not in self.choices]:
+                self.fail(f"{unknown[0]!r} is not one of {', '.join(map(repr, self.choices))}", param, ctx)
             return tuple(self.item(part) for part in parts)
         except ValueError:
             self.fail(f"'{value}' is not a comma-separated list of {self.item.__name__}", param, ctx)
@@ -108,7 +111,7 @@ class DeclaredOption(click.Option):
         if declared.name == "device":
             kind: Any = Device()
         elif declared.many:
-            kind = CommaList(declared.item)
+            kind = CommaList(declared.item, declared.choices)
         else:
             kind = click.Choice(declared.choices) if declared.choices else declared.item
         names = [option_name(declared.name), declared.name]

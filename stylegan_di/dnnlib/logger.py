@@ -17,7 +17,8 @@ class Logger:
     """A context manager that also writes everything printed to stdout or stderr to a file, which must be no link.
 
     The streams are restored on leaving it, even after an error. If a stream is closed meanwhile, as by `| head`, what
-    is printed goes to the file alone. What a stream cannot encode is replaced.
+    is printed goes to the file alone. What a stream cannot encode is replaced. Of a line that rewrites itself (by
+    carriage returns) the file gets what it said last.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = True) -> None:
@@ -30,13 +31,16 @@ class Logger:
         if not self.append:
             self.file.truncate(0)
         self.streams = sys.stdout, sys.stderr
-        sys.stdout, sys.stderr = (cast("TextIO", _Tee(stream, self.file)) for stream in self.streams)
+        self.tees = [_Tee(stream, self.file) for stream in self.streams]
+        sys.stdout, sys.stderr = (cast("TextIO", tee) for tee in self.tees)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         sys.stdout, sys.stderr = self.streams
+        for tee in self.tees:
+            tee.end_line()
         self.file.close()
 
 
@@ -47,13 +51,22 @@ class _Tee:
         self._stream = stream
         self._file = file
         self._is_open = True
+        self._line = ""  # what has been written of a line that is not complete
 
     def write(self, text: str) -> int:
-        self._file.write(text)
+        *complete, self._line = (self._line + text).split("\n")
+        self._file.write("".join(_as_it_stands(line) + "\n" for line in complete))
+        self._line = self._line[max(self._line.rfind("\r"), 0) :]
         if self._is_open:
             with self._watched():
                 self._stream.write(encodable(text, self._stream.encoding))
         return len(text)
+
+    def end_line(self) -> None:
+        """Writes what there is of the last line to the file."""
+        if line := _as_it_stands(self._line):
+            self._file.write(line + "\n")
+        self._line = ""
 
     def flush(self) -> None:
         self._file.flush()
@@ -73,6 +86,12 @@ class _Tee:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _as_it_stands(line: str) -> str:
+    """Returns what a terminal shows of a line that is rewritten by carriage returns, each time over its whole width."""
+    written = line.rstrip("\r")
+    return written.rpartition("\r")[2].rstrip() if "\r" in written else written
 
 
 def encodable(text: str, encoding: str | None) -> str:

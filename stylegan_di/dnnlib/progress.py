@@ -6,8 +6,33 @@ import sys
 import time
 from typing import TextIO
 
-_TERMINAL_SECONDS = 0.1  # between rewrites
+TERMINAL_SECONDS = 0.1  # between rewrites
 _LOG_SECONDS = 10.0  # between lines
+
+
+class LiveLine:
+    """A line of a terminal that is rewritten in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self.width = 0  # length of the text now on the terminal
+
+    def show(self, text: str) -> None:
+        self.stream.write("\r" + text.ljust(self.width))
+        self.width = len(text)
+        self.stream.flush()
+
+    def wipe(self) -> None:
+        """Empties the line, so that other text can take its place."""
+        if self.width:
+            self.show("")
+            self.stream.write("\r")
+
+    def end(self) -> None:
+        """Leaves the line as it is; the next text begins below it."""
+        if self.width:
+            self.stream.write("\n")
+            self.width = 0
 
 
 class Progress:
@@ -26,13 +51,13 @@ class Progress:
         self.rewrites = self.stream.isatty()
         self.started = self.reported = time.monotonic()
         self.pending = ""
-        self.width = 0  # length of the text now on the terminal's line
+        self.line = LiveLine(self.stream)
 
     def update(self, done: int, note: str = "") -> None:
         """Reports that `done` of the steps are complete, unless the last report is too recent."""
         now = time.monotonic()
         self.pending = self._line(done, now - self.started, note)
-        if now - self.reported >= (_TERMINAL_SECONDS if self.rewrites else _LOG_SECONDS):
+        if now - self.reported >= (TERMINAL_SECONDS if self.rewrites else _LOG_SECONDS):
             self.reported = now
             self._write()
 
@@ -40,9 +65,7 @@ class Progress:
         """Reports the last update if it has not been reported, and ends the line."""
         if self.pending:
             self._write()
-        if self.rewrites and self.width:
-            self.stream.write("\n")
-            self.width = 0
+        self.line.end()
         self.stream.flush()
 
     def _line(self, done: int, seconds: float, note: str) -> str:
@@ -57,11 +80,10 @@ class Progress:
 
     def _write(self) -> None:
         if self.rewrites:
-            self.stream.write("\r" + self.pending.ljust(self.width))
-            self.width = len(self.pending)
+            self.line.show(self.pending)
         else:
             self.stream.write(self.pending + "\n")
-        self.stream.flush()
+            self.stream.flush()
         self.pending = ""
 
 

@@ -1,11 +1,16 @@
-"""Formats the run's timing, and the table of metrics at its end, as lines for the user."""
+"""Measures the run's timing, and formats it and the table of metrics at its end as lines for the user."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from stylegan_di.dnnlib.progress import format_time
+
+#: Beginnings of the names of what differs between two equal runs in stats.jsonl and metric-*.jsonl.
+UNSTEADY = ("timestamp", "total_time", "Timing/", "Resources/")
+LEAST_SECONDS = 1.0  # of training since the last tick, below which the rate of the tick before is told
 
 
 class Clock:
@@ -22,21 +27,60 @@ class Clock:
         self._before = elapsed
         self._start = time.monotonic()
         self._last = (self._start, nimg)
+        self._maintenance = 0.0  # seconds since the last tick
+        self._rate = 0.0  # images a second up to the last tick
 
     def elapsed(self) -> float:
-        """Returns the seconds of training, without the time between a stop and resuming."""
+        """Returns the seconds of the run, without the time between a stop and resuming."""
         return self._before + time.monotonic() - self._start
 
-    def tick(self, nimg: int) -> str:
-        """Returns 'sec/kimg 8.77 images/s 114.0 elapsed 1m 05s left 3m 20s', with the rate since the last tick."""
-        now = time.monotonic()
-        (last, last_nimg), self._last = self._last, (now, nimg)
-        rate = (nimg - last_nimg) / (now - last)
-        left = (self._total_nimg - nimg) * (now - self._start) / (nimg - self._first_nimg)
+    @contextmanager
+    def maintenance(self) -> Iterator[None]:
+        """Counts the time inside as maintenance: snapshots with their metrics, and states."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._maintenance += time.monotonic() - start
+
+    def tick(self, nimg: int) -> dict[str, float]:
+        """Ends a tick; returns its timing by stylegan2-ada's names. A tick's seconds are without maintenance."""
+        seconds, images = self._training(nimg)
+        self._rate = images / seconds
+        timing = {
+            "total_sec": self.elapsed(),
+            "total_hours": self.elapsed() / 3600,
+            "total_days": self.elapsed() / 86400,
+            "sec_per_tick": seconds,
+            "sec_per_kimg": seconds / images * 1000,
+            "maintenance_sec": self._maintenance,
+        }
+        self._last, self._maintenance = (time.monotonic(), nimg), 0.0
+        return {f"Timing/{name}": value for name, value in timing.items()}
+
+    def line(self, nimg: int) -> str:
+        """Returns 'sec/kimg 8.77 images/s 114.0 elapsed 1m 05s left 3m 20s', with the rate of the last tick."""
         return (
-            f"sec/kimg {1000 / rate:<7.2f} images/s {rate:<7.1f} elapsed {format_time(self.elapsed()):<8s} "
-            f"left {format_time(max(left, 0.0))}"
+            f"sec/kimg {1000 / self._rate:<7.2f} images/s {self._rate:<7.1f} "
+            f"elapsed {format_time(self.elapsed()):<8s} left {self._left(nimg)}"
         )
+
+    def live(self, nimg: int) -> str:
+        """Returns 'kimg 12.3 of 200, 6 %, 114 images/s, 3m 20s left', with the rate since the last tick."""
+        seconds, images = self._training(nimg)
+        rate = images / seconds if seconds >= LEAST_SECONDS else self._rate
+        speed = f"{rate:.3g} images/s, " if rate else ""
+        done = f"kimg {nimg / 1000:.1f} of {self._total_nimg / 1000:g}, {min(100 * nimg // self._total_nimg, 100)} %"
+        return f"{done}, {speed}{self._left(nimg)} left"
+
+    def _training(self, nimg: int) -> tuple[float, int]:
+        """The seconds of training since the last tick, and the images seen in them."""
+        last, last_nimg = self._last
+        return max(time.monotonic() - last - self._maintenance, 1e-9), nimg - last_nimg
+
+    def _left(self, nimg: int) -> str:
+        per_image = (time.monotonic() - self._start) / (nimg - self._first_nimg)
+        return format_time(max((self._total_nimg - nimg) * per_image, 0.0))
 
 
 def comparison_table(before: Mapping[str, float], after: Mapping[str, float]) -> str:

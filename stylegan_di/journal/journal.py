@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.sinks import Sink
 from stylegan_di.torch_utils import distributed
 
@@ -16,7 +18,7 @@ PREFIX = "report."  # of names in the training state
 
 
 class Journal:
-    """Collects statistics in every process and writes them in the first one.
+    """Collects statistics in every process and writes them in the first one. Its `with` block ends the reports.
 
     Args:
         sinks: receive the reports; only the first process's are used.
@@ -100,6 +102,31 @@ class Journal:
     def say(self, text: str) -> None:
         for sink in self.sinks:
             sink.text(text)
+
+    def live(self, text: str) -> None:
+        """Hands a line that holds for the moment only to the sinks."""
+        for sink in self.sinks:
+            sink.live(text)
+
+    def snapshot(self) -> None:
+        """Tells the sinks that all of a snapshot has been reported."""
+        for sink in self.sinks:
+            sink.snapshot()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Tells the sinks how the run ended."""
+        ending = "complete" if error is None else " ".join(str(error).split()) or type(error).__name__
+        for sink in self.sinks:
+            try:
+                sink.close(ending)
+            except (OSError, UserError):  # as of a folder that has vanished: what ended the run says more
+                if error is None:
+                    raise
 
     # For the training state.
 

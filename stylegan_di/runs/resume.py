@@ -15,17 +15,17 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.download import is_url
 from stylegan_di.dnnlib.util import UserError, option_name
+from stylegan_di.hub import HUB
 from stylegan_di.options import Option, options_of
 from stylegan_di.presets import KIND_DEFAULTS
 from stylegan_di.runs import statefile
 from stylegan_di.runs.statefile import State
-from stylegan_di.snapshots.pipelines import HUB
 from stylegan_di.teachers.mixed import parse_teachers
 
 #: Options that may change when a run resumes. They affect the length of the training (and with it --lr-decay's
 #: rates), where and how it is computed, and what is saved; all its other numbers stay the same.
 MAY_CHANGE = ("outdir", "device", "gpus", "workers", "batch_gpu", "kimg", "snap", "state", "snap_format", "metrics",
-              "detector_file", "max_skips", "on_divergence", "fsdp", "heartbeat")  # fmt: skip
+              "detector_file", "max_skips", "on_divergence", "fsdp", "heartbeat", "track")  # fmt: skip
 _ALTERED = "the state was altered, or is of another version; pass one that stylegan-di train wrote"
 
 

@@ -50,7 +50,7 @@ def load_generator(name_path_or_url: str | os.PathLike[str], which: str | None =
     """Opens the generator of a network file, in evaluation mode, without gradients, on the CPU.
 
     Args:
-        name_path_or_url: a .pkl or .safetensors file, a URL, or a known name (`stylegan_di.zoo`).
+        name_path_or_url: a .pkl or .safetensors file, a URL, a known name (`stylegan_di.zoo`), or hf:owner/name[/file].
         which: the entry to take; by default the first of G_ema, G and ema, or the only network.
 
     Raises:

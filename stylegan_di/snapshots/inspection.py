@@ -15,7 +15,6 @@ from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils.persistence import RefusedFileError
 
 MAX_TEACHER = 4096  # characters of the teachers named in a file that are looked at
-SHIPPED = "shipped with stylegan-di, Apache-2.0 (MODEL_CARD.md)"
 
 
 @dataclass(frozen=True)
@@ -85,22 +84,13 @@ def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool
         sha256=sha256_of_file(path),
         size=path.stat().st_size,
         writer=contents.writer,
-        origin=origin_of(source),
+        origin=zoo.terms_of(source),
         entries=entries,
         others=(*contents.extras, *contents.objects),
         metadata=contents.metadata,
         embedded=contents.embedded,
         warnings=_warnings(contents, entries),
     )
-
-
-def origin_of(source: str) -> str:
-    """Returns origin and licence of a known name or published URL, '' for others."""
-    known = zoo.entry(source)
-    if known is not None and known.url is None:
-        return SHIPPED
-    url = source if known is None or known.url is None else known.url
-    return next((terms for beginning, terms in zoo.TERMS.items() if url.startswith(beginning)), "")
 
 
 def _entry(name: str, blueprint: Blueprint, source: str, try_network: bool) -> StoredNetwork:
@@ -135,8 +125,8 @@ def _warnings(contents: Contents, entries: tuple[StoredNetwork, ...]) -> tuple[s
     if "ema" in contents.blueprints and contents.writer in AMBIGUOUS and "sigma_init" not in contents.extras:
         found.append("nothing in it tells whether 'ema' is a teacher or a one-step student; it is taken as a teacher")
     for source in (*_teachers(contents.metadata), str(contents.metadata.get("gan_pkl", ""))):
-        terms = origin_of(source)
-        if terms and terms != SHIPPED:
+        terms = zoo.terms_of(source)
+        if terms and terms != zoo.SHIPPED:
             found.append(f"made from {source}, whose terms reach it: {terms}")
     return tuple(found)
 

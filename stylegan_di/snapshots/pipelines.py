@@ -6,17 +6,16 @@ Neither reads pickles (.bin, .ckpt) or runs code of the folder's own: both are r
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from stylegan_di import hub
 from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, safetensors_budget, untrusted
-from stylegan_di.dnnlib.util import UserError, not_installed
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.snapshots.blueprint import ImageShape
 
-HUB = "hf:"
 MAX_JSON = 1 << 20  # bytes of a config; the largest have some thousand
 MAX_CLASSES = 100_000
 MAX_WORDS = 1 << 24  # bytes of a tokenizer's files; CLIP's have at most 4 MB
@@ -104,8 +103,12 @@ class Pipeline:
 
 
 def is_pipeline(source: str) -> bool:
-    """Whether a --teacher is a pipeline, not a network file."""
-    return source.startswith(HUB) or Path(source).is_dir()
+    """Whether a --teacher is a pipeline, not a network file; asks the hub where a name says no file of it.
+
+    Raises:
+        UserError: if the hub cannot be asked.
+    """
+    return hub.is_pipeline(source) if source.startswith(hub.HUB) else Path(source).is_dir()
 
 
 def read_pipeline(source: str, options: TeacherOptions) -> Pipeline:
@@ -179,31 +182,18 @@ def locate(source: str, option: str) -> Path:
     Raises:
         UserError: there is none.
     """
-    if not source.startswith(HUB):
+    if not source.startswith(hub.HUB):
         if not Path(source).is_dir():
             raise UserError(
                 f"{option}: there is no such folder; accepted are a folder in diffusers' layout and hf:owner/name"
             )
         return Path(source)
-    name, _, revision = source.removeprefix(HUB).partition("@")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise UserError(f"{option}: accepted is hf:owner/name or hf:owner/name@revision")
-    try:
-        import huggingface_hub
-    except ImportError:
-        raise not_installed(option, "huggingface_hub", "hub") from None
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=list(FETCHED), ignore_patterns=list(NOT_FETCHED)
-            )
-        )
-    except Exception as error:  # of HTTP, files, the hub: they have no base in common
-        text = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{option} could not be downloaded ({type(error).__name__}: {text}). Without a connection, pass a folder "
-            "with its files"
-        ) from None
+    name = hub.parse(source)
+    if name.file:
+        raise UserError(f"{option}: accepted is hf:owner/name or hf:owner/name@revision, without a file")
+    with hub.told(f"{option} could not be downloaded") as library:
+        patterns = {"allow_patterns": list(FETCHED), "ignore_patterns": list(NOT_FETCHED)}
+        return Path(library.snapshot_download(name.repo, revision=name.revision, **patterns))
 
 
 def _is_there(entry: Any) -> bool:

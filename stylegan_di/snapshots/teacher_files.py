@@ -27,7 +27,7 @@ def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser
     """Opens a teacher, in evaluation mode, without gradients, on the CPU.
 
     Args:
-        source: a network file's path, URL or known name; a folder in diffusers' layout; or hf:owner/name.
+        source: a network file's path, URL, known name or name of the hub; or a pipeline, as a folder or of the hub.
         options: what it is given besides.
 
     Raises:

@@ -60,6 +60,11 @@ def logistic_update(
     return torch.cat(losses), torch.cat(real), norm
 
 
+def judged(which: str, logits: Tensor) -> dict[str, Tensor]:
+    """Returns what the journal tells of logits, of 'real' or 'fake' images, by the names of stylegan2-ada's."""
+    return {f"Loss/scores/{which}": logits, f"Loss/signs/{which}": logits.sign()}
+
+
 def blur_sigma(config: TrainConfig, nimg: int) -> float:
     """Returns the blur's deviation in pixels after nimg images: it falls linearly to 0."""
     left = 1 - nimg / (config.blur_fade * 1000) if config.blur_fade else 0.0
@@ -129,7 +134,7 @@ class Adversary:
         loss, real_logits, norm = logistic_update(state, ROLE, batch, reals, fakes, self.logits, "augment")
         signs = real_logits.sign()
         state.totals[SIGNS] += torch.stack([signs.nan_to_num().sum(), signs.isfinite().sum()])
-        journal.scalars({"Loss/discriminator": loss, "Signs/real": signs})
+        journal.scalars({"Loss/D/loss": loss, **judged("real", real_logits)})
         journal.shared({"Gradient/discriminator": norm})
         if self.gamma and state.cur_step % config.r1_interval == 0:
             self._r1_update(state, batch, reals, journal)
@@ -145,7 +150,7 @@ class Adversary:
                 logits = self.logits(images, labels, batch, chunk, "augment/r1")
                 penalty = loss_gan.r1_penalty(logits, images, self.gamma)
                 (penalty.sum() * self.config.r1_interval / batch.local_size).backward()
-                journal.scalars({"Loss/r1": penalty.detach()})
+                journal.scalars({"Loss/r1_penalty": penalty / (self.gamma / 2), "Loss/D/reg": penalty})
             apply_gradients(state, ROLE)
 
     def _adjust_augmentation(self, state: TrainState, images: int, journal: Journal) -> None:

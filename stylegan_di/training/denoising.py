@@ -24,7 +24,7 @@ from stylegan_di.training.batch import Batch, Reals
 from stylegan_di.training.optimize import apply_gradients, trainable
 from stylegan_di.training.state import TrainState
 
-LOSS = "Loss/denoising"
+LOSS = "Loss/loss"  # as EDM calls it
 
 
 class Denoising:
@@ -42,6 +42,7 @@ class Denoising:
         self.augment = augment_edm.AugmentPipe(p=config.augment, **augment_edm.TRAINING) if config.augment else None
         self.law = law
         self.role = role
+        self.loss = LOSS if role == "model" else f"Loss/{role}"
         self.prefix = prefix
 
     def step(self, state: TrainState, batch: Batch, reals: Reals, journal: Journal) -> None:
@@ -61,8 +62,9 @@ class Denoising:
                 batch.seed_dropout(chunk)
                 loss = denoising_loss(denoiser, images, noise, sigma, labels, self.law.weight)
                 (loss.sum() / batch.local_size).backward()
-                journal.scalars({LOSS: loss.detach()})
-                journal.by_sigma(LOSS, loss, sigma)
+                per_value = loss.detach() / images[0].numel()
+                journal.scalars({self.loss: per_value})
+                journal.by_sigma(self.loss, per_value, sigma)
             journal.shared({f"Gradient/{self.role}": apply_gradients(state, self.role)})
 
 

@@ -138,7 +138,7 @@ class Evaluation:
             self.journal.say(comparison_table(self.before, after))
             best = next(iter(self.best.items()))
             self.journal.say(f"best: {best[0]} {best[1]:.4f} at kimg {self.best_kimg:g}")
-        self.journal.say(f"written: {self.folder.path}")
+        self.journal.say(f"written: {self.folder.path}; open report.html in it in a browser")
         return result
 
     def _draw_before_after(self, before: Tensor, after: Tensor) -> None:

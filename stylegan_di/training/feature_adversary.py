@@ -68,7 +68,7 @@ class FeatureAdversary:
     ) -> None:
         """Updates the heads on real samples and on fakes(chunk)."""
         loss, real_logits, norm = logistic_update(state, ROLE, batch, reals, fakes, self.logits, "critic")
-        journal.scalars({"Loss/critic": loss, "Signs/critic_real": real_logits.sign()})
+        journal.scalars({"Loss/critic": loss, "Loss/signs/critic_real": real_logits.sign()})
         journal.shared({"Gradient/critic": norm})
 
     def gradient(self, x: Tensor, labels: Tensor | None, batch: Batch, chunk: range) -> Tensor:

@@ -14,8 +14,9 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.logger import Logger
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.journal import SINKS, TRACKERS
 from stylegan_di.journal.journal import Journal
-from stylegan_di.journal.sinks import SINKS
+from stylegan_di.journal.sinks import Sink
 from stylegan_di.metrics.table import need_reals
 from stylegan_di.runs.endings import Interrupted, StopRequest, storage_errors
 from stylegan_di.runs.folder import RunFolder
@@ -57,8 +58,10 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
         found = [*settled, *(method.examine() if resumed is None else []), *graphs.header(method)]
         stop = StopRequest()
         evaluator = make_evaluator(method, _reference(method), stop)
-        with _open_folder(config, resumed) as folder, stop, _noted(folder), storage_errors(folder.path), _log(folder):
-            journal = Journal([sink(folder.path) for sink in SINKS.values()], device)
+        with (
+            _open_folder(config, resumed) as folder, stop, _noted(folder), storage_errors(folder.path), _log(folder),
+            Journal(_sinks(config, folder), device) as journal,
+        ):  # fmt: skip
             journal.say(describe(method, ops, found, resumed))
             saved = None if resumed is None else resumed.state
             evaluation = Evaluation(method, folder, journal, evaluator)
@@ -98,6 +101,12 @@ def _open_folder(config: TrainConfig, resumed: Resumed | None) -> RunFolder:
     if "error" in answer:
         raise UserError(answer["error"])
     return RunFolder(Path(answer["path"]), config)
+
+
+def _sinks(config: TrainConfig, folder: RunFolder) -> list[Sink]:
+    """Makes the sinks of every run and those of --track, in the first process."""
+    every = [*SINKS.values(), *(TRACKERS[name] for name in config.track)]
+    return [sink(folder.path) for sink in every] if distributed.rank() == 0 else []
 
 
 def _log(folder: RunFolder) -> AbstractContextManager[Any]:

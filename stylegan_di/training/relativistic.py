@@ -12,7 +12,7 @@ from torch import Tensor
 
 from stylegan_di import loss_gan
 from stylegan_di.journal.journal import Journal
-from stylegan_di.training.adversary import ROLE, Adversary
+from stylegan_di.training.adversary import ROLE, Adversary, judged
 from stylegan_di.training.batch import Batch, Reals, Samples
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
 from stylegan_di.training.schedule import annealing
@@ -65,8 +65,8 @@ class RelativisticAdversary(Adversary):
                 r2 = loss_gan.r1_penalty(fake_logits, pair[1], gamma)
                 ((loss + r1 + r2).sum() / batch.local_size).backward()
                 journal.scalars({
-                    "Loss/discriminator": loss.detach(), "Loss/r1": r1.detach(), "Loss/r2": r2.detach(),
-                    "Signs/real": real_logits.detach().sign(),
+                    "Loss/D/loss": loss, "Loss/r1_penalty": r1 / (gamma / 2), "Loss/r2_penalty": r2 / (gamma / 2),
+                    **judged("real", real_logits),
                 })  # fmt: skip
             journal.shared({"Gradient/discriminator": apply_gradients(state, ROLE)})
         pipe = self.critic.augment_pipe

@@ -16,6 +16,7 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.journal.clock import Clock
 from stylegan_di.journal.journal import Journal
+from stylegan_di.journal.resources import resources
 from stylegan_di.random import SampleRandom
 from stylegan_di.runs import statefile
 from stylegan_di.runs.endings import Diverged, Interrupted, StopRequest, storage_errors
@@ -103,12 +104,15 @@ class Trainer:
         """
         state = self.state
         if self.saved is None:
-            self.begin()
+            with self.clock.maintenance():
+                self.begin()
         while state.snapshot_due or state.cur_nimg < self.total_nimg:
             if state.snapshot_due:
-                self.snapshot()
+                with self.clock.maintenance():
+                    self.snapshot()
             else:
                 self.step()
+                self.journal.live(self.clock.live(state.cur_nimg))
                 self.after_step()
             if distributed.any_process(self.stop.requested):
                 self.save()
@@ -118,6 +122,7 @@ class Trainer:
     def begin(self) -> None:
         with contextlib.suppress(Interrupted, distributed.Abandoned):
             self.evaluation.begin()
+            self.journal.snapshot()
         if distributed.any_process(self.stop.requested):
             raise Interrupted(f"{self._stopped()}, before the first step: there is nothing to save; start it again")
 
@@ -170,7 +175,8 @@ class Trainer:
         if is_tick:
             state.snapshot_due = done or state.cur_tick % config.snap == 0
             if state.snapshot_due or state.cur_tick % config.state == 0:
-                self.save()
+                with self.clock.maintenance():
+                    self.save()
 
     def judge_skips(self) -> str:
         """Returns a diagnosis if too many updates were skipped within any window that ended since the last check."""
@@ -187,7 +193,8 @@ class Trainer:
         values = self.journal.drain()
         if distributed.rank() != 0:
             return ""
-        line = f"tick {state.cur_tick:<4d} kimg {state.cur_nimg / 1000:<8.1f} {self.clock.tick(state.cur_nimg)}"
+        timing = self.clock.tick(state.cur_nimg)
+        line = f"tick {state.cur_tick:<4d} kimg {state.cur_nimg / 1000:<8.1f} {self.clock.line(state.cur_nimg)}"
         if "Progress/augment" in values:
             line += f" augment {values['Progress/augment']['mean']:.3f}"
         if state.skipped:
@@ -195,8 +202,9 @@ class Trainer:
         self.journal.say(line)
         trouble = watch.out_of_range(state.history, values, self.method.watched)
         values["Progress/distance_from_start"] = self.evaluation.distance_from_start()
-        progress = {"Progress/skipped_updates": len(state.skipped), "Progress/kimg": state.cur_nimg / 1000}
-        values |= {name: {"num": 1, "mean": value, "std": 0.0} for name, value in progress.items()}
+        progress = {"tick": state.cur_tick, "kimg": state.cur_nimg / 1000, "skipped_updates": len(state.skipped)}
+        once = {f"Progress/{name}": value for name, value in progress.items()} | timing | resources()
+        values |= {name: {"num": 1, "mean": value, "std": 0.0} for name, value in once.items()}
         self.journal.tick(values)
         return trouble
 
@@ -241,6 +249,7 @@ class Trainer:
             if is_best and self.config.on_divergence == "best":
                 assert self.saved is not None
                 statefile.keep_best(self.saved, self.folder.best_state_path())
+        self.journal.snapshot()
         self.state.snapshot_due = False
 
     def write_snapshot(

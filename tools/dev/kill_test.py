@@ -36,6 +36,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 import train
 from stylegan_di.dnnlib.progress import Progress
+from stylegan_di.journal.clock import UNSTEADY
 from stylegan_di.networks.edm import EDMPrecond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.runs import statefile
@@ -205,8 +206,7 @@ def groups(folder: Path) -> Iterator[tuple[str, str]]:
         digest.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     digests["counters"] = hashlib.sha256(json.dumps(state.values["state"]).encode())
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
-    for line in lines:
-        del line["timestamp"]
+    lines = [{name: value for name, value in line.items() if not name.startswith(UNSTEADY)} for line in lines]
     digests["stats.jsonl"] = hashlib.sha256(json.dumps(lines).encode())
     for name, digest in digests.items():
         yield name, digest.hexdigest()

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from stylegan_di import zoo
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import coarse_styles
 from stylegan_di.explore.opening import open_generator
@@ -24,7 +25,6 @@ from stylegan_di.explore.projection import noise_maps
 from stylegan_di.interfaces import Generator
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import call_size, uint8_images
-from stylegan_di.snapshots.inspection import origin_of
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 
 NOISE_MODES = ("const", "random", "none")
@@ -64,7 +64,7 @@ class Viewer:
         self.generators = [open_generator(name).to(device) for name in names]
         self.given = list(names)
         self.names = [Path(name).name for name in names]
-        self.origins = sorted({origin for name in names if (origin := origin_of(name))})
+        self.origins = sorted({origin for name in names if (origin := zoo.terms_of(name))})
         first, last = self.generators[0], self.generators[-1]
         for what, one, other in (
             ("classes", first.label_dim, last.label_dim), ("shape of z", _latent_shape(first), _latent_shape(last))

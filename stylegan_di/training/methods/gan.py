@@ -22,7 +22,7 @@ from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.students.stylegan3 import StyleGAN3Student
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training import transfer
-from stylegan_di.training.adversary import ROLE, Adversary
+from stylegan_di.training.adversary import ROLE, Adversary, judged
 from stylegan_di.training.batch import Batch, Samples
 from stylegan_di.training.methods.base import GeneratorMethod
 from stylegan_di.training.methods.r3gan import R3GAN
@@ -105,7 +105,7 @@ class GAN(GeneratorMethod):
                 logits = self.adversary.logits(fakes, labels, batch, chunk, "augment/generator")
                 loss = loss_gan.generator_logistic(logits)
                 (loss.sum() / batch.local_size).backward()
-                journal.scalars({"Loss/generator": loss.detach(), "Signs/fake": logits.detach().sign()})
+                journal.scalars({"Loss/G/loss": loss.detach(), **judged("fake", logits)})
             journal.shared({"Gradient/model": apply_gradients(self.state, "model")})
 
     def path_length_update(self, batch: Batch, journal: Journal) -> None:
@@ -125,7 +125,7 @@ class GAN(GeneratorMethod):
                 penalty, mean = loss_gan.path_length_penalty(lengths, pl_mean, PL_DECAY)
                 (penalty.sum() * config.pl_weight * config.pl_interval / size).backward()
                 means.append(mean)
-                journal.scalars({"Loss/path_length": penalty.detach()})
+                journal.scalars({"Loss/pl_penalty": penalty, "Loss/G/reg": penalty * config.pl_weight})
             new_mean = torch.stack(means).mean()
             distributed.average([new_mean])
             skipped = apply_gradients(self.state, "model")[0].isnan()

@@ -16,7 +16,7 @@ from stylegan_di.journal.journal import Journal
 from stylegan_di.networks import r3gan
 from stylegan_di.snapshots.checkpoint import load_snapshot
 from stylegan_di.students.r3gan import R3GANStudent
-from stylegan_di.training.adversary import ROLE
+from stylegan_di.training.adversary import ROLE, judged
 from stylegan_di.training.batch import Batch, Reals
 from stylegan_di.training.methods.base import GeneratorMethod
 from stylegan_di.training.optimize import apply_gradients, trainable
@@ -87,7 +87,7 @@ class R3GAN(GeneratorMethod):
                 fakes, labels = self.sample(batch, chunk, "generator", reals)
                 loss, logits = self.adversary.generator_loss(fakes, reals(chunk)[0], labels, batch, chunk)
                 (loss.sum() / batch.local_size).backward()
-                journal.scalars({"Loss/generator": loss.detach(), "Signs/fake": logits.detach().sign()})
+                journal.scalars({"Loss/G/loss": loss.detach(), **judged("fake", logits)})
             journal.shared({"Gradient/model": apply_gradients(self.state, "model")})
 
 

@@ -1,0 +1,149 @@
+"""Files of the Hugging Face hub by names such as hf:owner/name/file.pkl; huggingface_hub fetches and sends them.
+
+    hf:owner/name                 the repository's only network file
+    hf:owner/name/folder/x.pkl    one of its files
+    hf:owner/name@revision/x.pkl  of a branch, a tag or a commit
+
+Its own variables hold: HF_HOME (the cache), HF_ENDPOINT (the hub), HF_TOKEN, HF_HUB_OFFLINE.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from stylegan_di.dnnlib.untrusted import brief
+from stylegan_di.dnnlib.util import UserError, not_installed
+
+HUB = "hf:"
+PAGES = "https://huggingface.co/"
+NETWORK = "network.safetensors"  # what `push` writes, and the file that is meant where none is named
+PIPELINE = "model_index.json"  # the file that makes a repository a pipeline in diffusers' layout
+NETWORK_SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth")
+MOST_LISTED = 8  # files in a message
+FETCHING = "A private repository needs `hf auth login` or HF_TOKEN; without a connection, pass the path of a copy"
+SENDING = "Log in with `hf auth login`, or set HF_TOKEN, as one who may write there"
+
+
+@dataclass(frozen=True)
+class HubName:
+    """What a name says: a repository, its revision (None: the main one), and a file in it, '' for none."""
+
+    repo: str
+    revision: str | None
+    file: str
+
+    @property
+    def page(self) -> str:
+        return f"{PAGES}{self.repo}/"
+
+
+def parse(name: str) -> HubName:
+    """'hf:owner/name@revision/file' -> a HubName.
+
+    Raises:
+        UserError: if it is no such name.
+    """
+    found = re.fullmatch(rf"{HUB}([\w.-]+/[\w.-]+)(?:@([\w.-]+))?((?:/[\w.+-]+)*)", name)
+    if found is None or ".." in name:
+        raise UserError(f"{name[:200]}: accepted is hf:owner/name, or hf:owner/name@revision/file")
+    return HubName(found[1], found[2], found[3].removeprefix("/"))
+
+
+def fetch(name: str) -> Path:
+    """Returns the local copy of a network file, which is downloaded unless the hub's cache has it.
+
+    Raises:
+        UserError: if there is no such file, or it cannot be fetched.
+    """
+    parsed = parse(name)
+    with told(f"{name} could not be downloaded") as library:
+        file = parsed.file or _network_of(parsed, library)
+        return Path(library.hf_hub_download(parsed.repo, file, revision=parsed.revision))
+
+
+def is_cached(name: str) -> bool:
+    """Whether `fetch` needs no download; false where the repository has to be asked for its files."""
+    parsed = parse(name)
+    with told(name) as library:
+        found = library.try_to_load_from_cache(parsed.repo, parsed.file or NETWORK, revision=parsed.revision)
+        return isinstance(found, str)
+
+
+def is_pipeline(name: str) -> bool:
+    """Whether a name is that of a repository in diffusers' layout; asks the hub unless its cache knows.
+
+    Raises:
+        UserError: if the hub cannot be asked.
+    """
+    parsed = parse(name)
+    if parsed.file:
+        return False
+    with told(f"{name} could not be downloaded") as library:
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+        try:
+            library.hf_hub_download(parsed.repo, PIPELINE, revision=parsed.revision)
+        except LocalEntryNotFoundError:  # without a connection
+            raise
+        except EntryNotFoundError:
+            return False
+        return True
+
+
+def push(folder: Path, repo: str, *, private: bool, message: str) -> str:
+    """Sends a folder's files to a repository of networks, which is made if it is not there; returns its address.
+
+    Raises:
+        UserError: if it cannot be sent.
+    """
+    name = parse(HUB + repo)
+    if name.file or name.revision:
+        raise UserError(f"{repo}: accepted is owner/name")
+    with told(f"{repo} could not be written", SENDING) as library:
+        api = library.HfApi()
+        url = str(api.create_repo(repo, private=private, exist_ok=True))
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
+        return url
+
+
+@contextmanager
+def told(what: str, remedy: str = FETCHING) -> Iterator[ModuleType]:
+    """Gives huggingface_hub, and turns its errors, of HTTP, files, accounts, into a UserError: what it is of, a remedy.
+
+    Raises:
+        UserError: also if it is not installed.
+    """
+    try:
+        import huggingface_hub
+    except ImportError:
+        name = what.partition(" ")[0]
+        raise not_installed(name, "huggingface_hub", "hub") from None
+    try:
+        yield huggingface_hub
+    except UserError:
+        raise
+    except Exception as error:  # they have no base in common
+        raise UserError(f"{what} ({brief(error.__cause__ or error)}). {remedy}") from error
+
+
+def _network_of(name: HubName, library: ModuleType) -> str:
+    """The file that is meant by a repository's name alone."""
+    try:
+        files = library.HfApi().list_repo_files(name.repo, revision=name.revision)
+    except Exception:
+        if isinstance(library.try_to_load_from_cache(name.repo, NETWORK, revision=name.revision), str):
+            return NETWORK
+        raise
+    found = [file for file in files if file.endswith(NETWORK_SUFFIXES)]
+    if NETWORK in found:
+        return NETWORK
+    if len(found) == 1:
+        return str(found[0])
+    listed = ", ".join(found[:MOST_LISTED]) + (", ..." if len(found) > MOST_LISTED else "")
+    what = f"several network files: {listed}; name one" if found else "no network file; name the file"
+    raise UserError(f"{HUB}{name.repo}: the repository holds {what}, as in {HUB}{name.repo}/FILE")

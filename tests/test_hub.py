@@ -1,0 +1,169 @@
+"""Names of the Hugging Face hub, and pushing to it, against a server that answers as it does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import stylegan_di
+from stylegan_di import hub as names
+from stylegan_di import zoo
+from stylegan_di.commands import push
+from stylegan_di.dnnlib import download
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.snapshots.card import licence_of, without_folders
+from stylegan_di.snapshots.checkpoint import load_snapshot
+from stylegan_di.snapshots.teacher_files import open_teacher
+from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.teachers.edm import EDMTeacher
+from tests.test_resume import commands, invoke, whole_run
+from tests.tiny import save_files, save_gan, save_teacher
+
+pytest.importorskip("huggingface_hub")
+from tests.hub import Hub, serve
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with a GAN alone, a teacher alone, and a repository of several networks."""
+    monkeypatch.setattr(download, "cache_folder", lambda: tmp_path / "notices" / "downloads")  # that of kernels stays
+    gan, teacher = save_gan(tmp_path / "gan.pkl").read_bytes(), save_teacher(tmp_path / "t.safetensors").read_bytes()
+    with serve() as hub:
+        hub.repos = {
+            "me/gan": {"README.md": b"a GAN", "x/gan.pkl": gan},
+            "me/teacher": {"teacher.safetensors": teacher},
+            "me/both": {"gan.pkl": gan, "teacher.safetensors": teacher},
+            "me/none": {"README.md": b"nothing"},
+        }
+        hub.use(monkeypatch, tmp_path / "cache")
+        yield hub
+
+
+def test_what_a_name_says() -> None:
+    assert names.parse("hf:owner/name") == names.HubName("owner/name", None, "")
+    assert names.parse("hf:o/n@v1.0/a/b-c.pkl") == names.HubName("o/n", "v1.0", "a/b-c.pkl")
+    for wrong in ("hf:", "hf:owner", "hf:owner/name/../x.pkl", "hf:owner/name/", "hf:a b/c", "hf:a/b@c d"):
+        with pytest.raises(UserError, match="accepted is hf:owner/name, or hf:owner/name@revision/file"):
+            names.parse(wrong)
+
+
+def test_networks_are_opened_by_their_names(hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the repository where it holds one network, else by the file; and once more without a transfer."""
+    for name in ("hf:me/gan", "hf:me/gan/x/gan.pkl", "hf:me/both@main/gan.pkl"):
+        assert isinstance(stylegan_di.load_generator(name), StyleGAN2Student)
+    assert isinstance(open_teacher("hf:me/teacher"), EDMTeacher)
+    assert isinstance(open_teacher("hf:me/both/teacher.safetensors"), EDMTeacher)
+    assert set(hub.given) == {"x/gan.pkl", "gan.pkl", "teacher.safetensors"}
+    told = capsys.readouterr().err
+    assert told.count("Terms of https://huggingface.co/me/gan/ and the files beside it: its page tells.") == 1
+    assert zoo.is_local("hf:me/gan/x/gan.pkl")
+    assert not zoo.is_local("hf:me/none/gan.pkl")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("hf:me/both", "several network files: gan.pkl, teacher.safetensors; name one, as in hf:me/both/FILE"),
+        ("hf:me/none", "no network file; name the file, as in hf:me/none/FILE"),
+        ("hf:me/gan/y.pkl", "hf:me/gan/y.pkl could not be downloaded"),
+        ("hf:nobody/nothing", "hf:nobody/nothing could not be downloaded"),
+    ],
+)
+def test_what_is_not_there_is_told(hub: Hub, name: str, message: str) -> None:
+    with pytest.raises(UserError) as refusal:
+        stylegan_di.load_generator(name)
+    assert message in str(refusal.value)
+
+
+def test_the_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match=r"^hf:me/gan needs the package huggingface_hub, which is not installed"):
+        names.fetch("hf:me/gan")
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub, when it sends large files
+def test_a_run_takes_both_networks_from_the_hub_and_goes_back_there(hub: Hub, tmp_path: Path) -> None:
+    """Refined from names of the hub, sent, and opened by the new name: the same weights."""
+    (tmp_path / "files").mkdir()
+    of_files = commands(save_files(tmp_path / "files"))["di"]
+    others = [option for option in of_files if not option.startswith(("--gan-pkl", "--teacher"))]
+    run = whole_run(tmp_path / "runs", *others, "--gan-pkl=hf:me/gan", "--teacher=hf:me/teacher")
+    assert run.name.startswith("00000-gan-di")
+    told = load_snapshot(run / "network-best.pkl").metadata
+    assert (told["gan_pkl"], told["teacher"]) == ("hf:me/gan", "hf:me/teacher")
+
+    refused = CliRunner().invoke(push.main, [str(run), "me/refined"])
+    assert refused.exit_code == 2
+    assert "--licence is missing: the terms of hf:me/gan, hf:me/teacher are not known" in refused.output
+    result = CliRunner().invoke(push.main, [str(run), "me/refined", "--licence=mit", "--private"])
+    assert result.exit_code == 0, result.output + str(result.exception)
+    assert "use it as hf:me/refined" in result.output
+    sent = hub.repos["me/refined"]
+    assert sent.keys() >= {"README.md", "network.safetensors", "before_after.png"}
+    assert hub.private == {"me/refined"}
+    assert hub.tokens == {"Bearer hf_of_a_test"}
+    card = sent["README.md"].decode()
+    assert "license: mit\nbase_model: me/gan\ntags:\n- gan\n- diff-instruct\n" in card
+    before = json.loads((run / "result.json").read_text())["before"]["fd_fashion"]
+    assert f"| fd_fashion | {before:.4g} | {told['metric/fd_fashion']:.4g} |" in card
+    assert "| teacher | `hf:me/teacher`: terms not known |" in card
+    assert str(tmp_path) not in card
+    assert str(tmp_path).encode() not in sent["network.safetensors"]  # nor in the provenance
+    first, again = load_snapshot(run / "network-best.pkl"), load_snapshot("hf:me/refined")
+    for name, network in first.networks.items():
+        other = again.networks[name]
+        if network is not None:
+            assert other is not None
+            assert all(value.equal(other.state_dict()[key]) for key, value in network.state_dict().items())
+
+
+def test_what_would_be_sent_can_be_looked_at(tmp_path: Path) -> None:
+    result = CliRunner().invoke(push.main, ["fashion-gan.pkl", "me/fashion", f"--dest={tmp_path / 'card'}"])
+    assert result.exit_code == 0, result.output + str(result.exception)
+    card = (tmp_path / "card" / "README.md").read_text()
+    assert "license: apache-2.0" in card
+    assert "A GAN of 16x16 pixels, 1 channel(s), 10 classes." in card
+    assert "stylegan-di generate --network=hf:me/fashion" in card
+    with Image.open(tmp_path / "card" / "samples.png") as picture:
+        assert picture.width >= push.WIDTH
+    assert isinstance(stylegan_di.load_generator(tmp_path / "card" / "network.safetensors"), StyleGAN2Student)
+
+
+def test_a_folder_without_networks_is_told(tmp_path: Path) -> None:
+    result = CliRunner().invoke(push.main, [str(tmp_path), "me/x"])
+    assert "the folder holds no network-best or network-snapshot" in result.output
+    assert "accepted is hf:owner/name" in CliRunner().invoke(push.main, ["fashion-gan.pkl", "x"]).output
+
+
+def test_the_licence_follows_from_what_a_network_is_made_of() -> None:
+    assert licence_of({"gan_pkl": "fashion-gan.pkl", "teacher": "fashion-teacher.pkl"}) == "apache-2.0"
+    assert licence_of({"gan_pkl": "cifar10.pkl", "teacher": "edm-cifar10-32x32-cond-vp.pkl"}) == "other"
+    assert licence_of({"converted_from": "sid-cifar10-cond-alpha1.pkl", "data": "unknown.zip"}) == "other"
+    for unknown in ({}, {"gan_pkl": "mine.pkl"}, {"gan_pkl": "cifar10.pkl", "data": "mine.zip"}):
+        with pytest.raises(UserError, match="--licence is missing"):
+            licence_of(unknown)
+
+
+@pytest.mark.parametrize(
+    ("text", "shortened"),
+    [
+        ("/home/me/train.py --gan-pkl=/data/a/gan.pkl --outdir=~/runs", "train.py --gan-pkl=gan.pkl --outdir=runs"),
+        (r"--data=C:\mine\data.zip --ref=file:///srv/ref.npz", "--data=data.zip --ref=ref.npz"),
+        ("--teacher=0.5*/a/b.pkl+0.5*hf:owner/name/c.pkl", "--teacher=0.5*b.pkl+0.5*hf:owner/name/c.pkl"),
+        ("https://example.org/a/b.pkl runs/x.pkl 1/2", "https://example.org/a/b.pkl runs/x.pkl 1/2"),
+    ],
+)
+def test_paths_of_this_machine_are_not_published(text: str, shortened: str) -> None:
+    assert without_folders(text) == shortened
+
+
+def test_dry_runs_ask_no_hub(hub: Hub) -> None:
+    arguments = ["--kind=di", "--gan-pkl=hf:me/gan/x/gan.pkl", "--teacher=hf:me/teacher", "--metrics=none", "--dry-run"]
+    assert invoke(*arguments).exit_code == 0
+    assert hub.given == []

@@ -1,0 +1,48 @@
+"""tools/dev/pictures.py: what is drawn is what was measured."""
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tools.dev import pictures
+
+pytest.importorskip("matplotlib")
+
+
+def test_points_are_the_trained_rows_and_levels_the_others() -> None:
+    results = [
+        {"row": "before", "fd": 29.0},
+        {"row": "ikl", "seconds": 200, "fd": 14.0},
+        {"row": "ikl", "seconds": 210, "fd": 15.0},
+    ]
+    assert pictures.points(results, "fd") == {"ikl": [(200, 14.0), (210, 15.0)]}
+    assert pictures.levels(results, "fd") == {"before": 29.0}
+
+
+def test_whole_steps_take_the_place_of_those_that_are_not_graphs() -> None:
+    rows = [
+        {"name": "fused FIR chain forward", "images_per_second": 9.0, "ratio": 3.0},
+        {"name": "Diff-Instruct step, cifar, StyleGAN2", "images_per_second": 600.0, "ratio": 1.5},
+        {"name": "Inception features", "images_per_second": 70.0, "ratio": 1.4},
+    ]
+    step = [
+        {"row": "StyleGAN2, bf16, one CUDA graph", "images/s": 1000.0},
+        {"row": "StyleGAN2, bf16, plain", "images/s": 400.0},
+    ]
+    assert pictures.rates({"rows": rows}) == [
+        ("Diff-Instruct step, cifar, StyleGAN2", 600.0, 400.0), ("Inception features", 70.0, 50.0)
+    ]  # fmt: skip
+    assert pictures.rates({"benchmark-bf16": {"rows": rows}, "step": {"rows": step}}) == [
+        ("Inception features", 70.0, 50.0), ("Diff-Instruct step, cifar, StyleGAN2, one CUDA graph", 1000.0, 400.0)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["quality", "speed"])
+def test_the_pages_pictures_are_drawn_from_the_files_beside_it(name: str, tmp_path: Path) -> None:
+    made = CliRunner().invoke(pictures.main, [name, f"--out={tmp_path / 'a.svg'}"])
+    assert made.exit_code == 0, made.output
+    files = tmp_path / "a.svg", pictures.FIGURES / f"{name}.svg"
+    drawn, kept = (re.findall(r">([^<]+)</text>", file.read_text()) for file in files)
+    assert drawn == kept, f"draw it anew: python tools/dev/pictures.py {name}"

@@ -1,0 +1,110 @@
+"""Draws the pictures of the benchmark page from the figures that are kept beside it.
+
+    python tools/dev/pictures.py quality
+    python tools/dev/pictures.py speed
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
+
+from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.util import UserError
+from tools.dev.scaling import two_panels
+
+FIGURES = Path(__file__).resolve().parents[2] / "docs" / "measurements"
+JUDGES = {"fd_fashion": "FD, the classifier", "fd_effnet": "FD, EfficientNet"}
+SPEEDS = {"benchmark-cpu.json": "one CPU core, float32", "gpu-h200.json": "one H200, bf16"}
+
+
+@click.group(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+def main() -> None:
+    pass
+
+
+@main.command(help="FD against the processor's seconds, of each row of the study, by both judges.")
+@click.option("--out", type=click.Path(path_type=Path), default=FIGURES / "quality.svg")
+@user_errors
+def quality(out: Path) -> None:
+    results = [json.loads(line) for line in _read("study.jsonl").splitlines()]
+    with two_panels(out) as panels:
+        for axes, (metric, title) in zip(panels, JUDGES.items(), strict=True):
+            for name, level in levels(results, metric).items():
+                axes.axhline(level, color="0.6", linestyle="--")
+                axes.annotate(name, (0, level), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
+            for name, own in points(results, metric).items():
+                seconds, values = zip(*own, strict=True)
+                axes.plot(seconds, values, "o", label=name)
+                where = max(seconds), statistics.mean(values)
+                axes.annotate(name, where, xytext=(5, -3), textcoords="offset points", fontsize=8)
+            axes.set(xlim=(0, None), ylim=(0, None), xlabel="processor time of the refinement, s", ylabel=title)
+            axes.grid(alpha=0.3)
+            axes.margins(x=0.3)
+    click.echo(f"written: {out}")
+
+
+@main.command(help="Images a second of each row of the benchmark, ours and the plain way.")
+@click.option("--out", type=click.Path(path_type=Path), default=FIGURES / "speed.svg")
+@user_errors
+def speed(out: Path) -> None:
+    with two_panels(out) as panels:
+        for axes, (file, title) in zip(panels, SPEEDS.items(), strict=True):
+            names, ours, plain = zip(*rates(json.loads(_read(file))), strict=True)
+            places = range(len(names), 0, -1)
+            axes.barh([place + 0.2 for place in places], ours, 0.38, label="ours")
+            axes.barh([place - 0.2 for place in places], plain, 0.38, label="the plain way", color="0.7")
+            for place, own, other in zip(places, ours, plain, strict=True):
+                axes.annotate(f"{own / other:.1f}x", (max(own, other), place), xytext=(4, -3),
+                              textcoords="offset points", fontsize=8)  # fmt: skip
+            axes.set(xscale="log", xlabel=f"images / s, {title}", yticks=list(places))
+            axes.set_yticklabels(names, fontsize=8)
+            axes.margins(x=0.12)
+            axes.legend(loc="upper right", bbox_to_anchor=(1, 1.12), ncols=2, fontsize=8, frameon=False)
+    click.echo(f"written: {out}")
+
+
+def points(results: list[dict[str, Any]], metric: str) -> dict[str, list[tuple[float, float]]]:
+    """Seconds and metric of each trained row's seeds, by row."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for result in results:
+        if "seconds" in result:
+            found.setdefault(result["row"], []).append((result["seconds"], result[metric]))
+    return found
+
+
+def levels(results: list[dict[str, Any]], metric: str) -> dict[str, float]:
+    """The metric of the rows that train nothing: the GAN before, and the teacher."""
+    return {result["row"]: result[metric] for result in results if "seconds" not in result}
+
+
+def rates(report: dict[str, Any]) -> list[tuple[str, float, float]]:
+    """Name, our images a second and the plain way's: of a report's rows, and of whole steps as CUDA graphs."""
+    rows = report.get("benchmark-bf16", report)["rows"]
+    found = [(row["name"], row["images_per_second"], row["images_per_second"] / row["ratio"])
+             for row in rows if not row["name"].startswith(("fused FIR", "Frechet"))]  # fmt: skip
+    steps = {row["row"]: row["images/s"] for row in report.get("step", {}).get("rows", ())}
+    for kind in ("StyleGAN2", "EDM student"):
+        if graph := steps.get(f"{kind}, bf16, one CUDA graph"):
+            name = f"Diff-Instruct step, cifar, {kind}"
+            found = [row for row in found if row[0] != name]
+            found.append((f"{name}, one CUDA graph", graph, steps[f"{kind}, bf16, plain"]))
+    return found
+
+
+def _read(name: str) -> str:
+    path = FIGURES / name
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such file; the page of measurements says which command makes it")
+    return path.read_text(encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
