@@ -36,4 +36,4 @@ demo-distill: venv
 # Removes what make made; never runs/, datasets/ or out/.
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build *.egg-info
-	find stylegan_di torch_utils dnnlib tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find stylegan_di tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

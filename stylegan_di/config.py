@@ -82,7 +82,7 @@ class TrainConfig:
     )
     data: str | None = _input(
         None,
-        "Training images: ZIP or folder (tools/dataset_tool.py makes them). --kind=di takes them where its losses use "
+        "Training images: ZIP or folder (stylegan-di dataset makes them). --kind=di takes them where its losses use "
         "real images, and takes teacher:N, samples of the teacher that are drawn once and cached.",
     )
     cond: bool = _input(False, "Train a class-conditional model; the data set needs labels.")
@@ -105,7 +105,7 @@ class TrainConfig:
     outdir: str = _run("runs", "Folder that gets the run's folder.")
     desc: str = _run("", "Text added to the run folder's name.")
     seed: int = _run(0, "Random seed; same seed, same run (of the same versions and number of threads).", NOT_NEGATIVE)
-    device: str = _run("cpu", "cuda, cuda:N or cpu. [default: cuda where there is one]")
+    device: str = _run("cpu", "cuda, cuda:N, cpu, or mps (Apple's GPUs). [default: cuda where there is one]")
     gpus: int | None = _run(
         None, "Processes to start here, one a GPU; without it, those of torchrun, or one.", POSITIVE
     )
@@ -376,7 +376,7 @@ class TrainConfig:
             raise UserError("--on-divergence=best needs --metrics, whose first tells which snapshot is best")
         if self.kind in ("edm", "gan") and self.data is None:
             raise UserError(
-                f"--kind={self.kind} needs --data=ZIP|DIR, the images to learn from (see tools/dataset_tool.py)"
+                f"--kind={self.kind} needs --data=ZIP|DIR, the images to learn from (see stylegan-di dataset)"
             )
         if self.divergence == "none" and not self.adv_weight and self.critic == "none":
             raise UserError("--divergence=none leaves nothing to train by; give --adv-weight=1 or another --divergence")

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 from stylegan_di.dnnlib.untrusted import brief
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, not_installed
 
 HUB = "hf:"
 PAGES = "https://huggingface.co/"
@@ -122,7 +122,7 @@ def told(what: str, remedy: str = FETCHING) -> Iterator[ModuleType]:
         import huggingface_hub
     except ImportError:
         name = what.partition(" ")[0]
-        raise UserError(f"{name} needs huggingface_hub, which is not installed: pip install huggingface_hub") from None
+        raise not_installed(name, "huggingface_hub", "hub") from None
     try:
         yield huggingface_hub
     except UserError:

@@ -17,7 +17,7 @@ from stylegan_di.data.augment import augment_pipe
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.untrusted import untrusted
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.hub import HUB
 from stylegan_di.labels import class_map
 from stylegan_di.metrics.table import need_reals
@@ -201,7 +201,7 @@ def _compiler(config: TrainConfig) -> Iterator[str]:
 def _trackers(config: TrainConfig) -> Iterator[str]:
     for name in config.track:
         if find_spec(name) is None:
-            yield f"--track={name} needs {name}, which is not installed: pip install {name}; or leave it out"
+            yield f"{not_installed(f'--track={name}', name, 'track')}; or leave it out"
 
 
 def _reference(config: TrainConfig, fetch: bool) -> Iterator[str]:
@@ -275,10 +275,10 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
         multiple = 2 ** (levels - 1)
         yield (
             f"{unfit}; --channel-mult of {levels} resolutions needs one divisible by {multiple}: resize with "
-            "tools/dataset_tool.py"
+            "stylegan-di dataset"
         )
     if config.kind == "gan" and (side < 4 or side & (side - 1)):
-        yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with tools/dataset_tool.py"
+        yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with stylegan-di dataset"
     if config.kind == "gan" and config.resume is None and config.cbase < side:
         yield f"--cbase={config.cbase} leaves no channels at {side} pixels: give {side} or more"
     if config.subset is not None and config.subset > len(data):
@@ -291,7 +291,7 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     if network is not None and found != network:
         yield (
             f"--data={config.data}: resolution, channels, classes are {astuple(found)}, the {whose}'s "
-            f"{astuple(network)}; --cond=true reads the labels of the data set, tools/dataset_tool.py resizes it "
+            f"{astuple(network)}; --cond=true reads the labels of the data set, stylegan-di dataset resizes it "
             "(--resolution) and makes it gray or RGB (--channels)"
         )
     if config.trains_critic and config.aug != "noaug":

@@ -203,12 +203,12 @@ def refused_pickles() -> dict[str, tuple[bytes, str]]:
         "teacher as the GAN": (
             write_pickle({"ema": edm_network()}),
             "a diffusion teacher ('ema' without sigma_init), not a generator. Pass it as --teacher (load_denoiser), or "
-            "distil it to one step first (train.py --kind=di --teacher). For a one-step student of another project, "
-            "give its noise level: tools/convert.py IN OUT --sigma-init=2.5.",
+            "distil it to one step first (stylegan-di train --kind=di --teacher). For a one-step student of another "
+            "project, give its noise level: stylegan-di convert IN OUT --sigma-init=2.5.",
         ),
         "two networks of no known name": (
             write_pickle({"old": gan_networks()["G"], "new": gan_networks()["G"]}),
-            "several networks: old, new. Choose one with --which, or take it out with tools/convert.py IN OUT "
+            "several networks: old, new. Choose one with --which, or take it out with stylegan-di convert IN OUT "
             "--which=NAME.",
         ),
     }

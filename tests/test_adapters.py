@@ -159,7 +159,7 @@ def test_what_has_no_adapters_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert "--fake-rank=4 makes them share one" in told(network, "--fake-rank=4", "--fsdp=true")
     teacher = open_teacher(str(tiny.save_unet(tmp_path / "p")))
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(UserError, match="--fake-rank=4 needs peft, which is not installed: pip install peft"):
+    with pytest.raises(UserError, match="--fake-rank=4 needs the package peft, which is not installed: pip install"):
         teacher.adapted_copy(4)
     assert not (tmp_path / "runs").exists()
 

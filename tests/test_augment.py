@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from stylegan_di.data import augment_ops
 from stylegan_di.data.augment import AUGMENT_PIPES, AugmentPipe
 from stylegan_di.data.augment_ops import SYM2, SYM6, frequency_bands
 from stylegan_di.dnnlib.util import UserError
@@ -139,6 +140,19 @@ def test_gradients_of_first_and_second_order(channels: int) -> None:
 
     assert torch.autograd.gradcheck(augmented, [x], fast_mode=True)
     assert torch.autograd.gradgradcheck(augmented, [x], fast_mode=True)
+
+
+def test_sampling_without_grid_sample_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands for F.grid_sample on PyTorch before 2.12, in values and in gradients of both orders."""
+    x = images(2, size=6, channels=3, dtype=torch.float64).requires_grad_()
+    grid = 2.4 * torch.rand([2, 5, 7, 2], generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1.2
+    expected = augment_ops.sample_bilinear(x, grid)
+    (slope,) = torch.autograd.grad(expected.square().sum(), x)
+    monkeypatch.setattr(augment_ops, "TWICE_DIFFERENTIABLE", False)
+    found = augment_ops.sample_bilinear(x, grid)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(torch.autograd.grad(found.square().sum(), x)[0], slope, rtol=1e-12, atol=1e-12)
+    assert torch.autograd.gradgradcheck(lambda x: augment_ops.sample_bilinear(x, grid).square(), [x], fast_mode=True)
 
 
 def test_gradient_penalty_through_all_transforms() -> None:

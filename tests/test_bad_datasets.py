@@ -19,18 +19,18 @@ import pytest
 from click.testing import CliRunner
 
 import train
+from stylegan_di.commands.dataset import main as dataset_tool
 from stylegan_di.data.check import check_dataset
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.files import decode_image
 from stylegan_di.dnnlib.util import UserError
 from tests.datasets import encode, image_files, labels_file, pixels, write
-from tools.dataset_tool import main as dataset_tool
 
 SECONDS = 3  # that a refusal may take
 NAME = "00000/img00000000.png"  # the first of image_files
 LAST = "00001/zzz.png"
 FORMATS = "PNG, JPEG, BMP, WEBP, TIFF, PPM, TGA, GIF"
-CONVERT = "Convert them with tools/dataset_tool.py."
+CONVERT = "Convert them with stylegan-di dataset."
 
 
 def matches(text: str, message: str) -> bool:
@@ -114,7 +114,7 @@ def _png(width: int, height: int) -> bytes:
 def _mode(mode: str) -> str:
     return (
         f"{{where}} is a {mode} image; gray (L) and RGB images of 8 bits per channel are accepted. Convert the "
-        "data set with tools/dataset_tool.py."
+        "data set with stylegan-di dataset."
     )
 
 
@@ -173,14 +173,14 @@ def test_bad_first_image(target: Path, case: str) -> None:
 
 def test_images_that_are_not_square(target: Path) -> None:
     write(target, {f"{name}.png": encode(pixels(0)[:4]) for name in "ab"})
-    message = f"{where(target, 'a.png')} is 8x4; images must be square. Crop with tools/dataset_tool.py."
+    message = f"{where(target, 'a.png')} is 8x4; images must be square. Crop with stylegan-di dataset."
     wrong = f"{target} holds images of 8x4 RGB; they must be square, and their side a power of two. {CONVERT}"
     assert_refused(target, message, check=wrong)
 
 
 def test_images_whose_side_is_no_power_of_two(target: Path) -> None:
     write(target, image_files(2, size=33))
-    needs = f"--data={target} has images of side 33; {{}}: resize with tools/dataset_tool.py"
+    needs = f"--data={target} has images of side 33; {{}}: resize with stylegan-di dataset"
     assert ImageDataset(target).resolution == 33
     assert_training_refuses(target, needs.format("--kind=gan needs one that is a power of two, from 4"), False)
     divisible = "--channel-mult of 3 resolutions needs one divisible by 4"
@@ -192,7 +192,7 @@ def test_images_whose_side_is_no_power_of_two(target: Path) -> None:
 @pytest.mark.parametrize("files", [{"readme.txt": b"hello"}, {"dataset.json": labels_file([])}])
 def test_no_images(target: Path, files: dict[str, bytes]) -> None:
     write(target, files)
-    assert_refused(target, f"{target} holds no images; make a data set with tools/dataset_tool.py.")
+    assert_refused(target, f"{target} holds no images; make a data set with stylegan-di dataset.")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text on this system")
@@ -262,7 +262,7 @@ def test_labels_asked_for_where_there_are_none(target: Path, files: dict[str, by
     write(target, image_files(1) | files)
     message = (
         f"{target} has no labels (in {where(target, 'dataset.json')}); train without --cond, or make a labelled data "
-        "set with tools/dataset_tool.py."
+        "set with stylegan-di dataset."
     )
     assert_opening_refuses(target, message, labels=True)
     assert_training_refuses(target, message, labels=True)

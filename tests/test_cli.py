@@ -9,7 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stylegan_di.dnnlib.cli import MAX_SEED, MAX_SEEDS, Device, Seeds, default_device, parse_seeds, user_errors
+from stylegan_di.commands.generate import main as generate
+from stylegan_di.dnnlib.cli import MAX_SEED, MAX_SEEDS, Device, Seeds, at_home, default_device, parse_seeds, user_errors
 from stylegan_di.dnnlib.util import UserError
 
 
@@ -128,3 +129,32 @@ def test_the_default_device_is_the_gpu_where_there_is_one(monkeypatch: pytest.Mo
     assert default_device() == "cuda"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert default_device() == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("given", "taken"),
+    [
+        ("~/a.zip", "/home/me/a.zip"),
+        ("~", "/home/me"),
+        ("0.7*~/a.pkl", "0.7*/home/me/a.pkl"),
+        ("vgg16=~/a.pt,lpips=~/b.pt", "vgg16=/home/me/a.pt,lpips=/home/me/b.pt"),
+        ("a~/b", "a~/b"),
+        ("~b", "~b"),
+        (Path("~/out"), Path("/home/me/out")),
+        (("~/a", "b"), ("/home/me/a", "b")),
+        (3, 3),
+        (None, None),
+    ],
+)
+def test_the_home_folder_is_meant_where_the_shell_leaves_it(
+    given: object, taken: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert at_home(given) == taken
+
+
+def test_commands_get_their_paths_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["--network=fashion-gan.pkl", "--seeds=0", "--outdir=~/out", "--grid=~/grid.png", "--device=cpu"]
+    assert CliRunner().invoke(generate, options).exit_code == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "grid.png"}

@@ -1,4 +1,4 @@
-"""tools/convert.py and tools/inspect_pickle.py through their command lines, and ONNX against PyTorch."""
+"""stylegan-di convert and inspect through their command lines, and ONNX against PyTorch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+from stylegan_di.commands import convert
+from stylegan_di.commands import inspect as inspect_pickle
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.onnx import exported
@@ -22,7 +24,6 @@ from stylegan_di.zoo import SHIPPED, terms_of
 from tests import hostile
 from tests.test_checkpoint import GOLDEN, assert_same_weights
 from tests.tiny import edm_network, gan_networks, r3gan_networks, save_gan, save_teacher, stylegan3_networks
-from tools import convert, inspect_pickle
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
 needs_onnx = pytest.mark.skipif(bool(ONNX), reason=f"not installed: {', '.join(ONNX)} (pip install '.[onnx]')")
@@ -247,7 +248,7 @@ def test_without_the_packages_onnx_says_what_to_install(tmp_path: Path, monkeypa
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else real(name))
     message = refused(convert, save_gan(tmp_path / "g.pkl"), tmp_path / "g.onnx")
-    assert "ONNX needs the package onnx, which is not installed: pip install 'stylegan-di[onnx]'" in message
+    assert "ONNX needs the package onnx, which is not installed: pip install \".[onnx]\" in the clone" in message
 
 
 # Inspecting.

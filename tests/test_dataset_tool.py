@@ -1,4 +1,4 @@
-"""tools/dataset_tool.py: sources, transforms, labels, what it writes and what it refuses."""
+"""stylegan-di dataset: sources, transforms, labels, what it writes and what it refuses."""
 
 import gzip
 import io
@@ -19,11 +19,11 @@ import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 
+from stylegan_di.commands.dataset import main
 from stylegan_di.data.convert import transform_image
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
 from tests.datasets import encode, pixels
-from tools.dataset_tool import main
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")  # where Debian's dataset-fashion-mnist puts it
 RANDOM = np.random.default_rng(0)
@@ -532,7 +532,7 @@ def test_lsun_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "lmdb" / "data.mdb").touch()
     monkeypatch.setitem(sys.modules, "lmdb", None)
     error = refused(tmp_path / "lmdb", tmp_path / "out.zip")
-    assert 'which needs the package lmdb: pip install "stylegan-di[lmdb]"' in error
+    assert 'which needs the package lmdb, which is not installed: pip install ".[lmdb]" in the clone' in error
 
 
 # ImageNet.

@@ -1,20 +1,17 @@
-"""The tools' page names every tool and only options that exist."""
+"""The tools' page names every tool, the migration page every option of the lineage; options that are named exist."""
 
 from __future__ import annotations
 
 import importlib
 import re
-import shlex
 from pathlib import Path
 
-import click
 import pytest
 
 from tools.dev import options_page
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "tools.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    python (\S+) (.*)$", PAGE, flags=re.MULTILINE)
 NO_SCRIPTS = {"__init__.py", "gan_network.py"}
 
 
@@ -36,17 +33,6 @@ def test_every_tool_finds_the_project_from_wherever_it_is_run() -> None:
         own = re.search(r"^(from|import) (stylegan_di|tools|train|generate)\b", text, re.MULTILINE)
         if own and "__main__" in text:
             assert 0 < text.find("sys.path.insert(0, ") < own.start(), path.name
-
-
-@pytest.mark.parametrize(("script", "arguments"), COMMANDS)
-def test_commands_on_the_page_are_understood(script: str, arguments: str) -> None:
-    command = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
-    assert isinstance(command, click.Command)
-    command.make_context(script, shlex.split(arguments))  # raises for what click refuses
-
-
-def test_there_are_commands() -> None:
-    assert len(COMMANDS) >= 6
 
 
 # The lineage's options, by the page's heading: each must be named in its section, beside ours or as missing.
@@ -130,20 +116,3 @@ def test_what_is_not_here_is_refused_by_every_program() -> None:
     missing = {name for row in rows_of("Not here") for name in options_in(row[0])}
     assert len(missing) >= 8
     assert not missing & options_of("train", "generate", "calc_metrics")
-
-
-COMMANDS_OF_OURS = [
-    (script, arguments)
-    for script, arguments in re.findall(r"^    .*?python (\S+\.py) (.*?)$", MIGRATION, flags=re.MULTILINE)
-    if "# theirs" not in arguments
-]
-
-
-@pytest.mark.parametrize(("script", "arguments"), COMMANDS_OF_OURS)
-def test_commands_of_the_migration_page_are_understood(script: str, arguments: str) -> None:
-    command = importlib.import_module(script.removesuffix(".py").replace("/", ".")).main
-    command.make_context(script, shlex.split(arguments, comments=True))
-
-
-def test_the_migration_page_has_commands() -> None:
-    assert len(COMMANDS_OF_OURS) >= 4

@@ -1,4 +1,4 @@
-"""tools/doctor.py on this machine, on one without a compiler, and on one with a broken one."""
+"""stylegan-di doctor on this machine, on one without a compiler, and on one with a broken one."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from stylegan_di.commands import doctor
 from tests.test_ops_build import install_compiler
-from tools import doctor
 
 
 def test_all_is_well(kernels: str) -> None:

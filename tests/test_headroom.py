@@ -12,6 +12,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+from stylegan_di.commands import preflight
 from stylegan_di.explore.headroom import Headroom, look
 from stylegan_di.interfaces import Generator
 from stylegan_di.labels import ClassMap
@@ -21,7 +22,6 @@ from stylegan_di.spaces.pixels import Pixels
 from tests.gaussians import GaussianDenoiser
 from tests.test_resume import SHORT, invoke, whole_run
 from tests.tiny import save_files
-from tools import preflight
 
 ROLLED = torch.eye(10).roll(1, dims=0)
 

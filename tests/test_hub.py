@@ -83,7 +83,7 @@ def test_what_is_not_there_is_told(hub: Hub, name: str, message: str) -> None:
 
 def test_the_library_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(UserError, match=r"^hf:me/gan needs huggingface_hub, which is not installed"):
+    with pytest.raises(UserError, match=r"^hf:me/gan needs the package huggingface_hub, which is not installed"):
         names.fetch("hf:me/gan")
 
 

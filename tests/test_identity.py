@@ -13,12 +13,12 @@ from click.testing import CliRunner, Result
 from PIL import Image
 from torch import Tensor
 
+from stylegan_di.commands import compare
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot, save_snapshot
 from stylegan_di.students.stylegan2 import W_AVG_SAMPLES, StyleGAN2Student
 from tests.test_train import SHORT, invoke, run
 from tests.tiny import gan_networks, save_dataset, save_teacher
-from tools import compare
 
 
 @pytest.fixture(scope="module")

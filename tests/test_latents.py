@@ -13,10 +13,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 import generate
+from stylegan_di.commands import interpolate
+from stylegan_di.commands import style_mix as style_mixing
 from stylegan_di.explore.latents import coarse_styles, loop, mix_styles
 from stylegan_di.snapshots.checkpoint import load_generator
 from stylegan_di.students.stylegan2 import StyleGAN2Student
-from tools import interpolate, style_mixing
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
 SG2_COND, SG2_UNCOND, EDM_COND = (str(GOLDEN / f"{name}.pkl") for name in ("sg2-cond", "sg2-uncond", "edm-cond"))
@@ -180,5 +181,5 @@ def test_mp4_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "av", None)
     result = film(f"--network={SG2_UNCOND}", "--seeds=0-1", f"--output={tmp_path / 'loop.mp4'}")
     assert result.exit_code == 2
-    needs = 'needs the package av: pip install "stylegan-di[video]"; or write a .gif, which needs none'
+    needs = 'needs the package av, which is not installed: pip install ".[video]" in the clone, or pip install av; or'
     assert f"--output={tmp_path / 'loop.mp4'} {needs}" in result.stderr

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 from torch import Tensor
 
+from stylegan_di.commands import reference as make_reference
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.evaluate import Evaluator
@@ -24,7 +25,6 @@ from stylegan_di.random import SampleRandom
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from tests.datasets import encode, labels_file, write
 from tests.tiny import gan_networks, save_reference
-from tools import make_reference
 
 CLASSES = 3
 FIGURES = ["cr_fashion_mean", "cr_fashion_min"]

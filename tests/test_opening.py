@@ -54,7 +54,7 @@ def test_a_gan_is_asked_for_and_found_is_another(one_step: str) -> None:
             open_gan(network)
         assert str(refusal.value) == (
             f"--network={network} is a {kind}, which has no w. Pass a StyleGAN2 or StyleGAN3 network, or use "
-            "generate.py with --seeds"
+            "stylegan-di generate with --seeds"
         )
 
 

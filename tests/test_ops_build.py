@@ -91,7 +91,7 @@ def test_broken_compiler_is_told_in_full_and_tried_once(
 ) -> None:
     install_compiler(tmp_path, monkeypatch, "echo first line >&2; echo 'error: second line' >&2; exit 3")
     assert build.load("cpu", may_build=True) == (
-        "reference (building native kernels failed: python tools/doctor.py says why)"
+        "reference (building native kernels failed: stylegan-di doctor says why)"
     )
     assert build.load("cpu", may_build=True).startswith("reference")
     assert count(calls) == 1

@@ -162,7 +162,7 @@ def test_the_side_of_images_of_a_gan(files: dict[str, str]) -> None:
     told = problem(config("gan", files, data="data12", aug="noaug"))
     assert told == (
         f"--data={files['data12']} has images of side 12; --kind=gan needs one that is a power of two, from 4: resize "
-        "with tools/dataset_tool.py"
+        "with stylegan-di dataset"
     )
 
 

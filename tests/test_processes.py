@@ -178,7 +178,7 @@ def test_what_does_not_fit_the_processes_is_told_once(files: dict[str, str], tmp
 def test_what_torchrun_cannot_have_meant_is_refused(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str  # noqa: F811
 ) -> None:
-    monkeypatch.setattr("train.processes.started", lambda: True)
+    monkeypatch.setattr("stylegan_di.commands.train.processes.started", lambda: True)
     result = invoke(*small(files), *arguments, f"--outdir={tmp_path}")
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())

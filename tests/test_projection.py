@@ -14,6 +14,7 @@ from torch import Tensor
 
 import generate
 from stylegan_di import zoo
+from stylegan_di.commands import project as projector
 from stylegan_di.dnnlib.download import cached_path
 from stylegan_di.explore.projection import (
     autocorrelation,
@@ -29,7 +30,6 @@ from stylegan_di.metrics.vgg16 import lpips_of, vgg16_of
 from stylegan_di.networks.stylegan2 import Generator
 from stylegan_di.snapshots.checkpoint import load_generator
 from tests.tiny_vgg16 import lin_recipe, recipe, tensors
-from tools import projector
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
 SG2_COND, SG2_UNCOND, EDM_COND = (str(GOLDEN / f"{name}.pkl") for name in ("sg2-cond", "sg2-uncond", "edm-cond"))
@@ -167,7 +167,7 @@ def test_learning_rate() -> None:
     assert rate(1 - 1e-9) == pytest.approx(0, abs=1e-9)
 
 
-# tools/projector.py.
+# stylegan-di project.
 
 
 def run(*options: str | Path) -> Result:

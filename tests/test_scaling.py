@@ -55,7 +55,7 @@ def test_a_plot_has_a_line_a_resolution_and_is_the_same_again(tmp_path: Path) ->
 
 def test_a_missing_matplotlib_is_named_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(scaling.UserError, match=r'pip install "stylegan-di\[plot\]"'):
+    with pytest.raises(scaling.UserError, match=r'pip install "\.\[plot\]" in the clone'):
         scaling.plot_steps([], tmp_path / "a.svg")
 
 

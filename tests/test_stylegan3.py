@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
+from stylegan_di.commands import convert
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.opening import open_gan
 from stylegan_di.networks import stylegan3
@@ -25,7 +26,6 @@ from tests.golden_edm import assert_near
 from tests.test_checkpoint import GOLDEN, _attributes, assert_same_weights, expected
 from tests.test_resume import invoke, whole_run
 from tests.tiny import save_files, stylegan3_networks
-from tools import convert
 
 FILE = GOLDEN / "sg3-t.pkl"
 MOVED = {"translate": (0.1, -0.05), "rotate": 20.0}

@@ -1,6 +1,6 @@
 """Measures how far a refined GAN has moved from the original, at the same latents.
 
-    python tools/compare.py cifar10.pkl runs/00000-.../network-best.pkl --extractor=inception
+    stylegan-di compare cifar10.pkl runs/00000-.../network-best.pkl --extractor=inception
 
 Writes compare.png (the images of OLD above those of NEW, row by row) and compare.json to --outdir, and prints the mean
 distances in pixels ([-1,1]) and in features, and a table of both and of each GAN's spread over a range of truncations.
@@ -9,14 +9,11 @@ distances in pixels ([-1,1]) and in features, and a table of both and of each GA
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import click
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write
@@ -64,7 +61,7 @@ def table(found: Comparison) -> str:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
               help="Folder for compare.png and compare.json.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     old: str,

@@ -1,10 +1,10 @@
 """Converts a network file to another format: .pkl for NVlabs' tools, .safetensors, or .onnx.
 
-    python tools/convert.py stylegan2-cat-config-f.pkl cat.pkl                   (a TensorFlow-era file for PyTorch)
-    python tools/convert.py my-gan.pkl my-gan.safetensors
-    python tools/convert.py my-gan.pkl for-stylegan3.pkl --for=stylegan3
-    python tools/convert.py my-gan.pkl my-gan.onnx --trunc=0.7
-    python tools/convert.py diff-instruct.pkl student.pkl --which=ema --sigma-init=2.5
+    stylegan-di convert stylegan2-cat-config-f.pkl cat.pkl                   (a TensorFlow-era file for PyTorch)
+    stylegan-di convert my-gan.pkl my-gan.safetensors
+    stylegan-di convert my-gan.pkl for-stylegan3.pkl --for=stylegan3
+    stylegan-di convert my-gan.pkl my-gan.onnx --trunc=0.7
+    stylegan-di convert diff-instruct.pkl student.pkl --which=ema --sigma-init=2.5
 
 The weights keep their exact bits; in ONNX they are part of a graph that gives the same images up to rounding.
 """
@@ -12,14 +12,11 @@ The weights keep their exact bits; in ONNX they are part of a graph that gives t
 from __future__ import annotations
 
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di import zoo
 from stylegan_di.dnnlib.cli import user_errors, writable_folder

@@ -3,22 +3,19 @@
 The output has the format of NVlabs' stylegan2-ada-pytorch and edm; equal inputs give equal bytes. Labels come from
 dataset.json, the IDX labels file, CIFAR-10's batches or the subfolders' names.
 
-    python tools/dataset_tool.py --source=fashion-mnist --transform=pad --resolution=32x32 --dest=fashion-32.zip
-    python tools/dataset_tool.py --source=cifar-10-python.tar.gz --dest=cifar10-32x32.zip
-    python tools/dataset_tool.py --source=train --channels=3 --transform=center-crop --resolution=64 --dest=imagenet.zip
-    python tools/dataset_tool.py --source=church_outdoor_train_lmdb --transform=center-crop --resolution=256 --dest=out
-    python tools/dataset_tool.py --source=cifar10-32x32.zip --check
+    stylegan-di dataset --source=fashion-mnist --transform=pad --resolution=32x32 --dest=fashion-32.zip
+    stylegan-di dataset --source=cifar-10-python.tar.gz --dest=cifar10-32x32.zip
+    stylegan-di dataset --source=train --channels=3 --transform=center-crop --resolution=64 --dest=imagenet.zip
+    stylegan-di dataset --source=church_outdoor_train_lmdb --transform=center-crop --resolution=256 --dest=out
+    stylegan-di dataset --source=cifar10-32x32.zip --check
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 from PIL import ImageColor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.data.check import check_dataset, describe_labels, notes_on_labels
 from stylegan_di.data.convert import TRANSFORMS, convert

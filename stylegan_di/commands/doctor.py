@@ -1,6 +1,6 @@
 """Checks this machine's PyTorch, GPU, compiler and native kernels; reports what is wrong in full, with the remedy.
 
-    python tools/doctor.py
+    stylegan-di doctor
 
 Builds the native kernels if they are not yet built, and compares each with its reference. The exit status is 1 if
 anything is wrong; even then training works wherever PyTorch does.
@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import click
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.dnnlib.util import UserError, cache_folder
 from stylegan_di.torch_utils.ops import build
@@ -108,7 +104,7 @@ def main() -> None:
             click.echo(line)
             well &= fine
     click.echo("all is well" if well else "something is wrong: see above")
-    sys.exit(0 if well else 1)
+    raise click.exceptions.Exit(0 if well else 1)
 
 
 if __name__ == "__main__":

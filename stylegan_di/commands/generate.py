@@ -1,11 +1,11 @@
 """Makes images with a GAN, a one-step student, or a diffusion teacher.
 
-    python generate.py --network=runs/00000-.../network-best.pkl --seeds=0-63 --grid=grid.png
-    python generate.py --network=cifar10.pkl --seeds=0,3,10-20 --class=2 --trunc=0.7
-    python generate.py --network=fashion-gan.pkl --seeds=0-15 --class=bag,0-2 --trunc=0.5 --trunc-mode=class
-    python generate.py --network=stylegan3-r-afhqv2-512x512.pkl --seeds=2 --translate=0.1,0 --rotate=45
-    python generate.py --network=edm-cifar10-32x32-cond-vp.pkl --seeds=0-15 --steps=18
-    python generate.py --network=baseline-cifar10-32x32-uncond-ve.pkl --seeds=0-15 --steps=256 --solver=euler --disc=ve
+    stylegan-di generate --network=runs/00000-.../network-best.pkl --seeds=0-63 --grid=grid.png
+    stylegan-di generate --network=cifar10.pkl --seeds=0,3,10-20 --class=2 --trunc=0.7
+    stylegan-di generate --network=fashion-gan.pkl --seeds=0-15 --class=bag,0-2 --trunc=0.5 --trunc-mode=class
+    stylegan-di generate --network=stylegan3-r-afhqv2-512x512.pkl --seeds=2 --translate=0.1,0 --rotate=45
+    stylegan-di generate --network=edm-cifar10-32x32-cond-vp.pkl --seeds=0-15 --steps=18
+    stylegan-di generate --network=baseline-cifar10-32x32-uncond-ve.pkl --seeds=0-15 --solver=euler --disc=ve
 
 A seed gives the same image whatever other seeds are requested, and however many at a time.
 """
@@ -51,7 +51,7 @@ NOT_NEGATIVE = click.FloatRange(min=0)
 def draw_projection(
     network: str, path: Path, outdir: Path, device: str, noise_mode: str, others: dict[str, Any]
 ) -> None:
-    """Draws the result of tools/projector.py; `others` are options that do not apply to it."""
+    """Draws the result of stylegan-di project; `others` are options that do not apply to it."""
     for option, value in others.items():
         if value is not None:
             raise UserError(f"{option} is for images of seeds; leave it out with --projected-w")
@@ -95,13 +95,13 @@ def draw_seeds(
 @click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.  [default: 0-63]")
 @click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
-              help="[GAN] Draw a result of tools/projector.py (proj00.png, ...) instead of seeds.")
+              help="[GAN] Draw a result of stylegan-di project (proj00.png, ...) instead of seeds.")
 @class_options(", or several such as 0-9 or cat,dog: each gets a folder class0, ..., and a grid, of its own")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
               help="Folder for seed0000.png, ...")
 @click.option("--grid", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Also write all images as one grid.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True,
               help="Images to make before they are written; does not change the images.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")

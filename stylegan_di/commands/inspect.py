@@ -1,18 +1,14 @@
 """Says what a network file is, where it comes from and whether it can be used, without running anything in it.
 
-    python tools/inspect_pickle.py cifar10.pkl
-    python tools/inspect_pickle.py from-a-stranger.pkl --json
+    stylegan-di inspect cifar10.pkl
+    stylegan-di inspect from-a-stranger.pkl --json
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from pathlib import Path
 
 import click
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.snapshots.inspection import Inspection, inspect_file

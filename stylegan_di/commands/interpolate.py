@@ -1,26 +1,23 @@
 """Makes a looping video of a walk through a GAN's latents: .gif, or .mp4 with the package av.
 
-    python tools/interpolate.py --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
-    python tools/interpolate.py --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
+    stylegan-di interpolate --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
+    stylegan-di interpolate --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
 
     python tools/interpolate.py --network=ffhq.pkl --projected-w=me/projected_w.npz --seeds=3-5 --output=loop.gif
 
 The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid shows two keyframes. Projections
-(tools/projector.py) are keyframes before the seeds; their noise maps are not used, as they belong to one image.
+(stylegan-di project) are keyframes before the seeds; their noise maps are not used, as they belong to one image.
 """
 
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.dnnlib.cli import Device, Seeds, class_options, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
@@ -46,7 +43,7 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Keyframes: two or more for each cell.")
 @click.option("--projected-w", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
-              help="Keyframes before those of --seeds: a result of tools/projector.py; may be given more than once.")
+              help="Keyframes before those of --seeds: a result of stylegan-di project; may be given more than once.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.gif|FILE.mp4")
 @click.option("--grid", callback=parse_grid, default="1x1", show_default=True, metavar="WxH", help="Images in a frame.")
 @click.option("--frames", type=click.IntRange(min=2), help=f"Frames in the loop.  [default: {FRAMES} per keyframe]")
@@ -57,7 +54,7 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[StyleGAN2] Noise inputs; random: of a cell's first seed, in all frames.  [default: const]")
 @class_options()
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     network: str,

@@ -1,9 +1,9 @@
 """Measures a network or a folder of images against a data set or reference statistics.
 
-    python calc_metrics.py --network=cifar10.pkl --metrics=fid50k_full
-    python calc_metrics.py --network=runs/00000-.../network-best.pkl --metrics=fd_fashion,pr_fashion --num=10000
-    python calc_metrics.py --images=out/seeds --data=datasets/fashion-32-test.zip --metrics=fd_fashion
-    python calc_metrics.py --network=my-gan.pkl --data=my.zip --metrics=fid50k_full,kid50k_full --repeat=3
+    stylegan-di metrics --network=cifar10.pkl --metrics=fid50k_full
+    stylegan-di metrics --network=runs/00000-.../network-best.pkl --metrics=fd_fashion,pr_fashion --num=10000
+    stylegan-di metrics --images=out/seeds --data=datasets/fashion-32-test.zip --metrics=fd_fashion
+    stylegan-di metrics --network=my-gan.pkl --data=my.zip --metrics=fid50k_full,kid50k_full --repeat=3
 
 With --repeat the network is measured on that many independent sets of samples, and mean and spread are reported.
 Results are printed as a table and as lines of JSON like those of stylegan2-ada-pytorch; the lines are also appended to
@@ -131,7 +131,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True,
               help="Number of sets of samples, seeded from --seed on; reports mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
               help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")

@@ -1,27 +1,23 @@
 """Says before a refinement whether it can help: is the teacher better than the GAN, do they fit, what will it cost?
 
-    python tools/preflight.py --gan-pkl=fashion-gan.pkl
-    python tools/preflight.py --gan-pkl=my-gan.pkl --teacher=edm-ffhq-64x64-uncond-vp.pkl --match=resize --ref=my.npz
+    stylegan-di preflight --gan-pkl=fashion-gan.pkl
+    stylegan-di preflight --gan-pkl=my-gan.pkl --teacher=edm-ffhq-64x64-uncond-vp.pkl --match=resize --ref=my.npz
 
-Takes the options of train.py --kind=di. It measures the first metric of GAN and teacher (8 evaluations) on --samples
-samples, looks at the GAN's samples through the teacher, and times some steps. The exit status is 2 if the refinement
-is hopeless, that is if the teacher is no better or does not fit, unless --force is given.
+Takes the options of `stylegan-di train --kind=di`. It measures the first metric of GAN and teacher (8 evaluations) on
+--samples samples, looks at the GAN's samples through the teacher, and times some steps. The exit status is 2 if the
+refinement is hopeless, that is if the teacher is no better or does not fit, unless --force is given.
 """
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di import preflight, zoo
 from stylegan_di.commands.train import default_of, new_config
@@ -86,8 +82,18 @@ def cost(config: TrainConfig, method: DiffInstruct, steps: int) -> Iterator[str]
     yield f"time       {seconds:.2f} s/kimg over {steps} steps: {whole} for {config.kimg:g} kimg"
     if method.device.type == "cuda":
         yield f"memory     {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB of the GPU"
-    else:
-        yield f"memory     {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB"
+    elif (peak := peak_memory()) is not None:
+        yield f"memory     {peak / 2**30:.2f} GiB"
+
+
+def peak_memory() -> int | None:
+    """The most bytes that this process has had in memory; None on Windows, which does not say."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @click.command(cls=GroupedCommand, help=(__doc__ or "").replace("\n    ", "\n\n    "))

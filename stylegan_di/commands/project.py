@@ -1,7 +1,7 @@
 """Projects an image into the w of a GAN: finds the latent and the noise that come closest to it.
 
-    python tools/projector.py --network=ffhq.pkl --target=photo.png --outdir=out
-    python tools/projector.py --network=fashion-gan.pkl --class=8 --target=bag.png --num-steps=300
+    stylegan-di project --network=ffhq.pkl --target=photo.png --outdir=out
+    stylegan-di project --network=fashion-gan.pkl --class=8 --target=bag.png --num-steps=300
 
 Writes target.png (cropped and resized), proj.png, projected_w.npz (w [1,num_ws,w_dim] and the noise maps) and
 proj.gif or proj.mp4, a video of the optimisation. The distance is LPIPS if its two weight files are in the cache or
@@ -10,7 +10,6 @@ given by --detector-file, otherwise the distance of the pixels at every scale, w
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +17,6 @@ import click
 import numpy as np
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di import zoo
 from stylegan_di.data.convert import load_picture
@@ -77,7 +74,7 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
 @click.option("--detector-file", metavar="vgg16=FILE,lpips=FILE",
               help="Weights of LPIPS.  [default: those in the cache]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     network: str,

@@ -1,6 +1,6 @@
-"""Makes reference statistics (.npz) of a data set, for --ref of train.py and calc_metrics.py.
+"""Makes reference statistics (.npz) of a data set, for --ref of training and metrics.
 
-    python tools/make_reference.py --data=datasets/fashion-32-test.zip --dest=stylegan_di/assets/fashion-reference.npz
+    stylegan-di reference --data=datasets/fashion-32-test.zip --dest=stylegan_di/assets/fashion-reference.npz
 
 A file holds EDM's mu and sigma (over N - 1), num, extractor (whose name is checked when the file is read), the features
 and, if the data set has classes, how many images each has, and labels, which cr_fashion needs. This command, on images
@@ -10,13 +10,10 @@ of 16x16, made the shipped file.
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import click
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors
@@ -46,7 +43,7 @@ def classes_of(data: str) -> np.ndarray | None:
 @click.option("--features", type=click.Choice(["none", "float16", "float32"]), default="float16", show_default=True,
               help="Type in which to store the features themselves, which precision and recall need.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     data: str,

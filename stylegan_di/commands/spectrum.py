@@ -1,7 +1,7 @@
 """Draws how the power spectra of generated images compare with those of real ones, over the frequency.
 
-    python tools/spectrum.py --network=before.pkl --network=after.pkl --data=datasets/fashion-32.zip --out=spectrum.png
-    python tools/spectrum.py --images=out/seeds --data=datasets/fashion-32.zip --num=10000 --out=spectrum.svg
+    stylegan-di spectrum --network=before.pkl --network=after.pkl --data=datasets/fashion-32.zip --out=spectrum.png
+    stylegan-di spectrum --images=out/seeds --data=datasets/fashion-32.zip --num=10000 --out=spectrum.svg
 
 At 1 an image set has the power of the real images; below, it is blurred; peaks are grids. It prints the ratios in the
 octaves that the metric `spectrum` uses. Drawing needs stylegan-di[plot]; docs/metrics.md defines the power.
@@ -9,7 +9,6 @@ octaves that the metric `spectrum` uses. Drawing needs stylegan-di[plot]; docs/m
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +17,10 @@ import click
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
-
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors
 from stylegan_di.dnnlib.progress import Progress
-from stylegan_di.dnnlib.util import UserError, atomic_file
+from stylegan_di.dnnlib.util import UserError, atomic_file, not_installed
 from stylegan_di.metrics.features import Batches, batch_size, dataset_images, generated_images
 from stylegan_di.metrics.spectrum import Spectrum, band_ratios, radial_power
 from stylegan_di.snapshots.checkpoint import load_generator
@@ -35,8 +32,8 @@ def mean_powers(images: Batches, label: str, device: str) -> tuple[Tensor, Tenso
     radial, bands, done = [], [], 0
     for batch in images:
         batch = batch.to(device)
-        radial.append(radial_power(batch).double().cpu())
-        bands.append(octaves(batch).double().cpu())
+        radial.append(radial_power(batch).cpu().double())
+        bands.append(octaves(batch).cpu().double())
         progress.update(done := done + len(batch))
     progress.close()
     return torch.cat(radial).mean(dim=0), torch.cat(bands).mean(dim=0)
@@ -56,7 +53,7 @@ def check_size(name: str, size: int, expected: int) -> None:
 
 def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
     """Draws the ratios [H//2+1] of each name over the frequency, without that of 0 cycles, into a .png or .svg."""
-    _, figure_class = load_matplotlib("spectrum.py")
+    _, figure_class = load_matplotlib("spectrum")
     figure = figure_class(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
     axes.axhline(1, color="black", linewidth=0.8)
@@ -82,7 +79,7 @@ def load_matplotlib(what: str) -> tuple[Any, Any]:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError(f'{what} needs the package matplotlib: pip install "stylegan-di[plot]"') from None
+        raise not_installed(what, "matplotlib", "plot") from None
     return matplotlib, Figure
 
 
@@ -94,7 +91,7 @@ def load_matplotlib(what: str) -> tuple[Any, Any]:
               help="Picture to write: .png or .svg.")
 @click.option("--num", type=click.IntRange(min=1), default=2000, show_default=True, help="Images of each, at most.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of latents and labels.")
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 @torch.no_grad()
 def main(
@@ -104,7 +101,7 @@ def main(
         raise UserError("give --network or --images: what is to be compared with --data")
     if out.suffix not in (".png", ".svg"):
         raise UserError(f"--out={out}: accepted are names that end in .png or .svg")
-    load_matplotlib("spectrum.py")
+    load_matplotlib("spectrum")
     device = device or default_device()
     resolution = ImageDataset(data).resolution
     sources = {name: first_images(name, num, resolution) for name in folders}

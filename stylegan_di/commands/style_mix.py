@@ -1,23 +1,20 @@
 """Mixes styles: shows every row's image with some styles of every column's image.
 
-    python tools/style_mixing.py --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --styles=0-6 --outdir=out
+    stylegan-di style-mix --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --styles=0-6 --outdir=out
 
     python tools/style_mixing.py --network=ffhq.pkl --rows-w=me/projected_w.npz --cols=55,821 --outdir=out
 
 Writes <row>-<column>.png and grid.png, whose first row and column show the unmixed images. Projections
-(tools/projector.py) come before the seeds, and are named w0, w1, ...; their noise maps are not used.
+(stylegan-di project) come before the seeds, and are named w0, w1, ...; their noise maps are not used.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import click
 import torch
 from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
 from stylegan_di.dnnlib.cli import Device, Seeds, class_options, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError
@@ -44,7 +41,7 @@ from stylegan_di.images import save_grid, save_image
               help="[StyleGAN2] Noise inputs; random: drawn from the row's seed.  [default: const]")
 @class_options()
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
-@click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
+@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
 @user_errors
 def main(
     network: str,

@@ -1,11 +1,11 @@
 """Refines a GAN or distils a teacher by Diff-Instruct (--kind=di), trains a denoiser (edm) or a StyleGAN2-ADA (gan).
 
-    python train.py --kind=di --gan-pkl=fashion-gan.pkl
-    python train.py --kind=di --teacher=edm-cifar10-32x32-uncond-vp.pkl
-    python train.py --kind=edm --data=datasets/fashion-32.zip --cond=true
-    python train.py --kind=gan --data=datasets/cifar10.zip --cond=true --cfg=cifar
-    python train.py --resume=latest
-    python train.py --gpus=8 ...
+    stylegan-di train --kind=di --gan-pkl=fashion-gan.pkl
+    stylegan-di train --kind=di --teacher=edm-cifar10-32x32-uncond-vp.pkl
+    stylegan-di train --kind=edm --data=datasets/fashion-32.zip --cond=true
+    stylegan-di train --kind=gan --data=datasets/cifar10.zip --cond=true --cfg=cifar
+    stylegan-di train --resume=latest
+    stylegan-di train --gpus=8 ...
 
 Exit status: 0 complete, 2 wrong options or files, 3 diverged, 4 disk full, 5 a process lost, 75 stopped by a signal
 with the state saved (docs/reliability.md).

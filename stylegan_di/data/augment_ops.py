@@ -15,6 +15,9 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.torch_utils.ops import upfirdn2d
 
+#: Whether PyTorch differentiates F.grid_sample twice, which it does from 2.12 on.
+TWICE_DIFFERENTIABLE = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+
 # Decomposition low-pass filters of the wavelets sym6 and sym2 (Daubechies, Ten Lectures on Wavelets, 1992).
 SYM6 = (
     0.015404109327027373, 0.0034907120842174702, -0.11799011114819057, -0.048311742585633,
@@ -39,8 +42,27 @@ def resample(images: Tensor, G_inv: Tensor, low_pass: Tensor) -> Tensor:
     to_unit = scale2d(2 / images.shape[3], 2 / images.shape[2]).to(G_inv)
     from_unit = scale2d(shape[3] / 2, shape[2] / 2).to(G_inv)
     grid = F.affine_grid((to_unit @ G_inv @ from_unit)[:, :2], shape, align_corners=False)
-    images = F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+    images = sample_bilinear(images, grid.to(images.dtype))
     return upfirdn2d.downsample2d(images, low_pass, down=2, padding=-2 * reach, flip_filter=True)
+
+
+def sample_bilinear(images: Tensor, grid: Tensor) -> Tensor:
+    """The values of images [N,C,H,W] at positions [N,h,w,2] (x, y) in [-1,1]^2, interpolated; zero outside."""
+    if TWICE_DIFFERENTIABLE:
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    height, width = images.shape[2:]
+    x, y = ((grid[..., 0] + 1) * width - 1) / 2, ((grid[..., 1] + 1) * height - 1) / 2  # in pixels
+    left, top = x.floor(), y.floor()
+    pixels = images.flatten(2)
+    result = images.new_zeros([])
+    for column, share_x in ((left, left + 1 - x), (left + 1, x - left)):
+        for row, share_y in ((top, top + 1 - y), (top + 1, y - top)):
+            inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+            index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
+            index = index.flatten(1)[:, None].expand(-1, pixels.shape[1], -1)
+            values = pixels.gather(2, index).unflatten(2, grid.shape[1:3])
+            result = result + values * (share_x * share_y * inside)[:, None]
+    return result
 
 
 def _pad_to_cover(images: Tensor, G_inv: Tensor, extra: int) -> tuple[Tensor, Tensor]:

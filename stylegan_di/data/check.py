@@ -58,7 +58,7 @@ def check_dataset(
         progress(done, len(files.image_names))
     findings.images = len(files.image_names)
     if not findings.images:
-        complain(f"{files.path} holds no images; make a data set with tools/dataset_tool.py.")
+        complain(f"{files.path} holds no images; make a data set with stylegan-di dataset.")
     if shapes:
         findings.kind = _check_shapes(files, shapes, complain)
     return findings
@@ -89,12 +89,12 @@ def _check_shapes(files: ImageFiles, shapes: dict[str, tuple[int, ...]], complai
     if width != height or width & (width - 1):
         complain(
             f"{files.path} holds images of {kind}; they must be square, and their side a power of two. "
-            "Convert them with tools/dataset_tool.py."
+            "Convert them with stylegan-di dataset."
         )
     for name, shape in shapes.items():
         if shape != common:
             complain(
                 f"{files.where(name)} is {describe_shape(shape)}, but most images are {kind}; all must have one shape. "
-                "Remove it, or convert them with tools/dataset_tool.py."
+                "Remove it, or convert them with stylegan-di dataset."
             )
     return kind

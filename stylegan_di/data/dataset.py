@@ -53,7 +53,7 @@ class ImageDataset:
         self._files = ImageFiles(path)
         self._names = self._files.image_names
         if not self._names:
-            raise UserError(f"{self._files.path} holds no images; make a data set with tools/dataset_tool.py.")
+            raise UserError(f"{self._files.path} holds no images; make a data set with stylegan-di dataset.")
         self.path = self._files.path
         self.name = self.path.resolve().stem
         self._shape = self._first_shape()
@@ -149,7 +149,7 @@ class ImageDataset:
             raise UserError(
                 f"{self._files.where(name)} is {describe_shape(image.shape)}, but {self._names[0]} is "
                 f"{describe_shape(self._shape)}; all must have one shape. Remove it, or convert them with "
-                "tools/dataset_tool.py."
+                "stylegan-di dataset."
             )
         if self._cache is not None:
             self._cache[number] = image
@@ -159,7 +159,7 @@ class ImageDataset:
         where = self._files.where(self._names[0])
         channels, height, width = decode_image(self._files.read(self._names[0]), where).shape
         if height != width and not self.any_size:
-            raise UserError(f"{where} is {width}x{height}; images must be square. Crop with tools/dataset_tool.py.")
+            raise UserError(f"{where} is {width}x{height}; images must be square. Crop with stylegan-di dataset.")
         return channels, height, width
 
     def _label(self, number: int) -> np.ndarray:
@@ -175,7 +175,7 @@ class ImageDataset:
         if found is None:
             raise UserError(
                 f"{self._files.path} has no labels (in {self._files.where(LABELS_FILE)}); train without --cond, or "
-                "make a labelled data set with tools/dataset_tool.py."
+                "make a labelled data set with stylegan-di dataset."
             )
         self._class_names = found.class_names
         return np.array(found.labels, dtype=np.int64 if isinstance(found.labels[0], int) else np.float32)

@@ -233,7 +233,7 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     if image.mode not in ("L", "RGB"):
         raise UserError(
             f"{where} is a {image.mode} image; gray (L) and RGB images of 8 bits per channel are accepted. "
-            "Convert the data set with tools/dataset_tool.py."
+            "Convert the data set with stylegan-di dataset."
         )
     pixels = np.asarray(image)
     return pixels[np.newaxis] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -10,7 +10,7 @@ from typing import Any
 
 from stylegan_di.data.files import MAX_FILE_BYTES
 from stylegan_di.dnnlib.untrusted import untrusted
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, not_installed
 
 DATA_FILE = "data.mdb"
 
@@ -56,5 +56,5 @@ def _import_lmdb(path: Path) -> Any:
     try:
         import lmdb
     except ImportError:
-        raise UserError(f'{path} is an LMDB, which needs the package lmdb: pip install "stylegan-di[lmdb]".') from None
+        raise not_installed(f"{path} is an LMDB, which", "lmdb", "lmdb") from None
     return lmdb

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import re
 import tempfile
 import traceback
@@ -62,15 +63,17 @@ class Seeds(click.ParamType):
 
 
 class Device(click.ParamType):
-    """The type of an option that takes 'cpu', 'cuda' or 'cuda:N' and refuses devices that do not exist."""
+    """The type of an option that takes 'cpu', 'cuda', 'cuda:N' or 'mps' and refuses devices that do not exist."""
 
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        match = re.fullmatch(r"cpu|cuda(?::([0-9]{1,3}))?", value)
+        match = re.fullmatch(r"cpu|mps|cuda(?::([0-9]{1,3}))?", value)
         if match is None:
-            self.fail(f"'{value}' is not a device; accepted are cpu, cuda and cuda:N", param, ctx)
-        count = torch.cuda.device_count() if value != "cpu" else 1
+            self.fail(f"'{value}' is not a device; accepted are cpu, cuda, cuda:N and mps", param, ctx)
+        if value == "mps" and not torch.backends.mps.is_available():
+            self.fail("'mps': PyTorch finds no GPU of Apple's here; use cpu", param, ctx)
+        count = torch.cuda.device_count() if value.startswith("cuda") else 1
         if count <= int(match[1] or 0):
             self.fail(f"'{value}': PyTorch finds {count} GPUs here; use cpu or another number", param, ctx)
         return value
@@ -194,6 +197,20 @@ def writable_folder(option: str, path: Path) -> Path:
         raise UserError(f"{option}: cannot write into {path} ({error.strerror}); choose another folder") from None
 
 
+def at_home(value: Any) -> Any:
+    """Puts the home folder for ~ where a path begins, as in ~/a.pkl, 0.7*~/a.pkl, vgg16=~/a.pt,lpips=~/b.pt.
+
+    Shells do that at the beginning of a word only, and so not in --data=~/a.zip.
+    """
+    if isinstance(value, tuple):
+        return tuple(map(at_home, value))
+    if isinstance(value, Path):
+        return Path(at_home(str(value)))
+    if isinstance(value, str):
+        return re.sub(r"(?<![^=*,])~(?=[/\\]|$)", lambda _: os.path.expanduser("~"), value)
+    return value
+
+
 class _UserMistake(click.ClickException):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -203,13 +220,14 @@ class _UserMistake(click.ClickException):
 def user_errors(function: Function) -> Function:
     """Makes a command that raises a UserError end with one line on stderr, 'Error: ...', and the error's status.
 
-    The command gets the option --debug, with which the traceback and its causes come before that line.
+    The command gets the option --debug, with which the traceback and its causes come before that line. In the values of
+    its options ~ is the home folder.
     """
 
     @functools.wraps(function)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def wrapped(**options: Any) -> Any:
         try:
-            return function(*args, **{name: home_expanded(value) for name, value in kwargs.items()})
+            return function(**{name: at_home(value) for name, value in options.items()})
         except UserError as error:
             if click.get_current_context().meta.get("debug"):
                 traceback.print_exc()
@@ -220,21 +238,10 @@ def user_errors(function: Function) -> Function:
     return debug(wrapped)  # type: ignore[return-value]
 
 
-def home_expanded(value: Any) -> Any:
-    """An option's value with '~' for the home folder, which a shell leaves in --data=~/x; also after =, comma and *."""
-    if isinstance(value, Path):
-        return value.expanduser()
-    if isinstance(value, tuple):
-        return tuple(map(home_expanded, value))
-    if isinstance(value, str) and "~" in value:
-        return re.sub(r"(?<![^=,*])~(?=/|$)", lambda _: str(Path.home()), value)
-    return value
-
-
 def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     ctx.meta["debug"] = value
 
 
 def default_device() -> str:
-    """Returns 'cuda' if PyTorch finds a GPU, otherwise 'cpu'."""
+    """Returns 'cuda' if PyTorch finds a GPU of that kind, otherwise 'cpu'; mps has to be asked for."""
     return "cuda" if torch.cuda.is_available() else "cpu"

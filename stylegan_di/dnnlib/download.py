@@ -32,8 +32,8 @@ import urllib3
 
 from stylegan_di.dnnlib.file_kinds import wrong_kind
 from stylegan_di.dnnlib.progress import Progress
-from stylegan_di.dnnlib.safe_files import fcntl, open_plain
-from stylegan_di.dnnlib.util import UserError, atomic_write, cache_folder, say, sha256_of_file
+from stylegan_di.dnnlib.safe_files import lock, open_plain
+from stylegan_di.dnnlib.util import UserError, atomic_write, cache_folder, say, sha256_of, sha256_of_file
 
 MIRRORS = "DNNLIB_MIRRORS"
 REFRESH = "DNNLIB_REFRESH"
@@ -235,7 +235,7 @@ class _Partial:
         if wrong := wrong_kind(self.head(), self.size(), path.suffix):
             self.discard()
             raise _BrokenTransferError(wrong)
-        found = None if sha256 is None else sha256_of_file(self.path)
+        found = None if sha256 is None else self.sha256()
         if sha256 is not None and found != sha256.lower():
             self.discard()
             raise _BrokenTransferError(
@@ -243,14 +243,22 @@ class _Partial:
                 "source or was altered in transit"
             )
         os.fsync(self.file.fileno())
-        if fcntl is None:
-            self.file.close()  # Windows cannot rename open files
+        self.release()
         os.replace(self.path, path)
         self.notes.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        """Before the file is renamed or removed, which Windows refuses while it is open."""
+        if os.name == "nt":
+            self.file.close()
 
     def head(self) -> bytes:
         self.file.seek(0)
         return self.file.read(512)
+
+    def sha256(self) -> str:
+        self.file.seek(0)  # by the file that holds the lock: Windows lets no other one read
+        return sha256_of(self.file)
 
 
 @contextlib.contextmanager
@@ -264,8 +272,7 @@ def _partial_file(path: Path) -> Iterator[_Partial]:
                 say(f"{name} is a link or no ordinary file, and is removed")
                 name.unlink()
         file = open_plain(name, "a+b")
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.lstat(name)):
                 break
@@ -277,6 +284,7 @@ def _partial_file(path: Path) -> Iterator[_Partial]:
         finally:
             if name.exists() and partial.size() == 0:
                 partial.discard()
+                partial.release()
                 name.unlink()
 
 

@@ -13,12 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from stylegan_di.dnnlib.util import UserError
+import filelock
 
-try:
-    import fcntl
-except ImportError:  # Windows, where two processes are not kept apart
-    fcntl = None  # type: ignore[assignment]
+from stylegan_di.dnnlib.util import UserError
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # the latter, because a pipe would block
 
@@ -32,6 +29,8 @@ def open_plain(path: str | os.PathLike[str], mode: str, **options: Any) -> IO[An
     Raises:
         UserError: if a link, a pipe, a device or a folder is there.
     """
+    if os.path.islink(path):
+        raise _not_plain(path)  # Windows has no O_NOFOLLOW, which elsewhere refuses a link that comes after this look
     try:
         file = open(path, mode, opener=_open_no_link, **options)  # noqa: SIM115 (the caller closes it)
     except OSError:
@@ -57,9 +56,18 @@ def _not_plain(path: str | os.PathLike[str]) -> UserError:
 def locked(path: str | os.PathLike[str]) -> Iterator[None]:
     """Lets one process in at a time, by a lock on the file `path`; the system releases it if its holder dies."""
     with open_plain(path, "ab") as file:
-        if fcntl is not None:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file)
         yield
+
+
+def lock(file: IO[Any]) -> None:
+    """Waits for the lock on an open file, which holds until the file is closed or the process dies."""
+    filelock.lock_descriptor(file.fileno())
+
+
+def try_lock(file: IO[Any]) -> bool:
+    """Takes the lock on an open file as `lock` does; False if another process has it."""
+    return filelock.lock_descriptor(file.fileno(), blocking=False)
 
 
 def private_folder(path: Path) -> str:

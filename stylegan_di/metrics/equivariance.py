@@ -25,6 +25,7 @@ from stylegan_di.networks import stylegan3
 from stylegan_di.random import SampleRandom
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops.upfirdn2d import upfirdn2d
+from stylegan_di.torch_utils.precision import as_float64, widest
 
 Motion = Literal["int", "frac", "rotation"]
 
@@ -106,14 +107,15 @@ def errors_of(draw: Draw, motion: Motion, draws: Tensor, resolution: int) -> Ten
             moved = upfirdn2d(moved[None], turned_filter(-float(angle), 1).to(moved), padding=REACH)[0]
         else:
             expected, mask = shifted(image, *shift.tolist())
-        error = ((moved - expected).double().square() * mask).sum()
+        mask = as_float64(mask)
+        error = (as_float64(moved - expected).square() * mask).sum()
         rows.append(torch.stack([error, mask.sum() * len(image)]))
     return torch.stack(rows)
 
 
 def shifted(image: Tensor, right: float, down: float) -> tuple[Tensor, Tensor]:
-    """Moves an image [C,R,R] by pixels; returns it and the mask float64 [R,R] of what is known of it."""
-    mask = torch.ones(image.shape[1:], dtype=torch.float64, device=image.device)
+    """Moves an image [C,R,R] by pixels; returns it and the mask [R,R] of what is known of it."""
+    mask = torch.ones(image.shape[1:], dtype=widest(image.device), device=image.device)
     for axis, shift in ((2, right), (1, down)):
         whole = math.floor(shift)
         if shift != whole:
@@ -124,7 +126,7 @@ def shifted(image: Tensor, right: float, down: float) -> tuple[Tensor, Tensor]:
             pads = [LOBES, LOBES - 1, 0, 0] if axis == 2 else [0, 0, LOBES, LOBES - 1]
             image = upfirdn2d(image[None], f, padding=pads, flip_filter=True)[0]
             inside = upfirdn2d(mask[None, None], torch.ones_like(f), padding=pads)[0, 0]
-            mask = (inside.round() == 2 * LOBES).double()
+            mask = (inside.round() == 2 * LOBES).to(mask.dtype)
         image, mask = _roll(image, whole, axis), _roll(mask, whole, axis - 1)
     return image, mask
 
@@ -175,12 +177,12 @@ def _window(axis: Tensor, angle: float) -> Tensor:
 
 
 def turned(image: Tensor, angle: float) -> tuple[Tensor, Tensor]:
-    """Turns an image [C,R,R]: pixel p shows what was at R(angle) p; returns it and its mask float64 [R,R]."""
+    """Turns an image [C,R,R]: pixel p shows what was at R(angle) p; returns it and its mask [R,R]."""
     size = image.shape[-1]
     pads = [REACH * OVERSAMPLING, REACH * OVERSAMPLING - OVERSAMPLING + 1] * 2
     fine = upfirdn2d(image[None], turned_filter(angle, OVERSAMPLING).to(image), up=OVERSAMPLING, padding=pads,
                      gain=OVERSAMPLING**2)  # fmt: skip
-    axis = torch.arange(size, dtype=torch.float64, device=image.device) + 0.5 - size / 2  # pixels from the middle
+    axis = torch.arange(size, dtype=widest(image.device), device=image.device) + 0.5 - size / 2  # from the middle
     x, y = _turned(axis, -angle)
     # Sample k of the fine image is at pixel k / OVERSAMPLING.
     length = fine.shape[-1]
@@ -190,7 +192,7 @@ def turned(image: Tensor, angle: float) -> tuple[Tensor, Tensor]:
     inside = size / 2 - REACH - 0.5
     own_y, own_x = torch.meshgrid(axis, axis, indexing="ij")
     mask = torch.stack([x, y, own_x, own_y]).abs().amax(dim=0) <= inside
-    return result, mask.double()
+    return result, mask.to(axis.dtype)
 
 
 def _measurable(generator: Generator, motion: Motion) -> stylegan3.Generator:

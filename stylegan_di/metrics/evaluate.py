@@ -254,7 +254,8 @@ def _pick(found: Mapping[str, FeatureStats], extractor: FeatureExtractor, entry:
         held = " and ".join(f"{name} features of {len(other.mean)} dimensions" for name, other in found.items())
         raise UserError(
             f"--ref={source} holds {held}; the metrics asked for need {extractor.name} features of {extractor.dim}: "
-            "choose other --metrics, or give images to compare with (a ZIP as --ref, or as --data of calc_metrics.py)"
+            "choose other --metrics, or give images to compare with (a ZIP as --ref, or as --data of "
+            "stylegan-di metrics)"
         )
     if entry.needs_features and stats.features is None:
         raise UserError(
@@ -264,6 +265,7 @@ def _pick(found: Mapping[str, FeatureStats], extractor: FeatureExtractor, entry:
     if entry.needs_labels and stats.labels is None:
         raise UserError(
             f"--ref={source} holds no labels, and recall by class needs those of the real images: give a data set that "
-            "has labels (as --ref, or as --data of calc_metrics.py), or statistics that make_reference.py made of one"
+            "has labels (as --ref, or as --data of stylegan-di metrics), or statistics that stylegan-di reference made "
+            "of one"
         )
     return stats

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.torch_utils.precision import as_float64
 
 CHUNK = 1000  # rows of the distance matrix that are computed at a time
 
@@ -52,7 +53,7 @@ def precision_recall(reals: Tensor, fakes: Tensor, *, k: int = 3) -> tuple[float
         distances = torch.cdist(rows, reals)
         precise.append((distances <= real_radii).any(dim=1))
         recalled |= (distances <= radii[:, None]).any(dim=0)
-    return float(torch.cat(precise).double().mean()), float(recalled.double().mean())
+    return float(as_float64(torch.cat(precise)).mean()), float(as_float64(recalled).mean())
 
 
 def neighbour_radii(features: Tensor, k: int) -> Tensor:

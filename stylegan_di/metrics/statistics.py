@@ -19,6 +19,7 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_file
+from stylegan_di.torch_utils.precision import as_float64
 
 MAX_DIM = 1 << 13  # largest dimension of features that is read from a file
 MAX_MAGNITUDE = 1e6  # of a mean; a variance may be its square
@@ -58,7 +59,7 @@ class FeatureStats:
 
 
 class FeatureSums:
-    """Sums features batch by batch, on the device on which they are.
+    """Sums features batch by batch, on the device on which they are, or on the CPU if that has no float64.
 
     Args:
         dim: dimension of the features.
@@ -73,7 +74,7 @@ class FeatureSums:
 
     def append(self, features: Tensor) -> None:
         """Adds a batch of features [B,dim]."""
-        x = features.to(torch.float64)
+        x = as_float64(features)
         self._sum = self._sum.to(x.device) + x.sum(dim=0)
         self._products = self._products.to(x.device).addmm_(x.T, x)
         self.num += len(x)

@@ -15,6 +15,8 @@ from stylegan_di.dnnlib.util import UserError
 
 #: Signals that stop a run with its state saved; Windows has no SIGHUP.
 STOPPING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGINT") if hasattr(signal, name)]
+#: Ends a process at once; on Windows every signal does.
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 

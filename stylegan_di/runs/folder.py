@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from stylegan_di.config import TrainConfig
-from stylegan_di.dnnlib.safe_files import open_plain
+from stylegan_di.dnnlib.safe_files import open_plain, try_lock
 from stylegan_di.dnnlib.util import UserError, atomic_write, sync_directory
 from stylegan_di.runs import statefile
 
@@ -63,15 +62,10 @@ class RunFolder:
 
     def _take(self) -> None:
         """Locks the folder until the `with` block ends or the process dies, and writes the options into it."""
-        if os.name == "posix":
-            import fcntl
-
-            self._lock = open_plain(self.path / ".lock", "ab")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self._lock.close()
-                raise UserError(f"{self.path}: another process is training in this folder; wait, or stop it") from None
+        self._lock = open_plain(self.path / ".lock", "ab")
+        if not try_lock(self._lock):
+            self._lock.close()
+            raise UserError(f"{self.path}: another process is training in this folder; wait, or stop it")
         self.write_json("training_options.json", asdict(self.config))
 
     def __enter__(self) -> RunFolder:
@@ -118,7 +112,7 @@ class RunFolder:
 def run_name(config: TrainConfig) -> str:
     """Returns the folder name after the number, such as 'fashion-gan-di-ikl-batch64'."""
     source = config.gan_pkl or config.data or config.teacher or "run"
-    stem = source.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].split(".")[0]
+    stem = source.replace("\\", "/").rstrip("/").rsplit("/", 1)[-1].split(".")[0]
     parts = [stem, config.kind]
     if config.kind == "di":
         parts.append(config.divergence.replace("=", ""))

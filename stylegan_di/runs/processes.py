@@ -19,7 +19,7 @@ from typing import IO
 import torch
 
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.runs.endings import STOPPING, Interrupted
+from stylegan_di.runs.endings import KILL, STOPPING, Interrupted
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.distributed import ProcessLost
 
@@ -77,7 +77,7 @@ def _send(children: Sequence[subprocess.Popen[bytes]], number: int) -> None:
 
 
 def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
-    _send(children, signal.SIGKILL)
+    _send(children, KILL)
     for child in children:
         child.wait()
         assert child.stdin is not None
@@ -144,6 +144,6 @@ def follow_parent() -> None:
         os.read(0, 1)  # the parent never writes, so this returns when it dies
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(ORPHAN)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), KILL)
 
     threading.Thread(target=watch, daemon=True, name="parent").start()

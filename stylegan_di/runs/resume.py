@@ -28,7 +28,7 @@ from stylegan_di.teachers.mixed import parse_teachers
 MAY_CHANGE = ("outdir", "data", "device", "gpus", "workers", "batch_gpu", "kimg", "snap", "state", "snap_format",
               "metrics", "metric_samples", "detector_file", "max_skips", "on_divergence", "fsdp",
               "heartbeat", "track")  # fmt: skip
-_ALTERED = "the state was altered, or is of another version; pass one that train.py wrote"
+_ALTERED = "the state was altered, or is of another version; pass one that stylegan-di train wrote"
 
 
 @dataclass(frozen=True)

@@ -142,13 +142,13 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 def keep_best(path: Path, best: Path) -> None:
-    """Gives a state a second name that `prune` ignores: a link, or a copy where links are not possible."""
+    """Gives a state a second name that `prune` ignores: a link, or a copy where links are not possible, as on FAT."""
     for source, target in ((path, best), (manifest_path(path), manifest_path(best))):
         temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
         try:
             os.link(source, temporary)
         except OSError as error:
-            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK):
+            if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.EXDEV, errno.EMLINK, errno.EINVAL):
                 raise
             with open(source, "rb") as file, atomic_file(target) as copy:
                 shutil.copyfileobj(file, copy)
@@ -202,7 +202,7 @@ def load_state(path: Path) -> State:
     Raises:
         UserError: if it is no training state.
     """
-    with untrusted(str(path), remedy="Pass a training state that train.py wrote."):
+    with untrusted(str(path), remedy="Pass a training state that stylegan-di train wrote."):
         with open_untrusted(path) as (opened, size):
             budget = safetensors_budget(opened, size)
         with safetensors.safe_open(path, framework="pt") as file:

@@ -19,6 +19,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.networks.checks import check_choice
 from stylegan_di.sampling.heun import sigma_steps
+from stylegan_di.torch_utils.precision import moved
 
 SOLVERS = ("euler", "heun")
 SCALINGS = ("none", "vp")
@@ -50,7 +51,7 @@ SCHEDULES = tuple(_SCHEDULES)
 class Process:
     """Noise level sigma(t) by `schedule` (SCHEDULES) and scale s(t) by `scaling` (SCALINGS); beta_* are VP's.
 
-    Its methods take and return float64 tensors of any shape.
+    Its methods take and return float64 tensors of any shape, or float32 ones.
     """
 
     schedule: str
@@ -158,7 +159,7 @@ def ablation_sampler(
         denoiser, latents, labels, num_steps, S_churn, S_min, S_max, S_noise, noise_source: see `heun_sampler`.
 
     Returns:
-        Images [B,C,H,W] float64, nominally in [-1,1].
+        Images [B,C,H,W] float64 (float32 on a device without it), nominally in [-1,1].
 
     Raises:
         ValueError: if a name is unknown.
@@ -175,15 +176,15 @@ def ablation_sampler(
     process = Process(schedule, scaling, *vp_betas(low, high, epsilon_s))
     sigmas = noise_levels(discretization, num_steps, low, high, rho=rho, epsilon_s=epsilon_s, C_1=C_1, C_2=C_2, M=M)
     times = process.time(denoiser.round_sigma(sigmas))
-    times = torch.cat([times, times.new_zeros(1)]).to(latents.device)
+    times = moved(torch.cat([times, times.new_zeros(1)]), latents.device)
 
     def slope(x: Tensor, t: Tensor) -> Tensor:
         """Returns dx/dt of the probability flow (eq. 4)."""
         sigma, scale, sigma_slope = process.sigma(t), process.scale(t), process.sigma_slope(t)
-        denoised = denoiser(x / scale, sigma, labels).to(torch.float64)
+        denoised = denoiser(x / scale, sigma, labels).to(x.dtype)
         return (sigma_slope / sigma + process.log_scale_slope(t)) * x - sigma_slope * scale / sigma * denoised
 
-    x = latents.to(torch.float64) * process.sigma(times[0]) * process.scale(times[0])
+    x = latents.to(times.dtype) * process.sigma(times[0]) * process.scale(times[0])
     for step, (t, t_next) in enumerate(pairwise(times), start=1):
         if noise_source is not None and S_churn > 0:
             sigma = process.sigma(t)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.sampling.heun import sigma_steps
+from stylegan_di.torch_utils.precision import moved
 
 
 @torch.no_grad()
@@ -38,11 +39,11 @@ def dpm_solver(
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps}; accepted: 1 or more")
     low, high = max(sigma_min, denoiser.sigma_min), min(sigma_max, denoiser.sigma_max)
-    sigmas = denoiser.round_sigma(sigma_steps(num_steps, low, high, rho)).to(latents.device)
-    x = latents.to(torch.float64) * sigmas[0]
+    sigmas = moved(denoiser.round_sigma(sigma_steps(num_steps, low, high, rho)), latents.device)
+    x = latents.to(sigmas.dtype) * sigmas[0]
     before, h_before = torch.zeros_like(x), math.inf  # makes the first step first-order
     for step, sigma in enumerate(sigmas):
-        denoised = denoiser(x, sigma, labels).to(torch.float64)
+        denoised = denoiser(x, sigma, labels).to(x.dtype)
         if step + 1 == num_steps:
             break
         h = float((sigma / sigmas[step + 1]).log())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.interfaces import Denoiser
+from stylegan_di.torch_utils.precision import moved
 
 
 def sigma_steps(num_steps: int, sigma_min: float, sigma_max: float, rho: float) -> Tensor:
@@ -53,18 +54,19 @@ def heun_sampler(
             it is called once per step, in order, when S_churn > 0.
 
     Returns:
-        Images [B,C,H,W] float64, nominally in [-1,1].
+        Images [B,C,H,W] float64 (float32 on a device without it), nominally in [-1,1].
     """
     if S_churn > 0 and noise_source is None:
         raise ValueError(f"S_churn={S_churn} adds noise: noise_source must be given")
     steps = sigma_steps(num_steps, max(sigma_min, denoiser.sigma_min), min(sigma_max, denoiser.sigma_max), rho)
-    steps = torch.cat([denoiser.round_sigma(steps), steps.new_zeros(1)]).to(latents.device)
+    steps = torch.cat([denoiser.round_sigma(steps), steps.new_zeros(1)])
+    steps = moved(steps, latents.device)
 
     def slope(x: Tensor, sigma: Tensor) -> Tensor:
         """Returns dx/dsigma of the probability flow (eq. 1 with sigma(t) = t)."""
-        return (x - denoiser(x, sigma, labels).to(torch.float64)) / sigma
+        return (x - denoiser(x, sigma, labels).to(x.dtype)) / sigma
 
-    x = latents.to(torch.float64) * steps[0]
+    x = latents.to(steps.dtype) * steps[0]
     for sigma, sigma_next in pairwise(steps):
         if noise_source is not None and S_churn > 0:
             gamma = min(S_churn / num_steps, math.sqrt(2) - 1) if S_min <= sigma <= S_max else 0.0

@@ -17,6 +17,7 @@ from torch import Tensor
 from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.labels import Chosen, LabelLaw
+from stylegan_di.torch_utils.precision import moved
 
 _CALL_SAMPLES = 16  # most samples in one call of the network on a GPU
 _CALL_PIXELS = 2**20  # most pixels of output in one call
@@ -24,7 +25,7 @@ _CALL_PIXELS = 2**20  # most pixels of output in one call
 
 def call_size(device: torch.device, resolution: int) -> int:
     """Returns the samples per call of the network: enough to fill a GPU; one on a CPU, where more gain little."""
-    return max(1, min(_CALL_SAMPLES, _CALL_PIXELS // resolution**2)) if device.type == "cuda" else 1
+    return max(1, min(_CALL_SAMPLES, _CALL_PIXELS // resolution**2)) if device.type != "cpu" else 1
 
 
 def uint8_images(draw: Callable[[Sequence[int]], Tensor], seeds: Sequence[int], size: int) -> Tensor:
@@ -48,7 +49,7 @@ class SeedNoise:
     def normal(self, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         """Draws standard normal numbers [n, *shape]."""
         rows = [torch.randn(shape, dtype=dtype, generator=generator) for generator in self.generators]
-        return torch.stack(rows).to(self.device)
+        return moved(torch.stack(rows), self.device)
 
     def integers(self, high: int) -> Tensor:
         """Draws uniform integers in [0, high), [n], int64 on the CPU."""

@@ -90,9 +90,9 @@ def as_generator(snapshot: Snapshot) -> interfaces.Generator:
         raise RefusedFileError(
             snapshot.source,
             f"a diffusion teacher ({', '.join(teacher.entries())!r} without sigma_init), not a generator",
-            "Pass it as --teacher (load_denoiser), or distil it to one step first (train.py --kind=di --teacher). "
-            "For a one-step student of another project, give its noise level: "
-            "tools/convert.py IN OUT --sigma-init=2.5.",
+            "Pass it as --teacher (load_denoiser), or distil it to one step first (stylegan-di train --kind=di "
+            "--teacher). For a one-step student of another project, give its noise level: "
+            "stylegan-di convert IN OUT --sigma-init=2.5.",
         )
     raise RefusedFileError(snapshot.source, f"no generator: {_listing(snapshot)}", "Pass a file with G_ema or ema.")
 
@@ -125,7 +125,7 @@ def as_gan(snapshot: Snapshot) -> StyleGAN2Student:
     if found is None:
         raise UserError(
             f"--network={snapshot.source} is a {as_shown(snapshot).kind}, which has no w. Pass a StyleGAN2 or "
-            "StyleGAN3 network, or use generate.py with --seeds"
+            "StyleGAN3 network, or use stylegan-di generate with --seeds"
         )
     return found
 
@@ -181,7 +181,7 @@ def _only(snapshot: Snapshot) -> tuple[str, torch.nn.Module | None]:
         if name in found:
             return name, found[name]
     if len(found) > 1:
-        remedy = "Choose one with --which, or take it out with tools/convert.py IN OUT --which=NAME."
+        remedy = "Choose one with --which, or take it out with stylegan-di convert IN OUT --which=NAME."
         raise RefusedFileError(snapshot.source, f"several networks: {', '.join(found)[:200]}", remedy)
     return next(iter(found.items()), ("", None))
 

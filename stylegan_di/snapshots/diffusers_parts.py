@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from stylegan_di.diffusion import discrete_levels
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.snapshots.blueprint import Bounded
-from stylegan_di.snapshots.pipelines import INSTALL, Part, Pipeline, TeacherOptions, check_words, weights_files
+from stylegan_di.snapshots.pipelines import Part, Pipeline, TeacherOptions, check_words, weights_files
 from stylegan_di.spaces.latents import Latents
 from stylegan_di.teachers.discrete import DiscreteTeacher, FlowTimes, Texts, Times
 
@@ -83,7 +83,7 @@ def _reading(part: Part, option: str) -> Iterator[None]:
     except UserError:
         raise
     except ImportError as error:
-        raise UserError(f"{option} needs {error.name or 'a library'}, which is not installed: {INSTALL}") from None
+        raise not_installed(option, error.name or "diffusers", "diffusers") from None
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise UserError(

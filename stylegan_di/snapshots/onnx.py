@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import not_installed
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.random import SampleRandom
 
@@ -46,7 +46,7 @@ def to_onnx(
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"ONNX needs the package {missing[0]}, which is not installed: pip install 'stylegan-di[onnx]'")
+        raise not_installed("ONNX", missing[0], "onnx")
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             exported(model, inputs), output_names=list(outputs), opset_version=OPSET, dynamo=True, verbose=False

@@ -19,7 +19,6 @@ from stylegan_di.snapshots.blueprint import ImageShape
 MAX_JSON = 1 << 20  # bytes of a config; the largest have some thousand
 MAX_CLASSES = 100_000
 MAX_WORDS = 1 << 24  # bytes of a tokenizer's files; CLIP's have at most 4 MB
-INSTALL = "pip install diffusers transformers, or '.[diffusers]' in the clone"
 #: What is fetched from a hub. The text file is the merges of a tokenizer.
 FETCHED = ("*.json", "*diffusion_pytorch_model*.safetensors", "*/model*.safetensors", "tokenizer*/merges.txt")
 NOT_FETCHED = ("*non_ema*", "*.fp16.*", "safety_checker/*")

@@ -14,6 +14,7 @@ from stylegan_di.networks import r3gan
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import numpy_latents
 from stylegan_di.students.stylegan2 import checked_labels
+from stylegan_di.torch_utils.precision import moved
 
 
 class R3GANStudent(Generator):
@@ -64,4 +65,4 @@ class R3GANStudent(Generator):
         """Latents are numpy's of each seed, from 0 to 2^32 - 1, as for StyleGAN2."""
         device = next(self.parameters()).device
         z, labels = numpy_latents(seeds, self.network.z_dim, self.label_law, class_index)
-        return self(z.to(device), None if labels is None else labels.to(device))
+        return self(moved(z, device), None if labels is None else labels.to(device))

@@ -16,6 +16,7 @@ from stylegan_di.labels import Chosen
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import call_size, numpy_latents, uint8_images
+from stylegan_di.torch_utils.precision import moved
 
 W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg, or of a class's w
 
@@ -162,10 +163,10 @@ class StyleGAN2Student(Generator):
         return self._class_means[key]
 
     def latents_of(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> tuple[Tensor, Tensor | None]:
-        """The latents [n,z_dim], float64, and labels [n,label_dim] of n seeds; see `mapped`."""
+        """The latents [n,z_dim], float64 where the device has it, and labels [n,label_dim] of n seeds; see `mapped`."""
         device = next(self.parameters()).device
         z, labels = numpy_latents(seeds, self.network.z_dim, self.label_law, class_index)
-        return z.to(device), None if labels is None else labels.to(device)
+        return moved(z, device), None if labels is None else labels.to(device)
 
     @torch.no_grad()
     def synthesize(self, ws: Tensor, seeds: Sequence[int]) -> Tensor:

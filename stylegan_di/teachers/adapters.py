@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import not_installed
 from stylegan_di.interfaces import Denoiser
 
 ADAPTER = ".lora_"  # in the names of peft's adapters
@@ -29,7 +29,7 @@ def add_adapters(network: torch.nn.Module, rank: int) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
-        raise UserError(f"--fake-rank={rank} needs peft, which is not installed: pip install peft") from None
+        raise not_installed(f"--fake-rank={rank}", "peft", "peft") from None
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     names = [name for name, module in network.named_modules() if isinstance(module, layers)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), network)

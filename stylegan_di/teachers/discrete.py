@@ -23,6 +23,7 @@ from stylegan_di.diffusion import (
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.networks.edm_unets import last_of_each_level
 from stylegan_di.teachers.adapters import Adapted, add_adapters
+from stylegan_di.torch_utils.precision import moved
 
 
 class Times(torch.nn.Module):
@@ -49,8 +50,8 @@ class Times(torch.nn.Module):
         return discrete_preconditioning(sigma, time, self.prediction)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Times:
-        """Moves the levels to the parameters' device but keeps them in float64."""
-        self.levels = self.levels.to(fn(self.levels).device)
+        """Moves the levels to the parameters' device but keeps them in float64, where it has that."""
+        self.levels = moved(self.levels, fn(self.levels.float()).device)
         return self
 
 

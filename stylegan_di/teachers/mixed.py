@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from stylegan_di.diffusion import per_sample
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
+from stylegan_di.torch_utils.precision import moved
 
 _NUMBER = r"[0-9]*[.]?[0-9]+"
 _NEXT = re.compile(rf"\+(?={_NUMBER}\*)")  # a further term begins with its weight, so that names may contain a plus
@@ -103,6 +104,11 @@ class MixedDenoiser(Denoiser):
         self.register_buffer("lows", torch.tensor(lows, dtype=torch.float64))
         self.register_buffer("highs", torch.tensor(highs, dtype=torch.float64))
         self.always = all(low == self.sigma_min for low in lows) and all(high == self.sigma_max for high in highs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> MixedDenoiser:
+        """Moves the bounds in float32 to a device without float64."""
+        self.lows, self.highs = (moved(bound, fn(self.weights).device) for bound in (self.lows, self.highs))
+        return super()._apply(fn, recurse)
 
     def members(self) -> Iterator[Denoiser]:
         """The teachers."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 _KEEP_BYTES = 1 << 30  # blocks up to this size come from the heap, which keeps up to this much freed memory at its end
@@ -20,7 +21,7 @@ def keep_freed_memory() -> bool:
     It changes nothing if malloc is not glibc's, or if the environment already configures malloc. On GPUs PyTorch's own
     allocator keeps freed blocks anyway.
     """
-    if any(os.environ.get(name) for name in _VARIABLES):
+    if sys.platform != "linux" or any(os.environ.get(name) for name in _VARIABLES):
         return False
     library = ctypes.CDLL(None)
     if not hasattr(library, "gnu_get_libc_version"):

@@ -149,7 +149,7 @@ class Trainer:
         Raises:
             UserError: if the teacher or the data set has changed since the run began, or the state was altered.
         """
-        with untrusted(str(saved.path), remedy="Pass a training state that train.py wrote."):
+        with untrusted(str(saved.path), remedy="Pass a training state that stylegan-di train wrote."):
             check_inputs(saved.values["inputs"], self.method.inputs)
             seconds = float(saved.values["seconds"])
             if not 0 <= seconds < 1e12:

@@ -74,12 +74,12 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
     if generator.img_channels != dataset.num_channels and isinstance(generator, stylegan3.Generator):
         raise UserError(
             f"--resume={source}: its images have {generator.img_channels} channels, those of --data "
-            f"{dataset.num_channels}; tools/dataset_tool.py --channels makes data of another number"
+            f"{dataset.num_channels}; stylegan-di dataset --channels makes data of another number"
         )
     if generator.img_resolution != dataset.resolution and isinstance(generator, stylegan3.Generator):
         raise UserError(
             f"--resume={source}: its images have {generator.img_resolution} pixels a side, those of --data "
-            f"{dataset.resolution}, and a StyleGAN3's layers are laid out for its own; tools/dataset_tool.py "
+            f"{dataset.resolution}, and a StyleGAN3's layers are laid out for its own; stylegan-di dataset "
             "--resolution makes data of another"
         )
     blocks = _arguments(discriminator).arguments.get("block_kwargs") or {}

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -96,6 +95,8 @@ def measure(network: str, rank: int | None, checkpointing: bool, batch: int, dev
 
 def _resident() -> int:
     """The most memory that this process has had resident, in bytes."""
+    import resource  # not on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -16,7 +16,6 @@ import json
 import pickle
 import pickletools
 import random
-import resource
 import sys
 import time
 import traceback
@@ -213,6 +212,8 @@ def fuzz(count: int, seed: int, first: int) -> dict[str, Any]:
         open_as_a_network_file(mutant(bases, small, -1, index)[1])
     events: list[str] = []
     progress = Progress("Mutants", count)
+    import resource  # not on Windows
+
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = max(MEMORY, pages * resource.getpagesize() + ROOM)
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

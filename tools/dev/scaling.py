@@ -30,6 +30,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
 import stylegan_di
+from stylegan_di.commands.spectrum import load_matplotlib, save_figure
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor, Generator
@@ -52,7 +53,6 @@ from stylegan_di.training.batch import Batch
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from tools.dev.benchmark import Measured, peak_mib, seconds, table, write_report
 from tools.dev.benchmark_rows import step_of, stylegan2, unet
-from tools.spectrum import load_matplotlib, save_figure
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -94,6 +93,8 @@ def measured(row: str, seed: int, data: Path, outdir: Path) -> dict[str, Any]:
         return result | judged(name, data, *rest)
     folder = outdir / f"{row}-{seed}"
     shutil.rmtree(outdir / "cache" / "teacher-samples", ignore_errors=True)  # so that drawing them counts
+    import resource  # not on Windows
+
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     arguments = ("--kind=di", "--gan-pkl=fashion-gan.pkl", "--metrics=none", "--device=cpu", "--snap=100")
     run("train.py", *arguments, f"--seed={seed}", f"--outdir={folder}", *options)

@@ -1,6 +1,6 @@
 """Builds the ops' native kernels, once on each machine, and attaches them to the ops' schemas.
 
-    python -m torch_utils.ops.build                 # for the CPU, and with --device=cuda for the GPU
+    python -m stylegan_di.torch_utils.ops.build                 # for the CPU, and with --device=cuda for the GPU
 
 A build is one call of the compiler on one file. Its library registers kernels with PyTorch's dispatcher and has no
 Python binding, so that it works with every Python version. It is cached under a hash of sources, PyTorch, compiler and
@@ -205,22 +205,24 @@ def load(device: str = "cpu", *, may_build: bool) -> str:
     """Attaches native kernels to the ops for the rest of this process; returns a text that says what the ops now use.
 
     Args:
-        device: cpu or cuda.
+        device: cpu or cuda; another has none.
         may_build: whether to build kernels that are not in the cache; otherwise they are used only if cached.
 
     Without a working compiler the ops keep their reference implementation, and the text says so.
     """
+    if device not in COMPILERS:
+        return "reference (there are native kernels for cpu and cuda)"
     try:
         plan = recipe(device)
         if not may_build and (wrong := distrust(plan)):
             if os.path.lexists(plan.library):
                 say(f"{plan.library} {wrong}: it is not loaded")
-            return "reference (native kernels are not built: python -m torch_utils.ops.build)"
+            return "reference (native kernels are not built: python -m stylegan_di.torch_utils.ops.build)"
         library = build(plan)
         if not attached(device):
             torch.ops.load_library(str(library))
     except BuildError:
-        return "reference (building native kernels failed: python tools/doctor.py says why)"
+        return "reference (building native kernels failed: stylegan-di doctor says why)"
     except (UserError, OSError) as error:
         return f"reference ({str(error).splitlines()[0]})"
     return f"native ({torch.backends.cpu.get_cpu_capability() if device == 'cpu' else _gpu_architecture()})"

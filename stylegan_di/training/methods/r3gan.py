@@ -158,7 +158,7 @@ def _opened(source: str, dataset: ImageDataset) -> tuple[Networks, tuple[str, ..
     if found != wanted:
         raise UserError(
             f"--resume={source}: resolution and channels of its images are {found}, of those of --data {wanted}, and "
-            "R3GAN's stages are laid out for its own; tools/dataset_tool.py makes data of another resolution "
+            "R3GAN's stages are laid out for its own; stylegan-di dataset makes data of another resolution "
             "(--resolution), gray or RGB (--channels)"
         )
     classes = dataset.label_dim

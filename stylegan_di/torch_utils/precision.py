@@ -1,0 +1,23 @@
+"""float64 where a device has it: Apple's GPUs (mps) have float32 at most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WITHOUT_FLOAT64 = {"mps"}  # types of devices
+
+
+def widest(device: torch.device) -> torch.dtype:
+    """float64, or float32 where the device has no float64."""
+    return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on a device, in float32 if it is float64 and the device has none."""
+    return (x.to(widest(device)) if x.dtype == torch.float64 else x).to(device)
+
+
+def as_float64(x: Tensor) -> Tensor:
+    """x in float64: on its device, or on the CPU where its device has no float64."""
+    return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()
