@@ -26,6 +26,8 @@ RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH PIP_NO_CACHE_DIR=1 DNNLIB_CACHE_DIR=/cache
 RUN pip install ${TORCH}
 COPY pyproject.toml MANIFEST.in README.md LICENSE ./
+COPY dnnlib dnnlib
+COPY torch_utils torch_utils
 COPY stylegan_di stylegan_di
 RUN pip install ".[${EXTRAS}]" && mkdir -m 1777 /cache && stylegan-di --version
 WORKDIR /work

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from stylegan_di.torch_utils.persistence import RefusedFileError
 
 __all__ = ["RefusedFileError", "UserError", "load_denoiser", "load_generator"]
+
+# In a clone, links in this folder lead to dnnlib and torch_utils beside it. Git for Windows writes files in their place.
+if not os.path.isdir(os.path.join(__path__[0], "dnnlib")):
+    __path__.append(os.path.dirname(__path__[0]))
 
 _HOMES = {
     "RefusedFileError": "stylegan_di.torch_utils.persistence",

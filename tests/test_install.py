@@ -217,7 +217,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_holds_the_whole_package_and_nothing_else(wheel: Path) -> None:
-    files = [path for path in (ROOT / "stylegan_di").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    walked = os.walk(ROOT / "stylegan_di", followlinks=True)  # dnnlib and torch_utils are linked
+    files = [Path(folder, name) for folder, _, names in walked for name in names if "__pycache__" not in folder]
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert names == {path.relative_to(ROOT).as_posix() for path in files}

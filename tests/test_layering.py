@@ -91,7 +91,10 @@ def source_files() -> dict[str, Path]:
 
 
 def module_name(path: Path) -> str:
+    """The folders dnnlib and torch_utils are parts of the package, in which links to them lie."""
     parts = path.with_suffix("").parts
+    if parts[0] in BARE:
+        parts = (FACADE, *parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
