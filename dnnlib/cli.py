@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import io
 import re
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -191,11 +193,14 @@ class _UserMistake(click.ClickException):
 def user_errors(function: Function) -> Function:
     """Makes a command that raises a UserError end with one line on stderr, 'Error: ...', and the error's status.
 
-    The command gets the option --debug, with which the traceback and its causes come before that line.
+    The command gets the option --debug, with which the traceback and its causes come before that line. What the output
+    cannot encode, such as a file's name, is replaced by '?'.
     """
 
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # stderr replaces on its own
+            sys.stdout.reconfigure(errors="replace")
         try:
             return function(*args, **kwargs)
         except UserError as error:
