@@ -2,7 +2,7 @@
 
     python calc_metrics.py --network=cifar10.pkl --metrics=fid50k_full
     python calc_metrics.py --network=runs/00000-.../network-best.pkl --metrics=fd_fashion,pr_fashion --num=10000
-    python calc_metrics.py --images=out/ --data=datasets/fashion-32-test.zip --metrics=fd_fashion
+    python calc_metrics.py --images=out/seeds --data=datasets/fashion-32-test.zip --metrics=fd_fashion
     python calc_metrics.py --network=my-gan.pkl --data=my.zip --metrics=fid50k_full,kid50k_full --repeat=3
 
 With --repeat the network is measured on that many independent sets of samples, and mean and spread are reported.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.safe_files import open_plain
 from stylegan_di.dnnlib.util import UserError, say
+from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
+from stylegan_di.metrics.references import SUFFIXES, label_law_of
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_labels, need_reals
 from stylegan_di.sampling.ablation import SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
@@ -57,6 +60,23 @@ def reference_of(
     if reference is None:
         raise UserError(f"no reference is known for {network or '--images'}; give --data=ZIP|DIR or --ref=NPZ|PKL")
     return reference
+
+
+def with_labels_of(reference: str | ImageDataset | None, generator: Generator) -> Generator:
+    """Gives a conditional generator the reference's frequencies of labels, where its file says none; says so."""
+    law, known = None, generator.known_labels
+    if reference is None or not generator.label_dim or not (known is None or known.is_guess):
+        return generator
+    if not isinstance(reference, ImageDataset) and reference.endswith(SUFFIXES):
+        law = label_law_of(reference, generator.label_dim)
+    else:
+        path = reference.path if isinstance(reference, ImageDataset) else reference
+        with suppress(UserError):  # that it has no labels
+            law = ImageDataset(path, use_labels=True).label_law()
+    if law is not None and law.label_dim == generator.label_dim:
+        generator.known_labels = law
+        say(f"labels are drawn as they are in the reference: {law}")
+    return generator
 
 
 def training_set(network: str) -> ImageDataset | None:
@@ -101,6 +121,8 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--ref", metavar="NAME|NPZ|PKL", help="Statistics to compare with.  [default: a known network's]")
 @click.option("--mirror", type=bool, default=False, metavar="BOOL",
               help="Count the mirrored copies of --data too, for the metrics without _full.")
+@click.option("--any-size", is_flag=True,
+              help="Images of --images and --data may have any size; each is resized as the metric's network wants.")
 @click.option("--metrics", default="fid50k_full", show_default=True, metavar="LIST",
               help=f"Comma-separated, out of {', '.join(METRICS)}.")
 @click.option("--num", type=click.IntRange(min=2), default=50000, show_default=True, help="Images to measure.")
@@ -113,6 +135,8 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
               help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
+@click.option("--trunc-mode", type=click.Choice(["mean", "class"]),
+              help="[GAN] Truncate towards the mean of all w, or of the image's class.  [default: mean]")
 @click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps of the sampler.  [default: 18, dpmpp: 8]")
 @click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]), help="[teacher] Solver.  [default: heun]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Folder for metric-<name>.jsonl.")
@@ -124,6 +148,7 @@ def main(
     data: str | None,
     ref: str | None,
     mirror: bool,
+    any_size: bool,
     metrics: str,
     num: int,
     seed: int | None,
@@ -132,6 +157,7 @@ def main(
     device: str | None,
     detector_file: str | None,
     trunc: float | None,
+    trunc_mode: str | None,
     steps: int | None,
     solver: str | None,
     outdir: Path | None,
@@ -139,32 +165,38 @@ def main(
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images, to say what to measure")
-    if images is not None and ((trunc, steps, solver) != (None, None, None) or repeat > 1):
-        options = "--trunc, --steps, --solver and --repeat"
+    of_networks = (trunc, trunc_mode, steps, solver)
+    if images is not None and (any(value is not None for value in of_networks) or repeat > 1):
+        options = "--trunc, --trunc-mode, --steps, --solver and --repeat"
         raise UserError(f"{options} are for --network; leave them out with --images")
     seed = seed or 0
     if images is not None and which is not None:
         raise UserError(f"--which={which} is for --network; leave it out with --images")
+    if any_size and ((images is None and data is None) or mirror):
+        raise UserError("--any-size is for --images and --data without --mirror; leave it out")
     start = time.monotonic()
-    names = metrics.split(",")
+    names = [name.strip() for name in metrics.split(",")]
     folder = None if outdir is None else writable_folder("--outdir", outdir)
     if folder is None and (Path(network or "").parent / "training_options.json").is_file():
         folder = Path(network or "").parent  # a run's
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
     reference = reference_of(names, network, data, ref, mirror)
+    if any_size and reference == data and data is not None:
+        reference = ImageDataset(data, use_labels=need_labels(names), any_size=True)
     generator = None
     if network is not None:
-        given = {"trunc": trunc, "steps": steps, "solver": solver}
+        given = {"trunc": trunc, "trunc_mode": trunc_mode, "steps": steps, "solver": solver}
         given = {name: value for name, value in given.items() if value is not None}
         generator = as_shown(load_snapshot(network, which)).with_options(**given).to(device)
+        generator = with_labels_of(reference, generator)
     evaluator = Evaluator(
         names, reference, num, batch=batch, detector_file=detector_file, device=device, report=PassProgress()
     )
     if generator is not None:
         blocks = [evaluator(generator, block) for block in range(seed, seed + repeat)]
     else:
-        dataset = ImageDataset(images or "", use_labels=need_labels(names), max_size=num, seed=seed)
+        dataset = ImageDataset(images or "", use_labels=need_labels(names), max_size=num, seed=seed, any_size=any_size)
         if len(dataset) < num:
             say(f"--images={images} has {len(dataset)} images, fewer than --num={num}: figures depend on their number")
         num = len(dataset)

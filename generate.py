@@ -2,6 +2,7 @@
 
     python generate.py --network=runs/00000-.../network-best.pkl --seeds=0-63 --grid=grid.png
     python generate.py --network=cifar10.pkl --seeds=0,3,10-20 --class=2 --trunc=0.7
+    python generate.py --network=fashion-gan.pkl --seeds=0-15 --class=bag,0-2 --trunc=0.5 --trunc-mode=class
     python generate.py --network=stylegan3-r-afhqv2-512x512.pkl --seeds=2 --translate=0.1,0 --rotate=45
     python generate.py --network=edm-cifar10-32x32-cond-vp.pkl --seeds=0-15 --steps=18
     python generate.py --network=baseline-cifar10-32x32-uncond-ve.pkl --seeds=0-15 --steps=256 --solver=euler --disc=ve
@@ -19,13 +20,23 @@ from typing import Any
 import click
 import torch
 
-from stylegan_di.dnnlib.cli import CommaList, Device, Seeds, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import (
+    CommaList,
+    Device,
+    Seeds,
+    class_options,
+    default_device,
+    user_errors,
+    writable_folder,
+)
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, option_name
-from stylegan_di.explore.opening import open_gan, open_generator
+from stylegan_di.explore.opening import asked_for, open_gan, open_generator
 from stylegan_di.explore.projection import draw as draw_ws
 from stylegan_di.explore.projection import load_projection
 from stylegan_di.images import save_grid, save_image
+from stylegan_di.interfaces import Generator
+from stylegan_di.labels import Chosen
 from stylegan_di.sampling.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.sampling.seeded import call_size, uint8_images
@@ -56,14 +67,36 @@ def draw_projection(
     click.echo(f"{len(ws)} images in {outdir}")
 
 
+def draw_seeds(
+    generator: Generator, seeds: list[int], chosen: Chosen | None, outdir: Path, grid: Path | None, batch: int
+) -> None:
+    """Writes an image a seed into a folder, and all of them as a grid, `batch` at a time."""
+    writable_folder(f"--outdir={outdir}", outdir)
+    draw = partial(generator.draw, class_index=chosen)
+    size = call_size(next(generator.parameters()).device, generator.img_resolution)
+    progress = Progress("Images", len(seeds))
+    kept = []
+    for start in range(0, len(seeds), batch):
+        chunk = seeds[start : start + batch]
+        images = uint8_images(draw, chunk, size)
+        for seed, image in zip(chunk, images, strict=True):
+            save_image(image, outdir / f"seed{seed:04d}.png")
+        if grid is not None:
+            kept.append(images)
+        progress.update(start + len(chunk))
+    progress.close()
+    if grid is not None:
+        save_grid(torch.cat(kept), grid, columns=math.ceil(math.sqrt(len(seeds))))
+    click.echo(f"{len(seeds)} images in {outdir}" + (f", all in {grid}" if grid is not None else ""))
+
+
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
 @click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.  [default: 0-63]")
 @click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
               help="[GAN] Draw a result of tools/projector.py (proj00.png, ...) instead of seeds.")
-@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
-              help="Class of a conditional network.  [default: drawn from the seed]")
+@class_options(", or several such as 0-9 or cat,dog: each gets a folder class0, ..., and a grid, of its own")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
               help="Folder for seed0000.png, ...")
 @click.option("--grid", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
@@ -72,6 +105,8 @@ def draw_projection(
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True,
               help="Images to make before they are written; does not change the images.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
+@click.option("--trunc-mode", type=click.Choice(["mean", "class"]),
+              help="[GAN] Truncate towards the mean of all w, or of the image's class.  [default: mean]")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[GAN] StyleGAN2's noise inputs; random draws them from the seed.  [default: const]")
 @click.option("--translate", type=CommaList(float), metavar="X,Y",
@@ -97,7 +132,8 @@ def main(
     which: str | None,
     seeds: list[int] | None,
     projected_w: Path | None,
-    class_index: int | None,
+    classes: str | None,
+    label: tuple[float, ...] | None,
     outdir: Path,
     grid: Path | None,
     device: str | None,
@@ -107,7 +143,7 @@ def main(
     keep_freed_memory()
     given = {name: value for name, value in options.items() if value is not None}
     if projected_w is not None:
-        others: dict[str, Any] = {"--seeds": seeds, "--class": class_index, "--grid": grid}
+        others: dict[str, Any] = {"--seeds": seeds, "--class": classes, "--label": label, "--grid": grid}
         noise_mode = str(given.pop("noise_mode", "const"))
         others |= {option_name(name): value for name, value in given.items()}
         return draw_projection(network, projected_w, outdir, device or default_device(), noise_mode, others)
@@ -119,27 +155,15 @@ def main(
         raise UserError(f"--grid={grid}: its name must end in {', '.join(GRID_FORMATS)}")
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
-    generator = open_generator(network, class_index, which).with_options(**given).to(device)
-    draw = partial(generator.draw, class_index=class_index)
-    size = call_size(next(generator.parameters()).device, generator.img_resolution)
-
-    writable_folder(f"--outdir={outdir}", outdir)
+    generator = open_generator(network, which).with_options(**given).to(device)
+    asked = asked_for(generator, classes, label)
     if grid is not None:
         writable_folder(f"--grid={grid}", grid.parent)
-    progress = Progress("Images", len(seeds))
-    kept = []
-    for start in range(0, len(seeds), batch):
-        chunk = seeds[start : start + batch]
-        images = uint8_images(draw, chunk, size)
-        for seed, image in zip(chunk, images, strict=True):
-            save_image(image, outdir / f"seed{seed:04d}.png")
-        if grid is not None:
-            kept.append(images)
-        progress.update(start + len(chunk))
-    progress.close()
-    if grid is not None:
-        save_grid(torch.cat(kept), grid, columns=math.ceil(math.sqrt(len(seeds))))
-    click.echo(f"{len(seeds)} images in {outdir}" + (f", all in {grid}" if grid is not None else ""))
+    if len(asked) < 2:
+        return draw_seeds(generator, seeds, asked[0] if asked else None, outdir, grid, batch)
+    for each in asked:
+        own = None if grid is None else grid.with_name(f"{grid.stem}-class{each}{grid.suffix}")
+        draw_seeds(generator, seeds, each, outdir / f"class{each}", own, batch)
 
 
 if __name__ == "__main__":

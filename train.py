@@ -30,6 +30,7 @@ from stylegan_di.resolve import resolve
 from stylegan_di.runs import processes
 from stylegan_di.runs.endings import Interrupted
 from stylegan_di.runs.resume import goes_on, resume
+from stylegan_di.specs import did_you_mean
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.distributed import ProcessLost
@@ -48,6 +49,9 @@ def default_of(declared: Option, kind: str | None) -> str:
 
 
 def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
+    if kind is None and given["resume"] is not None:
+        hint = did_you_mean(given["resume"], ["latest"])
+        raise UserError(f"--resume={given['resume']}: there is no such file or folder{hint}")
     if kind is None:
         raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to continue a run")
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")

@@ -170,6 +170,18 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
+def class_options(several: str = "") -> Callable[[Function], Function]:
+    """Gives a command --class and --label, texts and numbers; `several` says what several classes do."""
+
+    def decorate(function: Function) -> Function:
+        help_text = f"Class of a conditional network, its number or its name{several}.  [default: drawn from the seed]"
+        label = "Label of a network whose labels are vectors."
+        function = click.option("--label", type=CommaList(float), metavar="X,Y,...", help=label)(function)
+        return click.option("--class", "classes", metavar="N|NAME", help=help_text)(function)
+
+    return decorate
+
+
 def writable_folder(option: str, path: Path) -> Path:
     """Returns an option's folder, which is made if it is missing.
 
@@ -202,7 +214,7 @@ def user_errors(function: Function) -> Function:
         if isinstance(sys.stdout, io.TextIOWrapper):  # stderr replaces on its own
             sys.stdout.reconfigure(errors="replace")
         try:
-            return function(*args, **kwargs)
+            return function(*args, **{name: home_expanded(value) for name, value in kwargs.items()})
         except UserError as error:
             if click.get_current_context().meta.get("debug"):
                 traceback.print_exc()
@@ -211,6 +223,17 @@ def user_errors(function: Function) -> Function:
     debug = click.option("--debug", is_flag=True, expose_value=False, callback=_note_debug,
                          help="Show where an error comes from.")  # fmt: skip
     return debug(wrapped)  # type: ignore[return-value]
+
+
+def home_expanded(value: Any) -> Any:
+    """An option's value with '~' for the home folder, which a shell leaves in --data=~/x; also after =, comma and *."""
+    if isinstance(value, Path):
+        return value.expanduser()
+    if isinstance(value, tuple):
+        return tuple(map(home_expanded, value))
+    if isinstance(value, str) and "~" in value:
+        return re.sub(r"(?<![^=,*])~(?=/|$)", lambda _: str(Path.home()), value)
+    return value
 
 
 def _note_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -8,6 +8,7 @@ from typing import TextIO
 
 TERMINAL_SECONDS = 0.1  # between rewrites
 _LOG_SECONDS = 10.0  # between lines
+_RATED_SECONDS = 0.1  # what took less has no rate that means anything
 
 
 class LiveLine:
@@ -70,7 +71,7 @@ class Progress:
 
     def _line(self, done: int, seconds: float, note: str) -> str:
         parts = [f"{self.label}: {done}" if self.total is None else f"{self.label}: {done}/{self.total}"]
-        if done > 0 and seconds > 0:
+        if done > 0 and seconds >= _RATED_SECONDS:
             parts.append(_rate(done / seconds))
             if self.total is not None and done < self.total:
                 parts.append(f"{format_time(seconds * (self.total - done) / done)} left")

@@ -98,8 +98,8 @@ class TrainConfig:
     )
     resume: str | None = _input(
         None,
-        "Continue a run: latest, its folder, or a training state. For --kind=gan also a GAN to start from: a .pkl, URL "
-        "or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256; noresume for none.",
+        "Continue a run: latest, its folder or --outdir's, or a training state. For --kind=gan also a GAN to start "
+        "from: a .pkl, URL or known name, or ffhq256, ffhq512, ffhq1024, celebahq256, lsundog256; noresume for none.",
     )
 
     outdir: str = _run("runs", "Folder that gets the run's folder.")

@@ -15,19 +15,34 @@ import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError, option_name
-from stylegan_di.labels import chosen_labels
+from stylegan_di.labels import Chosen, LabelLaw
 from stylegan_di.random import SampleRandom
 
 if TYPE_CHECKING:
     from typing import Self  # from Python 3.11 on
 
 
-class Denoiser(torch.nn.Module, ABC):
+class Conditional(torch.nn.Module):
+    """A network of images that may have labels: `label_dim` numbers, 0: unconditional."""
+
+    label_dim: int
+    known_labels: LabelLaw | None = None  # how often each label occurs, where that is known
+
+    @property
+    def label_law(self) -> LabelLaw:
+        """How often each label occurs: as is known of its data, else each class as often as the others."""
+        return LabelLaw.uniform(self.label_dim) if self.known_labels is None else self.known_labels
+
+    def sample_labels(self, *, rng: SampleRandom) -> Tensor | None:
+        """Draws labels [n,label_dim], one from each stream of rng; None for an unconditional network."""
+        return self.label_law.draw(rng) if self.label_dim else None
+
+
+class Denoiser(Conditional, ABC):
     """D(x; sigma) = E[x0 | x = x0 + sigma * n], n ~ N(0, I) (Karras et al. 2022, arXiv 2206.00364, eq. 2-3)."""
 
     img_resolution: int
     img_channels: int
-    label_dim: int  # 0: unconditional
     sigma_min: float
     sigma_max: float
     space: Space | None = None  # what it sees of a student's images, where that is not their pixels
@@ -84,7 +99,7 @@ class Denoiser(torch.nn.Module, ABC):
         self.compile()
 
 
-class Generator(torch.nn.Module, ABC):
+class Generator(Conditional, ABC):
     """A map from latents to images whose samples are differentiable in its parameters."""
 
     kind: ClassVar[str] = "generator"  # its name in messages
@@ -94,7 +109,6 @@ class Generator(torch.nn.Module, ABC):
     network: torch.nn.Module  # the bare network, for code that needs its particular type
     img_resolution: int
     img_channels: int
-    label_dim: int  # 0: unconditional
 
     @abstractmethod
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
@@ -181,7 +195,7 @@ class Generator(torch.nn.Module, ABC):
 
     # In use.
 
-    def with_options(self, **options: Any) -> Generator:
+    def with_options(self, **options: Any) -> Self:
         """Returns a generator that uses the same network with the given `options`.
 
         Raises:
@@ -192,6 +206,12 @@ class Generator(torch.nn.Module, ABC):
                 text = ",".join(map(str, value)) if isinstance(value, tuple) else value
                 option = f"{option_name(name)}={text}"
                 raise UserError(f"{option} is not for a {self.kind}, which this network is: leave it out")
+        changed = self._with(**options)
+        changed.known_labels = self.known_labels
+        return changed
+
+    def _with(self, **options: Any) -> Self:
+        """What `with_options` returns, with options that are known to be this class's."""
         return self
 
     @torch.no_grad()
@@ -201,10 +221,10 @@ class Generator(torch.nn.Module, ABC):
         return torch.cat([self(z[part], None if labels is None else labels[part]) for part in parts])
 
     @torch.no_grad()
-    def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+    def draw(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:
         """Draws images [n,C,H,W] for n seeds; a seed's image does not depend on the other seeds.
 
-        class_index: 0 to label_dim - 1; None draws each label from its seed.
+        class_index: 0 to label_dim - 1, or a label [label_dim] itself; None draws each label from its seed.
         """
         device = next(self.parameters()).device
         images = []
@@ -212,7 +232,8 @@ class Generator(torch.nn.Module, ABC):
             rng = SampleRandom(seed, "draw", 0, [0], device)
             z, labels = self.sample_latents(1, rng=rng), None
             if self.label_dim:
-                labels = chosen_labels(rng.integers(self.label_dim), class_index, self.label_dim)
+                law = self.label_law.by_seed
+                labels = law.chosen(rng.integers(law.total), class_index)
             images.append(self(z, labels))
         return torch.cat(images)
 

@@ -1,18 +1,35 @@
-"""Class labels as the networks take them, and the student's classes as the teacher's (--classes)."""
+"""Labels as the networks take them, how often each occurs, and the student's classes as the teacher's (--classes)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, untrusted
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.random import SampleRandom
 
 MAX_BYTES = 1 << 20  # of the file of --classes
+MAX_NAME = 200  # characters of a class's name
+MAX_KEPT = 1 << 16  # numbers of label vectors that a snapshot keeps
+MAX_TOTAL = 1 << 40  # of all counts
+
+Chosen = int | Tensor  # what images are asked for: a class, or a label [label_dim] itself
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value from outside can be the name of a class, which messages show."""
+    return isinstance(value, str) and 0 < len(value) <= MAX_NAME and value.isprintable()
 
 
 def one_hot(classes: Tensor, label_dim: int) -> Tensor:
@@ -23,9 +40,178 @@ def one_hot(classes: Tensor, label_dim: int) -> Tensor:
     return (classes[:, None] == torch.arange(label_dim, device=classes.device)).float()
 
 
-def chosen_labels(drawn: Tensor, class_index: int | None, label_dim: int) -> Tensor:
-    """Returns labels float32 [n,label_dim] of class_index, or if it is None of the drawn classes, int64 [n]."""
-    return one_hot(drawn if class_index is None else torch.full_like(drawn, class_index), label_dim)
+@dataclass(frozen=True, eq=False)
+class LabelLaw:
+    """How often each label occurs among the images that a generator shall make.
+
+    Args:
+        counts: int64 [k] without a common factor, so that equally frequent ones are all 1.
+        vectors: the labels [k,label_dim] themselves, float32; None: the classes 0 to k - 1, one-hot.
+        names: of the classes; () where they have none.
+        is_guess: whether nothing but the number of classes is known.
+    """
+
+    counts: np.ndarray
+    vectors: Tensor | None = None
+    names: tuple[str, ...] = ()
+    is_guess: bool = False
+
+    @classmethod
+    def uniform(cls, label_dim: int, names: Sequence[str] = ()) -> LabelLaw:
+        """All classes equally often, as a guess."""
+        return cls(np.ones(label_dim, dtype=np.int64), None, tuple(names), is_guess=True)
+
+    @classmethod
+    def of_counts(
+        cls, counts: Sequence[int] | np.ndarray, vectors: Tensor | None = None, names: Sequence[str] = ()
+    ) -> LabelLaw:
+        """Labels as often as `counts` [k] says."""
+        counts = np.asarray(counts, dtype=np.int64)
+        return cls(counts // np.gcd.reduce(counts), vectors, tuple(names))
+
+    @classmethod
+    def of_labels(cls, labels: np.ndarray, label_dim: int, names: Sequence[str] = ()) -> LabelLaw:
+        """As often as in a data set's labels: classes int64 [N], or vectors float32 [N,label_dim], one-hot or other."""
+        if labels.ndim == 2 and (np.count_nonzero(labels, axis=1) == 1).all() and (labels.max(axis=1) == 1).all():
+            labels = labels.argmax(axis=1)
+        if labels.ndim == 1:
+            return cls.of_counts(np.bincount(labels, minlength=label_dim), names=names)
+        vectors, counts = np.unique(labels, axis=0, return_counts=True)
+        return cls.of_counts(counts, torch.from_numpy(vectors))
+
+    @property
+    def label_dim(self) -> int:
+        return len(self.counts) if self.vectors is None else self.vectors.shape[1]
+
+    @property
+    def total(self) -> int:
+        """How many positions `chosen` takes."""
+        return int(self.counts.sum())
+
+    @property
+    def empty(self) -> list[int]:
+        """The classes that do not occur."""
+        return [] if self.vectors is not None else np.flatnonzero(self.counts == 0).tolist()
+
+    @property
+    def by_seed(self) -> LabelLaw:
+        """What a seed without a class draws from: each class that occurs as often as the others, or the vectors."""
+        return self if self.vectors is not None else replace(self, counts=(self.counts > 0).astype(np.int64))
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The sums of the first 1, 2, ... counts."""
+        return tuple(np.cumsum(self.counts).tolist())
+
+    def of(self, index: Tensor) -> Tensor:
+        """The labels [n,label_dim] of the counts with indices int64 [n], on the device of these."""
+        return one_hot(index, self.label_dim) if self.vectors is None else self.vectors.to(index.device)[index]
+
+    def on(self, device: torch.device) -> LabelLaw:
+        """The same with its vectors on a device, so that drawing copies no table."""
+        return self if self.vectors is None else replace(self, vectors=self.vectors.to(device))
+
+    def draw(self, rng: SampleRandom) -> Tensor:
+        """Draws labels [n,label_dim], one from each stream."""
+        return self.of(rng.choose(self.ends))
+
+    def chosen(self, position: Tensor, chosen: Chosen | None) -> Tensor:
+        """Labels [n,label_dim]: of the class or label that is chosen, else at positions [n], 0 to total - 1.
+
+        Among the positions each label is as often as its count says.
+        """
+        if chosen is None:
+            return self.of(torch.searchsorted(torch.tensor(self.ends, device=position.device), position, right=True))
+        if isinstance(chosen, Tensor):
+            return chosen.to(position.device).expand(len(position), -1)
+        return one_hot(torch.full_like(position, chosen), self.label_dim)
+
+    def __str__(self) -> str:
+        if self.vectors is not None:
+            return f"vectors of {self.label_dim} numbers, {len(self.counts)} different ones"
+        shares = self.counts / self.total
+        low, high = shares[shares > 0].min(), shares.max()
+        often = "equally often" if low == high else f"from {low:.2%} to {high:.2%} of the images"
+        empty = self.empty
+        listed = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+        return f"{self.label_dim} classes, {often}" + (f"; no image is of class {listed}" if empty else "")
+
+    # In a snapshot.
+
+    def entry(self) -> dict[str, Any]:
+        """As plain values; of many vectors, some that are spread evenly over them."""
+        counts, vectors = self.counts, self.vectors
+        kept: dict[str, Any] = {}
+        if vectors is not None:
+            every = -(-vectors.numel() // MAX_KEPT)
+            counts, kept = counts[::every], {"vectors": vectors[::every].tolist()}
+        return {"counts": counts.tolist(), "class_names": list(self.names), "is_guess": self.is_guess} | kept
+
+    @classmethod
+    def of_entry(cls, entry: Any, label_dim: int) -> LabelLaw:
+        """Reads what `entry` returned, for a network of label_dim.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("counts"), list):
+            raise ValueError("labels without counts")
+        counts, names, vectors = entry["counts"], entry.get("class_names") or [], entry.get("vectors")
+        if not all(type(count) is int and count >= 0 for count in counts) or not 0 < sum(counts) < MAX_TOTAL:
+            raise ValueError("labels with counts that are none")
+        if not isinstance(names, list) or not all(is_name(name) for name in names):
+            raise ValueError("class names that are no list of short texts")
+        table = None
+        if vectors is not None:
+            table = torch.tensor(vectors, dtype=torch.float32)
+            if table.ndim != 2 or len(table) != len(counts) or not table.isfinite().all():
+                raise ValueError("labels whose vectors are not as many as their counts, or not finite")
+        law = replace(cls.of_counts(counts, table, names), is_guess=entry.get("is_guess") is True)
+        if law.label_dim != label_dim or (names and len(names) != label_dim):
+            raise ValueError(f"labels of {law.label_dim} classes and {len(names)} names, for a network of {label_dim}")
+        return law
+
+    # On the command line.
+
+    def classes(self, text: str) -> list[int]:
+        """The classes of --class: a number, a name, ranges and lists of them: '8', 'bag', '0-9', 'bag,shirt,3'.
+
+        Digits are a class's number, whatever classes are called.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        if self.vectors is not None:
+            numbers = f"vectors of {self.label_dim} numbers"
+            raise UserError(f"--class={text}: this network's labels are {numbers}; give --label")
+        known = {name.lower(): index for index, name in enumerate(self.names) if not name.isdecimal()}
+        last = self.label_dim - 1
+        if text.strip().lower() in known:  # a name may have a comma or a minus in it
+            return [known[text.strip().lower()]]
+        found: list[int] = []
+        for part in map(str.strip, text.split(",")):
+            span = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", part)
+            if part.lower() in known:
+                found.append(known[part.lower()])
+            elif span and int(span[1]) <= int(span[2] or span[1]) <= last:
+                found.extend(range(int(span[1]), int(span[2] or span[1]) + 1))
+            else:
+                close = difflib.get_close_matches(part.lower(), list(known), n=1)
+                named = f" or {', '.join(self.names[:20])}" if self.names else ""
+                hint = f"; did you mean {self.names[known[close[0]]]}?" if close else ""
+                raise UserError(f"--class={text}: this network has the classes 0 to {last}{named}{hint}")
+        return list(dict.fromkeys(found))
+
+    def label(self, numbers: Sequence[float]) -> Tensor:
+        """The label [label_dim] of --label.
+
+        Raises:
+            UserError: it is none of this network.
+        """
+        if len(numbers) != self.label_dim or not all(map(math.isfinite, numbers)):
+            text = ",".join(f"{number:g}" for number in numbers)
+            raise UserError(f"--label={text}: accepted are {self.label_dim} finite numbers, this network's labels")
+        return torch.tensor(numbers, dtype=torch.float32)
 
 
 @dataclass(frozen=True)

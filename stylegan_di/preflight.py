@@ -45,7 +45,7 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
     """
     files = Files(config, fetch)
     checks = (_processes(config, processes), _minibatch(config, processes, files), _compiler(config),
-              _trackers(config), _reference(config), _teacher(config, files), _gan(config, files),
+              _trackers(config), _reference(config, fetch), _teacher(config, files), _gan(config, files),
               _freeze(config, files), _data(config, files))  # fmt: skip
     problems = [problem for found in checks for problem in found] + files.problems
     if len(problems) == 1:
@@ -204,14 +204,14 @@ def _trackers(config: TrainConfig) -> Iterator[str]:
             yield f"--track={name} needs {name}, which is not installed: pip install {name}; or leave it out"
 
 
-def _reference(config: TrainConfig) -> Iterator[str]:
+def _reference(config: TrainConfig, fetch: bool) -> Iterator[str]:
     if config.metrics and not need_reals(config.metrics):
         if config.ref is not None:
             yield f"--ref={config.ref}: --metrics={','.join(config.metrics)} compares with no real images; leave it out"
     elif config.metrics:
         try:
             source = reference_of(config)
-            if source is not None and zoo.is_local(source):
+            if source is not None and (fetch or zoo.is_local(source)):
                 zoo.resolve(source)
         except UserError as error:
             yield str(error)
@@ -279,6 +279,10 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
         )
     if config.kind == "gan" and (side < 4 or side & (side - 1)):
         yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with tools/dataset_tool.py"
+    if config.kind == "gan" and config.resume is None and config.cbase < side:
+        yield f"--cbase={config.cbase} leaves no channels at {side} pixels: give {side} or more"
+    if config.subset is not None and config.subset > len(data):
+        yield f"--subset={config.subset}: --data={config.data} holds {len(data)} images; leave it out to use all"
     network, whose = next(iter(files.teachers.values()), None), "teacher"
     for start, name in ((files.transfer, "network to start from"), (files.gan, "GAN")):
         if start is not None:
@@ -287,7 +291,8 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     if network is not None and found != network:
         yield (
             f"--data={config.data}: resolution, channels, classes are {astuple(found)}, the {whose}'s "
-            f"{astuple(network)}; --cond=true reads the labels of the data set, tools/dataset_tool.py resizes it"
+            f"{astuple(network)}; --cond=true reads the labels of the data set, tools/dataset_tool.py resizes it "
+            "(--resolution) and makes it gray or RGB (--channels)"
         )
     if config.trains_critic and config.aug != "noaug":
         pipe = augment_pipe(config.augpipe)

@@ -7,6 +7,7 @@ the CPU, so they are equal on every device.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import hashlib
 import os
@@ -66,6 +67,11 @@ class SampleRandom:
         """Draws uniform integers in [0, high), [n, *shape], int64."""
         rows = np.stack([np.asarray(stream.integers(high, size=shape)) for stream in self.streams])
         return to_device(torch.from_numpy(rows), self.device)
+
+    def choose(self, ends: tuple[int, ...]) -> Tensor:
+        """Draws indices into a table, [n], int64: index i as often as ends[i] - ends[i - 1] among ends[-1]."""
+        rows = [bisect.bisect_right(ends, int(stream.integers(ends[-1]))) for stream in self.streams]
+        return to_device(torch.tensor(rows), self.device)
 
     def _filled(self, shape: tuple[int, ...], draw: Callable[[np.random.Generator, np.ndarray], object]) -> Tensor:
         """Lets each stream fill its row, float32; threads share the work where a GPU waits for it."""

@@ -253,6 +253,18 @@ def _entries() -> dict[str, Entry]:
 
 ENTRIES = _entries()
 
+#: What the classes of labelled data sets are called, by the reference statistics of their networks.
+CLASS_NAMES = {
+    _FASHION: ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    _CIFAR: ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
+
+
+def class_names(name_path_or_url: str | os.PathLike[str]) -> tuple[str, ...]:
+    """Returns what the classes of a known network are called; () for other files."""
+    known = entry(name_path_or_url)
+    return () if known is None else CLASS_NAMES.get(known.reference or "", ())
+
 
 def entry(name_path_or_url: str | os.PathLike[str]) -> Entry | None:
     """Returns the entry of a file name, wherever the file itself is; None for unknown names."""

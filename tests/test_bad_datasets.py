@@ -29,7 +29,7 @@ from tools.dataset_tool import main as dataset_tool
 SECONDS = 3  # of the processor that a refusal may take
 NAME = "00000/img00000000.png"  # the first of image_files
 LAST = "00001/zzz.png"
-FORMATS = "PNG, JPEG, BMP, WEBP, TIFF, PPM, TGA"
+FORMATS = "PNG, JPEG, BMP, WEBP, TIFF, PPM, TGA, GIF"
 CONVERT = "Convert them with tools/dataset_tool.py."
 
 
@@ -123,7 +123,7 @@ def _large(size: str) -> str:
 
 
 GOOD = encode(pixels(0))
-UNLIKE = f"{{where}} is {{kind}}, but {NAME} is 8x8 RGB; all must have one shape. {CONVERT}"
+UNLIKE = f"{{where}} is {{kind}}, but {NAME} is 8x8 RGB; all must have one shape. Remove it, or c{CONVERT[1:]}"
 NO_IMAGE = f"{{where}} ({{size}} bytes) is not an image of {FORMATS}. Replace or remove it."
 
 BAD_IMAGES: dict[str, tuple[bytes, str]] = {

@@ -90,6 +90,27 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
     assert "'--device'" in result.stderr
 
 
+def test_the_home_folder_in_every_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    @click.command()
+    @click.option("--file", type=click.Path(path_type=Path))
+    @click.option("--text")
+    @click.option("--files", type=click.Path(path_type=Path), multiple=True)
+    @user_errors
+    def shows(file: Path | None, text: str | None, files: tuple[Path, ...]) -> None:
+        click.echo(f"{file} {text} {','.join(map(str, files))}")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for given, expected in (
+        (["--file=~/a"], f"{tmp_path}/a None "),
+        (["--text=~"], f"None {tmp_path} "),
+        (["--text=inception=~/a,vgg16=~/b"], f"None inception={tmp_path}/a,vgg16={tmp_path}/b "),
+        (["--text=0.7*~/A.pkl"], f"None 0.7*{tmp_path}/A.pkl "),
+        (["--text=a~/b"], "None a~/b "),
+        (["--files=~/a", "--files=b"], f"None None {tmp_path}/a,b"),
+    ):
+        assert CliRunner().invoke(shows, given).output == expected + "\n"
+
+
 def test_a_users_mistake_is_one_line_on_stderr_and_status_2() -> None:
     result = CliRunner().invoke(command, ["--trouble=no such file\nhere"])
     assert result.exit_code == 2

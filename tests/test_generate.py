@@ -298,8 +298,19 @@ def test_options_of_other_kinds_are_refused_for_a_one_step_student(one_step: str
         assert not (tmp_path / "out").exists()
 
 
+def test_several_classes_get_a_folder_and_a_grid_each(tmp_path: Path) -> None:
+    result = run("--network=fashion-gan.pkl", "--seeds=3", "--class=bag,1", f"--outdir={tmp_path / 'out'}",
+                 f"--grid={tmp_path / 'grid.png'}")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    for index in (8, 1):
+        expected = to_uint8(gan("fashion-gan.pkl").draw([3], class_index=index))[0, 0].numpy()
+        for path in (tmp_path / "out" / f"class{index}" / "seed0003.png", tmp_path / f"grid-class{index}.png"):
+            np.testing.assert_array_equal(np.asarray(Image.open(path)), expected)
+
+
 def test_every_option_of_a_kind_is_on_the_command_line_under_its_name() -> None:
-    general = {"network", "seeds", "projected_w", "class_index", "outdir", "grid", "device", "batch", "which", "debug"}
+    general = {"network", "seeds", "projected_w", "classes", "label", "outdir", "grid", "device", "batch"}
+    general |= {"which", "debug"}
     options = {parameter.name: parameter.opts for parameter in generate.main.params}
     kinds: list[type[Generator]] = [StyleGAN2Student, StyleGAN3Student, OneStepStudent, DiffusionSampler]
     of_kinds = {name: [option_name(name)] for kind in kinds for name in kind.options}

@@ -8,6 +8,7 @@ import torch
 from stylegan_di.config import TrainConfig
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
+from stylegan_di.labels import LabelLaw
 from stylegan_di.random import SampleRandom
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
@@ -32,6 +33,7 @@ def method_of(kind: str, device: torch.device = CPU) -> DiffInstruct:
     student: Any = OneStepStudent(edm_network(seed=1), 2.5)
     if kind == "gan":
         student = StyleGAN2Student(gan_networks()["G"])  # type: ignore[arg-type]
+        student.known_labels = LabelLaw.of_counts([3, 0, 1])  # chosen by other draws than classes that are as frequent
     teacher, fake_score = EDMTeacher(edm_network(seed=2)), EDMTeacher(edm_network(seed=3))
     for module in (student, teacher, fake_score):
         for parameter in module.parameters():

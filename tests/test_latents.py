@@ -100,6 +100,29 @@ def test_grid_of_mixed_styles(tmp_path: Path) -> None:
     np.testing.assert_array_equal(grid[2, 1], expected.numpy())
 
 
+def test_projections_as_rows_columns_and_keyframes(tmp_path: Path) -> None:
+    """A projection of the w of seed 1 takes the place of that seed; it is w0 in names and the first keyframe."""
+    student = gan(SG2_UNCOND)
+    w = tmp_path / "projected_w.npz"
+    np.savez(w, w=student.mapped([1]).numpy())
+    assert mix(f"--network={SG2_UNCOND}", "--rows=1", "--cols=3", f"--outdir={tmp_path / 'a'}").exit_code == 0
+    result = mix(f"--network={SG2_UNCOND}", f"--rows-w={w}", "--cols=3", f"--outdir={tmp_path / 'b'}")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "b" / "w0-3.png").read_bytes() == (tmp_path / "a" / "1-3.png").read_bytes()
+    missing = mix(f"--network={SG2_UNCOND}", "--cols=3").stderr
+    assert "--rows is missing: give seeds, or projections by --rows-w" in missing
+    films = []
+    for options in (["--seeds=1,3"], [f"--projected-w={w}", "--seeds=3"]):
+        result = film(f"--network={SG2_UNCOND}", *options, "--frames=4", f"--output={tmp_path / 'loop.gif'}")
+        assert result.exit_code == 0, result.output
+        with Image.open(tmp_path / "loop.gif") as image:
+            films.append(np.asarray(image.convert("RGB")).astype(int))
+    assert np.abs(films[0] - films[1]).mean() < 0.5  # kernels round w of one and of two latents differently
+    assert "2 seeds and projections; a grid of 2" in film(
+        f"--network={SG2_UNCOND}", f"--projected-w={w}", "--seeds=3", "--grid=2x1", f"--output={tmp_path / 'l.gif'}"
+    ).stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

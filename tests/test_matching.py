@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.labels import ClassMap, class_map, one_hot
+from stylegan_di.labels import ClassMap, LabelLaw, class_map, one_hot
 from stylegan_di.spaces.resized import LUMA, Resized
 from tests.test_methods import make_batch
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
@@ -86,7 +86,9 @@ def test_null_and_drawn() -> None:
     assert class_map("null", 3, 0)(labels, never) is None
     assert class_map("null", 0, 10)(None, never) is None
     batch = make_batch(size=256, batch_gpu=256)
-    drawn = class_map("drawn", 0, 4)(None, lambda classes: batch.labels("some", batch.chunks[0], classes))
+    drawn = class_map("drawn", 0, 4)(
+        None, lambda classes: batch.labels("some", batch.chunks[0], LabelLaw.uniform(classes))
+    )
     assert drawn is not None
     assert drawn.shape == (256, 4)
     assert ((drawn.sum(dim=0) > 40) & (drawn.sum(dim=1) == 1).all()).all()

@@ -126,7 +126,8 @@ def test_the_evaluator_is_its_parts(folder: Path) -> None:
 
 def test_references_hold_labels_if_their_data_set_does(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "ref.npz"
-    result = CliRunner().invoke(make_reference.main, [f"--data={folder}", f"--dest={file}", "--features=float32"])
+    arguments = [f"--data={folder}", f"--dest={file}", "--features=float32"]
+    result = CliRunner().invoke(make_reference.main, [*arguments, "--extractor=fashion"])
     assert result.exit_code == 0, result.output
     stats = load_stats(file)
     assert stats.labels is not None
@@ -136,8 +137,20 @@ def test_references_hold_labels_if_their_data_set_does(folder: Path, tmp_path: P
     expected = Evaluator(["cr_fashion"], str(folder), 40)(Gan())
     assert Evaluator(["cr_fashion"], file, 40)(Gan()) == pytest.approx(expected)
     (folder / "dataset.json").unlink()
-    CliRunner().invoke(make_reference.main, [f"--data={folder}", f"--dest={file}"])
+    CliRunner().invoke(make_reference.main, [f"--data={folder}", f"--dest={file}", "--extractor=fashion"])
     assert load_stats(file).labels is None
+
+
+def test_references_are_inceptions_but_of_fashion(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr(
+        make_reference, "open_extractor", lambda name, _: opened.append(name) or open_extractor("fashion")
+    )
+    for data in (folder, folder.rename(tmp_path / "my-Fashion-32")):
+        CliRunner().invoke(make_reference.main, [f"--data={data}", f"--dest={tmp_path / 'ref.npz'}"])
+    assert opened == ["inception", "fashion"]
 
 
 @pytest.mark.parametrize("labels", [np.zeros(2, int), np.zeros(3), np.array([0, -1, 0]), np.zeros([3, 1], int)])

@@ -184,6 +184,29 @@ def test_fid_compares_with_edms_files_by_the_detector_asked_for(
     assert evaluator(generator) == {"fid50k_full": pytest.approx(3 * 2**2, rel=1e-5)}
 
 
+def test_images_of_any_size_are_resized_one_by_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the twelve images, some enlarged fourfold to an oblong: its mean colour stays, so the distance is 0."""
+
+    class MeanColour(FeatureExtractor):
+        name, dim = "inception", 3
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.float().mean(dim=[2, 3])
+
+    monkeypatch.setitem(EXTRACTORS, "inception", lambda path: MeanColour())
+    mixed = folder.parent / "mixed"
+    mixed.mkdir()
+    for index, path in enumerate(sorted(folder.iterdir())):
+        pixels = np.asarray(Image.open(path))
+        Image.fromarray(pixels.repeat(1 + index % 2, axis=0).repeat(1 + index % 3, axis=1)).save(mixed / path.name)
+    found = Evaluator(["fid50k_full"], folder, 50).measure_dataset(ImageDataset(mixed, any_size=True))
+    assert found["fid50k_full"] == pytest.approx(0, abs=1e-4)
+    with pytest.raises(UserError, match=r"images must be square|all must have one shape"):
+        Evaluator(["fid50k_full"], folder, 50).measure_dataset(ImageDataset(mixed))
+    with pytest.raises(UserError, match="--any-size: spectrum does not resize images"):
+        Evaluator(["spectrum"], ImageDataset(mixed, any_size=True), 50)
+
+
 def test_legacy_metrics_count_fewer_reals_and_mirrored_ones(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mirrored = ImageDataset(folder, xflip=True)
     asked: list[int | None] = []

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.explore.opening import one_label, open_gan, open_generator
+from stylegan_di.explore.opening import asked_for, one_asked_for, one_label, open_gan, open_generator
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import CLASSES, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot, save_snapshot
@@ -33,7 +33,8 @@ def test_what_a_file_makes(one_step: str) -> None:
     for network, kind in (
         (SG2_COND, StyleGAN2Student), (EDM_COND, DiffusionSampler), (one_step, OneStepStudent),
     ):  # fmt: skip
-        generator = open_generator(network, class_index=2)
+        generator = open_generator(network)
+        assert asked_for(generator, "2", None) == [2]
         assert type(generator) is kind
         assert not any(parameter.requires_grad for parameter in generator.parameters())
     assert type(open_gan(SG2_UNCOND)) is StyleGAN2Student
@@ -57,13 +58,27 @@ def test_a_gan_is_asked_for_and_found_is_another(one_step: str) -> None:
         )
 
 
-@pytest.mark.parametrize("opened", [open_generator, open_gan])
-def test_classes_that_are_not_there(opened: type) -> None:
-    with pytest.raises(UserError, match="--class=10: this network has the classes 0 to 9"):
-        opened(SG2_COND, 10)
-    with pytest.raises(UserError, match="--class=0: this network is unconditional; leave it out"):
-        opened(SG2_UNCOND, 0)
-    opened(SG2_COND, 9)
+def test_classes_that_are_asked_for() -> None:
+    conditional, plain, fashion = open_gan(SG2_COND), open_generator(SG2_UNCOND), open_gan("fashion-gan.pkl")
+    assert asked_for(conditional, "9,0-2,1", None) == [9, 0, 1, 2]
+    assert asked_for(fashion, "Ankle boot,3", None) == [9, 3]
+    assert one_asked_for(fashion, "bag", None) == 8
+    assert one_asked_for(conditional, None, None) is None
+    (label,) = asked_for(conditional, None, [0.2, 0.7, *[0.0] * 8])
+    torch.testing.assert_close(label, torch.tensor([0.2, 0.7, *[0.0] * 8]))
+    for generator, arguments, message in (
+        (conditional, ("10", None), "--class=10: this network has the classes 0 to 9"),
+        (conditional, ("2-1", None), "--class=2-1: this network has the classes 0 to 9"),
+        (fashion, ("sneeker", None), "shirt, sneaker, bag, ankle boot; did you mean sneaker\\?"),
+        (conditional, (None, [1.0]), "--label=1: accepted are 10 finite numbers"),
+        (conditional, ("1", [1.0]), "--class and --label both"),
+        (plain, ("0", None), "--class=0: this network is unconditional; leave it out"),
+        (plain, (None, [1.0]), "--label: this network is unconditional; leave it out"),
+    ):
+        with pytest.raises(UserError, match=message):
+            asked_for(generator, *arguments)
+    with pytest.raises(UserError, match="--class=0-3: 4 classes; accepted is one here"):
+        one_asked_for(conditional, "0-3", None)
 
 
 def test_images_that_are_no_pictures(tmp_path: Path) -> None:

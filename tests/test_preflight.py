@@ -166,6 +166,14 @@ def test_the_side_of_images_of_a_gan(files: dict[str, str]) -> None:
     )
 
 
+def test_widths_and_subsets_that_the_images_do_not_allow(files: dict[str, str]) -> None:
+    told = problem(config("gan", files, data="data", cbase=3, subset=1000, aug="noaug"))
+    assert told == (
+        "2 problems: (1) --cbase=3 leaves no channels at 8 pixels: give 8 or more; (2) --subset=1000: "
+        f"--data={files['data']} holds 24 images; leave it out to use all"
+    )
+
+
 def test_the_side_of_images_of_a_denoiser(files: dict[str, str]) -> None:
     told = problem(config("edm", files, data="data6", channel_mult=(1, 2, 2)))
     expected = "has images of side 6; --channel-mult of 3 resolutions needs one divisible by 4"

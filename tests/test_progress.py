@@ -104,6 +104,15 @@ def test_rates_are_plain_numbers(clock: Clock, steps: int, rate: str) -> None:
     assert log.getvalue() == f"A: {steps}/{steps}, {rate}, 4s in all\n"
 
 
+def test_what_takes_no_time_has_no_rate(clock: Clock) -> None:
+    log = io.StringIO()
+    progress = Progress("A", 24, log)
+    clock.now += 0.01
+    progress.update(24)
+    progress.close()
+    assert log.getvalue() == "A: 24/24\n"
+
+
 def test_numbers_of_things() -> None:
     assert [counted(n, "image") for n in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
     assert [counted(n, "class", "classes") for n in (1, 2)] == ["1 class", "2 classes"]

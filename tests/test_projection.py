@@ -217,6 +217,21 @@ def test_without_a_video(photo: Path, tmp_path: Path) -> None:
         assert {name for name in file.files if name.endswith("noise_const")} == set(file.files) - {"w"} != set()
 
 
+def test_a_folder_of_targets(photo: Path, tmp_path: Path) -> None:
+    targets = tmp_path / "targets"
+    targets.mkdir()
+    for name in ("a.png", "b.png"):
+        (targets / name).write_bytes(photo.read_bytes())
+    options = ["--num-steps=2", "--save-video=false", f"--outdir={tmp_path / 'out'}"]
+    result = run(f"--network={SG2_UNCOND}", f"--target={targets}", *options)
+    assert result.exit_code == 0, result.output
+    assert run(f"--network={SG2_UNCOND}", f"--target={photo}", *options).exit_code == 0
+    for folder in (tmp_path / "out" / "a", tmp_path / "out" / "b"):
+        assert (folder / "proj.png").read_bytes() == (tmp_path / "out" / "proj.png").read_bytes()
+    (targets / "b.jpg").write_bytes(photo.read_bytes())
+    assert "differ by their suffix only" in run(f"--network={SG2_UNCOND}", f"--target={targets}", *options).stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

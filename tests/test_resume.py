@@ -12,10 +12,12 @@ from torch import Tensor
 
 import train
 from stylegan_di.config import TrainConfig
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.clock import UNSTEADY
 from stylegan_di.runs import statefile
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.resume import MAY_CHANGE
+from stylegan_di.snapshots.checkpoint import load_generator
 from stylegan_di.training.trainer import Trainer
 from tests.tiny import save_dataset, save_files, save_teacher
 
@@ -244,6 +246,12 @@ def test_a_training_state_that_is_none_is_refused(tmp_path: Path) -> None:
     assert "cannot be read ('config_sha256'" in refused(f"--resume={path}").replace("KeyError: ", "")
 
 
+def test_a_training_state_is_no_network_and_says_what_is(finished: Path) -> None:
+    state = statefile.complete_states(finished)[-1]
+    with pytest.raises(UserError, match=r"a training state, from which a run goes on\. Pass a network-snapshot-\*"):
+        load_generator(state)
+
+
 def test_latest_is_the_run_of_the_highest_number_with_a_state(run: Path, tmp_path: Path) -> None:
     """By content: neither the clock, nor links, nor a folder that cannot be read change it."""
     older = Path(shutil.copytree(run, run.parent / "00007-older"))
@@ -284,7 +292,7 @@ def test_an_option_that_must_stay_is_named_and_refused(finished: Path, option: s
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     output = refused(f"--resume={finished}", option)
     assert message in output
-    assert "may change: --outdir, --device" in output
+    assert "may change: --outdir, --data, --device" in output
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
 
@@ -295,14 +303,15 @@ def test_all_differing_options_are_named_at_once_and_equal_ones_pass(finished: P
 
 def test_options_that_may_change_do_change(finished: Path) -> None:
     changed = {"device": "cpu", "kimg": 0.5, "snap": 7, "state": 3, "snap_format": "safetensors", "batch_gpu": 2,
-               "max_skips": 4, "workers": 3}  # fmt: skip
+               "max_skips": 4, "workers": 3, "metric_samples": 40}  # fmt: skip
     options = [f"--{name.replace('_', '-')}={value}" for name, value in changed.items()]
     result = invoke(f"--resume={finished}", *options, "--metrics=is50k", "--on-divergence=best", "--dry-run")
     assert result.exit_code == 0, result.output
     config = json.loads(result.output)
     assert {name: config[name] for name in changed} == changed
     assert (config["metrics"], config["on_divergence"]) == (["is50k"], "best")
-    others = {"outdir", "gpus", "metrics", "detector_file", "on_divergence", "fsdp", "heartbeat", "track"}
+    others = {"outdir", "data", "gpus", "metrics", "detector_file", "on_divergence", "fsdp", "heartbeat",
+              "track"}
     assert changed.keys() | others == set(MAY_CHANGE)
 
 
@@ -319,14 +328,22 @@ def test_another_teacher_or_data_set_under_the_same_name_is_refused(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("stylegan_di.training.evaluation.GRID_COLUMNS", 1)
         folder = whole_run(tmp_path / "edm", *edm)
-    next(data.glob("0/*.png")).unlink()
-    assert "then 24 images" in refused(f"--resume={folder}", "--kimg=1")
+        moved = data.rename(tmp_path / "moved")
+        assert f"--data={data}" not in refused(f"--resume={folder}", f"--data={tmp_path / 'none'}")
+        result = invoke(f"--resume={tmp_path / 'edm'}", f"--data={moved}", "--kimg=0.008")  # the folder of its folder
+    assert result.exit_code == 0, result.output
+    assert last_state(folder).values["state"]["cur_nimg"] == 8
+    picture = next(moved.glob("0/*.png"))
+    picture.write_bytes(picture.read_bytes() + b" ")
+    assert "--data is not what the run began with: then 24 images" in refused(f"--resume={folder}", "--kimg=1")
 
 
 def test_only_a_gan_trains_on_from_a_file(files: dict[str, str], tmp_path: Path) -> None:
     output = refused("--kind=di", f"--teacher={files['teacher']}", f"--resume={files['gan']}")
     assert "belongs to --kind=gan" in output
     assert "--kind is missing" in refused("--seed=1")
+    assert "--resume=lastest: there is no such file or folder; did you mean latest?" in refused("--resume=lastest")
+    assert "holds no training state, nor a run's folder that does" in refused(f"--resume={tmp_path}")
     assert "there is no such file" in refused(f"--resume={tmp_path / 'training-state-000000001.safetensors'}")
 
 

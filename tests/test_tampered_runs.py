@@ -130,6 +130,10 @@ def test_a_relative_path_that_is_not_found_names_the_folder(
     other = tmp_path / "other"
     other.mkdir()
     monkeypatch.chdir(other)
+    result = invoke(f"--resume={folder}", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.output)["teacher"] == str(tmp_path / "teacher.pkl")
+    Path(tmp_path / "teacher.pkl").unlink()
     result = invoke(f"--resume={folder}", "--kimg=0.04")
     assert result.exit_code == 2
     said = " ".join(result.output.split())

@@ -226,9 +226,11 @@ def test_starting_from_a_file(data: str, tmp_path: Path) -> None:
     assert network.init_kwargs == first.init_kwargs
     difference = torch.cat([(a - b).flatten() for a, b in zip(network.parameters(), first.parameters(), strict=True)])
     assert 0 < float(difference.abs().max()) < 1e-3  # a step of Adam at the preset's rate
+    unlabelled = [argument for argument in arguments if not argument.startswith("--cond")]
+    folder = whole_run(tmp_path / "plain", *unlabelled)
+    assert "generator is as in the file, but for what the images or classes" in (folder / "log.txt").read_text()
     for options, words in (
         (["--cfg=auto"], "its networks are R3GAN's; give --cfg=r3gan"),
-        (["--cond=false"], "resolution, channels, classes of its images are (8, 1, 3), of those of --data (8, 1, 0)"),
         ([f"--resume={save_gan(tmp_path / 'g.pkl')}"], "--cfg=r3gan needs R3GAN's generator and discriminator"),
     ):
         result = invoke(*[a for a in arguments if a.split("=")[0] != options[0].split("=")[0]], *options,

@@ -23,6 +23,7 @@ from stylegan_di.explore.viewer.export import ORT_FILES, ORT_FOLDER
 from stylegan_di.explore.viewer.looks import Look, Viewer
 from stylegan_di.explore.viewer.page import asset
 from stylegan_di.explore.viewer.server import ViewServer
+from stylegan_di.labels import LabelLaw
 from stylegan_di.sampling.seeded import numpy_latents
 from stylegan_di.snapshots.checkpoint import load_snapshot, save_snapshot
 from stylegan_di.snapshots.onnx import to_onnx
@@ -209,7 +210,7 @@ def test_latents_in_the_browser_are_numpys(chromium: Browser) -> None:
     script = f"{asset('worker.js')}; return {calls}.map(({{ z, drawn }}) => [[...z], drawn]);"
     found = chromium.run(f"(() => {{ {script} }})()")
     for (seed, size, classes), (z, drawn) in zip(cases, found, strict=True):
-        expected, label = numpy_latents([seed], size, classes, None)
+        expected, label = numpy_latents([seed], size, LabelLaw.uniform(classes), None)
         np.testing.assert_array_equal(np.float32(z), expected[0].float().numpy())
         assert drawn == (None if label is None else int(label.argmax()))
 

@@ -16,16 +16,19 @@ import sys
 from pathlib import Path
 
 import click
+from PIL import ImageColor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from stylegan_di.data.check import check_dataset, describe_labels
+from stylegan_di.data.check import check_dataset, describe_labels, notes_on_labels
 from stylegan_di.data.convert import TRANSFORMS, convert
 from stylegan_di.data.idx import IDX_IMAGES, MNIST, PADDED_MNIST, SPLITS
 from stylegan_di.data.sources import open_source
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.progress import PassProgress, Progress, counted
 from stylegan_di.dnnlib.util import UserError
+
+OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
 def parse_resolution(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int] | None:
@@ -38,12 +41,24 @@ def parse_resolution(_context: click.Context, _option: click.Parameter, value: s
     return int(parts[0]), int(parts[-1])
 
 
+def parse_colour(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[int, int, int] | None:
+    """Parses 'white' or '#ff8000' as (r, g, b)."""
+    if value is None:
+        return None
+    try:
+        return ImageColor.getrgb(value)[:3]
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a colour such as white, black or #ff8000.") from None
+
+
 def check(source: Path) -> None:
     """Prints everything wrong with a data set, one line each; exits with status 2 if there is anything."""
     progress = PassProgress()
     findings = check_dataset(source, lambda done, total: progress("Images", done, total))
-    for complaint in findings.complaints:
-        click.echo(" ".join(complaint.splitlines()).encode(errors="backslashreplace"))  # names may be invalid text
+    for line in findings.complaints:
+        click.echo(" ".join(line.splitlines()).encode(errors="backslashreplace"))  # names may be invalid text
+    for note in findings.notes:
+        click.echo(note.encode(errors="backslashreplace"), err=True)
     kind = f", {findings.kind}" if findings.kind else ""
     problems = counted(len(findings.complaints), "problem") if findings.complaints else "nothing wrong"
     click.echo(f"{source}: {counted(findings.images, 'image')}{kind}, {findings.labels}, {problems}")
@@ -61,8 +76,12 @@ def check(source: Path) -> None:
 @click.option("--transform", type=click.Choice(TRANSFORMS),
               help="center-crop: resize the largest crop of that shape; center-crop-wide: the same on a black square "
               "of that width; center-crop-dhariwal: resize the shorter side, then crop; pad: add black borders and "
-              "keep the pixels, as MNIST's images get without --resolution; without this option the whole image is "
-              "resized")
+              "keep the pixels, as MNIST's images get without --resolution; letterbox: as large as fits, with black "
+              "borders; without this option the whole image is resized")
+@click.option("--background", callback=parse_colour, metavar="COLOUR",
+              help="Put transparent images on it: white, #ff8000, ...  [default: refuse them]")
+@click.option("--white", type=click.IntRange(min=1, max=65535), metavar="VALUE",
+              help="Take 16-bit gray images; this value becomes white: 65535, or 4095 for 12 bits")
 @click.option("--split", type=click.Choice(list(SPLITS)), help="Split of IDX files and CIFAR-10.  [default: train]")
 @click.option("--max-images", type=click.IntRange(min=1), help="Take only the first images")
 @click.option("--channels", type=click.Choice(["1", "3"]), help="Convert to gray (1) or RGB (3)")
@@ -74,13 +93,16 @@ def main(
     only_check: bool,
     size: tuple[int, int] | None,
     transform: str | None,
+    background: tuple[int, int, int] | None,
+    white: int | None,
     split: str | None,
     max_images: int | None,
     channels: str | None,
     labels: bool | None,
 ) -> None:
     if only_check:
-        if any(value is not None for value in (dest, size, transform, split, max_images, channels, labels)):
+        others = (dest, size, transform, background, white, split, max_images, channels, labels)
+        if any(value is not None for value in others):
             raise UserError("--check reads the data set --source unchanged; leave the other options out.")
         return check(source)
     if dest is None:
@@ -89,6 +111,8 @@ def main(
         raise UserError(f"--transform={transform} needs --resolution, such as --resolution=32x32.")
     if transform == "center-crop-dhariwal" and size is not None and size[0] != size[1]:
         raise UserError(f"--transform={transform} makes squares; --resolution={size[0]}x{size[1]} is not square.")
+    if dest.suffix.lower() in OTHER_ARCHIVES:
+        raise UserError(f"--dest={dest}: data sets are written as .zip or as a folder, such as {dest.stem}.zip.")
     if source.resolve() == dest.resolve():
         raise UserError(f"--dest={dest} is the source itself; give another name.")
     images = open_source(source, split=split or "train", labels=labels)
@@ -103,9 +127,13 @@ def main(
         transform=transform,
         size=size,
         channels=None if channels is None else int(channels),
+        background=background,
+        white=white,
         progress=progress.update,
     )
     progress.close()
+    for note in (*images.notes, *(notes_on_labels(images.labels) if images.labels is not None else ())):
+        click.echo(note.encode(errors="backslashreplace"), err=True)
     described = describe_labels(images.labels) if images.labels is not None else "no labels"
     click.echo(f"{dest}: {counted(count, 'image')}, {kind}, {described}")
 

@@ -3,7 +3,10 @@
     python tools/interpolate.py --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
     python tools/interpolate.py --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
 
-The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid shows two keyframes.
+    python tools/interpolate.py --network=ffhq.pkl --projected-w=me/projected_w.npz --seeds=3-5 --output=loop.gif
+
+The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid shows two keyframes. Projections
+(tools/projector.py) are keyframes before the seeds; their noise maps are not used, as they belong to one image.
 """
 
 from __future__ import annotations
@@ -14,15 +17,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Device, Seeds, class_options, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import loop
-from stylegan_di.explore.opening import open_gan
+from stylegan_di.explore.opening import one_asked_for, open_gan
+from stylegan_di.explore.projection import load_ws
 from stylegan_di.explore.video import check_video, save_video
 from stylegan_di.images import tile
 
@@ -39,47 +44,62 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
-@click.option("--seeds", type=Seeds(), required=True, metavar="LIST", help="Keyframes: two or more for each cell.")
+@click.option("--seeds", type=Seeds(), metavar="LIST", help="Keyframes: two or more for each cell.")
+@click.option("--projected-w", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+              help="Keyframes before those of --seeds: a result of tools/projector.py; may be given more than once.")
 @click.option("--output", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE.gif|FILE.mp4")
 @click.option("--grid", callback=parse_grid, default="1x1", show_default=True, metavar="WxH", help="Images in a frame.")
 @click.option("--frames", type=click.IntRange(min=2), help=f"Frames in the loop.  [default: {FRAMES} per keyframe]")
 @click.option("--fps", type=click.IntRange(min=1, max=240), default=25, show_default=True, help="Frames per second.")
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
+@click.option("--trunc-mode", type=click.Choice(["mean", "class"]), default="mean", show_default=True,
+              help="Truncate towards the mean of all w, or of the class.")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[StyleGAN2] Noise inputs; random: of a cell's first seed, in all frames.  [default: const]")
-@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
-              help="Class of a conditional network.  [default: drawn from each seed]")
+@class_options()
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
 @user_errors
 def main(
     network: str,
-    seeds: list[int],
+    seeds: list[int] | None,
+    projected_w: tuple[Path, ...],
     output: Path,
     grid: tuple[int, int],
     frames: int | None,
     fps: int,
     trunc: float,
+    trunc_mode: str,
     noise_mode: str | None,
-    class_index: int | None,
+    classes: str | None,
+    label: tuple[float, ...] | None,
     device: str | None,
 ) -> None:
     cells = grid[0] * grid[1]
-    keyframes = len(seeds) // cells
-    if len(seeds) % cells or keyframes < 2:
-        raise UserError(f"--seeds: {len(seeds)} seeds; a grid of {cells} takes {2 * cells}, {3 * cells} or more so")
+    seeds = seeds or []
+    found = len(seeds) + len(projected_w)
+    keyframes = found // cells
+    if found % cells or keyframes < 2:
+        kinds = "seeds and projections" if projected_w else "seeds"
+        raise UserError(f"--seeds: {found} {kinds}; a grid of {cells} takes {2 * cells}, {3 * cells} or more so")
     check_video("--output", output, fps)
     noise = {} if noise_mode is None else {"noise_mode": noise_mode}
-    gan = open_gan(network, class_index).with_options(trunc=trunc, **noise)
+    gan = open_gan(network).with_options(trunc=trunc, trunc_mode=trunc_mode, **noise)
     gan.to(device or default_device())
+    chosen = one_asked_for(gan, classes, label)
     writable_folder(f"--output={output}", output.parent)
 
-    ws = gan.mapped(seeds, class_index=class_index)
+    parts = [load_ws(projected_w, gan.network)] if projected_w else []
+    ws = torch.cat([*parts, *([gan.mapped(seeds, class_index=chosen)] if seeds else [])])
+    if len(ws) != found:
+        raise UserError(f"--projected-w: {len(ws) - len(seeds)} w in {len(projected_w)} files; accepted is one in each")
     path = loop(ws.unflatten(0, (cells, keyframes)).transpose(0, 1), frames or FRAMES * keyframes)
     progress = Progress("Frames", len(path))
 
+    noise_of_cells = [*([0] * len(projected_w)), *seeds][::keyframes]  # seeds of it, for --noise-mode=random
+
     def pictures() -> Iterator[Tensor]:
         for done, cell_ws in enumerate(path, start=1):
-            images = gan.uint8_of_ws(cell_ws.to(ws.device), seeds[::keyframes])
+            images = gan.uint8_of_ws(cell_ws.to(ws.device), noise_of_cells)
             yield tile(images, columns=grid[0])
             progress.update(done)
 

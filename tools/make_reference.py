@@ -2,8 +2,9 @@
 
     python tools/make_reference.py --data=datasets/fashion-32-test.zip --dest=stylegan_di/assets/fashion-reference.npz
 
-A file holds EDM's mu and sigma (over N - 1), num, extractor, the features and, if the data set has classes, labels,
-which cr_fashion needs. This command, on images of 16x16, made the shipped file.
+A file holds EDM's mu and sigma (over N - 1), num, extractor (whose name is checked when the file is read), the features
+and, if the data set has classes, how many images each has, and labels, which cr_fashion needs. This command, on images
+of 16x16, made the shipped file.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def classes_of(data: str) -> np.ndarray | None:
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--data", required=True, metavar="ZIP|DIR", help="The data set.")
 @click.option("--dest", required=True, metavar="FILE.npz", help="File to write.")
-@click.option("--extractor", type=click.Choice(list(EXTRACTORS)), default="fashion", show_default=True)
+@click.option("--extractor", type=click.Choice(list(EXTRACTORS)),
+              help="Network whose features are taken; the file names it.  [default: inception, whose statistics EDM's "
+              "code reads too; fashion for --data named so]")
 @click.option("--detector-file", metavar="FILE", help="The extractor's weights.  [default: published or shipped ones]")
 @click.option("--features", type=click.Choice(["none", "float16", "float32"]), default="float16", show_default=True,
               help="Type in which to store the features themselves, which precision and recall need.")
@@ -46,10 +49,17 @@ def classes_of(data: str) -> np.ndarray | None:
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
 @user_errors
 def main(
-    data: str, dest: str, extractor: str, detector_file: str | None, features: str, batch: int, device: str | None
+    data: str,
+    dest: str,
+    extractor: str | None,
+    detector_file: str | None,
+    features: str,
+    batch: int,
+    device: str | None,
 ) -> None:
     if Path(dest).suffix != ".npz":
         raise UserError(f"--dest={dest}: its name must end in .npz")
+    extractor = extractor or ("fashion" if "fashion" in Path(data).name.lower() else "inception")
     device = device or default_device()
     network = open_extractor(extractor, detector_file).to(device)
     dataset = ImageDataset(data)

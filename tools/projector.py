@@ -23,9 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from stylegan_di import zoo
 from stylegan_di.data.convert import load_picture
-from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
+from stylegan_di.data.files import ImageFiles
+from stylegan_di.dnnlib.cli import Device, class_options, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
-from stylegan_di.explore.opening import one_label, open_gan
+from stylegan_di.dnnlib.util import UserError
+from stylegan_di.explore.opening import one_asked_for, one_label, open_gan
 from stylegan_di.explore.projection import (
     Features,
     Projection,
@@ -64,13 +66,14 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
-@click.option("--target", required=True, type=click.Path(path_type=Path), metavar="FILE", help="Image to project.")
+@click.option("--target", required=True, type=click.Path(path_type=Path), metavar="FILE|DIR",
+              help="Image to project, or a folder of them: each gets a folder of its own in --outdir.")
 @click.option("--num-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Optimisation steps.")
 @click.option("--seed", type=click.IntRange(min=0), default=303, show_default=True, help="Seed of latents and noise.")
 @click.option("--save-video", "with_video", type=bool, default=True, show_default=True, help="Write the video?")
 @click.option("--video-format", type=click.Choice(["gif", "mp4"]), default="gif", show_default=True,
               help="proj.gif, or proj.mp4 with the package av.")
-@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N", help="Class of a conditional network.")
+@class_options()
 @click.option("--detector-file", metavar="vgg16=FILE,lpips=FILE",
               help="Weights of LPIPS.  [default: those in the cache]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
@@ -83,35 +86,57 @@ def main(
     seed: int,
     with_video: bool,
     video_format: str,
-    class_index: int | None,
+    classes: str | None,
+    label: tuple[float, ...] | None,
     detector_file: str | None,
     outdir: Path,
     device: str | None,
 ) -> None:
     device = device or default_device()
-    video = outdir / f"proj.{video_format}"
     if with_video:
-        check_video("--video-format", video, FPS)
-    student = open_gan(network, class_index).to(device)
-    label = one_label(student, class_index)
-    labels = None if label is None else label.to(device)
-    picture = load_picture(target, student.img_resolution, student.img_channels)
-    pixels = torch.from_numpy(picture).to(device)
+        check_video("--video-format", outdir / f"proj.{video_format}", FPS)
+    student = open_gan(network).to(device)
+    told = one_label(student, one_asked_for(student, classes, label))
+    labels = None if told is None else told.to(device)
+    folders = {target: outdir}
+    if target.is_dir():
+        names = ImageFiles(target).image_names
+        if not names:
+            raise UserError(f"--target={target}: the folder holds no images")
+        folders = {target / name: outdir / Path(name).with_suffix("") for name in names}
+        if len(set(folders.values())) < len(folders):
+            raise UserError(f"--target={target}: names in it differ by their suffix only; rename one of them")
     features, distance = open_features(detector_file, device)
-    writable_folder(f"--outdir={outdir}", outdir)
-
     click.echo(f"distance: {distance}")
+    for file, folder in folders.items():
+        pixels = torch.from_numpy(load_picture(file, student.img_resolution, student.img_channels)).to(device)
+        writable_folder(f"--outdir={outdir}", folder)
+        video = folder / f"proj.{video_format}" if with_video else None
+        project_one(student.network, pixels, labels, features, num_steps, seed, folder, video)
+
+
+def project_one(
+    network: Generator,
+    pixels: Tensor,
+    labels: Tensor | None,
+    features: Features,
+    num_steps: int,
+    seed: int,
+    outdir: Path,
+    video: Path | None,
+) -> None:
+    """Projects a target, uint8 [C,R,R], and writes what comes of it."""
     progress = Progress("Steps", num_steps)
     projection = project(
-        student.network, pixels, labels=labels, features=features, num_steps=num_steps, seed=seed,
+        network, pixels, labels=labels, features=features, num_steps=num_steps, seed=seed,
         report=lambda done, distance: progress.update(done, f"distance {distance:.4g}"),
     )  # fmt: skip
     progress.close()
     save_image(pixels, outdir / "target.png")
-    save_image(projected_images(student.network, projection, [num_steps - 1])[0], outdir / "proj.png")
-    save_projection(projection, student.network, outdir / "projected_w.npz")
-    if with_video:
-        save_video(way_there(projection, student.network, pixels), video, FPS)
+    save_image(projected_images(network, projection, [num_steps - 1])[0], outdir / "proj.png")
+    save_projection(projection, network, outdir / "projected_w.npz")
+    if video is not None:
+        save_video(way_there(projection, network, pixels), video, FPS)
     click.echo(f"{outdir}: distance {projection.start:.4g} at the mean image, {projection.end:.4g} at the projection")
 
 

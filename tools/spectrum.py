@@ -1,7 +1,7 @@
 """Draws how the power spectra of generated images compare with those of real ones, over the frequency.
 
     python tools/spectrum.py --network=before.pkl --network=after.pkl --data=datasets/fashion-32.zip --out=spectrum.png
-    python tools/spectrum.py --images=out/ --data=datasets/fashion-32.zip --num=10000 --out=spectrum.svg
+    python tools/spectrum.py --images=out/seeds --data=datasets/fashion-32.zip --num=10000 --out=spectrum.svg
 
 At 1 an image set has the power of the real images; below, it is blurred; peaks are grids. It prints the ratios in the
 octaves that the metric `spectrum` uses. Drawing needs stylegan-di[plot]; docs/metrics.md defines the power.

@@ -2,7 +2,10 @@
 
     python tools/style_mixing.py --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --styles=0-6 --outdir=out
 
-Writes <row>-<column>.png and grid.png, whose first row and column show the unmixed images.
+    python tools/style_mixing.py --network=ffhq.pkl --rows-w=me/projected_w.npz --cols=55,821 --outdir=out
+
+Writes <row>-<column>.png and grid.png, whose first row and column show the unmixed images. Projections
+(tools/projector.py) come before the seeds, and are named w0, w1, ...; their noise maps are not used.
 """
 
 from __future__ import annotations
@@ -12,64 +15,85 @@ from pathlib import Path
 
 import click
 import torch
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import Device, Seeds, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Device, Seeds, class_options, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import coarse_styles, mix_styles
-from stylegan_di.explore.opening import open_gan
+from stylegan_di.explore.opening import one_asked_for, open_gan
+from stylegan_di.explore.projection import load_ws
 from stylegan_di.images import save_grid, save_image
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
-@click.option("--rows", type=Seeds(), required=True, metavar="LIST", help="Seeds of the rows, such as 85,100-103.")
-@click.option("--cols", type=Seeds(), required=True, metavar="LIST", help="Seeds of the columns.")
+@click.option("--rows", type=Seeds(), metavar="LIST", help="Seeds of the rows, such as 85,100-103.")
+@click.option("--cols", type=Seeds(), metavar="LIST", help="Seeds of the columns.")
+@click.option("--rows-w", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+              help="Projections as rows; may be given more than once.")
+@click.option("--cols-w", type=click.Path(path_type=Path), multiple=True, metavar="FILE",
+              help="Projections as columns; may be given more than once.")
 @click.option("--styles", type=Seeds(), metavar="LIST",
               help="Styles to take from the column, from 0 (coarse).  [default: 0-6 of 18, in proportion]")
 @click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
+@click.option("--trunc-mode", type=click.Choice(["mean", "class"]), default="mean", show_default=True,
+              help="Truncate towards the mean of all w, or of the class.")
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[StyleGAN2] Noise inputs; random: drawn from the row's seed.  [default: const]")
-@click.option("--class", "class_index", type=click.IntRange(min=0), metavar="N",
-              help="Class of a conditional network.  [default: drawn from each seed]")
+@class_options()
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
 @click.option("--device", type=Device(), help="cuda, cuda:N or cpu.  [default: cuda when there]")
 @user_errors
 def main(
     network: str,
-    rows: list[int],
-    cols: list[int],
+    rows: list[int] | None,
+    cols: list[int] | None,
+    rows_w: tuple[Path, ...],
+    cols_w: tuple[Path, ...],
     styles: list[int] | None,
     trunc: float,
+    trunc_mode: str,
     noise_mode: str | None,
-    class_index: int | None,
+    classes: str | None,
+    label: tuple[float, ...] | None,
     outdir: Path,
     device: str | None,
 ) -> None:
+    rows, cols = rows or [], cols or []
+    for name, given in (("rows", rows or rows_w), ("cols", cols or cols_w)):
+        if not given:
+            raise UserError(f"--{name} is missing: give seeds, or projections by --{name}-w")
     noise = {} if noise_mode is None else {"noise_mode": noise_mode}
-    gan = open_gan(network, class_index).with_options(trunc=trunc, **noise)
+    gan = open_gan(network).with_options(trunc=trunc, trunc_mode=trunc_mode, **noise)
     gan.to(device or default_device())
+    chosen = one_asked_for(gan, classes, label)
     num_ws = gan.network.num_ws
     if styles is not None and max(styles) >= num_ws:
         raise UserError(f"--styles: {max(styles)} is none of this network's styles, 0 to {num_ws - 1}")
     writable_folder(f"--outdir={outdir}", outdir)
 
-    ws = {
-        name: gan.mapped(seeds, class_index=class_index)
-        for name, seeds in (("rows", rows), ("cols", cols))
-    }
-    mixed = mix_styles(ws["rows"], ws["cols"], coarse_styles(num_ws) if styles is None else styles)
-    top = gan.uint8_of_ws(ws["cols"], cols)
-    left = gan.uint8_of_ws(ws["rows"], rows)
+    def side(seeds: list[int], files: tuple[Path, ...]) -> tuple[Tensor, list[int], list[str]]:
+        """ws of projections and seeds, the seeds of their noise, and their names."""
+        parts = [load_ws(files, gan.network)] if files else []
+        projected = len(parts[0]) if parts else 0
+        ws = torch.cat([*parts, *([gan.mapped(seeds, class_index=chosen)] if seeds else [])])
+        return ws, [0] * projected + seeds, [*(f"w{index}" for index in range(projected)), *map(str, seeds)]
+
+    row_ws, row_seeds, row_names = side(rows, rows_w)
+    col_ws, col_seeds, col_names = side(cols, cols_w)
+    mixed = mix_styles(row_ws, col_ws, coarse_styles(num_ws) if styles is None else styles)
+    top = gan.uint8_of_ws(col_ws, col_seeds)
+    left = gan.uint8_of_ws(row_ws, row_seeds)
     pictures = [torch.zeros_like(top[0]), *top]
-    for row, row_ws, row_image in zip(rows, mixed, left, strict=True):
-        images = gan.uint8_of_ws(row_ws, [row] * len(cols))
-        for col, image in zip(cols, images, strict=True):
+    for row, seed, ws, row_image in zip(row_names, row_seeds, mixed, left, strict=True):
+        images = gan.uint8_of_ws(ws, [seed] * len(col_names))
+        for col, image in zip(col_names, images, strict=True):
             save_image(image, outdir / f"{row}-{col}.png")
         pictures += [row_image, *images]
-    save_grid(torch.stack(pictures), outdir / "grid.png", columns=len(cols) + 1)
-    click.echo(f"{len(rows) * len(cols)} images in {outdir}, all in {outdir / 'grid.png'}")
+    save_grid(torch.stack(pictures), outdir / "grid.png", columns=len(col_names) + 1)
+    click.echo(f"{len(row_names) * len(col_names)} images in {outdir}, all in {outdir / 'grid.png'}")
 
 
 if __name__ == "__main__":

@@ -16,11 +16,15 @@ from stylegan_di.dnnlib.util import UserError
 
 @dataclass
 class Findings:
-    """The result of a check: number of images, their commonest kind ('32x32 gray'), their labels, and what is wrong."""
+    """The result of a check: number of images, their commonest kind ('32x32 gray'), their labels, and what is wrong.
+
+    `notes` are sentences of what is not wrong, but may not be meant.
+    """
 
     images: int = 0
     kind: str = ""
     labels: str = "no labels"
+    notes: list[str] = field(default_factory=list)
     complaints: list[str] = field(default_factory=list)
 
 
@@ -39,9 +43,12 @@ def check_dataset(
     except UserError as error:
         complain(str(error))
         return findings
-    labels = image_labels(files, complain)
-    if labels:
-        findings.labels = describe_labels(labels)
+    found = image_labels(files, complain)
+    if found is not None and found.labels:
+        findings.labels = describe_labels(found.labels)
+        findings.notes += notes_on_labels(found.labels)
+    if left := files.left_out():
+        findings.notes.append(f"left out, because they are no image files that are read: {left}")
     shapes: dict[str, tuple[int, ...]] = {}
     for done, name in enumerate(files.image_names, start=1):
         try:
@@ -64,6 +71,16 @@ def describe_labels(labels: Sequence[Label]) -> str:
     return counted(max(label for label in labels if isinstance(label, int)) + 1, "class", "classes")
 
 
+def notes_on_labels(labels: Sequence[Label]) -> list[str]:
+    """What may not be meant: classes of which there is no image, as where classes are numbered from 1."""
+    present = {label for label in labels if isinstance(label, int)}
+    empty = sorted(set(range(max(present, default=-1) + 1)) - present)
+    if not empty:
+        return []
+    listed = ", ".join(map(str, empty[:10])) + (", ..." if len(empty) > 10 else "")
+    return [f"no image is of class {listed}: number the classes from 0 without gaps if that is not meant"]
+
+
 def _check_shapes(files: ImageFiles, shapes: dict[str, tuple[int, ...]], complain: Callable[[str], None]) -> str:
     """Complains unless all images have one shape, square with a power of two as its side; returns the commonest."""
     ((common, _),) = Counter(shapes.values()).most_common(1)
@@ -78,6 +95,6 @@ def _check_shapes(files: ImageFiles, shapes: dict[str, tuple[int, ...]], complai
         if shape != common:
             complain(
                 f"{files.where(name)} is {describe_shape(shape)}, but most images are {kind}; all must have one shape. "
-                "Convert them with tools/dataset_tool.py."
+                "Remove it, or convert them with tools/dataset_tool.py."
             )
     return kind

@@ -16,26 +16,48 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from stylegan_di.data.files import MAX_PIXELS, open_image
-from stylegan_di.data.labels import LABELS_FILE, Label
+from stylegan_di.data.files import LABELS_FILE, MAX_PIXELS, open_image
+from stylegan_di.data.labels import Label
 from stylegan_di.data.sources import Source
 from stylegan_di.dnnlib.util import UserError, atomic_file
 
-TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal", "pad")
+TRANSFORMS = ("center-crop", "center-crop-wide", "center-crop-dhariwal", "pad", "letterbox")
+DEEP = ("I;16", "I;16B", "I;16L", "I")  # modes of gray images of more than 8 bits
 
 
-def convert_mode(image: Image.Image, channels: int | None, where: str) -> Image.Image:
-    """Converts to gray or RGB of 8 bits per channel, rotated as EXIF says; channels is 1 or 3, or None to keep."""
-    image = ImageOps.exif_transpose(image)
+def convert_mode(
+    image: Image.Image,
+    channels: int | None,
+    where: str,
+    *,
+    background: tuple[int, int, int] | None = None,
+    white: int | None = None,
+) -> Image.Image:
+    """Converts to gray or RGB of 8 bits per channel.
+
+    Args:
+        channels: 1 or 3, or None to keep.
+        background: colour (r, g, b) behind transparent parts; None refuses these.
+        white: the value of a 16-bit gray image that becomes 255; None refuses these.
+    """
     if image.mode in ("P", "PA", "LA", "RGBA"):
-        gray = image.mode == "LA"
+        gray = image.mode == "LA" and (background is None or len(set(background)) == 1)
         image = image.convert("RGBA")
         lowest, _ = image.getchannel("A").getextrema()
         if lowest != 255:
-            raise UserError(f"{where} is partly transparent; put it on a background first.")
+            if background is None:
+                raise UserError(f"{where} is partly transparent; say what is behind it, such as --background=white.")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
         image = image.convert("L" if gray else "RGB")
+    elif image.mode in DEEP:
+        if white is None:
+            raise UserError(
+                f"{where} is a gray image of 16 bits; say which value is white: --white=65535, or 4095 for 12 bits."
+            )
+        pixels = np.asarray(image).astype(np.float64) * (255 / white)
+        image = Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
     elif image.mode == "1":
         image = image.convert("L")
     elif image.mode in ("CMYK", "YCbCr"):
@@ -50,7 +72,8 @@ def transform_image(image: Image.Image, transform: str | None, size: tuple[int, 
 
     transform: None resizes the whole image; 'center-crop' resizes the largest crop of that shape;
     'center-crop-wide' does the same and puts it on a black square of that width; 'center-crop-dhariwal' resizes the
-    shorter side (halving by box, then bicubic) and crops, as for ADM's and EDM2's ImageNet; 'pad' adds black borders.
+    shorter side (halving by box, then bicubic) and crops, as for ADM's and EDM2's ImageNet; 'pad' adds black borders;
+    'letterbox' makes the image as large as fits, and adds black borders.
     """
     if size is None:
         return image
@@ -60,6 +83,10 @@ def transform_image(image: Image.Image, transform: str | None, size: tuple[int, 
         if image.width > size[0] or image.height > size[1]:
             raise UserError(f"{where} is {image.width}x{image.height}, too large to pad to {size[0]}x{size[1]}.")
         return _on_black(image, size)
+    if transform == "letterbox":
+        scale = min(size[0] / image.width, size[1] / image.height)
+        fitting = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+        return _on_black(image.resize(fitting, Image.Resampling.LANCZOS), size)
     if transform == "center-crop-dhariwal":
         return _crop_after_resizing(image, size[0], where)
     cropped = _largest_crop(image, size).resize(size, Image.Resampling.LANCZOS)
@@ -148,6 +175,8 @@ def convert(
     transform: str | None = None,
     size: tuple[int, int] | None = None,
     channels: int | None = None,
+    background: tuple[int, int, int] | None = None,
+    white: int | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> str:
     """Writes the data set `dest`, a .zip or a new folder; returns the kind of its images, such as '32x32 gray'.
@@ -155,6 +184,7 @@ def convert(
     Args:
         transform, size: see `transform_image`.
         channels: 1 or 3 to convert to gray or RGB, None to keep.
+        background, white: see `convert_mode`.
         progress: called after each image with the number done.
 
     Raises UserError, naming the file, for an image that is unreadable, differs in kind from the first, is not square or
@@ -164,12 +194,13 @@ def convert(
     labels: list[tuple[str, Label]] = []
     with open_dest(dest) as write:
         for index, where in enumerate(source.where):
-            image = transform_image(convert_mode(source.load(index), channels, where), transform, size, where)
+            image = convert_mode(source.load(index), channels, where, background=background, white=white)
+            image = transform_image(image, transform, size, where)
             kind = f"{image.width}x{image.height} {'gray' if image.mode == 'L' else image.mode}"
             if image.width != image.height or image.width & (image.width - 1):
                 raise UserError(
                     f"{where} becomes {kind}; images must be square, and their side a power of two. "
-                    "Give a resolution and a transform, center-crop or pad."
+                    "Give a resolution and a transform, center-crop, letterbox or pad."
                 )
             first = first or kind
             if kind != first:
@@ -183,5 +214,6 @@ def convert(
             if source.labels is not None:
                 labels.append((name, source.labels[index]))
             progress(index + 1)
-        write(LABELS_FILE, json.dumps({"labels": labels or None}).encode())
+        names = {"class_names": source.class_names} if source.class_names else {}
+        write(LABELS_FILE, json.dumps({"labels": labels or None, **names}).encode())
     return first

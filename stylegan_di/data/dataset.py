@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stylegan_di.data.files import ImageFiles, decode_image
-from stylegan_di.data.labels import LABELS_FILE, image_labels
+from stylegan_di.data.files import LABELS_FILE, ImageFiles, decode_image
+from stylegan_di.data.labels import image_labels
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.labels import LabelLaw
 
 CACHE_BYTES = 1 << 30  # a data set that decodes to no more than this is kept in memory
 
@@ -28,6 +29,7 @@ class ImageDataset:
         seed: seed of the choice for `max_size`.
         cache: keep decoded images in memory if all of them take at most CACHE_BYTES.
         classes: the number of classes, where the images may not have all of them; None counts up to the highest.
+        any_size: images may have any size and shape, and be gray or RGB; they are not kept in memory then.
 
     Raises UserError, naming the file, if there are no images, if an image is damaged, not square or of another shape
     than the first, or if labels are wanted and missing or invalid. Images after the first are checked when read.
@@ -43,15 +45,19 @@ class ImageDataset:
         seed: int = 0,
         cache: bool = True,
         classes: int | None = None,
+        any_size: bool = False,
     ) -> None:
+        self.any_size = any_size
         if max_size is not None and max_size < 1:
             raise UserError(f"max_size is {max_size}; at least one image must remain.")
         self._files = ImageFiles(path)
         self._names = self._files.image_names
         if not self._names:
             raise UserError(f"{self._files.path} holds no images; make a data set with tools/dataset_tool.py.")
-        self.name = self._files.path.resolve().stem
+        self.path = self._files.path
+        self.name = self.path.resolve().stem
         self._shape = self._first_shape()
+        self._class_names: tuple[str, ...] = ()
         self._labels = self._load_labels() if use_labels else np.zeros([len(self._names), 0], dtype=np.float32)
         found = int(self._labels.max()) + 1 if self._labels.ndim == 1 else self._labels.shape[1]
         self._label_dim = found if classes is None else classes
@@ -62,7 +68,7 @@ class ImageDataset:
             chosen = np.sort(chosen[:max_size])
         self._chosen = chosen
         self._xflip = xflip
-        keep = cache and len(self._names) * int(np.prod(self._shape)) <= CACHE_BYTES
+        keep = cache and not any_size and len(self._names) * int(np.prod(self._shape)) <= CACHE_BYTES
         self._cache: dict[int, np.ndarray] | None = {} if keep else None
 
     def __len__(self) -> int:
@@ -101,6 +107,19 @@ class ImageDataset:
         """Whether labels are used."""
         return self.label_dim > 0
 
+    def label_law(self) -> LabelLaw:
+        """How often each label occurs among the images that are used; the data set must have labels."""
+        names = self._class_names if len(self._class_names) == self.label_dim else ()
+        return LabelLaw.of_labels(self._labels[self._chosen], self.label_dim, names)
+
+    def left_out(self) -> str:
+        """What else lies in the folder or zip; see `ImageFiles.left_out`."""
+        return self._files.left_out()
+
+    def content(self) -> str:
+        """Identifies the data set wherever it is moved: a hash of the files' names and sizes."""
+        return self._files.content()
+
     def fingerprint(self) -> str:
         """Identifies the data set without reading images: a hash of the files' names, sizes, times and the choice."""
         choice = f"{self._chosen.tolist()}/{self._xflip}"
@@ -126,10 +145,11 @@ class ImageDataset:
             return cached
         name = self._names[number]
         image = decode_image(self._files.read(name), self._files.where(name))
-        if image.shape != self._shape:
+        if image.shape != self._shape and not self.any_size:
             raise UserError(
                 f"{self._files.where(name)} is {describe_shape(image.shape)}, but {self._names[0]} is "
-                f"{describe_shape(self._shape)}; all must have one shape. Convert them with tools/dataset_tool.py."
+                f"{describe_shape(self._shape)}; all must have one shape. Remove it, or convert them with "
+                "tools/dataset_tool.py."
             )
         if self._cache is not None:
             self._cache[number] = image
@@ -138,7 +158,7 @@ class ImageDataset:
     def _first_shape(self) -> tuple[int, int, int]:
         where = self._files.where(self._names[0])
         channels, height, width = decode_image(self._files.read(self._names[0]), where).shape
-        if height != width:
+        if height != width and not self.any_size:
             raise UserError(f"{where} is {width}x{height}; images must be square. Crop with tools/dataset_tool.py.")
         return channels, height, width
 
@@ -151,13 +171,14 @@ class ImageDataset:
 
     def _load_labels(self) -> np.ndarray:
         """Returns class indices int64 [N] or vectors float32 [N, label_dim], for all images of the files."""
-        labels = image_labels(self._files)
-        if labels is None:
+        found = image_labels(self._files)
+        if found is None:
             raise UserError(
                 f"{self._files.path} has no labels (in {self._files.where(LABELS_FILE)}); train without --cond, or "
                 "make a labelled data set with tools/dataset_tool.py."
             )
-        return np.array(labels, dtype=np.int64 if isinstance(labels[0], int) else np.float32)
+        self._class_names = found.class_names
+        return np.array(found.labels, dtype=np.int64 if isinstance(found.labels[0], int) else np.float32)
 
 
 def describe_shape(shape: tuple[int, ...]) -> str:

@@ -16,16 +16,20 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stylegan_di.dnnlib.untrusted import Budget, OverBudget, open_untrusted, untrusted
 from stylegan_di.dnnlib.util import UserError
 
 # Raster formats that PIL decodes itself (its EPS reader, for example, would start another program).
-IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "TGA")
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".tga"})
+IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "TGA", "GIF")
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".tga", ".gif"}
+)
+LABELS_FILE = "dataset.json"
 
 MAX_FILE_BYTES = 1 << 28
+READING = b"/2"  # changes where the same files are read as other pixels, for what is cached of them
 ENTRY_BYTES = 1000  # of memory that an entry of a folder or zip takes, with its label
 MAX_PIXELS = 8192 * 8192  # below PIL's own limit against decompression bombs
 MAX_RATIO = 200  # how many times its size a zip may unpack to, beyond MAX_FILE_BYTES; images hardly compress
@@ -66,6 +70,26 @@ class ImageFiles:
         with untrusted(str(self.path)):
             self.names = frozenset(list_names(self.path, complain))
         self.image_names = sorted(n for n in self.names if PurePosixPath(n).suffix.lower() in IMAGE_SUFFIXES)
+        self.labels_name = self._labels_name()
+
+    def _labels_name(self) -> str | None:
+        """The name of dataset.json: at the top, or in the folder that holds all images, as in a zip of a folder."""
+        if LABELS_FILE in self.names:
+            return LABELS_FILE
+        inside = [name for name in self.names if PurePosixPath(name).name == LABELS_FILE]
+        if len(inside) != 1 or not self.image_names:
+            return None
+        folder = inside[0].removesuffix(LABELS_FILE)
+        return inside[0] if all(name.startswith(folder) for name in self.image_names) else None
+
+    def left_out(self) -> str:
+        """'2 files of .txt, 1 of .heic' for what is neither an image nor the labels; '' for nothing."""
+        others = self.names - {*self.image_names, self.labels_name}
+        counts = Counter(PurePosixPath(name).suffix.lower() or "no suffix" for name in others)
+        listed = [f"{count} of {suffix[:20]}" for suffix, count in counts.most_common(5)]
+        if len(counts) > len(listed):
+            listed.append(f"{len(counts) - len(listed)} further kinds")
+        return ", ".join(listed)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zip": None, "_pid": -1}
@@ -76,10 +100,18 @@ class ImageFiles:
 
     def fingerprint(self) -> str:
         """A hash of the path, and of the sizes and modification times of the image files or of the zip."""
-        digest = hashlib.sha256(os.fsencode(self.path.resolve()))
+        digest = hashlib.sha256(os.fsencode(self.path.resolve()) + READING)
         for path in [self.path] if self.is_zip else [self.path / name for name in self.image_names]:
             status = path.stat()
             digest.update(os.fsencode(f"/{path.name}/{status.st_size}/{status.st_mtime_ns}"))
+        return digest.hexdigest()
+
+    def content(self) -> str:
+        """A hash of the names and sizes of the images and of the labels: the same wherever the data set is moved."""
+        names = [*self.image_names, *([self.labels_name] if self.labels_name else [])]
+        digest = hashlib.sha256()
+        for name in names:
+            digest.update(f"{name}/{self._size(name)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def budget(self) -> Budget:
@@ -94,16 +126,19 @@ class ImageFiles:
         budget: the bytes are taken from it before they are read.
         """
         with untrusted(self.where(name), remedy="Make the data set again."):
-            archive = self._archive() if self.is_zip else None
-            size = archive.getinfo(name).file_size if archive else (self.path / name).stat().st_size
+            size = self._size(name)
             if size > MAX_FILE_BYTES:
                 raise UserError(f"{self.where(name)} is {size} bytes; files up to {MAX_FILE_BYTES} are read.")
             if budget is not None:
                 budget.spend(bytes=size)
-            if archive:
-                return archive.read(name)
+            if self.is_zip:
+                return self._archive().read(name)
             with open_untrusted(self.path / name) as (file, _):
                 return file.read()
+
+    def _size(self, name: str) -> int:
+        """The size of one file in bytes, as it is unpacked."""
+        return self._archive().getinfo(name).file_size if self.is_zip else (self.path / name).stat().st_size
 
     def _archive(self) -> zipfile.ZipFile:
         if self._zip is None or self._pid != os.getpid():
@@ -166,7 +201,9 @@ def _directory_bytes(file: IO[bytes]) -> int:
 
 
 def open_image(data: bytes, where: str) -> Image.Image:
-    """Decodes an image file completely, in the file's own mode; `where` names it in errors.
+    """Decodes an image file completely, in the file's own mode, turned as its EXIF orientation says.
+
+    Every reader of images opens them here; `where` names the file in errors. Of an animation, it is the first picture.
 
     Raises UserError if the data is not an image, is truncated or damaged, or has more than MAX_PIXELS.
     """
@@ -175,6 +212,7 @@ def open_image(data: bytes, where: str) -> Image.Image:
         if image.width * image.height <= MAX_PIXELS:
             Budget(len(data)).spend(bytes=4 * image.width * image.height)
             image.load()
+            ImageOps.exif_transpose(image, in_place=True)
             return image
         size = f"{image.width}x{image.height}"
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -76,6 +76,8 @@ def compare(
     labels = None
     if old.label_dim:
         labels = one_hot(torch.arange(num, device=device) % old.label_dim, old.label_dim)
+    if old.label_law.vectors is not None:
+        labels = old.sample_labels(rng=SampleRandom(seed, "compare labels", 0, range(num), device))
 
     def at(psi: float) -> tuple[TruncationPoint, Tensor, Tensor]:
         if psi != 1 and "trunc" not in old.options:

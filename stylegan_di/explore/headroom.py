@@ -77,11 +77,14 @@ def look(generator: Generator, teacher: Denoiser, space: Space, classes: ClassMa
         seed: of the samples and their noise.
     """
     device = next(teacher.parameters()).device
-    count = min(generator.label_dim, MAX_CLASSES) or 1
+    law = generator.label_law
+    count = 1 if law.vectors is not None else min(generator.label_dim, MAX_CLASSES) or 1
     n = SAMPLES * count
     rng = SampleRandom(seed, "headroom", 0, range(n), device)
     own = torch.arange(n, device=device) % count
     labels = one_hot(own, generator.label_dim) if generator.label_dim else None
+    if law.vectors is not None:
+        labels = law.draw(rng)
     images = generator(generator.sample_latents(n, rng=rng), labels)
     x = space.encode(images)
     noise = rng.normal(*x.shape[1:])

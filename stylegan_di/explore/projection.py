@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -194,6 +194,11 @@ def save_projection(projection: Projection, network: Generator, path: Path) -> N
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     atomic_write(path, buffer.getvalue())
+
+
+def load_ws(paths: Sequence[Path], network: Generator) -> Tensor:
+    """Loads the ws [N,num_ws,w_dim] of several projections, one after the other; see `load_projection`."""
+    return torch.cat([load_projection(path, network)[0] for path in paths])
 
 
 def load_projection(path: Path, network: Generator) -> tuple[Tensor, dict[str, Tensor]]:

@@ -20,7 +20,6 @@ from torch.func import functional_call
 
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
-from stylegan_di.labels import one_hot
 from stylegan_di.metrics.features import evaluation_mode
 from stylegan_di.networks import stylegan3
 from stylegan_di.random import SampleRandom
@@ -55,7 +54,7 @@ def motion_errors(
 ) -> Tensor:
     """Squared errors and their numbers, float64 [num,2], of as many samples, each moved in a way of its own.
 
-    Labels are drawn uniformly over the classes. All processes of a run call it inside `distributed.together` and share
+    Labels are drawn by the generator's law. All processes of a run call it inside `distributed.together` and share
     the samples; the first gets the result, the others get an empty tensor.
 
     Args:
@@ -70,7 +69,7 @@ def motion_errors(
 
     def errors(index: int) -> list[Tensor]:
         rng = SampleRandom(seed, "motion", 0, range(index * batch, min((index + 1) * batch, num)), device)
-        labels = one_hot(rng.integers(network.c_dim), network.c_dim) if network.c_dim else None
+        labels = generator.sample_labels(rng=rng)
         ws = network.mapping(rng.normal(network.z_dim), labels)
 
         def draw(transforms: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ from stylegan_di.metrics.table import Metric, MotionMetric, PathMetric, metric, 
 from stylegan_di.metrics.vgg16 import VGG16, load_lpips
 from stylegan_di.torch_utils import distributed
 
+OF_PIXELS = ("spectrum", "texture", "fashion")  # extractors that do not resize images of any size and shape
 CHUNK = 1000  # features that are turned into class probabilities at a time
 
 
@@ -127,6 +128,7 @@ class Evaluator:
         if self.of_motions:
             raise UserError(f"{', '.join(self.of_motions)}: equivariance is for a StyleGAN3, not for images")
         num = min(self.num_samples, len(dataset))
+        self._check_size(dataset)
         with distributed.together():
             batch = self.batch or batch_size(dataset.resolution)
             results = self._measure(dataset_images(dataset, num=num, batch=batch))
@@ -200,6 +202,7 @@ class Evaluator:
         dataset = reference if isinstance(reference, ImageDataset) else ImageDataset(reference, use_labels=labels)
         if labels and not dataset.has_labels:
             raise UserError(f"{self._labelled()}: {dataset.name} was opened without its labels (--cond); leave it out")
+        self._check_size(dataset)
         stats = {name: self._dataset_features(dataset, entry) for name, entry in entries.items()}
         return {name: found for name, found in stats.items() if found is not None}
 
@@ -219,6 +222,12 @@ class Evaluator:
         if stats is None or not entry.needs_labels:
             return stats
         return dataclasses.replace(stats, labels=dataset_images(dataset, num=num, batch=batch).labels())
+
+    def _check_size(self, dataset: ImageDataset) -> None:
+        """Raises UserError for images of any size and a metric that looks at the pixels themselves."""
+        wrong = [name for name, entry in self.of_images.items() if entry.extractor in OF_PIXELS]
+        if dataset.any_size and wrong:
+            raise UserError(f"--any-size: {', '.join(wrong)} does not resize images: leave it out")
 
     def _labelled(self) -> str:
         """The metrics that need labels, for a message."""

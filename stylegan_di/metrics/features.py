@@ -21,7 +21,6 @@ from stylegan_di.data.sampler import load_batch
 from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder, say
 from stylegan_di.images import to_rgb, to_uint8
 from stylegan_di.interfaces import FeatureExtractor, Generator
-from stylegan_di.labels import one_hot
 from stylegan_di.metrics.statistics import FeatureStats, FeatureSums, load_stats, save_stats
 from stylegan_di.random import SampleRandom
 from stylegan_di.torch_utils import distributed
@@ -67,26 +66,28 @@ def generated_images(
 ) -> Batches:
     """Images of a generator on `device`, in evaluation mode and with its inner noise fixed.
 
-    Each sample draws its own label, uniformly over the classes, and its own latent. Equal seeds mean equal samples,
-    whatever the batch, and equal labels for all generators.
+    Each sample draws its own label, by the generator's law, and its own latent. Equal seeds mean equal samples,
+    whatever the batch, and equal labels for all generators of one law. Samples with vectors for labels have no classes.
 
     Raises:
         UserError: when a batch is made, if an image is not finite.
     """
 
+    law = generator.label_law
+
     def classes(indices: range) -> Tensor:
-        return SampleRandom(seed, "metrics", 0, indices).integers(generator.label_dim)  # as `make` begins
+        return law.draw(SampleRandom(seed, "metrics", 0, indices)).argmax(dim=1)  # as `make` begins
 
     def make(indices: range) -> Tensor:
         rng = SampleRandom(seed, "metrics", 0, indices, device)
-        labels = one_hot(rng.integers(generator.label_dim), generator.label_dim) if generator.label_dim else None
+        labels = generator.sample_labels(rng=rng)
         with torch.no_grad(), evaluation_mode(generator):
             images = generator(generator.sample_latents(len(rng), rng=rng), labels)
         if not images.isfinite().all():
             raise UserError("the generator's images are not finite numbers: its weights are damaged, or have diverged.")
         return to_rgb(to_uint8(images))
 
-    return Batches(num, batch, make, classes if generator.label_dim else None)
+    return Batches(num, batch, make, classes if generator.label_dim and law.vectors is None else None)
 
 
 @contextmanager
@@ -109,6 +110,8 @@ def batch_size(resolution: int) -> int:
 def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Batches:
     """The first `num` images of a data set, on the CPU; with their classes if it was opened with its labels.
 
+    Images of any size come one at a time, as feature extractors resize them.
+
     Raises:
         UserError: when classes are asked for, if the labels are other vectors than those of classes.
     """
@@ -122,7 +125,7 @@ def dataset_images(dataset: ImageDataset, *, num: int, batch: int) -> Batches:
             raise UserError(f"the labels of {dataset.name} are vectors, not classes")
         return labels.argmax(dim=1)
 
-    return Batches(num, batch, make, classes if dataset.has_labels else None)
+    return Batches(num, 1 if dataset.any_size else batch, make, classes if dataset.has_labels else None)
 
 
 def extract(

@@ -20,7 +20,6 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import to_rgb
 from stylegan_di.interfaces import Generator
-from stylegan_di.labels import one_hot
 from stylegan_di.metrics.features import evaluation_mode
 from stylegan_di.metrics.vgg16 import LPIPS
 from stylegan_di.networks import stylegan2, stylegan3
@@ -69,7 +68,7 @@ def path_distances(
 ) -> np.ndarray:
     """Squared LPIPS speeds [num] on as many paths of a StyleGAN generator, on its device, in evaluation mode.
 
-    Each path draws its own labels, uniformly over the classes, and its own noise; both are the same at its two points.
+    Each path draws its own labels, by the generator's law, and its own noise; both are the same at its two points.
 
     All processes of a run call it inside `distributed.together` and share the paths; the first gets the speeds, the
     others get an empty array.
@@ -87,7 +86,7 @@ def path_distances(
     def distances(index: int) -> list[Tensor]:
         indices = range(index * batch, min((index + 1) * batch, num))
         ends = []
-        for ws in _points(network, path, SampleRandom(seed, "path", 0, indices, device)):
+        for ws in _points(generator, network, path, SampleRandom(seed, "path", 0, indices, device)):
             noise: dict[str, Any] = {}
             if isinstance(network, stylegan2.Generator):  # the same at both points
                 noise["noise_source"] = SampleRandom(seed, "path noise", 0, indices, device).normal
@@ -118,12 +117,13 @@ def _measurable(generator: Generator, path: Path) -> stylegan2.Generator | style
 
 
 def _points(
-    network: stylegan2.Generator | stylegan3.Generator, path: Path, rng: SampleRandom
+    generator: Generator, network: stylegan2.Generator | stylegan3.Generator, path: Path, rng: SampleRandom
 ) -> tuple[Tensor, Tensor]:
     """Two neighbouring points on each path, ws [B,num_ws,w_dim]."""
     dtype = next(network.parameters()).dtype
     t = (rng.uniform(1) if path.sampling == "full" else torch.zeros([len(rng), 1], device=rng.device)).to(dtype)
-    labels = one_hot(rng.integers(network.c_dim), network.c_dim).to(dtype) if network.c_dim else None
+    drawn = generator.sample_labels(rng=rng)
+    labels = None if drawn is None else drawn.to(dtype)
     a, b = rng.normal(network.z_dim).to(dtype), rng.normal(network.z_dim).to(dtype)
     if path.space == "z":
         return network.mapping(slerp(a, b, t), labels), network.mapping(slerp(a, b, t + EPSILON), labels)

@@ -18,8 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from stylegan_di import zoo
 from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, untrusted
-from stylegan_di.metrics.statistics import MAX_DIM, REMEDY, FeatureStats, checked_stats, load_stats
+from stylegan_di.labels import LabelLaw
+from stylegan_di.metrics.statistics import (
+    MAX_DIM,
+    REMEDY,
+    FeatureStats,
+    checked_stats,
+    load_label_counts,
+    load_stats,
+)
 from stylegan_di.torch_utils.persistence import read_pickle
 
 SUFFIXES = (".npz", ".pkl")  # suffixes of files that hold statistics
@@ -48,6 +57,17 @@ def load_references(path: str | os.PathLike[str]) -> dict[str, FeatureStats]:
             found = {_EDM2_NAMES[name]: entry for name, entry in content.items() if name in _EDM2_NAMES}
             return {name: checked_stats({"mu": entry["mu"], "sigma": entry["sigma"]}) for name, entry in found.items()}
         raise ValueError("it is neither stylegan2-ada's nor EDM2's")
+
+
+def label_law_of(source: str | os.PathLike[str], label_dim: int) -> LabelLaw | None:
+    """How often each class is among the images of a file of statistics, a path or a known name.
+
+    None if it does not say, or has other classes than a network of label_dim.
+    """
+    if Path(source).suffix != ".npz":
+        return None
+    counts = load_label_counts(zoo.resolve(source))
+    return LabelLaw.of_counts(counts) if counts is not None and len(counts) == label_dim else None
 
 
 def stats_of_cache(cache: Mapping[str, Any], budget: Budget) -> FeatureStats:

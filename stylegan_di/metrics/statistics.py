@@ -117,6 +117,21 @@ def load_stats(path: str | os.PathLike[str]) -> FeatureStats:
         return checked_stats(read_npz(file, _ARRAYS, Budget(size)))
 
 
+def load_label_counts(path: str | os.PathLike[str]) -> np.ndarray | None:
+    """Returns how many images of each class, int64 [classes], a file of statistics was made of; None if it is not said.
+
+    Raises:
+        UserError: if the file is damaged.
+    """
+    with untrusted(os.fspath(path), remedy=REMEDY), open_untrusted(path) as (file, size):
+        counts = read_npz(file, ["label_counts"], Budget(size)).get("label_counts")
+        if counts is None:
+            return None
+        if counts.ndim != 1 or counts.dtype.kind not in "iu" or counts.min() < 0 or not 0 < counts.sum() < 1 << 40:
+            raise ValueError(f"label_counts are {counts.dtype} {list(counts.shape)}, not numbers of images")
+        return counts.astype(np.int64)
+
+
 def read_npz(file: IO[bytes], names: Collection[str] | None, budget: Budget) -> dict[str, np.ndarray]:
     """Reads arrays, those of `names` that are there or for None all, from an .npz file from outside.
 

@@ -160,11 +160,17 @@ class Conv2d(PersistentModule):
 
 
 class GroupNorm(PersistentModule):
-    """Group normalisation with at least four channels per group and at most 32 groups."""
+    """Group normalisation with at least four channels per group and at most 32 groups.
+
+    Raises:
+        ValueError: if the channels do not divide into so many groups.
+    """
 
     def __init__(self, num_channels: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.num_groups = min(32, num_channels // 4)
+        if not self.num_groups or num_channels % self.num_groups:
+            raise ValueError(f"{num_channels} channels do not divide into {self.num_groups} groups")
         self.eps = eps
         self.weight = Parameter(torch.ones(num_channels))
         self.bias = Parameter(torch.zeros(num_channels))

@@ -23,9 +23,11 @@ from stylegan_di.runs.statefile import State
 from stylegan_di.teachers.mixed import parse_teachers
 
 #: Options that may change when a run resumes. They affect the length of the training (and with it --lr-decay's
-#: rates), where and how it is computed, and what is saved; all its other numbers stay the same.
-MAY_CHANGE = ("outdir", "device", "gpus", "workers", "batch_gpu", "kimg", "snap", "state", "snap_format", "metrics",
-              "detector_file", "max_skips", "on_divergence", "fsdp", "heartbeat", "track")  # fmt: skip
+#: rates), where its data lie and how it is computed, and what is measured and saved; all its other numbers stay the
+#: same. That --data names the same images, `check_inputs` makes sure.
+MAY_CHANGE = ("outdir", "data", "device", "gpus", "workers", "batch_gpu", "kimg", "snap", "state", "snap_format",
+              "metrics", "metric_samples", "detector_file", "max_skips", "on_divergence", "fsdp",
+              "heartbeat", "track")  # fmt: skip
 _ALTERED = "the state was altered, or is of another version; pass one that train.py wrote"
 
 
@@ -54,7 +56,8 @@ def resume(source: str, given: Mapping[str, Any]) -> Resumed:
     """Loads the run to resume.
 
     Args:
-        source: latest (the newest state in the run folders of --outdir), a run folder, or a training state.
+        source: latest (the newest state in the run folders of --outdir), a folder of run folders likewise, a run
+            folder, or a training state.
         given: the command line's options by name, None where not given.
 
     Raises:
@@ -63,8 +66,11 @@ def resume(source: str, given: Mapping[str, Any]) -> Resumed:
     path, notes = _choose(source, Path(given.get("outdir") or TrainConfig.outdir))
     state = statefile.load_state(path)
     config = changed_config(state, {key: value for key, value in given.items() if key not in ("resume", "outdir")})
-    _check_paths(config, state)
+    config = _found_from_here(config, state)
     notes += [f"continues from {path}"]
+    if config.metrics and config.metric_samples != state.config.get("metric_samples"):
+        before = state.config.get("metric_samples")
+        notes.append(f"metrics are on {config.metric_samples} samples from here on, and were on {before}")
     if (count := state.config.get("gpus") or 1) != 1 and config.gpus is None:
         notes.append(f"it ran in {count} processes; how many continue it, --gpus says, and sums round accordingly")
     libraries, threads = statefile.changes(path)
@@ -75,8 +81,14 @@ def resume(source: str, given: Mapping[str, Any]) -> Resumed:
     return Resumed(config, state, tuple(notes))
 
 
-def _check_paths(config: TrainConfig, state: State) -> None:
-    """Raises UserError for an input file of the run that is not found because its path is relative."""
+def _found_from_here(config: TrainConfig, state: State) -> TrainConfig:
+    """The configuration with its relative paths as they are found: from here, else from where the run was started.
+
+    Raises:
+        UserError: an input file of the run is found from neither.
+    """
+    started = Path(str(state.values.get("started_in", "")))
+    found: dict[str, str] = {}
     inputs = [(name, getattr(config, name)) for name in ("data", "gan_pkl", "autoencoder", "ref", "detector_file")]
     if config.teacher and not config.trains_teacher:
         inputs += [("teacher", term.source) for term in parse_teachers(config.teacher)]
@@ -85,10 +97,15 @@ def _check_paths(config: TrainConfig, state: State) -> None:
         is_file = value and samples_wanted(value) is None and zoo.entry(value) is None and not is_url(value)
         is_file = is_file and "=" not in value and not value.startswith(HUB)
         if is_file and not Path(value).is_absolute() and not Path(value).exists():
+            if getattr(config, name) == value and (started / value).exists():
+                found[name] = str(started / value)
+                continue
+            moved = "; if it was moved, give --data=NEW" if name == "data" else ""
             raise UserError(
                 f"--resume: {option_name(name)}={value} of {state.path} is not found from {Path.cwd()}: the path is "
-                "relative to the folder that the run was started in; go there"
+                f"relative to the folder that the run was started in; go there{moved}"
             )
+    return TrainConfig(**(vars(config) | found))
 
 
 def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
@@ -99,7 +116,9 @@ def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
         if wrong := statefile.damage(path):
             raise UserError(f"--resume={source}: the file is damaged, {wrong}; pass its folder to use the one before")
         return path, []
-    folder = path if source != "latest" else _latest_folder(outdir)
+    folder = path
+    if source == "latest" or not _states(path):
+        folder = _latest_folder(outdir if source == "latest" else path, source)
     notes: list[str] = []
     for state in reversed(statefile.complete_states(folder)):
         wrong = statefile.damage(state)
@@ -113,13 +132,17 @@ def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
     )
 
 
-def _latest_folder(outdir: Path) -> Path:
-    """Returns outdir's run folder of the highest number that has a state."""
+def _latest_folder(outdir: Path, source: str) -> Path:
+    """Returns outdir's run folder of the highest number that has a state; outdir itself where it is a run's folder."""
     folders = {}
     for folder in outdir.iterdir() if outdir.is_dir() else ():
         number = re.match(r"(\d{5,9})-", folder.name)
         if number and not folder.is_symlink() and (states := _states(folder)):
             folders[int(number[1]), states[-1].name] = folder
+    if not folders and (outdir / "training_options.json").is_file():
+        return outdir
+    if not folders and source != "latest":
+        raise UserError(f"--resume={source}: the folder holds no training state, nor a run's folder that does")
     if not folders:
         raise UserError(
             f"--resume=latest: no run in --outdir={outdir} holds a training state, as seen from {Path.cwd()}; "

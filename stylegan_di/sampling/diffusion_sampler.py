@@ -11,6 +11,7 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.labels import Chosen
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.ablation import DISCRETIZATIONS, ablation_sampler
 from stylegan_di.sampling.dpm_solver import dpm_solver
@@ -49,7 +50,7 @@ class DiffusionSampler(Generator):
         self.given = dict(options)
         self.img_resolution = denoiser.img_resolution
         self.img_channels = denoiser.img_channels
-        self.label_dim = denoiser.label_dim
+        self.label_dim, self.known_labels = denoiser.label_dim, denoiser.known_labels
         check_sampler(denoiser, options)
         self.stochastic = options.get("S_churn", 0) > 0
         sampler: Callable[..., Tensor] = ablation_sampler if options.keys() & set(_ABLATION) else heun_sampler
@@ -59,8 +60,7 @@ class DiffusionSampler(Generator):
         arguments = {_ARGUMENTS.get(name) or name: value for name, value in options.items()}
         self.sampler = partial(sampler, denoiser, **arguments)
 
-    def with_options(self, **options: Any) -> DiffusionSampler:
-        super().with_options(**options)
+    def _with(self, **options: Any) -> DiffusionSampler:
         return DiffusionSampler(self.network, **(self.given | options))
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
@@ -73,7 +73,7 @@ class DiffusionSampler(Generator):
         return self.sampler(z, labels, **noise).float()
 
     @torch.no_grad()
-    def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+    def draw(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:
         noise = SeedNoise(seeds, next(self.parameters()).device)
         z, labels = image_latents(self, noise, class_index)
         added = {"noise_source": partial(noise.normal, dtype=torch.float64)} if self.stochastic else {}

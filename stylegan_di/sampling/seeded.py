@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.labels import chosen_labels
+from stylegan_di.labels import Chosen, LabelLaw
 
 _CALL_SAMPLES = 16  # most samples in one call of the network on a GPU
 _CALL_PIXELS = 2**20  # most pixels of output in one call
@@ -56,25 +56,26 @@ class SeedNoise:
 
 
 def image_latents(
-    model: Denoiser | Generator, noise: SeedNoise, class_index: int | None
+    model: Denoiser | Generator, noise: SeedNoise, class_index: Chosen | None
 ) -> tuple[Tensor, Tensor | None]:
     """Draws noise [n,C,H,W] and labels for a diffusion network; like EDM, draws a label even where one is given."""
     z = noise.normal(model.img_channels, model.img_resolution, model.img_resolution)
     if not model.label_dim:
         return z, None
-    return z, chosen_labels(noise.integers(model.label_dim), class_index, model.label_dim).to(noise.device)
+    law = model.label_law.by_seed
+    return z, law.chosen(noise.integers(law.total), class_index).to(noise.device)
 
 
 def numpy_latents(
-    seeds: Sequence[int], z_dim: int, label_dim: int, class_index: int | None
+    seeds: Sequence[int], z_dim: int, law: LabelLaw, class_index: Chosen | None
 ) -> tuple[Tensor, Tensor | None]:
     """Draws latents float64 [n,z_dim] and labels for n seeds, 0 to 2^32 - 1, on the CPU, as StyleGAN's tools do.
 
-    class_index: None draws a label after the latent where label_dim is not 0.
+    class_index: None draws a label of `law` after the latent, each class that occurs as often as the others.
     """
+    law = law.by_seed
     streams = [np.random.RandomState(seed) for seed in seeds]
     z = torch.from_numpy(np.concatenate([stream.randn(1, z_dim) for stream in streams]))
-    if not label_dim:
+    if not law.label_dim:
         return z, None
-    drawn = torch.tensor([int(stream.randint(label_dim)) for stream in streams])
-    return z, chosen_labels(drawn, class_index, label_dim)
+    return z, law.chosen(torch.tensor([int(stream.randint(law.total)) for stream in streams]), class_index)

@@ -13,9 +13,10 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from stylegan_di import interfaces
+from stylegan_di import interfaces, zoo
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_write
+from stylegan_di.labels import LabelLaw
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import CLASSES, build, class_name
 from stylegan_di.snapshots.formats import Contents, open_contents, to_pickle, to_safetensors
@@ -153,8 +154,18 @@ def _first(snapshot: Snapshot, table: Mapping[str, type[Model]]) -> Model | None
         except UserError as error:
             raise RefusedFileError(snapshot.source, str(error)) from None
         if found is not None:
+            with untrusted(snapshot.source):
+                found.known_labels = _known_labels(snapshot, found.label_dim)
             return cast("Model", found.eval())
     return None
+
+
+def _known_labels(snapshot: Snapshot, label_dim: int) -> LabelLaw | None:
+    """How often labels occur, as the file says; of a known network, what its classes are called; None if unknown."""
+    if label_dim and (entry := snapshot.extras.get("label_law")) is not None:
+        return LabelLaw.of_entry(entry, label_dim)
+    names = zoo.class_names(snapshot.source)
+    return LabelLaw.uniform(label_dim, names) if label_dim and len(names) == label_dim else None
 
 
 def _has_role(network: torch.nn.Module | None) -> bool:

@@ -312,6 +312,9 @@ def _tensorflow_hashes(network: TensorFlowNetwork) -> Iterator[str]:
 def _from_safetensors(data: bytes, source: str, budget: Budget) -> Contents:
     header, end = _header_from_outside(data, budget)
     metadata = header.pop("__metadata__", {})
+    if "config" in metadata and "values" in metadata:
+        remedy = "Pass a network-snapshot-* or network-best file of the same folder, or this one as train.py --resume."
+        raise RefusedFileError(source, "a training state, from which a run goes on", remedy)
     if metadata.get("format_version") != FORMAT_VERSION:
         raise RefusedFileError(
             source,

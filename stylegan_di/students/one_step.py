@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.labels import Chosen
 from stylegan_di.networks.edm import Precond
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import SeedNoise, image_latents
@@ -127,7 +128,7 @@ class OneStepStudent(Generator):
         return images
 
     @torch.no_grad()
-    def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+    def draw(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:
         noise = SeedNoise(seeds, next(self.parameters()).device)
         z, labels = image_latents(self, noise, class_index)
         if len(self.levels) > 1:  # the first step's noise is drawn as that of a single step

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.interfaces import Generator
+from stylegan_di.labels import Chosen
 from stylegan_di.networks import r3gan
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import numpy_latents
@@ -59,8 +60,8 @@ class R3GANStudent(Generator):
         return {"training_set_kwargs": dict(data)}
 
     @torch.no_grad()
-    def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+    def draw(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:
         """Latents are numpy's of each seed, from 0 to 2^32 - 1, as for StyleGAN2."""
         device = next(self.parameters()).device
-        z, labels = numpy_latents(seeds, self.network.z_dim, self.label_dim, class_index)
+        z, labels = numpy_latents(seeds, self.network.z_dim, self.label_law, class_index)
         return self(z.to(device), None if labels is None else labels.to(device))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.labels import Chosen
 from stylegan_di.networks.refiner import Refiner
 from stylegan_di.random import SampleRandom
 from stylegan_di.students.one_step import network_of_teacher
@@ -28,7 +29,7 @@ class RefinerStudent(Generator):
 
     Args:
         network: kept as `.network`.
-        trunc, noise_mode: as for the GAN. Noise 'const' is the file's own for all images, 'none' is none.
+        trunc, noise_mode, trunc_mode: as for the GAN. Noise 'const' is the file's own for all images, 'none' is none.
     """
 
     kind = "refiner"
@@ -36,19 +37,24 @@ class RefinerStudent(Generator):
     parts = PARTS
     network: Refiner
 
-    def __init__(self, network: Refiner, *, trunc: float = 1, noise_mode: str = "const") -> None:
+    def __init__(
+        self, network: Refiner, *, trunc: float = 1, noise_mode: str = "const", trunc_mode: str = "mean"
+    ) -> None:
         super().__init__()
         self.network = network
         self.training = False
-        self._gan = (StyleGAN2Student(network.generator, trunc=trunc, noise_mode=noise_mode),)  # not registered twice
+        gan = StyleGAN2Student(network.generator, trunc=trunc, noise_mode=noise_mode, trunc_mode=trunc_mode)
+        self._gan = (gan,)  # a tuple, so that it is not registered twice
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
         self.label_dim = network.label_dim
 
     @property
     def gan(self) -> StyleGAN2Student:
-        """The GAN in it."""
-        return self._gan[0]
+        """The GAN in it, with the same labels."""
+        (gan,) = self._gan
+        gan.known_labels = self.known_labels
+        return gan
 
     @classmethod
     def of(cls, gan: Generator, teacher: Denoiser, sigma_init: float) -> RefinerStudent:
@@ -66,9 +72,8 @@ class RefinerStudent(Generator):
         except ValueError as error:
             raise UserError(f"--student=refiner: teacher and GAN do not match: {error}") from None
 
-    def with_options(self, **options: Any) -> RefinerStudent:
-        super().with_options(**options)
-        own: dict[str, Any] = {"trunc": self.gan.trunc, "noise_mode": self.gan.noise_mode}
+    def _with(self, **options: Any) -> RefinerStudent:
+        own: dict[str, Any] = {name: getattr(self.gan, name) for name in self.options}
         return RefinerStudent(self.network, **(own | options))
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
@@ -88,7 +93,7 @@ class RefinerStudent(Generator):
         return refined if refined.dtype == torch.float64 else refined.float()
 
     @torch.no_grad()
-    def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+    def draw(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:
         """As the GAN draws, then refined, by noise keyed by seed in noise_mode 'random'."""
         gan, device = self.gan, next(self.parameters()).device
         noise = None

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
-from stylegan_di.labels import one_hot
+from stylegan_di.labels import Chosen
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import call_size, numpy_latents, uint8_images
 
-W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg
+W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg, or of a class's w
 
 
 def part_names(resolutions: Iterable[int]) -> list[str]:
@@ -32,30 +32,36 @@ class StyleGAN2Student(Generator):
         network: NVlabs' Generator, kept as `.network`.
         trunc: truncation psi; 1 for none, 0 for the mean image; below 1, samples are less diverse.
         noise_mode: of the noise inputs where no rng is given: 'const', 'none', or 'random' in `draw`, keyed by seed.
+        trunc_mode: what truncation draws towards: the 'mean' of all w, or that of the sample's 'class'.
     """
 
     kind = "GAN"
-    options: ClassVar[Sequence[str]] = ("trunc", "noise_mode")
+    options: ClassVar[Sequence[str]] = ("trunc", "trunc_mode", "noise_mode")
     #: The steps of a GAN's training whose samples move the running means.
     means_move_with: ClassVar[Sequence[str]] = ("generator", "path_length")
     network: stylegan2.Generator
 
-    def __init__(self, network: stylegan2.Generator, *, trunc: float = 1, noise_mode: str = "const") -> None:
+    def __init__(
+        self, network: stylegan2.Generator, *, trunc: float = 1, noise_mode: str = "const", trunc_mode: str = "mean"
+    ) -> None:
         super().__init__()
         if not math.isfinite(trunc):
             raise UserError(f"--trunc={trunc}: accepted are finite numbers")
+        if trunc_mode == "class" and (trunc == 1 or not network.c_dim):
+            why = "needs --trunc, such as 0.7" if network.c_dim else "is for networks with classes: leave it out"
+            raise UserError(f"--trunc-mode=class {why}")
         self.network = network
         self.training = network.training
-        self.trunc = trunc
+        self.trunc, self.trunc_mode = trunc, trunc_mode
+        self._class_means: dict[bytes, Tensor] = {}  # w [w_dim] by label
         self.noise_mode = noise_mode
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
         self.label_dim = network.c_dim
         self.parts = self.part_names()
 
-    def with_options(self, **options: Any) -> StyleGAN2Student:
-        super().with_options(**options)
-        own: dict[str, Any] = {"trunc": self.trunc, "noise_mode": self.noise_mode}
+    def _with(self, **options: Any) -> StyleGAN2Student:
+        own: dict[str, Any] = {"trunc": self.trunc, "noise_mode": self.noise_mode, "trunc_mode": self.trunc_mode}
         return StyleGAN2Student(self.network, **(own | options))
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
@@ -73,7 +79,10 @@ class StyleGAN2Student(Generator):
             noise: dict[str, Any] = {"noise_mode": "none" if self.noise_mode == "none" else "const"}
         else:
             noise = {"noise_mode": "random", "noise_source": lambda *shape: rng.normal(*shape)}
-        images = self.network(z, labels, truncation_psi=self.trunc, **noise)
+        if self.trunc_mode == "class":
+            images = self.network.synthesis(self.truncated(z, labels), **noise)
+        else:
+            images = self.network(z, labels, truncation_psi=self.trunc, **noise)
         return images if images.dtype == torch.float64 else images.float()
 
     # In a training.
@@ -98,7 +107,7 @@ class StyleGAN2Student(Generator):
 
     @torch.no_grad()
     def settle(self, rng: SampleRandom) -> None:
-        """Sets w_avg, the w that truncation draws towards, to the mean over the streams of rng, labels drawn evenly.
+        """Sets w_avg, the w that truncation draws towards, to the mean over the streams of rng, labels by `label_law`.
 
         A frozen mapping network and one that keeps no mean are left alone.
         """
@@ -123,22 +132,39 @@ class StyleGAN2Student(Generator):
 
     # By seed.
 
-    def draw(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+    def draw(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:
         return self.synthesize(self.mapped(seeds, class_index=class_index), seeds)
 
     @torch.no_grad()
-    def mapped(self, seeds: Sequence[int], *, class_index: int | None = None) -> Tensor:
+    def mapped(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:
         """The mapped latents ws [n,num_ws,w_dim] of n seeds, 0 to 2^32 - 1, truncated by `trunc`.
 
-        class_index: 0 to label_dim - 1; None draws a label after the latent where the network is conditional.
+        class_index: 0 to label_dim - 1, or a label [label_dim] itself; None draws a label after the latent where the
+        network is conditional.
         """
         z, labels = self.latents_of(seeds, class_index=class_index)
-        return self.network.mapping(z, labels, truncation_psi=self.trunc)
+        return self.truncated(z, labels)
 
-    def latents_of(self, seeds: Sequence[int], *, class_index: int | None = None) -> tuple[Tensor, Tensor | None]:
+    def truncated(self, z: Tensor, labels: Tensor | None) -> Tensor:
+        """ws [n,num_ws,w_dim] of latents and labels, truncated by `trunc` towards what `trunc_mode` says."""
+        if self.trunc_mode == "mean" or labels is None:
+            return self.network.mapping(z, labels, truncation_psi=self.trunc)
+        centres = torch.stack([self.class_mean(label) for label in labels])[:, None]
+        return centres.lerp(self.network.mapping(z, labels), self.trunc)
+
+    @torch.no_grad()
+    def class_mean(self, label: Tensor) -> Tensor:
+        """The mean w [w_dim] of one label [label_dim], over W_AVG_SAMPLES latents; computed once and kept."""
+        key = label.cpu().numpy().tobytes()
+        if key not in self._class_means:
+            z = SampleRandom(0, "class mean", 0, [0], label.device).normal(W_AVG_SAMPLES, self.network.z_dim)[0]
+            self._class_means[key] = self.network.mapping(z, label.expand(W_AVG_SAMPLES, -1))[:, 0].mean(dim=0)
+        return self._class_means[key]
+
+    def latents_of(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> tuple[Tensor, Tensor | None]:
         """The latents [n,z_dim], float64, and labels [n,label_dim] of n seeds; see `mapped`."""
         device = next(self.parameters()).device
-        z, labels = numpy_latents(seeds, self.network.z_dim, self.label_dim, class_index)
+        z, labels = numpy_latents(seeds, self.network.z_dim, self.label_law, class_index)
         return z.to(device), None if labels is None else labels.to(device)
 
     @torch.no_grad()
@@ -161,10 +187,9 @@ class StyleGAN2Student(Generator):
 
 
 def mean_w(student: StyleGAN2Student, rng: SampleRandom) -> Tensor:
-    """Returns the mean w [w_dim] over the streams of rng, labels drawn evenly; moves no running mean."""
-    network, label_dim = student.network, student.label_dim
-    labels = one_hot(rng.integers(label_dim), label_dim) if label_dim else None
-    mapping = copy.copy(network.mapping)  # shares the weights; its mode is its own
+    """Returns the mean w [w_dim] over the streams of rng, labels by `label_law`; moves no running mean."""
+    labels = student.sample_labels(rng=rng)
+    mapping = copy.copy(student.network.mapping)  # shares the weights; its mode is its own
     mapping.training = False
     return mapping(student.sample_latents(len(rng), rng=rng), labels)[:, 0].mean(0)
 

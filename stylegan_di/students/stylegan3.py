@@ -45,16 +45,15 @@ class StyleGAN3Student(StyleGAN2Student):
     """
 
     kind = "StyleGAN3"
-    options: ClassVar[Sequence[str]] = ("trunc", "translate", "rotate")
+    options: ClassVar[Sequence[str]] = ("trunc", "trunc_mode", "translate", "rotate")
     means_move_with: ClassVar[Sequence[str]] = ("discriminator",)
     network: stylegan3.Generator  # type: ignore[assignment]
 
-    def __init__(self, network: stylegan3.Generator, *, trunc: float = 1) -> None:
-        super().__init__(network, trunc=trunc)  # type: ignore[arg-type]
+    def __init__(self, network: stylegan3.Generator, *, trunc: float = 1, trunc_mode: str = "mean") -> None:
+        super().__init__(network, trunc=trunc, trunc_mode=trunc_mode)  # type: ignore[arg-type]
 
-    def with_options(self, **options: Any) -> StyleGAN3Student:
+    def _with(self, **options: Any) -> StyleGAN3Student:
         """translate (x, y) and rotate (degrees, anticlockwise) move the picture, on a copy of the network."""
-        super(StyleGAN2Student, self).with_options(**options)
         network = self.network
         if {"translate", "rotate"} & options.keys():
             translate, rotate = options.get("translate", (0.0, 0.0)), options.get("rotate", 0.0)
@@ -63,7 +62,8 @@ class StyleGAN3Student(StyleGAN2Student):
                 raise UserError(f"--translate={given} --rotate={rotate}: accepted are finite numbers X,Y and DEG")
             network = copy.deepcopy(network)
             network.synthesis.input.transform.copy_(position_transform(translate, rotate))
-        return StyleGAN3Student(network, trunc=options.get("trunc", self.trunc))
+        own = {"trunc": self.trunc, "trunc_mode": self.trunc_mode}
+        return StyleGAN3Student(network, **{name: options.get(name, value) for name, value in own.items()})
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """z [B,z_dim]; labels [B,label_dim] one-hot; rng is not needed: nothing else is random.
@@ -72,7 +72,10 @@ class StyleGAN3Student(StyleGAN2Student):
             UserError: if labels are missing or given against the network's nature.
         """
         labels = checked_labels(labels, self.label_dim, z.shape[0])
-        images = self.network(z, labels, truncation_psi=self.trunc, update_emas=self.training)
+        if self.trunc_mode == "class":
+            images = self.network.synthesis(self.truncated(z, labels))
+        else:
+            images = self.network(z, labels, truncation_psi=self.trunc, update_emas=self.training)
         return images if images.dtype == torch.float64 else images.float()
 
     # In a training.
@@ -97,7 +100,7 @@ class StyleGAN3Student(StyleGAN2Student):
 
     @torch.no_grad()
     def settle(self, rng: SampleRandom) -> None:
-        """Sets w_avg to the mean over the streams of rng, labels drawn evenly; a frozen mapping is left alone."""
+        """Sets w_avg to the mean over the streams of rng, labels by `label_law`; a frozen mapping is left alone."""
         if "mapping" not in self.frozen:
             self.network.mapping.w_avg.copy_(mean_w(self, rng))
 

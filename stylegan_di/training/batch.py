@@ -13,7 +13,7 @@ from stylegan_di.data.sampler import iterate_batches
 from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.images import from_uint8
 from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.labels import one_hot
+from stylegan_di.labels import LabelLaw
 from stylegan_di.random import SampleRandom, stream
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.copies import to_device
@@ -55,11 +55,9 @@ class Batch:
         """Seeds PyTorch's generator, which dropout uses, so that a chunk gets the same numbers in any process."""
         torch.manual_seed(int(stream(self.seed, "dropout", self.nimg, chunk.start).integers(2**31)))
 
-    def labels(self, purpose: str, chunk: range, label_dim: int) -> Tensor | None:
-        """Draws one-hot labels [n,label_dim] uniformly over the classes; None if label_dim is 0."""
-        if label_dim == 0:
-            return None
-        return one_hot(self.random(f"{purpose}/labels", chunk).integers(label_dim), label_dim)
+    def labels(self, purpose: str, chunk: range, law: LabelLaw) -> Tensor | None:
+        """Draws labels [n,label_dim]; None if label_dim is 0."""
+        return law.draw(self.random(f"{purpose}/labels", chunk)) if law.label_dim else None
 
     def noise(
         self, law: NoiseLaw, purpose: str, chunk: range, x: Tensor, within: Denoiser | None = None
@@ -72,8 +70,8 @@ class Batch:
 
 
 def generated(generator: Generator, batch: Batch, chunk: range, purpose: str) -> Samples:
-    """Generates images from fresh latents and uniformly drawn labels."""
-    labels = batch.labels(purpose, chunk, generator.label_dim)
+    """Generates images from fresh latents and labels, which are as frequent as the generator's law says."""
+    labels = batch.labels(purpose, chunk, generator.label_law)
     z = generator.sample_latents(len(chunk), rng=batch.random(f"{purpose}/z", chunk))
     return generator(z, labels, rng=batch.random(f"{purpose}/noise", chunk)), labels
 

@@ -10,12 +10,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.data import augment_edm
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.diffusion import NoiseLaw
+from stylegan_di.dnnlib.untrusted import brief
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
 from stylegan_di.loss_di import denoising_loss
 from stylegan_di.networks.edm import PRECONDITIONERS, Precond
@@ -69,7 +72,11 @@ class Denoising:
 
 
 def new_network(config: TrainConfig, dataset: ImageDataset) -> Precond:
-    """Makes a new network for a data set."""
+    """Makes a new network for a data set.
+
+    Raises:
+        UserError: its numbers of channels do not go together.
+    """
     kwargs: dict[str, Any] = dict(
         img_resolution=dataset.resolution,
         img_channels=dataset.num_channels,
@@ -83,4 +90,14 @@ def new_network(config: TrainConfig, dataset: ImageDataset) -> Precond:
     )
     if config.augment:
         kwargs["augment_dim"] = augment_edm.TRAINING_LABELS
+    try:
+        with torch.device("meta"), torch.no_grad():  # no memory, no arithmetic
+            side = dataset.resolution
+            PRECONDITIONERS[config.precond](**kwargs)(torch.ones(1, dataset.num_channels, side, side), torch.ones(1))
+    except Exception as error:  # whatever PyTorch raises for shapes that do not fit
+        factors = ",".join(map(str, config.channel_mult))
+        raise UserError(
+            f"--model-channels={config.model_channels} with --channel-mult={factors}: a U-Net cannot have so many "
+            f"channels ({brief(error)}); choose multiples of 32, or of 4 where none is above 128"
+        ) from error
     return PRECONDITIONERS[config.precond](**kwargs)

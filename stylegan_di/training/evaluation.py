@@ -49,9 +49,13 @@ class Evaluation:
         rng = SampleRandom(self.config.seed, "grid", 0, indices, method.device)
         self._z = self.generator.sample_latents(len(indices), rng=rng)
         self._labels = None
-        if label_dim := self.generator.label_dim:  # a class a column; those beyond the columns do not appear
-            classes = torch.arange(len(indices), device=method.device) % GRID_COLUMNS % label_dim
-            self._labels = one_hot(classes, label_dim)
+        law = self.generator.label_law
+        if law.vectors is not None:
+            self._labels = law.draw(rng)
+        elif law.label_dim:  # a class a column, of those that occur; what is beyond the columns does not appear
+            present = torch.from_numpy(law.counts).nonzero()[:, 0].to(method.device)
+            columns = torch.arange(len(indices), device=method.device) % GRID_COLUMNS % len(present)
+            self._labels = one_hot(present[columns], law.label_dim)
         self._start: Tensor | None = None  # the grid's images before the first step, in the first process
 
     def grid_images(self) -> Tensor:

@@ -12,7 +12,7 @@ from stylegan_di.critics.features import FeatureCritic, FeatureCriticSpec
 from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.journal.journal import Journal
-from stylegan_di.labels import ClassMap
+from stylegan_di.labels import ClassMap, LabelLaw
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training.adversary import logistic_update
 from stylegan_di.training.batch import Batch, Reals, Samples
@@ -59,7 +59,7 @@ class FeatureAdversary:
         x = images
         if not (self.teachers_own and purpose.endswith("/reals")):
             x = self.space.encode(images)
-            labels = self.classes(labels, lambda classes: batch.labels(purpose, chunk, classes))
+            labels = self.classes(labels, lambda classes: batch.labels(purpose, chunk, LabelLaw.uniform(classes)))
         noise, sigma = batch.noise(self.law, purpose, chunk, x, within=self.critic.teacher)
         return self.critic.logits(x, noise, sigma, labels)
 

@@ -64,7 +64,7 @@ class Draws:
     """The random numbers of a step, in tensors that stay where they are."""
 
     #: Purpose, chunk, and each draw: the method of SampleRandom, its arguments, and the tensor.
-    streams: list[tuple[str, range, list[tuple[str, tuple[int, ...], Tensor]]]] = field(default_factory=list)
+    streams: list[tuple[str, range, list[tuple[str, tuple[Any, ...], Tensor]]]] = field(default_factory=list)
     given: int = 0  # streams given out again in the present step; those that a step draws first are new
 
     def batch(self, like: Batch) -> Batch:
@@ -100,11 +100,11 @@ class _DrawnBatch(Batch):
 
 
 class _DrawnRandom(SampleRandom):
-    def __init__(self, own: SampleRandom, drawn: list[tuple[str, tuple[int, ...], Tensor]]) -> None:
+    def __init__(self, own: SampleRandom, drawn: list[tuple[str, tuple[Any, ...], Tensor]]) -> None:
         self.device, self.streams = own.device, own.streams
         self.drawn, self.given = drawn, 0
 
-    def _next(self, name: str, arguments: tuple[int, ...]) -> Tensor:
+    def _next(self, name: str, arguments: tuple[Any, ...]) -> Tensor:
         if self.given == len(self.drawn):
             self.drawn.append((name, arguments, getattr(SampleRandom, name)(self, *arguments)))
         known, its_arguments, tensor = self.drawn[self.given]
@@ -121,6 +121,9 @@ class _DrawnRandom(SampleRandom):
 
     def integers(self, high: int, *shape: int) -> Tensor:
         return self._next("integers", (high, *shape))
+
+    def choose(self, ends: tuple[int, ...]) -> Tensor:
+        return self._next("choose", (ends,))
 
 
 class HeldReals(RealImages):

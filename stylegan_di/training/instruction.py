@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.interfaces import Critic, Denoiser, Space
-from stylegan_di.labels import ClassMap
+from stylegan_di.labels import ClassMap, LabelLaw
 from stylegan_di.loss_di import Divergence, Noised
 from stylegan_di.training.batch import Batch, Samples
 
@@ -95,4 +95,4 @@ class Instruction:
 
     def _labels(self, labels: Tensor | None, batch: Batch, chunk: range, purpose: str) -> Tensor | None:
         """Labels of the student as the teacher takes them."""
-        return self.classes(labels, lambda classes: batch.labels(purpose, chunk, classes))
+        return self.classes(labels, lambda classes: batch.labels(purpose, chunk, LabelLaw.uniform(classes)))

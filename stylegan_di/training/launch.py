@@ -153,7 +153,10 @@ def describe(method: Method, ops: str, found: Sequence[tuple[str, str]] = (), re
     if config.gan_pkl:
         lines.append(("GAN", config.gan_pkl))
     if method.dataset is not None:
-        lines.append(("data", f"{config.data}, {len(method.dataset)} images"))
+        left = method.dataset.left_out()
+        lines.append(("data", f"{config.data}, {len(method.dataset)} images" + (f"; left out: {left}" if left else "")))
+    if method.labels_note:
+        lines.append(("labels", method.labels_note))
     teachers = [] if config.teacher is None or config.trains_teacher else parse_teachers(config.teacher)
     for name in (config.gan_pkl, config.resume, config.transfer, *(term.source for term in teachers)):
         if name is not None and is_pipeline(name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -138,6 +139,7 @@ class Trainer:
             return
         values: dict[str, Any] = {name: part.values() for name, part in self.kept.items()}
         values |= {"inputs": self.method.inputs, "line_files": folder.line_files(), "seconds": self.clock.elapsed()}
+        values["started_in"] = os.getcwd()  # which relative paths are relative to
         statefile.save_state(path, tensors, values, asdict(config), config_hash(config))
         statefile.prune(folder.path, path)
 
@@ -265,7 +267,7 @@ class Trainer:
             "class_name": "training.dataset.ImageFolderDataset", "path": config.data, "use_labels": config.cond,
             "max_size": config.subset, "xflip": config.mirror, "resolution": self.evaluation.generator.img_resolution,
         }  # fmt: skip
-        entries = extras(data)
+        entries = extras(data) | self.method.label_entry()
         if config.data is None or samples_wanted(config.data) is not None:  # no data set that NVlabs' tools could open
             entries |= {name: None for name in ("training_set_kwargs", "dataset_kwargs") if name in entries}
         modules = [network for network in networks.values() if network is not None]

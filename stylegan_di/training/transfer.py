@@ -1,4 +1,7 @@
-"""Starts a GAN training from another GAN's generator, discriminator and average (--kind=gan --resume)."""
+"""Starts a GAN training from another GAN's generator, discriminator and average (--kind=gan --resume).
+
+The data may have other classes, and for StyleGAN2 another resolution or other colours: what depends on these is new.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from torch import Tensor
-
 from stylegan_di import interfaces, zoo
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.util import UserError, say
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks import r3gan, stylegan2, stylegan3
 from stylegan_di.networks.stylegan2 import Discriminator
 from stylegan_di.snapshots.checkpoint import load_snapshot
@@ -23,11 +24,12 @@ Network = TypeVar("Network", bound=PersistentModule)
 
 @dataclass(frozen=True)
 class GAN:
-    """The networks of a StyleGAN training."""
+    """The networks of a StyleGAN training; `notes` say what of them is new, though they come from a file."""
 
     generator: Generator
     discriminator: Discriminator
     ema: Generator
+    notes: tuple[str, ...] = ()
 
 
 def freeze(model: interfaces.Generator, ema: interfaces.Generator, parts: Sequence[str]) -> None:
@@ -47,15 +49,15 @@ def freeze(model: interfaces.Generator, ema: interfaces.Generator, parts: Sequen
 def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
     """Opens the networks of a GAN's pickle for a data set.
 
-    If the file has another resolution or number of classes, the layers that depend on it are newly initialised, and a
-    line says how much of the generator that is.
+    If the file has a different number of classes, the layers that depend on it are newly initialised. The blocks of a
+    StyleGAN2 for the resolutions that both have are taken over, and the others are new.
 
     Args:
         source: a file, URL or known name, or a key of zoo.TRANSFER_SOURCES.
         freezed: number of discriminator layers to freeze (Mo et al. 2020, arXiv 2002.10964).
 
     Raises:
-        UserError: if the file holds no StyleGAN with its discriminator, or is for other images.
+        UserError: if the file holds no StyleGAN with its discriminator, or a StyleGAN3 for other images.
     """
     networks = load_snapshot(zoo.TRANSFER_SOURCES.get(source, source)).networks
     generator, discriminator = networks.get("G"), networks.get("D")
@@ -69,44 +71,49 @@ def gan_to_resume(source: str, dataset: ImageDataset, freezed: int = 0) -> GAN:
             f"--resume={source}: training needs a generator and a discriminator, but the file's entries are "
             f"{', '.join(networks) or 'none'}; pass a .pkl that --kind=gan or stylegan2-ada wrote"
         )
-    if generator.img_channels != dataset.num_channels:
+    if generator.img_channels != dataset.num_channels and isinstance(generator, stylegan3.Generator):
         raise UserError(
             f"--resume={source}: its images have {generator.img_channels} channels, those of --data "
             f"{dataset.num_channels}; tools/dataset_tool.py --channels makes data of another number"
+        )
+    if generator.img_resolution != dataset.resolution and isinstance(generator, stylegan3.Generator):
+        raise UserError(
+            f"--resume={source}: its images have {generator.img_resolution} pixels a side, those of --data "
+            f"{dataset.resolution}, and a StyleGAN3's layers are laid out for its own; tools/dataset_tool.py "
+            "--resolution makes data of another"
         )
     blocks = _arguments(discriminator).arguments.get("block_kwargs") or {}
     blocks = {name: value for name, value in blocks.items() if name != "freeze_layers"}
     if freezed:
         blocks["freeze_layers"] = freezed
-    images = dict(c_dim=dataset.label_dim, img_resolution=dataset.resolution)
-    gan = GAN(
-        _rebuilt(generator, **images), _rebuilt(discriminator, **images, block_kwargs=blocks), _rebuilt(ema, **images)
-    )
-    taken, all_weights = len(_fitting(gan.generator, generator)), len(gan.generator.state_dict())
-    if taken < all_weights:
-        say(
-            f"--resume={source}: made for {generator.img_resolution} pixels and {generator.c_dim} classes; "
-            f"{taken} of the generator's {all_weights} weights are taken from it, the others begin anew"
-        )
-    return gan
+    images = dict(c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels)
+    generator, new_in_g = rebuilt(generator, **images)
+    discriminator, new_in_d = rebuilt(discriminator, **images, block_kwargs=blocks)
+    notes = new_parts(generator=new_in_g, discriminator=new_in_d)
+    return GAN(generator, discriminator, rebuilt(ema, **images)[0], notes)
+
+
+def new_parts(**new: list[str]) -> tuple[str, ...]:
+    """A sentence for each network, by its role, of which parts are new."""
+    why = "is as in the file, but for what the images or classes of --data ask for, which is new"
+    return tuple(f"{role} {why}: {', '.join(parts)}" for role, parts in new.items() if parts)
 
 
 def _arguments(network: PersistentModule) -> inspect.BoundArguments:
     return inspect.signature(type(network)).bind(*network._init_args, **network.init_kwargs)
 
 
-def _rebuilt(network: Network, **changes: Any) -> Network:
-    """Returns the network if it was built with these arguments, else a new one with all weights that fit."""
+def rebuilt(network: Network, **changes: Any) -> tuple[Network, list[str]]:
+    """Returns the network if it was built with these arguments, else a new one with all weights that fit.
+
+    Also the names of the modules in the new one, two levels deep, that have weights which are new.
+    """
     arguments = _arguments(network)
     if arguments.arguments | changes == arguments.arguments:
-        return network
+        return network, []
     arguments.arguments.update(changes)
     other = type(network)(*arguments.args, **arguments.kwargs)
-    other.load_state_dict(other.state_dict() | _fitting(other, network))
-    return other
-
-
-def _fitting(network: PersistentModule, source: PersistentModule) -> dict[str, Tensor]:
-    """Returns the weights of source that have the names and shapes of network's."""
-    own, weights = network.state_dict(), source.state_dict()
-    return {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    own, weights = other.state_dict(), network.state_dict()
+    fitting = {name: weights[name] for name in own if name in weights and weights[name].shape == own[name].shape}
+    other.load_state_dict(own | fitting)
+    return other, list(dict.fromkeys(".".join(name.split(".")[:2]) for name in own if name not in fitting))

@@ -12,6 +12,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.random import stream
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.torch_utils import distributed
+from stylegan_di.training import label_laws
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.methods.edm import EDM
@@ -29,7 +30,9 @@ def build(config: TrainConfig, device: torch.device) -> Method:
     dataset = _open_dataset(config, device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(stream(config.seed, "init").integers(2**31)))
-        return METHODS[config.kind].open(config, device, dataset)
+        method = METHODS[config.kind].open(config, device, dataset)
+    method.set_labels(*label_laws.choose(config, dataset, method.conditional("model")))
+    return method
 
 
 def _open_dataset(config: TrainConfig, device: torch.device) -> ImageDataset | None:

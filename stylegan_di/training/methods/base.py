@@ -11,8 +11,9 @@ from torch import Tensor
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.interfaces import Conditional, Denoiser, Generator
 from stylegan_di.journal.journal import Journal
+from stylegan_di.labels import LabelLaw
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training.adversary import PIPE, ROLE
 from stylegan_di.training.batch import Batch, RealImages
@@ -40,7 +41,9 @@ class Method(ABC):
         self.inputs: dict[str, str] = {}  # to check that a run resumes with the same files
         if dataset is not None:
             shape = [len(dataset), dataset.num_channels, dataset.resolution, dataset.label_dim]
-            self.inputs["data"] = "{} images of {} channels, resolution {}, {} classes".format(*shape)
+            text = "{} images of {} channels, resolution {}, {} classes, names and sizes {}"
+            self.inputs["data"] = text.format(*shape, dataset.content()[:16])
+        self.labels_note = ""  # what labels generated images have
 
     def prepare(
         self,
@@ -69,6 +72,23 @@ class Method(ABC):
             network.compile_network()
         optimizer = adam(networks["model"], config.lr, beta1=config.beta1, beta2=config.beta2, interval=interval)
         self.state = TrainState(networks, {"model": optimizer})
+
+    def set_labels(self, law: LabelLaw | None, note: str) -> None:
+        """Sets how often each label occurs among generated images; `note` says it in the header."""
+        self.labels_note = note
+        for role in ("model", "ema"):
+            self.conditional(role).known_labels = None if law is None else law.on(self.device)
+
+    def conditional(self, role: str) -> Conditional:
+        """The network of a role, which may have labels."""
+        network = self.state.networks[role]
+        assert isinstance(network, Conditional)
+        return network
+
+    def label_entry(self) -> dict[str, Any]:
+        """A snapshot's entry 'label_law': how often each label occurs and what classes are called; {} if unknown."""
+        law = self.conditional("ema").known_labels
+        return {} if law is None else {"label_law": law.entry()}
 
     def autocast(self) -> torch.autocast:
         """Returns autocast in --amp's type; weights change between passes, so their casts are not cached."""

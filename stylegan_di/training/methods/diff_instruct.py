@@ -279,17 +279,22 @@ def rms(gradient: Tensor) -> Tensor:
 
 def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, torch.nn.Module | None]:
     """Returns the generator to train, and the discriminator of its file."""
-    if config.makes_student:
-        assert teacher is not None
-        return _new_student(config.student, teacher), None
     if config.gan_pkl is None:
         assert teacher is not None
-        return OneStepStudent.of_teacher(teacher, config.sigma_init, config.student_steps), None
+        student: Generator = (
+            _new_student(config.student, teacher) if config.makes_student
+            else OneStepStudent.of_teacher(teacher, config.sigma_init, config.student_steps)
+        )  # fmt: skip
+        student.known_labels = teacher.known_labels
+        return student, None
     snapshot = load_snapshot(config.gan_pkl)
+    gan = as_generator(snapshot)
     if config.student == "refiner":
         assert teacher is not None
-        return RefinerStudent.of(as_generator(snapshot), teacher, config.sigma_init), snapshot.networks.get("D")
-    return as_generator(snapshot), snapshot.networks.get("D")  # that it has one where it is needed, preflight checks
+        known = gan.known_labels
+        gan = RefinerStudent.of(gan, teacher, config.sigma_init)
+        gan.known_labels = known
+    return gan, snapshot.networks.get("D")  # that it has one where it is needed, preflight checks
 
 
 def _check_latents(config: TrainConfig) -> None:

@@ -43,6 +43,7 @@ class GAN(GeneratorMethod):
     ) -> None:
         """Takes a Method's arguments and the networks to train."""
         super().__init__(config, device, dataset)
+        self.notes = gan.notes
         self.model, self.ema = _student(gan.generator), _student(gan.ema)
         transfer.freeze(self.model, self.ema, config.freeze)
         self.adversary = Adversary(config, gan.discriminator, self.model.img_resolution)
@@ -69,6 +70,9 @@ class GAN(GeneratorMethod):
         reals = self.reals.take(batch)
         self.adversary.step(self.state, batch, reals, lambda chunk: self.fakes(batch, chunk), journal)
 
+    def header(self) -> list[tuple[str, str]]:
+        return super().header() + [("start", note) for note in self.notes]
+
     def fakes(self, batch: Batch, chunk: range) -> Samples:
         """Generates images and labels for the discriminator; StyleGAN3's running means move with these."""
         self.model.train("discriminator" in self.model.means_move_with)
@@ -82,7 +86,7 @@ class GAN(GeneratorMethod):
         With style mixing (arXiv 1812.04948, section 3.1) the ws from a random layer on come from a second latent.
         """
         model, moves = self.model, purpose in self.model.means_move_with
-        labels = batch.labels(purpose, chunk, self.model.label_dim)
+        labels = batch.labels(purpose, chunk, self.model.label_law)
         rng = batch.random(f"{purpose}/z", chunk)
         ws = model.mapped_in_training(model.sample_latents(len(chunk), rng=rng), labels, moves=moves)
         if self.config.mixing:

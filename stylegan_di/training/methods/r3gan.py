@@ -22,6 +22,7 @@ from stylegan_di.training.methods.base import GeneratorMethod
 from stylegan_di.training.optimize import apply_gradients, trainable
 from stylegan_di.training.relativistic import RelativisticAdversary
 from stylegan_di.training.schedule import annealing
+from stylegan_di.training.transfer import new_parts, rebuilt
 
 FIRST_BETA2 = 0.9  # where --anneal begins
 CHANNELS_PER_GROUP = 8
@@ -35,6 +36,7 @@ class R3GAN(GeneratorMethod):
     """Trains discriminator and generator by the relativistic loss, the discriminator with R1 and R2."""
 
     model: R3GANStudent
+    notes: tuple[str, ...] = ()  # what of networks from a file is new
 
     def __init__(
         self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None, networks: Networks
@@ -50,8 +52,15 @@ class R3GAN(GeneratorMethod):
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> R3GAN:
         assert dataset is not None
-        networks = _new_networks(config, dataset) if config.resume is None else _opened(config.resume, dataset)
-        return cls(config, device, dataset, networks)
+        if config.resume is None:
+            return cls(config, device, dataset, _new_networks(config, dataset))
+        networks, notes = _opened(config.resume, dataset)
+        method = cls(config, device, dataset, networks)
+        method.notes = notes
+        return method
+
+    def header(self) -> list[tuple[str, str]]:
+        return super().header() + [("start", note) for note in self.notes]
 
     def step(self, batch: Batch, journal: Journal) -> None:
         """Updates the discriminator, then the generator, each with latents of its own."""
@@ -127,11 +136,11 @@ def _cardinality(width: int) -> int:
     return next(n for n in range(max(width // CHANNELS_PER_GROUP, 1), 0, -1) if EXPANSION * width % n == 0)
 
 
-def _opened(source: str, dataset: ImageDataset) -> Networks:
-    """Opens the networks of --resume's file.
+def _opened(source: str, dataset: ImageDataset) -> tuple[Networks, tuple[str, ...]]:
+    """Opens the networks of --resume's file, for the classes of the data; also says what of them is new.
 
     Raises:
-        UserError: if it holds no R3GAN with its discriminator, or is for other images.
+        UserError: if it holds no R3GAN with its discriminator, or is for images of another shape.
     """
     networks = load_snapshot(zoo.TRANSFER_SOURCES.get(source, source)).networks
     generator, discriminator = networks.get("G"), networks.get("D")
@@ -145,11 +154,20 @@ def _opened(source: str, dataset: ImageDataset) -> Networks:
             f"--resume={source}: --cfg=r3gan needs R3GAN's generator and discriminator, but the file's entries are "
             f"{', '.join(networks) or 'none'}; pass a .pkl of R3GAN, or choose another --cfg"
         )
-    found = generator.img_resolution, generator.img_channels, generator.c_dim
-    wanted = dataset.resolution, dataset.num_channels, dataset.label_dim
+    found, wanted = (generator.img_resolution, generator.img_channels), (dataset.resolution, dataset.num_channels)
     if found != wanted:
         raise UserError(
-            f"--resume={source}: resolution, channels, classes of its images are {found}, of those of --data {wanted}; "
-            "tools/dataset_tool.py makes data of another resolution, --cond=true reads its labels"
+            f"--resume={source}: resolution and channels of its images are {found}, of those of --data {wanted}, and "
+            "R3GAN's stages are laid out for its own; tools/dataset_tool.py makes data of another resolution "
+            "(--resolution), gray or RGB (--channels)"
         )
-    return generator, discriminator, ema
+    classes = dataset.label_dim
+
+    def told(network: Any, embedding: int) -> tuple[Any, list[str]]:
+        embedding = network.init_kwargs["ConditionEmbeddingDimension"] or embedding
+        return rebuilt(network, c_dim=classes, ConditionEmbeddingDimension=embedding if classes else 0)
+
+    generator, new_in_g = told(generator, EMBEDDING)
+    discriminator, new_in_d = told(discriminator, discriminator.init_kwargs["WidthPerStage"][-1])
+    notes = new_parts(generator=new_in_g, discriminator=new_in_d)
+    return (generator, discriminator, told(ema, EMBEDDING)[0]), notes
