@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import re
+import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable, Sequence
@@ -221,11 +223,13 @@ def user_errors(function: Function) -> Function:
     """Makes a command that raises a UserError end with one line on stderr, 'Error: ...', and the error's status.
 
     The command gets the option --debug, with which the traceback and its causes come before that line. In the values of
-    its options ~ is the home folder.
+    its options ~ is the home folder. What the output cannot encode, such as a file's name, is replaced by '?'.
     """
 
     @functools.wraps(function)
     def wrapped(**options: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # stderr replaces on its own
+            sys.stdout.reconfigure(errors="replace")
         try:
             return function(**{name: at_home(value) for name, value in options.items()})
         except UserError as error:

@@ -17,8 +17,8 @@ class Logger:
     """A context manager that also writes everything printed to stdout or stderr to a file, which must be no link.
 
     The streams are restored on leaving it, even after an error. If a stream is closed meanwhile, as by `| head`, what
-    is printed goes to the file alone. What a stream cannot encode is replaced. Of a line that rewrites itself (by
-    carriage returns) the file gets what it said last.
+    is printed goes to the file alone. Of a line that rewrites itself (by carriage returns) the file gets what it said
+    last.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = True) -> None:
@@ -59,7 +59,7 @@ class _Tee:
         self._line = self._line[max(self._line.rfind("\r"), 0) :]
         if self._is_open:
             with self._watched():
-                self._stream.write(encodable(text, self._stream.encoding))
+                self._stream.write(text)
         return len(text)
 
     def end_line(self) -> None:
@@ -92,11 +92,6 @@ def _as_it_stands(line: str) -> str:
     """Returns what a terminal shows of a line that is rewritten by carriage returns, each time over its whole width."""
     written = line.rstrip("\r")
     return written.rpartition("\r")[2].rstrip() if "\r" in written else written
-
-
-def encodable(text: str, encoding: str | None) -> str:
-    """Returns a text with what an encoding does not have replaced by '?'."""
-    return text.encode(encoding or "utf-8", "replace").decode(encoding or "utf-8", "replace")
 
 
 def close_quietly(stream: TextIO) -> None:

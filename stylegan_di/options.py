@@ -8,7 +8,8 @@ docs/options.md. The type is the field's annotation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -21,8 +22,8 @@ class Option:
     """One option, as its field declares it.
 
     `kinds` are the kinds of training that have it (none: all); `item` is the type of its values, or of its parts where
-    it is a list (`many`); `choices` are the accepted texts, empty where any is; `join`: makes one
-    text, or None, of the texts of an option that may be given more than once.
+    it is a list (`many`); `optional`: None is accepted; `choices` are the accepted texts, empty where any is; `join`:
+    makes one text, or None, of the texts of an option that may be given more than once.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Option:
     accepted: Range
     item: type
     many: bool
+    optional: bool
     choices: tuple[str, ...]
     join: Callable[[Sequence[str]], str | None] | None = None
 
@@ -64,16 +66,19 @@ def option(
     return field(default=default, metadata=declared)
 
 
-def options_of(cls: type) -> Iterator[Option]:
+@functools.cache
+def options_of(cls: type) -> tuple[Option, ...]:
     """The options among a dataclass's fields, in their order."""
-    types = get_type_hints(cls)
+    types, options = get_type_hints(cls), []
     for found in fields(cls):
         if "help" not in found.metadata:
             continue
         item, many, choices = _type(types[found.name])
         declared = dict(found.metadata)
         declared["choices"] = declared["choices"] or choices
-        yield Option(name=found.name, default=found.default, item=item, many=many, **declared)
+        declared |= {"item": item, "many": many, "optional": type(None) in get_args(types[found.name])}
+        options.append(Option(name=found.name, default=found.default, **declared))
+    return tuple(options)
 
 
 def _type(annotation: Any) -> tuple[type, bool, tuple[str, ...]]:

@@ -22,6 +22,8 @@ from tests.test_resume import killed_run, last_state, same_bits
 from tests.tiny import save_files, save_gan
 from tools.dev import adapters_memory
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 pytest.importorskip("peft", reason="adapters are peft's, which is not installed")
 
 SHORT = ["--device=cpu", "--batch=4", "--kimg=0.008", "--tick=0.004", "--snap=1", "--metrics=none"]

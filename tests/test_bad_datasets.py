@@ -26,7 +26,7 @@ from stylegan_di.data.files import decode_image
 from stylegan_di.dnnlib.util import UserError
 from tests.datasets import encode, image_files, labels_file, pixels, write
 
-SECONDS = 3  # that a refusal may take
+SECONDS = 3  # of the processor that a refusal may take
 NAME = "00000/img00000000.png"  # the first of image_files
 LAST = "00001/zzz.png"
 FORMATS = "PNG, JPEG, BMP, WEBP, TIFF, PPM, TGA, GIF"
@@ -40,20 +40,20 @@ def matches(text: str, message: str) -> bool:
 
 def assert_opening_refuses(path: Path, message: str, labels: bool) -> None:
     """Opened and read whole, as a training does before it starts."""
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(UserError) as caught:
         ImageDataset(path, use_labels=labels).preload()
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert matches(str(caught.value), message), str(caught.value)
 
 
 def assert_training_refuses(path: Path, message: str, labels: bool, kind: str = "gan") -> None:
     """train.py ends with one line and exit status 2, and has written nothing."""
     outdir = path.parent / "runs"
-    start = time.monotonic()
+    start = time.process_time()
     arguments = [f"--kind={kind}", f"--data={path}", f"--cond={labels}", f"--outdir={outdir}", "--device=cpu"]
     result = CliRunner().invoke(train.main, arguments)
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert result.exit_code == 2
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
     assert matches(line.removeprefix("Error: "), message), line
@@ -62,9 +62,9 @@ def assert_training_refuses(path: Path, message: str, labels: bool, kind: str = 
 
 def assert_check_names(path: Path, *messages: str) -> None:
     """dataset_tool.py --check says just these, in any order, then how many, and ends with exit status 2."""
-    start = time.monotonic()
+    start = time.process_time()
     result = CliRunner().invoke(dataset_tool, [f"--source={path}", "--check"])
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert result.exit_code == 2
     *complaints, summary = result.stdout.splitlines()
     assert len(complaints) == len(messages), complaints
@@ -322,9 +322,9 @@ def test_bad_zip(tmp_path: Path, case: str) -> None:
     message = message.replace("{path}", str(path))
     assert_opening_refuses(path, message, labels=False)
     assert_training_refuses(path, message, labels=False)
-    start = time.monotonic()
+    start = time.process_time()
     complaints = check_dataset(path).complaints
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     assert any(matches(complaint, message) for complaint in complaints)
 
 

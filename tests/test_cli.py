@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+import io
+import sys
 from pathlib import Path
 
 import click
@@ -12,6 +15,8 @@ from click.testing import CliRunner
 from stylegan_di.commands.generate import main as generate
 from stylegan_di.dnnlib.cli import MAX_SEED, MAX_SEEDS, Device, Seeds, at_home, default_device, parse_seeds, user_errors
 from stylegan_di.dnnlib.util import UserError
+
+TOOLS = [path.stem for path in (Path(__file__).parent.parent / "tools").glob("[!_]*.py")]
 
 
 @pytest.mark.parametrize(
@@ -112,6 +117,28 @@ def test_a_users_mistake_is_one_line_on_stderr_and_status_2() -> None:
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr == "Error: no such file here\n"
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("latin-1", b"\xe9 ??\n"), ("utf-8", b"\xc3\xa9 \xe5\x90\x8d?\n")])
+def test_what_the_output_cannot_encode_is_replaced(
+    encoding: str, written: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of a file may have letters that the locale lacks, or bytes that are no letters."""
+
+    @click.command()
+    @user_errors
+    def says() -> None:
+        click.echo("é 名\udcff")
+
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding))
+    says.main([], standalone_mode=False)
+    assert output.getvalue() == written
+
+
+@pytest.mark.parametrize("name", ["train", "generate", "calc_metrics", *(f"tools.{tool}" for tool in sorted(TOOLS))])
+def test_every_command_has_the_users_errors(name: str) -> None:
+    assert "debug" in {parameter.name for parameter in importlib.import_module(name).main.params}
 
 
 def test_other_errors_stay_what_they_are() -> None:

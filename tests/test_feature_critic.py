@@ -27,10 +27,7 @@ from tests.test_methods import CPU, make_batch
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import edm_network, save_files
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+pytestmark = pytest.mark.usefixtures("small_grids", "own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +146,25 @@ def test_few_samples_have_all_of_the_teachers_classes(files: dict[str, str], tmp
     assert "2 images" in (folder / "log.txt").read_text()
 
 
-def test_a_damaged_file_of_the_cache_is_drawn_anew() -> None:
+@pytest.mark.parametrize("damage", ["half", "empty", "a byte of the last image", "labels", "another zip"])
+def test_a_damaged_file_of_the_cache_is_drawn_anew_and_this_is_said(
+    damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = teacher_samples(teacher(), 10, 0, CPU)
     whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    last, labels = whole.rindex(b"IDAT"), whole.index(b'"labels"')
+    path.write_bytes({
+        "half": whole[: len(whole) // 2],
+        "empty": b"",
+        "a byte of the last image": whole[: last + 30] + bytes([whole[last + 30] ^ 1]) + whole[last + 31 :],
+        "labels": whole[:labels] + b"'" + whole[labels + 1 :],
+        "another zip": teacher_samples(teacher(), 9, 0, CPU).read_bytes(),
+    }[damage])  # fmt: skip
+    capsys.readouterr()
     assert teacher_samples(teacher(), 10, 0, CPU).read_bytes() == whole
+    assert capsys.readouterr().err == f"{path} is damaged: the teacher's samples are drawn anew\n"
+    assert teacher_samples(teacher(), 10, 0, CPU) == path
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("data", ["teacher:", "teacher:1", "teacher:-5", "teacher:1e4", "teacher:many"])
@@ -172,11 +183,9 @@ def critic_command(files: dict[str, str], *more: str) -> list[str]:
 
 
 def test_a_killed_run_with_a_critic_resumes_to_the_same_bits(files: dict[str, str], tmp_path: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stylegan_di.training.evaluation.GRID_COLUMNS", 2)
-        whole = whole_run(tmp_path / "whole", *critic_command(files))
-        folder = killed_run(tmp_path / "killed", 5, *critic_command(files))
-        result = invoke("--resume=latest", f"--outdir={tmp_path / 'killed'}")
+    whole = whole_run(tmp_path / "whole", *critic_command(files))
+    folder = killed_run(tmp_path / "killed", 5, *critic_command(files))
+    result = invoke("--resume=latest", f"--outdir={tmp_path / 'killed'}")
     assert result.exit_code == 0, result.output
     assert_same_run(whole, folder)
     assert "critic          features:width=4,scales=1" in (whole / "log.txt").read_text()

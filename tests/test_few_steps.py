@@ -16,6 +16,8 @@ from tests.test_conformance import _edm
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import save_files
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 
 def rng(indices: range) -> SampleRandom:
     return SampleRandom(0, "steps", 0, indices, torch.device("cpu"))

@@ -20,6 +20,8 @@ from tests.gaussians import GaussianDenoiser
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import save_files
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

@@ -23,6 +23,8 @@ from tests.gaussians import GaussianDenoiser
 from tests.test_resume import SHORT, invoke, whole_run
 from tests.tiny import save_files
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 ROLLED = torch.eye(10).roll(1, dims=0)
 
 

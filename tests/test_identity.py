@@ -142,10 +142,10 @@ def test_the_run_says_what_it_opened(files: dict[str, str], tmp_path: Path) -> N
     assert f"opened          {files['teacher']}: ema (EDMPrecond 8x8x1, 3 classes, " in log
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_published_file_shows_its_terms_once_and_every_log_names_them(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     shutil.copy(files["gan"], "ffhq.pkl")
     shown = []

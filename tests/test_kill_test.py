@@ -21,7 +21,7 @@ def test_a_few_kills_change_no_bit_and_tear_no_state(tmp_path: Path) -> None:
     done = subprocess.run([*command, f"--dest={tmp_path}"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"torn states: 0 after 20 kills, \d+ of them inside a save", done.stdout)
-    assert re.search(r"kills: 3, of them 1 of fresh processes, .*; [12] runs compared, 0 differences", done.stdout)
+    assert re.search(r"kills: 3, of them 1 of fresh processes, .*; [1-9]\d* runs compared, 0 differences", done.stdout)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -18,6 +18,8 @@ from tests.test_methods import make_batch
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import save_files, save_gan, save_teacher
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 # The space.
 
 
@@ -137,11 +139,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     own["color"] = str(save_teacher(folder / "color.pkl", img_channels=3, label_dim=0))
     own["map"] = table(folder, [2, 0])
     return own
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -99,7 +99,6 @@ class Hostile:
         {"capture_all": True},
         {"fid": Hostile()},
     ],
-    ids=str,
 )  # fmt: skip
 def test_other_contents_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any) -> None:
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,8 @@ from tests.gaussians import Gaussian, GaussianDenoiser
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, last_state, whole_run
 from tests.tiny import save_files, save_teacher
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 
 class Normal(GaussianDenoiser):
     """A GaussianDenoiser with the attributes of a network."""

@@ -12,6 +12,8 @@ from stylegan_di.snapshots.checkpoint import load_denoiser
 from tests.test_resume import SHORT, TINY_EDM, assert_same_run, invoke, killed_run, last_state, whole_run
 from tests.tiny import save_files, save_teacher
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:

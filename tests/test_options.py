@@ -146,7 +146,7 @@ class Own:
 
 
 def test_other_fields_are_no_options() -> None:
-    expected = Option("declared", (2,), "Two.", "Numbers", ("edm",), POSITIVE, int, True, ())
+    expected = Option("declared", (2,), "Two.", "Numbers", ("edm",), POSITIVE, int, True, False, ())
     assert list(options_of(Own)) == [expected]
     with pytest.raises(UserError, match=r"--declared=0: accepted is a number above 0"):
         expected.check((1, 0))

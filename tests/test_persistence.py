@@ -197,9 +197,9 @@ HOSTILE = {
 @pytest.mark.parametrize("case", HOSTILE)
 def test_refused(case: str) -> None:
     body, found = HOSTILE[case]
-    start = time.perf_counter()
+    start = time.process_time()
     assert found in refused(b"\x80\x04" + body)
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_bomb_of_shared_values_is_refused() -> None:
@@ -213,7 +213,7 @@ def test_bomb_of_shared_values_is_refused() -> None:
     ("data", "found"),
     [
         (b"", "empty file"),
-        (gzip.compress(b"x"), "gzip"),
+        (gzip.compress(b"x", mtime=0), "gzip"),
         (b"7z\xbc\xaf\x27\x1c\x00\x04", "7z"),
         (b"PK\x03\x04", "zip"),
         (b"name" + bytes(253) + b"ustar\x0000", "tar"),

@@ -27,6 +27,8 @@ from tests.hub import Hub, serve
 from tests.test_resume import killed_run, last_state, same_bits
 from tests.tiny import save_gan, save_teacher
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 ROOT = Path(__file__).resolve().parent.parent
 REDUCED = ["--device=cpu", "--batch=4", "--kimg=0.008", "--tick=0.004", "--snap=1", "--metrics=none"]
 
@@ -99,23 +101,30 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
         yield hub
 
 
+IN_ONE_PROCESS = """
+import json, sys
+from click.testing import CliRunner
+import train
+results = [CliRunner().invoke(train.main, command) for command in json.loads(sys.argv[1])]
+print(json.dumps([[result.exit_code, result.output] for result in results]))
+"""
+
+
 def test_a_pipeline_of_a_hub_is_fetched_without_pickles_and_code(hub: Hub, tmp_path: Path) -> None:
     gan = save_gan(tmp_path / "gan.pkl")
     places = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
     arguments = ["--kind=di", *REDUCED, f"--gan-pkl={gan}", f"--outdir={tmp_path / 'runs'}"]
-
-    def start(name: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "train.py"), *arguments, f"--teacher={name}"]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | places)
-
-    done = start("hf:owner/name")
+    commands = [[*arguments, f"--teacher=hf:owner/{name}"] for name in ("name", "other")]
+    process = [sys.executable, "-c", IN_ONE_PROCESS, json.dumps(commands)]
+    done = subprocess.run(process, capture_output=True, text=True, check=False, env=os.environ | places, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+    trained, refused = json.loads(done.stdout)
+    assert trained[0] == 0, trained
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert set(hub.given) == {"model_index.json", "unet/config.json", weights, "scheduler/scheduler_config.json"}
-    refused = start("hf:owner/other")
-    assert refused.returncode == 2
-    assert "hf:owner/other could not be downloaded" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    assert refused[0] == 2
+    assert "hf:owner/other could not be downloaded" in refused[1]
+    assert "Traceback" not in refused[1]
 
 
 # Refusals.

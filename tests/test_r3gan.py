@@ -26,6 +26,8 @@ from tests.test_checkpoint import assert_same_weights
 from tests.test_resume import invoke, whole_run
 from tests.tiny import r3gan_networks, save_files, save_gan
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 CLASSES = {cls._file_class: cls for cls in vars(r3gan).values() if isinstance(cls, type)
            and issubclass(cls, PersistentModule) and cls._file_class is not None}  # fmt: skip
 OLD_NAMES = {"training.networks": "training.networks_baseline", "R3GAN": "BaselineGAN"}

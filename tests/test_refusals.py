@@ -227,14 +227,14 @@ def fuzzer(*arguments: str) -> dict[str, Any]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits memory by Linux means")
 def test_mutants_are_read_or_refused_and_nothing_runs() -> None:
-    report = fuzzer("--count=20000", "--seed=0")
+    report = fuzzer("--count=4000", "--seed=0")
     assert [report[kind] for kind in ("executions", "uncaught", "slow")] == [0, 0, 0]
     assert report["base_files"] >= 10
     assert report["slowest_s"] <= 1
     assert report["peak_bytes"] <= 1 << 30
-    assert report["refused"] + report["read"] + report["built"] == 20000
-    assert report["built"] > 200  # some mutants are as good as their base
-    assert report["refused"] > 10000
+    assert report["refused"] + report["read"] + report["built"] == 4000
+    assert report["built"] > 40  # some mutants are as good as their base
+    assert report["refused"] > 2000
 
 
 MISBEHAVE = """

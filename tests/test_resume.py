@@ -21,6 +21,8 @@ from stylegan_di.snapshots.checkpoint import load_generator
 from stylegan_di.training.trainer import Trainer
 from tests.tiny import save_dataset, save_files, save_teacher
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 SHORT = ["--device=cpu", "--batch=4", "--kimg=0.032", "--snap=2", "--state=1"]
 TINY_GAN = ["--cbase=64", "--cmax=8", "--w-dim=8", "--augpipe=blit", "--p=0.1", "--aug=ada", "--ada-kimg=0.05"]
 TINY_EDM = ["--model-channels=8", "--channel-mult=1", "--num-blocks=1", "--attn-resolutions=4", "--dropout=0.3"]
@@ -122,12 +124,9 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["gan", "transfer", "edm", "di", "one-step", "hybrid", "stylegan3", "r3gan"])
-def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(
-    files: dict[str, str], tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(files: dict[str, str], tmp_path: Path, kind: str) -> None:
     """Killed in step 6 of 8 and, gone on with, in step 7: weights, averages, moments, p, statistics, metrics are the
     same bits as without."""
-    monkeypatch.setattr("stylegan_di.training.evaluation.GRID_COLUMNS", 2)  # fewer images to draw
     arguments = commands(files)[kind]
     undisturbed = whole_run(tmp_path / "whole", *arguments)
     folder = killed_run(tmp_path / "killed", 5, *arguments)

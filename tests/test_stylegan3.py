@@ -27,6 +27,8 @@ from tests.test_checkpoint import GOLDEN, _attributes, assert_same_weights, expe
 from tests.test_resume import invoke, whole_run
 from tests.tiny import save_files, stylegan3_networks
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 FILE = GOLDEN / "sg3-t.pkl"
 MOVED = {"translate": (0.1, -0.05), "rotate": 20.0}
 STATE_ATTRS = json.loads((GOLDEN.parent / "format" / "state_attrs_sg3.json").read_text())

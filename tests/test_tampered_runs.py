@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -14,12 +15,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
+from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.logger import Logger
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.runs import processes, resume, statefile
-from tests.test_endings import session_is_empty, start, wait_for_tick
+from tests.test_endings import ROOT, session_is_empty, start, wait_for_tick
 from tests.test_processes import ENDING_SECONDS, children, finish
 from tests.test_resume import files, invoke, last_state, small, whole_run  # noqa: F401
 
@@ -171,10 +174,15 @@ def test_the_log_goes_on_when_the_terminal_is_gone(tmp_path: Path, monkeypatch: 
 
 
 def test_what_the_terminal_cannot_encode_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    @user_errors
+    def command() -> None:
+        with Logger(tmp_path / "log.txt"):
+            print("é = 1, \udcff", flush=True)
+
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
-    with Logger(tmp_path / "log.txt"):
-        print("é = 1, \udcff", flush=True)
+    command.main([], standalone_mode=False)
     assert terminal.buffer.getvalue() == b"? = 1, ?\n"  # type: ignore[attr-defined]
     assert (tmp_path / "log.txt").read_text() == "é = 1, \\udcff\n"
 
@@ -199,6 +207,35 @@ def test_a_run_whose_folder_vanishes_ends_with_4(files: dict[str, str], tmp_path
     assert process.returncode == 4, err
     assert "cannot write (No such file or directory)" in " ".join(err.split())
     assert "Traceback" not in err
+
+
+def test_a_run_whose_disk_becomes_read_only_ends_with_4(files: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
+    """In a mount namespace, a read-only view of the folder is mounted over it: a remount fails while files are open."""
+    outdir, view = tmp_path / "runs", tmp_path / "view"
+    for folder in (outdir, view):
+        folder.mkdir()
+    unshare = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
+    make_view = 'mount --bind "$0" "$1" && mount -o remount,bind,ro "$1"'
+    probe = subprocess.run([*unshare, f'{make_view} && ! touch "$1/x"', outdir, view], capture_output=True, text=True)
+    if probe.returncode:
+        pytest.skip(f"file systems cannot be mounted here: {probe.stderr.strip()}")
+    script = f"""
+        {make_view}; outdir="$0"; view="$1"; shift
+        "$@" --outdir="$outdir" & child=$!
+        until ls "$outdir"/*/training-state-*.json >/dev/null 2>&1; do kill -0 $child || exit 99; sleep 0.05; done
+        mount --bind "$view" "$outdir" || kill $child
+        wait $child
+    """
+    arguments = [sys.executable, ROOT / "train.py", *small(files), "--kimg=9"]
+    command = [*unshare, script, outdir, view, *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 4, result.stderr
+    assert "cannot write (Read-only file system)" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    (folder,) = outdir.iterdir()
+    nimg = last_state(folder).values["state"]["cur_nimg"]
+    result = invoke(f"--resume={folder}", f"--kimg={nimg / 1000 + 0.008}")
+    assert result.exit_code == 0, result.output
 
 
 # A process that hangs.

@@ -32,6 +32,8 @@ from stylegan_di.training.methods import build
 from stylegan_di.training.transfer import gan_to_resume
 from tests.tiny import save_files, save_gan, save_teacher, stylegan3_networks
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ["--metrics=fd_fashion,pr_fashion", "--metric-samples=32"]
 NO_METRICS = ["--metrics=none"]

@@ -21,6 +21,8 @@ from stylegan_di.training.batch import Batch
 from tests.tiny import edm_network, gan_networks, save_files
 from tools.dev.benchmark_rows import step_of
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 DEVICES = [
     pytest.param("cpu", id="cpu"),
     pytest.param("cuda", marks=[pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]),

@@ -28,6 +28,8 @@ from tests.test_presets import config, images
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import r3gan_networks, save_dataset, save_gan
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 PRESETS = json.loads(gzip.decompress((GOLDEN / "format" / "published_shapes_r3gan.json.gz").read_bytes()))
 TINY: dict[str, Any] = dict(cbase=64, cmax=8, w_dim=8, batch=4, gamma=0.5, metrics=(), cond=True)
 ARGUMENTS = ["--kind=gan", "--cfg=r3gan", "--cond=true", "--tick=0.016", "--metrics=none", *SHORT]
@@ -201,10 +203,7 @@ def test_learning_rates_and_half_lives_are_annealed(
     assert seen == list(range(0, 32, 4))  # a ramp-up counts the images before the step
 
 
-def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(
-    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stylegan_di.training.evaluation.GRID_COLUMNS", 2)
+def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(data: str, tmp_path: Path) -> None:
     arguments = [*ARGUMENTS, f"--data={data}", "--cbase=64", "--cmax=8", "--w-dim=8", "--gamma=0.5", "--anneal=0.02",
                  "--batch-gpu=2", "--augpipe=blit"]  # fmt: skip
     undisturbed = whole_run(tmp_path / "whole", *arguments)

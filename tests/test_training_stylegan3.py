@@ -22,6 +22,8 @@ from tests.test_presets import config, images
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, last_state, whole_run
 from tests.tiny import save_dataset, save_gan, stylegan3_networks
 
+pytestmark = pytest.mark.usefixtures("small_grids")
+
 PUBLISHED = json.loads(gzip.decompress((GOLDEN / "format" / "published_shapes_sg3.json.gz").read_bytes()))
 TINY = ["--cbase=64", "--cmax=8", "--w-dim=8", "--augpipe=blit", "--p=0.1", "--ada-kimg=0.05", "--metrics=none"]
 
@@ -163,10 +165,7 @@ def test_path_lengths_and_style_mixing_work_too(data: str) -> None:
 
 
 @pytest.mark.parametrize("cfg", ["stylegan3-t", "stylegan3-r"])
-def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(
-    cfg: str, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("stylegan_di.training.evaluation.GRID_COLUMNS", 2)
+def test_a_killed_run_goes_on_as_if_it_had_never_been_killed(cfg: str, data: str, tmp_path: Path) -> None:
     arguments = ["--kind=gan", f"--cfg={cfg}", f"--data={data}", "--cond=true", "--tick=0.016", *SHORT, *TINY,
                  "--r1-interval=3", "--batch-gpu=2"]  # fmt: skip
     undisturbed = whole_run(tmp_path / "whole", *arguments)

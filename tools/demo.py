@@ -14,6 +14,10 @@ from pathlib import Path
 import click
 from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone that is not installed
+
+from stylegan_di.dnnlib.cli import user_errors
+
 ROOT = Path(__file__).resolve().parent.parent
 SCALE = 4  # factor by which the grid is enlarged
 
@@ -22,6 +26,7 @@ SCALE = 4  # factor by which the grid is enlarged
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
 @click.option("--dest", default="out/demo.png", show_default=True, help="The before/after grid.")
+@user_errors
 def main(seed: int, outdir: str, dest: str) -> None:
     before = set(Path(outdir).glob("*"))
     command = ["train.py", "--kind=di", "--gan-pkl=fashion-gan.pkl", f"--seed={seed}", f"--outdir={outdir}"]

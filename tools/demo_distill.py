@@ -12,6 +12,10 @@ from pathlib import Path
 
 import click
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone that is not installed
+
+from stylegan_di.dnnlib.cli import user_errors
+
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER = "fashion-teacher.pkl"
 SAMPLES = 10000
@@ -27,6 +31,7 @@ def run(*command: str) -> None:
 @click.command(help=__doc__)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
+@user_errors
 def main(seed: int, outdir: str) -> None:
     run("train.py", "--kind=di", f"--teacher={TEACHER}", f"--seed={seed}", f"--outdir={outdir}")
     folder = max(Path(outdir).glob("*-di-*"), key=lambda path: path.stat().st_mtime)

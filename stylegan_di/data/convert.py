@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -152,13 +153,14 @@ def _zip_dest(path: Path) -> Iterator[Callable[[str, bytes], None]]:
 def _folder_dest(path: Path) -> Iterator[Callable[[str, bytes], None]]:
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists; give the name of a new folder or of a .zip file.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
 
     def write(name: str, data: bytes) -> None:
         file = temporary / name
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(data)
 
+    temporary.mkdir()
     try:
         yield write
         os.replace(temporary, path)

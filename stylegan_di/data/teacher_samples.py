@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image
 from stylegan_di.data.convert import convert
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sources import Source
-from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder
+from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder, say
 from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.labels import one_hot
@@ -46,7 +47,8 @@ def teacher_samples(
     """A .zip data set of `num` samples with their labels, drawn by all processes where it is not in the cache yet.
 
     The cache is the folder 'teacher-samples' beside the downloads. A file's name is a hash of the teacher's weights,
-    the sampler (DPM-Solver++(2M) with 8 evaluations), the number and the seed. Labels are uniform over the classes.
+    the sampler (DPM-Solver++(2M) with 8 evaluations), the number and the seed. Labels are uniform over the classes. A
+    file that is damaged is drawn anew, and a line on stderr says so.
 
     Args:
         teacher: on the CPU, in evaluation mode; it is there again afterwards.
@@ -61,16 +63,21 @@ def teacher_samples(
     key = hashlib.sha256(f"{weights_hash(teacher)}/{DPM_SOLVER}-8/{num}/{seed}/1".encode()).hexdigest()[:32]
     path = cache_folder().parent / "teacher-samples" / f"{key}.zip"
     if distributed.any_process(not _is_whole(path, num)):
+        if path.exists() and distributed.rank() == 0:
+            say(f"{path} is damaged: the teacher's samples are drawn anew")
         _draw(DiffusionSampler(teacher, solver=DPM_SOLVER).to(device), num, seed, device, path, report)
         teacher.to("cpu")
     return path
 
 
 def _is_whole(path: Path, num: int) -> bool:
-    """Whether a file of the cache is a data set of so many images."""
+    """Whether a file of the cache is a data set of so many images, each byte of which is as it was written."""
     try:
-        return path.is_file() and len(ImageDataset(path)) == num
-    except UserError:
+        if not path.is_file() or len(ImageDataset(path)) != num:
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (UserError, OSError, zipfile.BadZipFile):
         return False
 
 

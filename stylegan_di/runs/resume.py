@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
@@ -186,9 +186,8 @@ def _checked_options(state: State) -> dict[str, Any]:
     if str(state.config.get("kind")) not in KIND_DEFAULTS:
         raise UserError(f"{state.path}: --kind={str(state.config.get('kind'))[:40]}; {_ALTERED}")
     stored = {name: tuple(value) if isinstance(value, list) else value for name, value in state.config.items()}
-    hints = get_type_hints(TrainConfig)
     for name, value in stored.items():
-        if name == "kind" or (value is None and type(None) in get_args(hints[name])):
+        if name == "kind" or (value is None and declared[name].optional):
             continue
         if not _has_type(value, declared[name]):
             found = f"{option_name(name)}={str(value)[:40]}, a {type(value).__name__}"

@@ -7,7 +7,8 @@ Formats are pickle and safetensors (opened up to building their networks), npz (
 state whose manifest fits it) and dataset (a zip, every image and label of it). Whatever an input is, it must be read or
 refused. Counted are executions, uncaught exceptions, inputs that take over 2 s of processor time, events of an audit
 hook that tell of code that runs, and the largest memory beyond what the process had before the first input; the allowed
-peak is 4 times the largest input and 200 MB. Failing inputs are kept beside the report. libFuzzer ends the process.
+peak is 4 times the largest input and 200 MB. Failing inputs are kept beside the report. With --corpus, inputs that
+reached new code are kept too, and the next run goes on from them. libFuzzer ends the process.
 """
 
 from __future__ import annotations
@@ -112,9 +113,8 @@ def opener(format: str, folder: Path) -> Callable[[bytes], None]:
 
 def seeds(format: str, folder: Path) -> list[bytes]:
     """Returns small valid files."""
-    small = [base.data for base in base_files() if len(base.data) < MAX_LENGTH]
     if format == "pickle":
-        return small
+        return [base.data for base in base_files() if len(base.data) < MAX_LENGTH]
     if format == "safetensors":
         return [to_safetensors({"ema": small_denoiser()}, {"sigma_init": 2.5}, {"a": 1.0})]
     if format == "archive":
@@ -266,12 +266,13 @@ class Run:
 @click.option("--seconds", type=click.IntRange(min=1), default=60, show_default=True, help="How long.")
 @click.option("--seed", type=click.IntRange(min=1), default=1, show_default=True, help="Seed of the mutations.")
 @click.option("--report", type=click.Path(path_type=Path), required=True, help="File for the figures.")
-def main(format: str, seconds: int, seed: int, report: Path) -> None:
+@click.option("--corpus", type=click.Path(path_type=Path), help="Folder of kept inputs. [default: a new one]")
+def main(format: str, seconds: int, seed: int, report: Path, corpus: Path | None) -> None:
     if atheris is None:
         raise click.ClickException("coverage-guided fuzzing needs the package atheris: pip install atheris")
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
-    corpus = folder / "corpus"
-    corpus.mkdir()
+    corpus = corpus or folder / "corpus"
+    corpus.mkdir(parents=True, exist_ok=True)
     run = Run(format, report, folder)
     given = seeds(format, folder)
     for number, data in enumerate(given):
