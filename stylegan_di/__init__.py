@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RefusedFileError", "UserError", "load_denoiser", "load_generator"]
 
-# In a clone, links in this folder lead to dnnlib and torch_utils beside it. Git for Windows writes files in their place.
+# In a clone, links in this folder lead to dnnlib and torch_utils beside it; git on Windows writes files in their place.
 if not os.path.isdir(os.path.join(__path__[0], "dnnlib")):
     __path__.append(os.path.dirname(__path__[0]))
 
