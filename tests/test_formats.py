@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch_utils import persistence as as_nvlabs_name_it
 
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
@@ -36,6 +35,7 @@ from stylegan_di.torch_utils.persistence import (
 )
 from tests.test_checkpoint import GOLDEN, assert_near, assert_same_weights, expected, golden
 from tests.tiny import edm_network, gan_networks
+from torch_utils import persistence as as_nvlabs_name_it
 
 TENSORFLOW = "tf-legacy-synthetic-skip"
 
