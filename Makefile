@@ -24,7 +24,7 @@ lint: venv
 
 # A process a core, of at most four; a file's tests stay together, because they share what they make.
 test: lint
-	$(PY) -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile
+	$(PY) -m pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal
 
 # Refines the shipped GAN with the shipped teacher and shows it before and after.
 demo: venv

@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 
 import calc_metrics
+from stylegan_di.commands.train import new_config
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
@@ -27,7 +28,6 @@ from stylegan_di.training.batch import generated
 from tests.test_generate import run as generate
 from tests.test_resume import TINY_GAN, whole_run
 from tests.tiny import gan_networks, save_dataset, save_gan, save_reference, save_teacher
-from train import new_config
 
 UNEVEN = LabelLaw.of_counts([6, 0, 2])
 VECTORS = np.array([[0.2, 0.7], [0.2, 0.7], [-1, 3]], dtype=np.float32)

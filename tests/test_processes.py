@@ -67,7 +67,7 @@ def test_two_processes_make_the_same_bits_as_one_with_the_same_micro_batches(
 KINDS = ["gan", "edm", "di", "hybrid"]
 IN_TURN = """
 import contextlib, json, os, sys
-import train
+from stylegan_di.commands import train
 train.leave = sys.exit  # it would end the process without a look back
 for port, command in json.loads(sys.argv[1]):
     os.environ["MASTER_PORT"] = str(port)
