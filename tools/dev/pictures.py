@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,15 +38,13 @@ def quality(out: Path) -> None:
         for axes, (metric, title) in zip(panels, JUDGES.items(), strict=True):
             for name, level in levels(results, metric).items():
                 axes.axhline(level, color="0.6", linestyle="--")
-                axes.annotate(name, (0, level), xytext=(4, 3), textcoords="offset points", color="0.4", fontsize=8)
+                axes.annotate(name, (0, level), xytext=(4, -10), textcoords="offset points", color="0.4", fontsize=8)
             for name, own in points(results, metric).items():
                 seconds, values = zip(*own, strict=True)
                 axes.plot(seconds, values, "o", label=name)
-                where = max(seconds), statistics.mean(values)
-                axes.annotate(name, where, xytext=(5, -3), textcoords="offset points", fontsize=8)
             axes.set(xlim=(0, None), ylim=(0, None), xlabel="processor time of the refinement, s", ylabel=title)
             axes.grid(alpha=0.3)
-            axes.margins(x=0.3)
+            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(0.01, 0.62))
     click.echo(f"written: {out}")
 
 
