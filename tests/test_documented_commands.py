@@ -128,7 +128,8 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = {f"{index % 10}/{index}.png": encode(pixels(index, size=16, channels=1)) for index in range(20)}
     write(folder / "datasets" / "fashion-16-test.zip", images)
     write(folder / "drawings", {f"{n}.png": encode(pixels(n, size=16, channels=1)) for n in range(2)})
-    write(folder / "out", {f"seed007{n}.png": encode(pixels(n, size=16, channels=1)) for n in (6, 7)})
+    for place in ("out", "out/seeds"):
+        write(folder / place, {f"seed007{n}.png": encode(pixels(n, size=16, channels=1)) for n in (6, 7)})
     for place in (folder, folder / "home"):
         save_cifar(place / "cifar-10-python.tar.gz")
     (folder / "fashion-mnist").mkdir()

@@ -88,16 +88,8 @@ def heartbeats(seconds: float, lost: Callable[[str], object]) -> Iterator[None]:
     if not under_torchrun() or launched() == 1:
         yield
         return
-    me, done = int(os.environ["RANK"]), threading.Event()
-    address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    try:
-        limit = datetime.timedelta(seconds=seconds)
-        store = torch.distributed.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=limit)
-        store.set(f"beat/{me}", "0")  # before the processes meet, so that one that hangs at once has been heard
-    except RuntimeError as error:
-        lost(_without_store(me, error))
-        raise
-    thread = threading.Thread(target=_beat, args=(me, store, seconds, lost, done), daemon=True, name="heartbeats")
+    done = threading.Event()
+    thread = threading.Thread(target=_beat, args=(seconds, lost, done), daemon=True, name="heartbeats")
     thread.start()
     try:
         yield
@@ -106,13 +98,16 @@ def heartbeats(seconds: float, lost: Callable[[str], object]) -> Iterator[None]:
         thread.join(seconds)
 
 
-def _beat(
-    me: int, store: torch.distributed.Store, seconds: float, lost: Callable[[str], object], done: threading.Event
-) -> None:
-    count, number = launched(), 0
+def _beat(seconds: float, lost: Callable[[str], object], done: threading.Event) -> None:
+    me, count, pause = int(os.environ["RANK"]), launched(), max(seconds / 10, 0.1)
+    limit = datetime.timedelta(seconds=seconds)
     heard: dict[int, tuple[bytes, float]] = {}
     try:
-        while not done.wait(max(seconds / 10, 0.1)):
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = torch.distributed.TCPStore(*address, is_master=False, wait_for_workers=False, timeout=limit)
+        number = 0
+        store.set(f"beat/{me}", str(number))  # at once, so that a process that hangs soon has been heard
+        while not done.wait(pause):
             number += 1
             store.set(f"beat/{me}", str(number))
             for other in range(count):
@@ -126,11 +121,7 @@ def _beat(
         store.set(f"beat/{me}", _LAST_BEAT.decode())
     except RuntimeError as error:  # whoever keeps the store is gone
         if not done.is_set():
-            lost(_without_store(me, error))
-
-
-def _without_store(me: int, error: RuntimeError) -> str:
-    return f"process {me} of {launched()} has lost the store of the run ({str(error).splitlines()[0][:160]})"
+            lost(f"process {me} of {count} has lost the store of the run ({str(error).splitlines()[0][:160]})")
 
 
 def finish() -> None:
