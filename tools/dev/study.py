@@ -43,6 +43,7 @@ ROWS: dict[str, tuple[str, ...] | None] = {
     "ikl-mended-one-noise": ("--kimg=44", "--one-noise=true", *MENDED),
     "sid": ("--kimg=26", "--divergence=sid", *PLAIN),
     "sid-mended": ("--kimg=26", "--divergence=sid", *MENDED),
+    "sid-mended-33": ("--kimg=33", "--divergence=sid", *MENDED),
     "critic": ("--kimg=28", *FEATURES, *PLAIN),
     "critic-mended": ("--kimg=28", *FEATURES, *MENDED),
     "critic-alone": ("--kimg=60", "--divergence=none", *FEATURES, *PLAIN),
