@@ -326,6 +326,9 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
         response.raise_for_status()
         if response.status_code not in (200, 206):
             raise _BrokenTransferError(f"status {response.status_code} instead of the file")
+        packed = response.headers.get("Content-Encoding", "identity")[:40]
+        if packed.lower() != "identity":  # a little of it may be much
+            raise _BrokenTransferError(f"an answer packed by {packed}, which was not asked for")
         if "html" in response.headers.get("Content-Type", "").lower():
             raise _BrokenTransferError("a web page instead of the file")
         start, total = _extent(response)

@@ -79,6 +79,9 @@ EYE = np.eye(3)
 BAD_FILES = {
     "no sigma": {"mu": EYE[0]},
     "object array": {"mu": np.array([1, "a", None], dtype=object), "sigma": EYE},
+    "complex numbers": {"mu": EYE[0].astype(complex), "sigma": EYE},
+    "times": {"mu": EYE[0], "sigma": EYE.astype("datetime64[s]")},
+    "strings": {"mu": EYE[0].astype(str), "sigma": EYE},
     "shapes": {"mu": EYE[0], "sigma": np.eye(4)},
     "nan": {"mu": EYE[0], "sigma": np.full([3, 3], np.nan)},
     "text": {"mu": np.array(["a", "b", "c"]), "sigma": EYE},

@@ -260,3 +260,16 @@ def test_an_open_page_keeps_up_with_the_run(tmp_path: Path) -> None:
         assert page.run("document.querySelector('.stage').style.getPropertyValue('--at')") == "20%"
         assert page.run("due.length") == 0
         assert page.problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("fakes\u00b2.png", b"no number"), ("fakes_init.png", b"no picture"), ("stats.jsonl", b"[" * 200_000),
+     ("stats.jsonl", b'{"Progress/kimg": {"mean": 1%s}}\n' % (b"0" * 400)),
+     ("stats.jsonl", b'{"Progress/kimg": {"mean": NaN}}\n')],
+)  # fmt: skip
+def test_no_file_of_the_folder_ends_a_training(name: str, content: bytes, tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    (folder / name).write_bytes(content)
+    Report(folder).snapshot()
+    assert "<title>" in (folder / "report.html").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -236,6 +237,20 @@ def test_a_run_whose_disk_becomes_read_only_ends_with_4(files: dict[str, str], t
     nimg = last_state(folder).values["state"]["cur_nimg"]
     result = invoke(f"--resume={folder}", f"--kimg={nimg / 1000 + 0.008}")
     assert result.exit_code == 0, result.output
+
+
+def test_a_folder_that_cannot_be_written_is_said_when_it_is_resumed(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    folder = whole_run(tmp_path, *small(files))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(folder / ".lock"))
+
+    monkeypatch.setattr("stylegan_di.runs.folder.RunFolder.reopen", refuse)
+    result = invoke(f"--resume={folder}", "--kimg=0.064")
+    assert result.exit_code == 4
+    assert "cannot write (Read-only file system)" in " ".join(result.output.split())
 
 
 # A process that hangs.

@@ -7,6 +7,7 @@ written anew at each snapshot and at the end. Its charts are drawn by uPlot, whi
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import math
@@ -84,7 +85,12 @@ class Report(Sink):
         self._write(ending)
 
     def _write(self, ending: str) -> None:
-        atomic_write(self.folder / NAME, page(contents(self.folder, ending, self._pictures)).encode())
+        try:
+            text = page(contents(self.folder, ending, self._pictures))
+        except Exception as error:  # a folder may be somebody else's, and what its files raise must not end a training
+            why = html.escape(f"{type(error).__name__}: {error}"[:300])
+            text = f"<!doctype html><title>{NAME}</title><p>The files of this folder make no page ({why})."
+        atomic_write(self.folder / NAME, text.encode())
 
 
 def page(found: Mapping[str, Any]) -> str:

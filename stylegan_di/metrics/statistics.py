@@ -157,6 +157,9 @@ def checked_stats(arrays: Mapping[str, np.ndarray]) -> FeatureStats:
     missing = [name for name in ("mu", "sigma") if name not in arrays]
     if missing:
         raise ValueError(f"it has no {' and no '.join(missing)}")
+    kinds = {name: arrays[name].dtype for name in ("mu", "sigma")}
+    if any(dtype.kind not in "fiu" for dtype in kinds.values()):
+        raise ValueError(f"mu and sigma are {kinds['mu']} and {kinds['sigma']}, not numbers")
     mean, cov = arrays["mu"].astype(np.float64), arrays["sigma"].astype(np.float64)
     dim = mean.size
     if mean.ndim != 1 or cov.shape != (dim, dim) or not 0 < dim <= MAX_DIM:

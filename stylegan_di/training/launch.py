@@ -90,7 +90,11 @@ def _open_folder(config: TrainConfig, resumed: Resumed | None) -> RunFolder:
     """Returns the run's folder, which the first process creates or reopens; all processes raise its errors."""
     if distributed.rank() == 0:
         try:
-            folder = RunFolder.create(config) if resumed is None else RunFolder.reopen(resumed.folder, config)
+            if resumed is None:
+                folder = RunFolder.create(config)
+            else:
+                with storage_errors(resumed.folder):
+                    folder = RunFolder.reopen(resumed.folder, config)
             message = json.dumps({"path": str(folder.path)})
         except UserError as error:
             distributed.broadcast_string(json.dumps({"error": str(error)}))

@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != "application/json":  # which no form of another page can send
             return self._refuse(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "send application/json")
         length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit() or int(length) > LONGEST:
+        if not length.isascii() or not length.isdigit() or len(length) > 9 or int(length) > LONGEST:
             return self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"send at most {LONGEST} bytes, and say how many")
         make, kind = answers[self.path]
         try:
@@ -95,6 +95,8 @@ class Handler(BaseHTTPRequestHandler):
                 body = make(look)
         except UserError as error:
             return self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+        except Exception as error:  # whatever a request that is not the page's makes of it
+            return self._refuse(HTTPStatus.BAD_REQUEST, f"this is no request of the page ({type(error).__name__})")
         self._answer(body, kind)
 
     def _from_here(self) -> bool:
@@ -109,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def _refuse(self, status: HTTPStatus, why: str) -> None:
-        self._answer(why.encode(), "text/plain; charset=utf-8", status)
+        self._answer(why.encode(errors="replace"), "text/plain; charset=utf-8", status)
 
     def _answer(self, body: bytes, kind: str, status: HTTPStatus = HTTPStatus.OK) -> None:
         self.send_response(status)
