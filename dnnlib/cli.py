@@ -199,6 +199,14 @@ def writable_folder(option: str, path: Path) -> Path:
         raise UserError(f"{option}: cannot write into {path} ({error.strerror}); choose another folder") from None
 
 
+def truncation_options(function: Function) -> Function:
+    """Gives a command that draws a GAN's images --trunc and --trunc-mode."""
+    help_text = "Truncate towards the mean of all w, or of the class."
+    mode = click.Choice(["mean", "class"])
+    function = click.option("--trunc-mode", type=mode, default="mean", show_default=True, help=help_text)(function)
+    return click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")(function)
+
+
 def at_home(value: Any) -> Any:
     """Puts the home folder for ~ where a path begins, as in ~/a.pkl, 0.7*~/a.pkl, vgg16=~/a.pt,lpips=~/b.pt.
 

@@ -19,7 +19,15 @@ import click
 import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.cli import Device, Seeds, class_options, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import (
+    Device,
+    Seeds,
+    class_options,
+    default_device,
+    truncation_options,
+    user_errors,
+    writable_folder,
+)
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import loop
@@ -48,9 +56,7 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
 @click.option("--grid", callback=parse_grid, default="1x1", show_default=True, metavar="WxH", help="Images in a frame.")
 @click.option("--frames", type=click.IntRange(min=2), help=f"Frames in the loop.  [default: {FRAMES} per keyframe]")
 @click.option("--fps", type=click.IntRange(min=1, max=240), default=25, show_default=True, help="Frames per second.")
-@click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
-@click.option("--trunc-mode", type=click.Choice(["mean", "class"]), default="mean", show_default=True,
-              help="Truncate towards the mean of all w, or of the class.")
+@truncation_options
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[StyleGAN2] Noise inputs; random: of a cell's first seed, in all frames.  [default: const]")
 @class_options()

@@ -16,7 +16,15 @@ import click
 import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.cli import Device, Seeds, class_options, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import (
+    Device,
+    Seeds,
+    class_options,
+    default_device,
+    truncation_options,
+    user_errors,
+    writable_folder,
+)
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import coarse_styles, mix_styles
 from stylegan_di.explore.opening import one_asked_for, open_gan
@@ -34,9 +42,7 @@ from stylegan_di.images import save_grid, save_image
               help="Projections as columns; may be given more than once.")
 @click.option("--styles", type=Seeds(), metavar="LIST",
               help="Styles to take from the column, from 0 (coarse).  [default: 0-6 of 18, in proportion]")
-@click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")
-@click.option("--trunc-mode", type=click.Choice(["mean", "class"]), default="mean", show_default=True,
-              help="Truncate towards the mean of all w, or of the class.")
+@truncation_options
 @click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
               help="[StyleGAN2] Noise inputs; random: drawn from the row's seed.  [default: const]")
 @class_options()
