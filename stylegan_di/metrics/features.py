@@ -64,10 +64,10 @@ class Batches:
 def generated_images(
     generator: Generator, *, num: int, batch: int, seed: int = 0, device: torch.device | str = "cpu"
 ) -> Batches:
-    """Images of a generator on `device`, in evaluation mode and with its inner noise fixed.
+    """Images of a generator on `device`, in evaluation mode.
 
-    Each sample draws its own label, by the generator's law, and its own latent. Equal seeds mean equal samples,
-    whatever the batch, and equal labels for all generators of one law. Samples with vectors for labels have no classes.
+    Each sample draws its own label, by the generator's law, its own latent, and any noise inside, as in NVlabs' metrics:
+    that noise is part of the distribution. Equal seeds mean equal samples, whatever the batch, and equal labels for all generators of one law. Samples with vectors for labels have no classes.
 
     Raises:
         UserError: when a batch is made, if an image is not finite.
@@ -82,7 +82,7 @@ def generated_images(
         rng = SampleRandom(seed, "metrics", 0, indices, device)
         labels = generator.sample_labels(rng=rng)
         with torch.no_grad(), evaluation_mode(generator):
-            images = generator(generator.sample_latents(len(rng), rng=rng), labels)
+            images = generator(generator.sample_latents(len(rng), rng=rng), labels, rng=rng)
         if not images.isfinite().all():
             raise UserError("the generator's images are not finite numbers: its weights are damaged, or have diverged.")
         return to_rgb(to_uint8(images))

@@ -56,6 +56,10 @@ class RefinerStudent(Generator):
         gan.known_labels = self.known_labels
         return gan
 
+    @property
+    def latent_kind(self) -> str:
+        return self.gan.latent_kind
+
     @classmethod
     def of(cls, gan: Generator, teacher: Denoiser, sigma_init: float) -> RefinerStudent:
         """A refiner that starts as a GAN and a copy of the teacher's network.

@@ -1,0 +1,28 @@
+"""The teacher, distilled to one step, to two and to four.
+
+    python examples/few_steps.py
+    python examples/few_steps.py --kimg=48
+
+Further options go to train.py. Draws few_steps.png: two rows of one step, then of two, then of four, from the same
+first noise.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+from training import draw, example, trained
+
+
+@example(__doc__)
+def main(outdir: Path, options: tuple[str, ...]) -> None:
+    rows: list[Tensor] = []
+    for steps in (1, 2, 4):
+        student = trained(outdir, "--teacher=fashion-teacher.pkl", f"--student-steps={steps}", *options)
+        rows += student.draw(range(24)).split(12)
+    draw(outdir / "few_steps.png", *rows)
+
+
+if __name__ == "__main__":
+    main()
