@@ -66,8 +66,9 @@ def generated_images(
 ) -> Batches:
     """Images of a generator on `device`, in evaluation mode.
 
-    Each sample draws its own label, by the generator's law, its own latent, and any noise inside, as in NVlabs' metrics:
-    that noise is part of the distribution. Equal seeds mean equal samples, whatever the batch, and equal labels for all generators of one law. Samples with vectors for labels have no classes.
+    Each sample draws its own label, by the generator's law, its own latent, and, as in NVlabs' metrics, any noise
+    inside, which is part of the distribution. Equal seeds mean equal samples, whatever the batch, and equal labels for
+    all generators of one law. Samples with vectors for labels have no classes.
 
     Raises:
         UserError: when a batch is made, if an image is not finite.
