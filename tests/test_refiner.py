@@ -97,7 +97,7 @@ def test_networks_that_do_not_match_are_refused() -> None:
     with pytest.raises(UserError, match="wants a StyleGAN2 or StyleGAN3 as --gan-pkl, and this is a one-step student"):
         RefinerStudent.of(OneStepStudent(_edm(), 2.5), teacher, 1.0)
     kwargs = Refiner.of(gan.network, _edm(), 1.0).init_kwargs
-    with pytest.raises(ValueError, match="a 'Discriminator'; accepted are Generator, stylegan3.Generator"):
+    with pytest.raises(ValueError, match="a 'Discriminator'; accepted are Generator, stylegan3"):
         Refiner(8, 1, 3, **kwargs | {"generator": {"class_name": "Discriminator"}})
     with pytest.raises(ValueError, match="sigma_init=0 is no noise level"):
         Refiner(8, 1, 3, **kwargs | {"sigma_init": 0})

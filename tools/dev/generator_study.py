@@ -1,16 +1,25 @@
-"""The rows of the study of generators (docs/measurements/generators.md), for tools/dev/rows.py.
+"""The study of generators (docs/measurements/generators.md): its rows, and the table of what they gave.
 
     python tools/dev/rows.py generator_study --rows=refiner-0.3,refiner-0.3-frozen --seeds=1
+    python tools/dev/generator_study.py
 
 A row is a training with the recipe of the shipped models but for its own options.
 """
 
 from __future__ import annotations
 
-from tools.dev.rows import METRICS, Row
+import json
+import sys
+from pathlib import Path
+
+import click
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
+
+from tools.dev.rows import METRICS, ROOT, Row
+from tools.dev.study import table
 
 SIGMAS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.5)
-PLAIN, MENDED = "--whitening=0 --clip=false", "--whitening=1 --clip=true"
 TEACHER = "--teacher=fashion-teacher.pkl"
 JUDGE = Row.metrics.replace(METRICS, "fd_fashion,pr_fashion,dc_fashion,spectrum,texture")
 
@@ -36,19 +45,39 @@ def untrained(options: str) -> Row:
 ROWS = {
     "gan": Row((), "fashion-gan.pkl", JUDGE, seeded=False),
     "teacher": Row((), "fashion-teacher.pkl", f"--solver=dpmpp {JUDGE}", seeded=False),
-    "refiner-1.0-clipped": refiner("--whitening=0 --clip=true"),
-    "refiner-1.0-whitened": refiner("--whitening=1 --clip=false"),
-    "refiner-1.0-mended": refiner(MENDED),
+    "refiner-1.0-plain": refiner("--clip=false"),
+    "refiner-1.0-whitened": refiner("--whitening=1"),
+    "refiner-1.0-whitened-plain": refiner("--whitening=1 --clip=false"),
 }
 for sigma in SIGMAS:
-    ROWS[f"refiner-{sigma}"] = refiner(f"--sigma-init={sigma} {PLAIN}")
-    ROWS[f"refiner-{sigma}-frozen"] = refiner(f"--sigma-init={sigma} --freeze=generator {PLAIN}")
+    ROWS[f"refiner-{sigma}"] = refiner(f"--sigma-init={sigma}")
+    ROWS[f"refiner-{sigma}-frozen"] = refiner(f"--sigma-init={sigma} --freeze=generator")
     ROWS[f"refiner-{sigma}-start"] = untrained(f"--gan-pkl=fashion-gan.pkl --student=refiner --sigma-init={sigma}")
 for steps in (1, 2, 4):
     ROWS[f"steps-{steps}"] = trained(f"{TEACHER} --student-steps={steps} --kimg=12")
-    ROWS[f"steps-{steps}-clipped"] = trained(f"{TEACHER} --student-steps={steps} --kimg=12 --clip=true")
     ROWS[f"steps-{steps}-start"] = untrained(f"{TEACHER} --student-steps={steps}")
 for student in ("decoder", "flow", "radiance"):
-    ROWS[student] = trained(f"{TEACHER} --student={student} --kimg=24 {PLAIN}")
-    ROWS[f"{student}-mended"] = trained(f"{TEACHER} --student={student} --kimg=24 {MENDED}")
+    ROWS[student] = trained(f"{TEACHER} --student={student} --kimg=24")
+    ROWS[f"{student}-clipped"] = trained(f"{TEACHER} --student={student} --kimg=24 --clip=true")
     ROWS[f"{student}-start"] = untrained(f"{TEACHER} --student={student}")
+
+COLUMNS = {
+    "FD": "fd_fashion", "precision": "pr_fashion_precision", "recall": "pr_fashion_recall",
+    "coverage": "dc_fashion_coverage", "octave 3": "spectrum_3", "octave 4": "spectrum_4", "black": "texture_black",
+    "moved by": "pixel_distance", "FD before": "before_fd_fashion", "recall before": "before_pr_fashion_recall",
+}  # fmt: skip
+
+
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.option(
+    "--results",
+    type=click.Path(path_type=Path, exists=True),
+    default=ROOT / "docs/measurements/generator_study.jsonl",
+    help="The results.  [default: docs/measurements/generator_study.jsonl]",
+)
+def main(results: Path) -> None:
+    click.echo(table([json.loads(line) for line in results.read_text().splitlines()], ROWS, COLUMNS))
+
+
+if __name__ == "__main__":
+    main()
