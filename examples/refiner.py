@@ -21,7 +21,7 @@ GAN = "fashion-gan.pkl"
 @example(__doc__)
 def main(outdir: Path, options: tuple[str, ...]) -> None:
     refiner = trained(outdir, f"--gan-pkl={GAN}", "--student=refiner", *options)
-    rows = [network.draw(range(60)) for network in (load_generator(GAN), refiner)]
+    rows = [network.draw(range(60)).clamp(-1, 1) for network in (load_generator(GAN), refiner)]
     click.echo(f"pixels moved by {float((rows[0] - rows[1]).abs().mean()):.3f} on average, of images in [-1, 1]")
     pairs = zip(rows[0].split(12), rows[1].split(12), strict=True)
     draw(outdir / "refiner.png", *(row for pair in pairs for row in pair))

@@ -49,6 +49,7 @@ ROWS = {
     "refiner-1.0-whitened": refiner("--whitening=1"),
     "refiner-1.0-whitened-plain": refiner("--whitening=1 --clip=false"),
 }
+ROWS["refiner-1.0-both-judges"] = Row((), "{row:refiner-1.0}")
 for sigma in SIGMAS:
     ROWS[f"refiner-{sigma}"] = refiner(f"--sigma-init={sigma}")
     ROWS[f"refiner-{sigma}-frozen"] = refiner(f"--sigma-init={sigma} --freeze=generator")
@@ -64,7 +65,8 @@ for student in ("decoder", "flow", "radiance"):
 COLUMNS = {
     "FD": "fd_fashion", "precision": "pr_fashion_precision", "recall": "pr_fashion_recall",
     "coverage": "dc_fashion_coverage", "octave 3": "spectrum_3", "octave 4": "spectrum_4", "black": "texture_black",
-    "moved by": "pixel_distance", "FD before": "before_fd_fashion", "recall before": "before_pr_fashion_recall",
+    "FD (2)": "fd_effnet", "precision (2)": "pr_effnet_precision", "recall (2)": "pr_effnet_recall",
+    "coverage (2)": "dc_effnet_coverage", "moved by": "pixel_distance", "FD before": "before_fd_fashion", "recall before": "before_pr_fashion_recall",
 }  # fmt: skip
 
 
