@@ -1,7 +1,7 @@
 """The study of generators (docs/measurements/generators.md): its rows, and the table of what they gave.
 
     python tools/dev/rows.py generator_study --rows=refiner-0.3,refiner-0.3-frozen --seeds=1
-    python tools/dev/generator_study.py
+    python tools/dev/generator_study.py --rows=refiner
 
 A row is a training with the recipe of the shipped models but for its own options.
 """
@@ -66,7 +66,8 @@ COLUMNS = {
     "FD": "fd_fashion", "precision": "pr_fashion_precision", "recall": "pr_fashion_recall",
     "coverage": "dc_fashion_coverage", "octave 3": "spectrum_3", "octave 4": "spectrum_4", "black": "texture_black",
     "FD (2)": "fd_effnet", "precision (2)": "pr_effnet_precision", "recall (2)": "pr_effnet_recall",
-    "coverage (2)": "dc_effnet_coverage", "moved by": "pixel_distance", "FD before": "before_fd_fashion", "recall before": "before_pr_fashion_recall",
+    "coverage (2)": "dc_effnet_coverage", "moved by": "pixel_distance", "FD before": "before_fd_fashion",
+    "recall before": "before_pr_fashion_recall",
 }  # fmt: skip
 
 
@@ -77,8 +78,12 @@ COLUMNS = {
     default=ROOT / "docs/measurements/generator_study.jsonl",
     help="The results.  [default: docs/measurements/generator_study.jsonl]",
 )
-def main(results: Path) -> None:
-    click.echo(table([json.loads(line) for line in results.read_text().splitlines()], ROWS, COLUMNS))
+@click.option("--rows", default="", metavar="PREFIX", help="Rows whose names begin so.  [default: all]")
+def main(results: Path, rows: str) -> None:
+    found = [json.loads(line) for line in results.read_text().splitlines()]
+    shown = [result for result in found if result["row"].startswith(rows)]
+    columns = {title: name for title, name in COLUMNS.items() if any(name in result for result in shown)}
+    click.echo(table(shown, ROWS, columns))
 
 
 if __name__ == "__main__":
