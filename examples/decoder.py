@@ -9,10 +9,14 @@ below a walk between two latents of each of two classes.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
-from training import draw, example, trained
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from examples.training import draw, example, trained
 
 STUDENT = ("--teacher=fashion-teacher.pkl", "--student=decoder:z_dim=64,width=64")
 

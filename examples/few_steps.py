@@ -9,10 +9,14 @@ first noise.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from torch import Tensor
-from training import draw, example, trained
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from examples.training import draw, example, trained
 
 
 @example(__doc__)

@@ -10,12 +10,15 @@ with their own class: a classifier that has seen no image.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 import torch
-from training import draw, example, trained
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from examples.training import draw, example, trained
 from stylegan_di import load_denoiser
 from stylegan_di.networks.flow import Flow
 from stylegan_di.sampling.heun import heun_sampler

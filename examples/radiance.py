@@ -9,10 +9,14 @@ train.py. Draws radiance.png: each class in a row, turned from left to right.
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
-from training import draw, example, trained
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from examples.training import draw, example, trained
 
 STUDENT = ("--teacher=fashion-teacher.pkl", "--student=radiance:width=64,depth=16,angle=30")
 VIEWS = 11

@@ -8,11 +8,14 @@ Further options go to train.py. Draws refiner.png: the GAN's images above the re
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
-from training import draw, example, trained
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it runs from a clone that is not installed
+
+from examples.training import draw, example, trained
 from stylegan_di import load_generator
 
 GAN = "fashion-gan.pkl"

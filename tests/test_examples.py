@@ -63,11 +63,8 @@ def test_what_the_example_cannot_do_is_refused(divergence: str, message: str, tm
         ("refiner", (576, 480), "pixels moved by 0."),
     ],
 )
-def test_students_are_trained_and_drawn(
-    name: str, size: tuple[int, int], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    main = importlib.import_module(name).main
+def test_students_are_trained_and_drawn(name: str, size: tuple[int, int], told: str, tmp_path: Path) -> None:
+    main = importlib.import_module(f"examples.{name}").main
     result = CliRunner().invoke(
         main, [f"--outdir={tmp_path}", "--kimg=0.008", "--batch=4", "--metrics=none", "--device=cpu"]
     )

@@ -58,9 +58,9 @@ def refiners(out: Path) -> None:
     with two_panels(out) as panels:
         for axes, metric, title in zip(panels, ("fd_fashion", "pr_fashion_recall"), ("FD", "recall"), strict=True):
             for frozen, label in ((False, "both are trained"), (True, "the GAN is frozen")):
-                moved, values, sigmas = zip(*sweep(results, metric, frozen), strict=True)
-                axes.plot(moved, values, "o-", label=label)
-                for x, y, sigma in zip(moved, values, sigmas, strict=True):
+                found = sweep(results, metric, frozen)
+                axes.plot([x for x, _, _ in found], [y for _, y, _ in found], "o-", label=label)
+                for x, y, sigma in found:
                     axes.annotate(f"{sigma:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
             axes.set(xlim=(0, None), ylim=(0, None), ylabel=title,
                      xlabel="mean absolute distance from the GAN's images, in [-1, 1]")  # fmt: skip
