@@ -247,8 +247,8 @@ class TrainConfig:
     )
     clip_return: float = _di(
         0.1,
-        "[--clip=true] The share of a gradient that counts where it leads a pixel back from beyond an end; 0 keeps what "
-        "has become black or white.",
+        "[--clip=true] The share of a gradient that counts where it leads a pixel back from beyond an end; 0 keeps "
+        "what has become black or white.",
         SHARE,
     )
     whitening: float = _di(
