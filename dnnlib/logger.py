@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO, Any, TextIO, cast
 
 from stylegan_di.dnnlib.safe_files import open_plain
+from stylegan_di.dnnlib.util import naming
 
 
 class Logger:
@@ -55,7 +56,7 @@ class _Tee:
 
     def write(self, text: str) -> int:
         *complete, self._line = (self._line + text).split("\n")
-        self._file.write("".join(_as_it_stands(line) + "\n" for line in complete))
+        self._log("".join(_as_it_stands(line) + "\n" for line in complete))
         self._line = self._line[max(self._line.rfind("\r"), 0) :]
         if self._is_open:
             with self._watched():
@@ -65,11 +66,16 @@ class _Tee:
     def end_line(self) -> None:
         """Writes what there is of the last line to the file."""
         if line := _as_it_stands(self._line):
-            self._file.write(line + "\n")
+            self._log(line + "\n")
         self._line = ""
 
+    def _log(self, text: str) -> None:
+        with naming(self._file.name):
+            self._file.write(text)
+
     def flush(self) -> None:
-        self._file.flush()
+        with naming(self._file.name):
+            self._file.flush()
         if self._is_open:
             with self._watched():
                 self._stream.flush()
@@ -81,7 +87,7 @@ class _Tee:
             yield
         except (OSError, ValueError) as error:
             self._is_open = False
-            self._file.write(f"the output is closed ({error}): this log alone goes on\n")
+            self._log(f"the output is closed ({error}): this log alone goes on\n")
             close_quietly(self._stream)
 
     def __getattr__(self, name: str) -> Any:
