@@ -184,7 +184,7 @@ def test_what_the_terminal_cannot_encode_is_replaced(tmp_path: Path, monkeypatch
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     command.main([], standalone_mode=False)
-    assert terminal.buffer.getvalue() == b"? = 1, ?\n"  # type: ignore[attr-defined]
+    assert terminal.buffer.getvalue() == b"? = 1, \\udcff\n"  # type: ignore[attr-defined]
     assert (tmp_path / "log.txt").read_text() == "é = 1, \\udcff\n"
 
 

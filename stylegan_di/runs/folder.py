@@ -14,6 +14,7 @@ from typing import IO
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.dnnlib.safe_files import open_plain, try_lock
+from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError, atomic_write, naming, sync_directory
 from stylegan_di.runs import statefile
 
@@ -94,7 +95,7 @@ class RunFolder:
     def note(self, text: str) -> None:
         """Writes a line to the log only."""
         with open_plain(self.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text + "\n")
+            file.write(one_line(text) + "\n")
 
     def state_path(self, nimg: int) -> Path:
         return statefile.state_path(self.path, nimg)

@@ -13,6 +13,7 @@ from stylegan_di import preflight, zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.logger import Logger
+from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal import SINKS, TRACKERS
 from stylegan_di.journal.journal import Journal
@@ -173,4 +174,4 @@ def describe(method: Method, ops: str, found: Sequence[tuple[str, str]] = (), re
     lines.append(("ops", ops))
     lines.append(("length", f"{config.kimg:g} kimg, seed {config.seed}"))
     lines += [("resumed", note) for note in (resumed.notes if resumed else ())]
-    return "\n".join(f"{title:<15} {text}" for title, text in lines)
+    return "\n".join(f"{title:<15} {one_line(text)}" for title, text in lines)

@@ -22,7 +22,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import sys
 import tempfile
 import traceback
@@ -41,7 +40,7 @@ import train
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, sha256_of_file
 from stylegan_di.runs import statefile
-from stylegan_di.runs.endings import StorageError
+from stylegan_di.runs.endings import KILL, StorageError
 from stylegan_di.runs.resume import resume
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.training.trainer import Trainer
@@ -53,7 +52,7 @@ ERRORS = ("EIO", "ENOSPC", "EDQUOT", "EACCES", "EROFS", "EINTR", "EMFILE", "ENOM
 BATCH = 4
 BEFORE = 12  # images seen by the state before the faults
 RECORDED = 4  # steps between power losses
-KILLED = -int(signal.SIGKILL)
+KILLED = -int(KILL)
 UNSTEADY = re.compile(r".*\.jsonl|log\.txt|\.lock|\..*\.tmp")  # files that grow or are not complete yet
 OPTIONS = [
     f"--kimg={(BEFORE + BATCH) / 1000}", f"--batch={BATCH}", f"--tick={BATCH / 1000}", "--snap=1", "--state=1",
