@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
@@ -252,6 +253,11 @@ def user_errors(function: Function) -> Function:
             if click.get_current_context().meta.get("debug"):
                 traceback.print_exc()
             raise _UserMistake(message_of(error), error.status) from None
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+            message = f"{str(error.filename)[:200]}: {error.strerror}; use another path"
+            raise _UserMistake(one_line(message), UserError.status) from error
 
     debug = click.option("--debug", is_flag=True, expose_value=False, callback=_note_debug,
                          help="Show where an error comes from.")  # fmt: skip

@@ -62,6 +62,9 @@ TAMPERED = [
     ("config.lr", "x"), ("config.lr", [1]), ("config.lr", float("nan")), ("config.kimg", float("inf")),
     ("config.kind", "x"), ("config.kind", ["di"]), ("config.metrics", "x"), ("config.metrics", [1]),
     ("config.surprise", 1), ("config.seed", -1), ("config.divergence", 3), ("config.cond", "yes"),
+    ("config.cfg", "x"), ("config.workers", 10**30), ("config.batch", 10**12), ("config.num_blocks", 2**20),
+    ("config.teacher", "a\nError: b"), ("config.desc", "\x1b[2J"), ("config.data", "a\0b"), ("config.data", "a" * 9999),
+    ("config.classes", {}), ("config.freeze", [["x"]]), ("config.prompt", "\r"), ("config.track", ["\ud800"]),
     ("values.state", None), ("values.state", {}), ("values.state.cur_nimg", "x"), ("values.state.cur_nimg", -1),
     ("values.state.cur_tick", 1.5), ("values.state.history", 3), ("values.state.history", {"a": "b"}),
     ("values.state.skipped", [[1]]), ("values.state.returns", []), ("values.seconds", "x"), ("values.seconds", -1),
@@ -70,7 +73,7 @@ TAMPERED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "value"), TAMPERED, ids=[f"{path}={value}" for path, value in TAMPERED])
+@pytest.mark.parametrize(("path", "value"), TAMPERED, ids=[ascii(f"{path}={value}"[:40]) for path, value in TAMPERED])
 def test_a_tampered_state_is_refused_in_one_line(run: Path, path: str, value: Any) -> None:
     forge(run, set_in(path, value))
     result = invoke(f"--resume={run}", "--kimg=0.04")

@@ -17,7 +17,7 @@ from stylegan_di.dnnlib.download import is_url
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.hub import HUB
 from stylegan_di.options import Option, options_of
-from stylegan_di.presets import KIND_DEFAULTS
+from stylegan_di.presets import KIND_DEFAULTS, check_cfg
 from stylegan_di.runs import statefile
 from stylegan_di.runs.statefile import State
 from stylegan_di.teachers.mixed import parse_teachers
@@ -193,6 +193,8 @@ def _checked_options(state: State) -> dict[str, Any]:
             found = f"{option_name(name)}={str(value)[:40]}, a {type(value).__name__}"
             raise UserError(f"{state.path}: {found}; {_ALTERED}")
         declared[name].check(value)
+    if stored.get("cfg") is not None:
+        check_cfg(stored["kind"], stored["cfg"])
     if stored_hash(state.config) != statefile.manifest(state.path)["config_sha256"]:
         raise UserError(f"{state.path}: its options are not those that its manifest was written for; {_ALTERED}")
     return stored | {"gpus": None}

@@ -19,7 +19,7 @@ from stylegan_di.journal import SINKS, TRACKERS
 from stylegan_di.journal.journal import Journal
 from stylegan_di.journal.sinks import Sink
 from stylegan_di.metrics.table import need_reals
-from stylegan_di.runs.endings import Interrupted, StopRequest, storage_errors
+from stylegan_di.runs.endings import Interrupted, StopRequest, memory_errors, storage_errors
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.processes import follow_parent
 from stylegan_di.runs.resume import Resumed
@@ -35,6 +35,7 @@ from stylegan_di.training.methods import Method, build
 from stylegan_di.training.trainer import Trainer
 
 
+@memory_errors()
 def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any]:
     """Trains as configured; returns the contents of result.json. `config` is that of the run to continue if any.
 
