@@ -19,7 +19,7 @@ import click
 import torch
 
 from stylegan_di.dnnlib.terminal import one_line, plain_output
-from stylegan_di.dnnlib.util import UserError, option_name
+from stylegan_di.dnnlib.util import DEVICE, UserError, option_name
 
 MAX_SEED = 2**32 - 1  # the largest seed of numpy's RandomState
 MAX_SEEDS = 1_000_000
@@ -72,7 +72,7 @@ class Device(click.ParamType):
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        match = re.fullmatch(r"cpu|mps|cuda(?::([0-9]{1,3}))?", value)
+        match = re.fullmatch(DEVICE, value)
         if match is None:
             self.fail(f"'{value}' is not a device; accepted are cpu, cuda, cuda:N and mps", param, ctx)
         if value == "mps" and not torch.backends.mps.is_available():

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+DEVICE = r"cpu|mps|cuda(?::([0-9]{1,3}))?"  # what --device accepts
+
 _CHUNK = 1 << 20
 
 
