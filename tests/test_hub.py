@@ -167,3 +167,102 @@ def test_dry_runs_ask_no_hub(hub: Hub) -> None:
     arguments = ["--kind=di", "--gan-pkl=hf:me/gan/x/gan.pkl", "--teacher=hf:me/teacher", "--metrics=none", "--dry-run"]
     assert invoke(*arguments).exit_code == 0
     assert hub.given == []
+
+
+# A server that is not to be trusted.
+
+
+def refusal_of(name: str) -> str:
+    with pytest.raises(UserError) as refusal:
+        names.fetch(name)
+    assert "could not be downloaded" in str(refusal.value)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("ETag", '"../../../../outside"'),
+        ("X-Linked-Etag", "/outside"),
+        ("X-Linked-Etag", '"a\\\\b"'),
+        ("X-Repo-Commit", "../../outside"),
+        ("X-Repo-Commit", ".."),
+        ("X-Xet-Hash", "../outside"),
+    ],
+)
+def test_headers_that_lead_out_of_the_cache(hub: Hub, tmp_path: Path, header: str, value: str) -> None:
+    before = {path for path in tmp_path.rglob("*") if (tmp_path / "cache") not in path.parents}
+    hub.odd["x/gan.pkl"] = 200, {header: value}
+    assert f"the header {header} of {hub.address}/me/gan/resolve/main/x/gan.pkl is" in refusal_of("hf:me/gan/x/gan.pkl")
+    after = {path for path in tmp_path.rglob("*") if (tmp_path / "cache") not in path.parents}
+    assert after == before
+    hub.odd.clear()
+    assert names.fetch("hf:me/gan/x/gan.pkl").read_bytes() == hub.repos["me/gan"]["x/gan.pkl"]
+
+
+def test_a_large_file_comes_from_elsewhere_without_the_token(hub: Hub) -> None:
+    """As the hub sends them: by a redirection to another host, with the size and the ETag of what lies there."""
+    data = hub.repos["me/gan"]["x/gan.pkl"]
+    hub.large["abc"] = data
+    elsewhere = hub.address.replace("127.0.0.1", "localhost") + "/large/abc"
+    linked = {"Location": elsewhere, "X-Linked-Etag": '"abc"', "X-Linked-Size": str(len(data))}
+    hub.odd["x/gan.pkl"] = 302, linked
+    path = names.fetch("hf:me/gan/x/gan.pkl")
+    assert path.read_bytes() == data
+    assert hub.large_tokens == {""}
+    for wrong, reason in (
+        ({"X-Linked-Size": str(len(data) - 1), "X-Linked-Etag": '"d"'}, "Consistency check failed"),
+        ({"X-Linked-Size": str(1 << 36), "X-Linked-Etag": '"e"'}, f"has {1 << 36} bytes; up to {1 << 35} are fetched"),
+        ({"X-Linked-Size": "\u00b2", "X-Linked-Etag": '"f"'}, "bytes; up to"),
+        ({"Location": "file:///etc/passwd", "X-Linked-Etag": '"g"'}, "UnsupportedProtocol"),
+    ):
+        hub.odd["x/gan.pkl"] = 302, linked | {"X-Repo-Commit": "1" * 40} | wrong
+        assert reason in refusal_of("hf:me/gan@other/x/gan.pkl")
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"MAX_BYTES": 1000}, r"bytes; up to 1000 are fetched"),
+        ({"MAX_SECONDS": 0}, "it takes longer than 0 s"),
+        ({"RATE_SECONDS": 0, "MIN_RATE": 1e12}, "fewer than 1000000000000 bytes per second arrive"),
+    ],
+)
+def test_limits_of_other_downloads_hold(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], reason: str
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(download, name, value)
+    assert reason in refusal_of("hf:me/gan/x/gan.pkl")
+
+
+def test_more_bytes_than_a_listing_may_have(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "MAX_LISTING", 100)
+    assert "bytes; up to 100 are fetched" in refusal_of("hf:me/gan")
+
+
+def test_a_poisoned_cache_of_the_hub_heals(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = hub.repos["me/gan"]["x/gan.pkl"]
+    hub.repos["me/gan"]["x/gan.pkl"] = b"<!doctype html>"
+    with pytest.raises(UserError, match=r"^hf:me/gan/x/gan.pkl: it is a web page instead of the file; it lies at /"):
+        names.fetch("hf:me/gan/x/gan.pkl")
+    hub.repos["me/gan"]["x/gan.pkl"] = data
+    path = names.fetch("hf:me/gan/x/gan.pkl")
+    assert path.read_bytes() == data
+    path.resolve().write_bytes(b"")
+    capsys.readouterr()
+    assert names.fetch("hf:me/gan/x/gan.pkl").read_bytes() == data
+    assert "is fetched anew: it is empty" in capsys.readouterr().err
+    path.resolve().write_bytes(data[:-1] + b"x")
+    monkeypatch.setenv(download.REFRESH, "1")
+    assert names.fetch("hf:me/gan/x/gan.pkl").read_bytes() == data
+
+
+def test_a_library_too_old_to_be_watched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.utils
+
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: object())
+    with pytest.raises(UserError, match=r"is too old: pip install -U 'huggingface_hub>=1.0'"):
+        names.fetch("hf:me/gan/x/gan.pkl")
