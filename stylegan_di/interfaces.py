@@ -81,6 +81,12 @@ class Denoiser(Conditional, ABC):
             "can; leave it out"
         )
 
+    def beside(
+        self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Returns what the teacher and this network say of x, in one pass; None unless they share weights."""
+        return None
+
     @classmethod
     def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> Denoiser | None:
         """Makes a denoiser from a snapshot's network and extra entries; None if the network is not of this kind."""
@@ -120,6 +126,11 @@ class Generator(Conditional, ABC):
 
         z latents; labels [B,label_dim] one-hot or None; rng: source of any noise inside, None for fixed noise.
         """
+
+    @property
+    def latent_kind(self) -> str:
+        """The kind of generator whose latents these are: its own, unless it has another generator in it."""
+        return self.kind
 
     # In a training.
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
 from stylegan_di.labels import Chosen
-from stylegan_di.snapshots.checkpoint import as_gan, as_shown, load_snapshot
+from stylegan_di.snapshots.checkpoint import as_gan, as_of_w, as_shown, load_snapshot
+from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 
 
@@ -32,6 +33,13 @@ def open_gan(network: str) -> StyleGAN2Student:
     gan = as_gan(load_snapshot(network))
     of_pictures(gan, network)
     return gan
+
+
+def open_of_w(network: str) -> StyleGAN2Student | RefinerStudent:
+    """Returns the GAN of a network file, or its refiner; see `open_gan`."""
+    student = as_of_w(load_snapshot(network))
+    _checked(student, network)
+    return student
 
 
 def asked_for(generator: Generator, classes: str | None, label: Sequence[float] | None) -> list[Chosen]:

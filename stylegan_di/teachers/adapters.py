@@ -8,7 +8,8 @@ moments. The layers are peft's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,45 @@ from torch.nn import Parameter
 from stylegan_di.dnnlib.util import not_installed
 from stylegan_di.interfaces import Denoiser
 
+if TYPE_CHECKING:
+    from stylegan_di.teachers.discrete import DiscreteTeacher
+
 ADAPTER = ".lora_"  # in the names of peft's adapters
 
 
-def add_adapters(network: torch.nn.Module, rank: int) -> None:
+class AdaptedRows:
+    """Which samples of a batch a network's adapters see: all, or inside `last` the last n alone."""
+
+    def __init__(self) -> None:
+        self.count: int | None = None
+        self.whole = 0  # samples of the batch
+
+    @contextmanager
+    def last(self, n: int) -> Iterator[None]:
+        self.count = n
+        try:
+            yield
+        finally:
+            self.count = None
+
+    def take(self, adapter: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Before an adapter's A."""
+        if self.count is None:
+            return None
+        self.whole = len(inputs[0])
+        return (inputs[0][-self.count :],)
+
+    def fill(self, adapter: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """After its B: zeros for the other samples."""
+        if self.count is None:
+            return output
+        return torch.cat([output.new_zeros(self.whole - self.count, *output.shape[1:]), output])
+
+
+def add_adapters(network: torch.nn.Module, rank: int) -> AdaptedRows:
     """Puts adapters beside every matrix and convolution of a network, whose own weights stay the same tensors.
+
+    Returns what restricts the adapters to a part of a batch.
 
     Raises:
         UserError: peft is not installed.
@@ -33,6 +68,13 @@ def add_adapters(network: torch.nn.Module, rank: int) -> None:
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     names = [name for name, module in network.named_modules() if isinstance(module, layers)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), network)
+    rows = AdaptedRows()
+    for name, module in network.named_modules():
+        if name.endswith(".lora_A.default"):
+            module.register_forward_pre_hook(rows.take)
+        elif name.endswith(".lora_B.default"):
+            module.register_forward_hook(rows.fill)
+    return rows
 
 
 class Adapted(Denoiser):
@@ -40,17 +82,26 @@ class Adapted(Denoiser):
 
     Args:
         denoiser: one whose network `add_adapters` was given; the weights that it shares are not to be trained.
+        teacher: the one that it shares them with.
+        rows: what `add_adapters` returned.
     """
 
-    def __init__(self, denoiser: Denoiser) -> None:
+    def __init__(self, denoiser: DiscreteTeacher, teacher: DiscreteTeacher, rows: AdaptedRows) -> None:
         super().__init__()
         self.denoiser = denoiser
+        self._shares = (teacher, rows)  # in a tuple, so that the teacher is no part of this module
         self.training = denoiser.training
         for name in ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max", "space"):
             setattr(self, name, getattr(denoiser, name))
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.denoiser(x, sigma, labels)
+
+    def beside(
+        self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        shared, rows = self._shares
+        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels) if teacher is shared else None
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self.denoiser.round_sigma(sigma)

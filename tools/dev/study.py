@@ -1,22 +1,17 @@
-"""Runs rows of the study of refinement (docs/measurements/study.md), one after the other, and keeps what they gave.
+"""The study of refinement (docs/measurements/study.md): its rows, and the table of what they gave.
 
-    python tools/dev/study.py --rows=before,teacher
-    python tools/dev/study.py --rows=ikl,ikl-mended --seeds=1,2,3
-    python tools/dev/study.py --table
+    python tools/dev/rows.py study --rows=before,ikl,ikl-mended --seeds=1,2,3
+    python tools/dev/study.py
 
-A row is a training with the recipe of the demo but for its own options, on one thread, judged by both judges at 10,000
-samples. Each result is a line of JSON in --results. Rows and seeds that are there already are not run again.
+A row is a training with the recipe of the demo but for its own options, judged by both judges at 10,000 samples.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import statistics
-import subprocess
 import sys
-import time
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,35 +19,65 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import Seeds, user_errors
-from stylegan_di.dnnlib.util import UserError
+from tools.dev.rows import ROOT, Row
 
-ROOT = Path(__file__).resolve().parents[2]
-METRICS = "fd_fashion,pr_fashion,dc_fashion,fd_effnet,pr_effnet,dc_effnet,kid_effnet,spectrum,texture"
-FEATURES = ("--critic=features", "--data=teacher:10000")
-PLAIN = ("--whitening=0", "--clip=false")
-MENDED = ("--whitening=1", "--clip=true")
-#: Name -> the options of train.py besides the recipe's; None: nothing is trained, the file is judged.
-ROWS: dict[str, tuple[str, ...] | None] = {
-    "before": None,
-    "teacher": None,
-    "ikl": ("--kimg=44", *PLAIN),
-    "ikl-whitened": ("--kimg=44", "--whitening=1", "--clip=false"),
-    "ikl-clipped": ("--kimg=44", "--whitening=0", "--clip=true"),
-    "ikl-mended": ("--kimg=44", *MENDED),
-    "ikl-mended-one-noise": ("--kimg=44", "--one-noise=true", *MENDED),
-    "sid": ("--kimg=26", "--divergence=sid", *PLAIN),
-    "sid-mended": ("--kimg=26", "--divergence=sid", *MENDED),
-    "sid-mended-33": ("--kimg=33", "--divergence=sid", *MENDED),
-    "critic": ("--kimg=28", *FEATURES, *PLAIN),
-    "critic-mended": ("--kimg=28", *FEATURES, *MENDED),
-    "critic-alone": ("--kimg=60", "--divergence=none", *FEATURES, *PLAIN),
-    "critic-alone-mended": ("--kimg=60", "--divergence=none", *FEATURES, *MENDED),
-    "refiner": ("--kimg=28", "--student=refiner", *PLAIN),
-    "refiner-mended": ("--kimg=28", "--student=refiner", *MENDED),
-    "ikl-mended-long": ("--kimg=132", *MENDED),
+FEATURES = "--critic=features --data=teacher:10000"
+IKL = "--divergence=ikl"
+REAL = "--cond=true --data={datasets}/fashion-16.zip"
+PLAIN = "--whitening=0 --clip=false"
+MENDED = "--whitening=1 --clip=true"
+
+
+def trained(options: str) -> Row:
+    """A training, of which the last snapshot is judged."""
+    fixed = "train.py --metrics=none --snap=100 --device={device} --seed={seed} --outdir={out}"
+    return Row((f"{fixed} {options}",))
+
+
+def refined(options: str) -> Row:
+    """The shipped GAN, refined by the recipe with these options."""
+    return trained(f"--kind=di --gan-pkl=fashion-gan.pkl {options}")
+
+
+ROWS = {
+    "recipe": refined(""),
+    "recipe-long": refined("--kimg=84"),
+    "before": Row((), "fashion-gan.pkl", seeded=False),
+    "teacher": Row((), "fashion-teacher.pkl", f"--solver=dpmpp {Row.metrics}", seeded=False),
+    "ikl": refined(f"{IKL} --kimg=44 {PLAIN}"),
+    "ikl-whitened": refined(f"{IKL} --kimg=44 --whitening=1 --clip=false"),
+    "ikl-clipped": refined(f"{IKL} --kimg=44 --whitening=0 --clip=true"),
+    "ikl-mended": refined(f"{IKL} --kimg=44 {MENDED}"),
+    "ikl-mended-one-noise": refined(f"{IKL} --kimg=44 --one-noise=true {MENDED}"),
+    "sid": refined(f"--kimg=26 --divergence=sid {PLAIN}"),
+    "sid-mended": refined(f"--kimg=26 --divergence=sid {MENDED}"),
+    "sid-mended-33": refined(f"--kimg=33 --divergence=sid {MENDED}"),
+    "critic": refined(f"{IKL} --kimg=28 {FEATURES} {PLAIN}"),
+    "critic-mended": refined(f"{IKL} --kimg=28 {FEATURES} {MENDED}"),
+    "critic-alone": refined(f"--kimg=60 --divergence=none {FEATURES} {PLAIN}"),
+    "critic-alone-mended": refined(f"--kimg=60 --divergence=none {FEATURES} {MENDED}"),
+    "refiner": refined(f"{IKL} --kimg=28 --student=refiner {PLAIN}"),
+    "refiner-mended": refined(f"{IKL} --kimg=28 --student=refiner {MENDED}"),
+    "ikl-mended-long": refined(f"{IKL} --kimg=132 {MENDED}"),
+    "sid-mended-long": refined(f"--kimg=90 --divergence=sid {MENDED}"),
+    # What does which part, with the recipe's two options and at about equal processor time.
+    "ikl-one": refined(f"--kimg=44 --divergence=ikl:weight=one {MENDED}"),
+    "ikl-dmd": refined(f"--kimg=44 --divergence=ikl:weight=dmd {MENDED}"),
+    "sim": refined(f"--kimg=30 --divergence=sim {MENDED}"),
+    "ikl-js": refined(f"--kimg=28 --divergence=ikl:f=js {FEATURES} {MENDED}"),
+    "sid-critic": refined(f"--kimg=22 --divergence=sid {FEATURES} {MENDED}"),
+    "critic-5000": refined(f"{IKL} --kimg=28 --critic=features --data=teacher:5000 {MENDED}"),
+    "critic-20000": refined(f"{IKL} --kimg=28 --critic=features --data=teacher:20000 {MENDED}"),
+    "critic-real": refined(f"{IKL} --kimg=28 --critic=features {REAL} {MENDED}"),
+    "own-d": refined(f"{IKL} --kimg=28 --adv-weight=1 --data=teacher:10000 {MENDED}"),
+    "hybrid-real": refined(f"{IKL} --kimg=28 --adv-weight=1 {REAL} {MENDED}"),
+    "own-d-alone-real": refined(f"--kimg=58 --adv-weight=1 --divergence=none {REAL} {PLAIN}"),
+    "gan-continued": trained(
+        f"--kind=gan --resume=fashion-gan.pkl --kimg=58 {REAL} --batch=32 --mixing=0 --pl-weight=0 --aug=noaug "
+        "--gamma=0.05 --lr=2e-3 --ema=5"
+    ),
+    "one-step": trained("--kind=di --teacher=fashion-teacher.pkl"),
 }
-FILES = {"before": ("fashion-gan.pkl",), "teacher": ("fashion-teacher.pkl", "--solver=dpmpp")}
 COLUMNS = {
     "FD": "fd_fashion", "precision": "pr_fashion_precision", "recall": "pr_fashion_recall",
     "coverage": "dc_fashion_coverage", "FD (2)": "fd_effnet", "precision (2)": "pr_effnet_precision",
@@ -61,60 +86,16 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def run(script: str, *arguments: str) -> str:
-    """Runs a script of the repository on one thread and returns what it printed.
-
-    Raises:
-        UserError: it failed.
-    """
-    command = [sys.executable, str(ROOT / script), *arguments]
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if done.returncode:
-        raise UserError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr[-500:]}")
-    return done.stdout
-
-
-def judged(network: Path | str, data: Path, *options: str) -> dict[str, float]:
-    """All figures of a network."""
-    printed = run("calc_metrics.py", f"--network={network}", f"--data={data}", f"--metrics={METRICS}",
-                  "--num=10000", "--device=cpu", *options)  # fmt: skip
-    found: dict[str, float] = {}
-    for line in printed.splitlines():
-        if line.startswith("{"):
-            found |= json.loads(line)["results"]
-    return found
-
-
-def measured(row: str, seed: int, data: Path, outdir: Path) -> dict[str, Any]:
-    """Trains and judges a row with a seed; `seconds` are the processor's, drawing the teacher's samples included."""
-    result: dict[str, Any] = {"row": row, "seed": seed, "date": time.strftime("%Y-%m-%d")}
-    options = ROWS[row]
-    if options is None:
-        name, *rest = FILES[row]
-        return result | judged(name, data, *rest)
-    folder = outdir / f"{row}-{seed}"
-    shutil.rmtree(outdir / "cache" / "teacher-samples", ignore_errors=True)  # so that drawing them counts
-    import resource  # not on Windows
-
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    arguments = ("--kind=di", "--gan-pkl=fashion-gan.pkl", "--metrics=none", "--device=cpu", "--snap=100")
-    run("train.py", *arguments, f"--seed={seed}", f"--outdir={folder}", *options)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    result["seconds"] = round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1)
-    (network,) = folder.glob("*/network-snapshot-*.pkl")
-    return result | {"options": list(options)} | judged(network, data)
-
-
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], rows: Iterable[str] = ROWS, columns: Mapping[str, str] = COLUMNS) -> str:
     """A line of Markdown a row: the mean over its seeds, +- half the range where there are several."""
-    lines = ["| row | seeds | s | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
-    for row in ROWS:
+    lines = ["| row | seeds | s | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
+    for row in rows:
         own = [result for result in results if result["row"] == row]
         if not own:
             continue
         cells = [row, ", ".join(str(result["seed"]) for result in own), _cell([r.get("seconds") for r in own], 0)]
         cells += [_cell([result.get(name) for result in own], 1 if "FD" in title or title == "detail" else 3)
-                  for title, name in COLUMNS.items()]  # fmt: skip
+                  for title, name in columns.items()]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -128,44 +109,14 @@ def _cell(values: list[float | None], digits: int) -> str:
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@click.option("--rows", default="", help=f"Comma-separated, out of {', '.join(ROWS)}.")
-@click.option("--seeds", type=Seeds(), default="1,2,3", show_default=True, help="Seeds of the trainings.")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    default="datasets/fashion-16-test.zip",
-    show_default=True,
-    help="The test images (tools/dev/make_fashion_models.sh makes them).",
-)
-@click.option("--outdir", type=click.Path(path_type=Path), default="runs/study", show_default=True)
 @click.option(
     "--results",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, exists=True),
     default=ROOT / "docs/measurements/study.jsonl",
-    help="Where results are kept.  [default: docs/measurements/study.jsonl]",
+    help="The results.  [default: docs/measurements/study.jsonl]",
 )
-@click.option("--table", "show", is_flag=True, help="Print the table of all results.")
-@user_errors
-def main(rows: str, seeds: list[int], data: Path, outdir: Path, results: Path, show: bool) -> None:
-    names = [name for name in rows.split(",") if name]
-    if unknown := [name for name in names if name not in ROWS]:
-        raise UserError(f"--rows={unknown[0]}: accepted are {', '.join(ROWS)}")
-    os.environ["DNNLIB_CACHE_DIR"] = str(outdir.resolve() / "cache")
-    if names:
-        run("tools/doctor.py")  # builds the native kernels, so that no row's time holds that
-    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    for seed in seeds:
-        for row in names:
-            own = 0 if ROWS[row] is None else seed
-            if any((result["row"], result["seed"]) == (row, own) for result in known):
-                continue
-            found = measured(row, own, data, outdir)
-            known.append(found)
-            with open(results, "a") as file:
-                file.write(json.dumps(found) + "\n")
-            click.echo(json.dumps(found))
-    if show:
-        click.echo(table(known))
+def main(results: Path) -> None:
+    click.echo(table([json.loads(line) for line in results.read_text().splitlines()]))
 
 
 if __name__ == "__main__":

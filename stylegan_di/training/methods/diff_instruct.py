@@ -25,7 +25,7 @@ from stylegan_di.explore.headroom import look
 from stylegan_di.interfaces import Denoiser, Generator, Space
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import class_map
-from stylegan_di.presets import RECIPES
+from stylegan_di.presets import RECIPES, use_of
 from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.spaces import SPACES
@@ -143,8 +143,10 @@ class DiffInstruct(GeneratorMethod):
         return self.state.cur_nimg >= (self.config.teacher_warmup + self.config.fake_warmup) * 1000
 
     def hinders_graph(self) -> str:
-        if self.reals is not None:
-            return "it takes real images"
+        if self.adversary is not None:
+            return "the discriminator's steps are not all alike"
+        if self.online is not None:
+            return "the average of the teacher on the way follows the images seen"
         return drops_at_random(self.model)
 
     def step(self, batch: Batch, journal: Journal) -> None:
@@ -268,7 +270,8 @@ class DiffInstruct(GeneratorMethod):
             heads = count_parameters(self.feature_adversary.critic.heads)
             lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}"))
         if config.cfg is not None:
-            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(config.gan_pkl is not None)}"))
+            use = use_of(config.student, config.gan_pkl)
+            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(use)}"))
         return lines
 
 
