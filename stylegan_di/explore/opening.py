@@ -38,7 +38,7 @@ def open_gan(network: str) -> StyleGAN2Student:
 def open_of_w(network: str) -> StyleGAN2Student | RefinerStudent:
     """Returns the GAN of a network file, or its refiner; see `open_gan`."""
     student = as_of_w(load_snapshot(network))
-    _checked(student, network)
+    of_pictures(student, network)
     return student
 
 
