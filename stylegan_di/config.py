@@ -245,6 +245,12 @@ class TrainConfig:
         "The teacher sees images as they are shown, clipped to [-1, 1], so that what ought to be black or white can "
         "become so.",
     )
+    clip_return: float = _di(
+        0.1,
+        "[--clip=true] The share of a gradient that counts where it leads a pixel back from beyond an end; 0 keeps "
+        "what has become black or white.",
+        SHARE,
+    )
     whitening: float = _di(
         0.0,
         "How far the student's error is measured in whitened images, in which fine detail weighs as much as the coarse "
