@@ -80,6 +80,12 @@ class TrainConfig:
     transfer: str | None = _input(
         None, "Denoiser to start from, an EDM network: known name, path, URL or hf:owner/name[/file].", kinds=("edm",)
     )
+    autoencoder: str | None = _input(
+        None,
+        "Autoencoder of a denoiser that works on latents: a folder in diffusers' layout or hf:owner/name. [default: "
+        "the pipeline's own]",
+        kinds=("edm", "di"),
+    )
     data: str | None = _input(
         None,
         "Training images: ZIP or folder (stylegan-di dataset makes them). --kind=di takes them where its losses use "
@@ -295,11 +301,6 @@ class TrainConfig:
     negative_prompt: str | None = _di(None, "The text that --guidance leads away from. [default: the empty text]")
     guidance: float = _di(
         1.0, "Scale of the teacher's classifier-free guidance, for pipelines of texts or classes; 1: none.", POSITIVE
-    )
-    autoencoder: str | None = _di(
-        None,
-        "Autoencoder of a teacher that works on latents: a folder in diffusers' layout or hf:owner/name. "
-        "[default: the pipeline's own]",
     )
     checkpointing: bool = _di(
         False, "Compute activations of teacher and fake score again in the backward pass: less memory, more time."

@@ -43,11 +43,10 @@ def open_pipeline(pipeline: Pipeline, options: TeacherOptions) -> DiscreteTeache
 
 
 class Encoder(torch.nn.Module):
-    """The encoder of diffusers' autoencoder: images -> the mean of their latents. Its decoder is dropped."""
+    """The encoder of diffusers' autoencoder: images -> the mean of their latents."""
 
     def __init__(self, autoencoder: Any) -> None:
         super().__init__()
-        autoencoder.decoder = None
         self.autoencoder = autoencoder
 
     def forward(self, images: Tensor) -> Tensor:
@@ -55,7 +54,24 @@ class Encoder(torch.nn.Module):
         return encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
 
 
-def latents_of(part: Part, side: int, option: str, standard: tuple[list[float], list[float]] | None = None) -> Latents:
+class Decoder(torch.nn.Module):
+    """The decoder of diffusers' autoencoder: latents -> images."""
+
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.autoencoder.decode(latents).sample
+
+
+def latents_of(
+    part: Part,
+    side: int,
+    option: str,
+    standard: tuple[list[float], list[float]] | None = None,
+    decodes: bool = False,
+) -> Latents:
     """The space of an autoencoder's latents.
 
     Args:
@@ -63,6 +79,7 @@ def latents_of(part: Part, side: int, option: str, standard: tuple[list[float], 
         side: of the latents.
         option: what it belongs to, for messages.
         standard: shift and scale of each channel; by default those of the autoencoder's config.
+        decodes: whether the decoder is kept.
     """
     config = part.config
     shift = config.get("shift_factor") or 0.0
@@ -71,8 +88,11 @@ def latents_of(part: Part, side: int, option: str, standard: tuple[list[float], 
         shift, scale = config["latents_mean"], [scale / std for std in config["latents_std"]]
     if standard is not None:
         shift, scale = standard
-    encoder = Encoder(_network(part, option)).eval()
-    return Latents(encoder, side, config.get("latent_channels", 4), shift, scale)
+    autoencoder = _network(part, option)
+    if not decodes:
+        autoencoder.decoder = None
+    decoder = Decoder(autoencoder) if decodes else None
+    return Latents(Encoder(autoencoder), side, config.get("latent_channels", 4), shift, scale, decoder)
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
+from stylegan_di.networks import edm2
 from stylegan_di.snapshots import diffusers_parts
 from stylegan_di.snapshots.blueprint import ImageShape
 from stylegan_di.snapshots.checkpoint import as_denoiser, load_snapshot
@@ -16,8 +17,10 @@ from stylegan_di.snapshots.pipelines import (
     read_pipeline,
     refuse_texts,
 )
+from stylegan_di.spaces.latents import Latents
+from stylegan_di.teachers.edm import EDMTeacher
 
-LATENT_CHANNELS = 4
+LATENT_CHANNELS = 4  # of an autoencoder that does not say
 #: Shift and scale of the latents that EDM2's networks work on (arXiv 2312.02696), by channel: those of Stable
 #: Diffusion's autoencoder (stabilityai/sd-vae-ft-mse), brought to a mean of 0 and a standard deviation of 0.5.
 EDM2_LATENTS = [5.81, 3.25, 0.12, -2.15], [0.5 / std for std in (4.17, 4.62, 3.71, 3.28)]
@@ -39,13 +42,32 @@ def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser
             return diffusers_parts.open_pipeline(read_pipeline(source, options), options)
     teacher = as_denoiser(load_snapshot(source))
     shape = ImageShape(teacher.img_resolution, teacher.img_channels, teacher.label_dim)
-    student_shape(source, shape, options)
+    images = student_shape(source, shape, options)
     if options.autoencoder is not None:
-        part = read_autoencoder(options.autoencoder)
-        option = f"--autoencoder={options.autoencoder}"
-        with untrusted(option):
-            teacher.space = diffusers_parts.latents_of(part, teacher.img_resolution, option, EDM2_LATENTS)
+        teacher.space = open_latents(options.autoencoder, images.resolution, teacher)
     return teacher
+
+
+def open_latents(source: str, resolution: int, denoiser: Denoiser | None = None, *, decodes: bool = False) -> Latents:
+    """Opens the autoencoder in whose latents a denoiser of a network file works, or a new one shall.
+
+    EDM2's networks have their own shift and scale, others those of the autoencoder's config.
+
+    Args:
+        source: the value of --autoencoder.
+        resolution: of the images.
+        denoiser: the network; None for a new one.
+        decodes: whether latents are also to be decoded.
+
+    Raises:
+        UserError: if it cannot be opened.
+    """
+    option = f"--autoencoder={source}"
+    part = read_autoencoder(source)
+    edm2s = isinstance(denoiser, EDMTeacher) and isinstance(denoiser.network, edm2.Precond)
+    with untrusted(option):
+        side = resolution // downsampling(part)
+        return diffusers_parts.latents_of(part, side, option, EDM2_LATENTS if edm2s else None, decodes)
 
 
 def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> ImageShape:
@@ -68,7 +90,7 @@ def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> Im
             )
         return shape
     part = read_autoencoder(options.autoencoder)
-    if shape.channels != LATENT_CHANNELS or part.config.get("latent_channels", 4) != shape.channels:
+    if part.config.get("latent_channels", LATENT_CHANNELS) != shape.channels:
         raise UserError(
             f"--autoencoder={options.autoencoder}: {option} has {shape.channels} channels, not those of its latents; "
             "leave it out, or give another"

@@ -23,6 +23,7 @@ class Latents(Space):
         encoder: E, a module; frozen here, and moved to the images' device where it is first called.
         resolution, channels: of the latents.
         shift, scale: a number for all channels, or one for each.
+        decoder: from E's latents to images, where images are wanted; treated as the encoder is.
     """
 
     def __init__(
@@ -32,18 +33,35 @@ class Latents(Space):
         channels: int,
         shift: float | Sequence[float] = 0.0,
         scale: float | Sequence[float] = 1.0,
+        decoder: torch.nn.Module | None = None,
     ) -> None:
         self.encoder = encoder.eval().requires_grad_(False)
+        self.decoder = None if decoder is None else decoder.eval().requires_grad_(False)
         self.resolution = resolution
         self.channels = channels
         self.shift = torch.as_tensor(shift, dtype=torch.float64).reshape(-1, 1, 1)
         self.scale = torch.as_tensor(scale, dtype=torch.float64).reshape(-1, 1, 1)
+        self._numbers: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def encode(self, images: Tensor) -> Tensor:
         self.encoder.to(images.device)
-        parts = [self._encode(part) for part in images.split(CHUNK)]
-        means = torch.cat(parts)
-        return (means - self.shift.to(means)) * self.scale.to(means)
+        means = torch.cat([self._encode(part) for part in images.split(CHUNK)])
+        shift, scale = self._moved(means)
+        return (means - shift) * scale
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Maps x [B,channels,resolution,resolution] to images [B,C,H,W]; only with a decoder."""
+        assert self.decoder is not None
+        self.decoder.to(x.device)
+        shift, scale = self._moved(x)
+        return torch.cat([self.decoder(part) for part in (x / scale + shift).split(CHUNK)])
+
+    def _moved(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Shift and scale, moved to a tensor's device once: a CUDA graph can hold no copy from the CPU."""
+        key = like.device, like.dtype
+        if key not in self._numbers:
+            self._numbers[key] = self.shift.to(like), self.scale.to(like)
+        return self._numbers[key]
 
     def _encode(self, images: Tensor) -> Tensor:
         if torch.is_grad_enabled() and images.requires_grad:

@@ -14,8 +14,11 @@ from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
 from stylegan_di.journal.journal import Journal
+from stylegan_di.sampling.decoded import Decoded
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.checkpoint import load_denoiser
+from stylegan_di.snapshots.teacher_files import open_latents
+from stylegan_di.spaces.latents import Latents
 from stylegan_di.specs import parse
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.batch import Batch
@@ -29,11 +32,17 @@ class EDM(Method):
     watched: ClassVar[Mapping[str, float]] = {LOSS: 100.0}
 
     def __init__(
-        self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None, model: EDMTeacher
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        dataset: ImageDataset | None,
+        model: EDMTeacher,
+        space: Latents | None = None,
     ) -> None:
-        """Takes a Method's arguments and the denoiser to train."""
+        """Takes a Method's arguments, the denoiser to train, and the latents that it works on; None for pixels."""
         super().__init__(config, device, dataset)
-        self.denoising = Denoising(config, parse(config.noise_law, NOISE_LAWS, "--noise-law"))
+        self.space = space
+        self.denoising = Denoising(config, parse(config.noise_law, NOISE_LAWS, "--noise-law"), space=space)
         self.model, self.ema = model, copy.deepcopy(model)
         self.prepare({"model": self.model, "ema": self.ema}, compiled=[self.model])
 
@@ -41,7 +50,8 @@ class EDM(Method):
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> EDM:
         assert dataset is not None
         if config.transfer is None:
-            return cls(config, device, dataset, EDMTeacher(new_network(config, dataset)))
+            space = None if config.autoencoder is None else open_latents(config.autoencoder, dataset.resolution, decodes=True)
+            return cls(config, device, dataset, EDMTeacher(new_network(config, dataset, space)), space)
         model = load_denoiser(config.transfer)
         if not isinstance(model, EDMTeacher):
             raise UserError(f"--transfer={config.transfer}: it is no EDM network, which --kind=edm trains")
@@ -50,7 +60,10 @@ class EDM(Method):
                 f"--augment={config.augment:g}: the network of --transfer={config.transfer} is not told of "
                 "augmentations; give --augment=0"
             )
-        return cls(config, device, dataset, model)
+        space = None
+        if config.autoencoder is not None:
+            space = open_latents(config.autoencoder, dataset.resolution, model, decodes=True)
+        return cls(config, device, dataset, model, space)
 
     def hinders_graph(self) -> str:
         return "--augment draws on the CPU" if self.denoising.augment else drops_at_random(self.model)
@@ -61,7 +74,11 @@ class EDM(Method):
             self.denoising.step(self.state, batch, self.reals.take(batch), journal)
 
     def shown(self) -> Generator:
-        return DiffusionSampler(self.ema)
+        sampler = DiffusionSampler(self.ema)
+        if self.space is None:
+            return sampler
+        assert self.dataset is not None
+        return Decoded(sampler, self.space.decode, self.dataset.resolution, self.dataset.num_channels)
 
     def entries(self) -> dict[str, torch.nn.Module | None]:
         return {**self.ema.entries()}
