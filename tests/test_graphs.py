@@ -6,15 +6,18 @@ import pytest
 import torch
 
 from stylegan_di.config import TrainConfig
+from stylegan_di.critics.features import FeatureCriticSpec
+from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
-from stylegan_di.labels import LabelLaw
+from stylegan_di.labels import LabelLaw, class_map
 from stylegan_di.random import SampleRandom
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training import graphs
 from stylegan_di.training.batch import Batch, RealImages, Samples
+from stylegan_di.training.feature_adversary import FeatureAdversary
 from stylegan_di.training.graphs import USUAL_STEPS, Draws, StepGraph
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.methods.edm import EDM
@@ -31,7 +34,7 @@ def batch_at(nimg: int, device: torch.device = CPU) -> Batch:
 
 def method_of(kind: str, device: torch.device = CPU) -> DiffInstruct:
     student: Any = OneStepStudent(edm_network(seed=1), 2.5)
-    if kind == "gan":
+    if kind in ("gan", "critic"):
         student = StyleGAN2Student(gan_networks()["G"])  # type: ignore[arg-type]
         student.known_labels = LabelLaw.of_counts([3, 0, 1])  # chosen by other draws than classes that are as frequent
     teacher, fake_score = EDMTeacher(edm_network(seed=2)), EDMTeacher(edm_network(seed=3))
@@ -39,7 +42,14 @@ def method_of(kind: str, device: torch.device = CPU) -> DiffInstruct:
         for parameter in module.parameters():
             if parameter.abs().max() < 1e-3:  # a new network's last layers are zero, and hide all the others
                 torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
-    return step_of(student, teacher, fake_score, device)
+    method = step_of(student, teacher, fake_score, device)
+    if kind != "critic":
+        return method
+    space, law = method.instructions[0].space, LogNormalLaw()
+    adversary = FeatureAdversary(FeatureCriticSpec(), teacher, law, space, class_map("null", 0, 0))
+    with_critic = DiffInstruct(method.config, device, None, student, method.instructions, feature_adversary=adversary)
+    with_critic.reals = FiveImages()
+    return with_critic
 
 
 class FiveImages(RealImages):
@@ -84,7 +94,7 @@ def again(run: Any) -> Any:
     return run
 
 
-@pytest.mark.parametrize("kind", ["gan", "onestep"])
+@pytest.mark.parametrize("kind", ["gan", "onestep", "critic"])
 def test_a_repeated_step_trains_as_usual_steps_do(kind: str) -> None:
     usual, repeated = method_of(kind), method_of(kind)
     graph = StepGraph(repeated, again)
@@ -102,7 +112,7 @@ def test_a_repeated_step_sees_each_steps_real_images() -> None:
     assert isinstance(repeated.reals, FiveImages)
 
 
-@pytest.mark.parametrize("kind", ["gan", "onestep", "edm"])
+@pytest.mark.parametrize("kind", ["gan", "onestep", "critic", "edm"])
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=CUDA)])
 def test_a_cuda_graph_trains_as_usual_steps_do(kind: str, device: str) -> None:
     where = torch.device(device)
@@ -180,5 +190,5 @@ def test_where_steps_can_be_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     method.model.network.dropout = 0.1  # type: ignore[assignment]
     assert method.hinders_graph() == "its network drops activations or labels at random"
-    method.reals = object()  # type: ignore[assignment]
-    assert method.hinders_graph() == "it takes real images"
+    method.adversary = object()  # type: ignore[assignment]
+    assert method.hinders_graph() == "the discriminator's steps are not all alike"

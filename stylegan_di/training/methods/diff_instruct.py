@@ -143,8 +143,10 @@ class DiffInstruct(GeneratorMethod):
         return self.state.cur_nimg >= (self.config.teacher_warmup + self.config.fake_warmup) * 1000
 
     def hinders_graph(self) -> str:
-        if self.reals is not None:
-            return "it takes real images"
+        if self.adversary is not None:
+            return "the discriminator's steps are not all alike"
+        if self.online is not None:
+            return "the average of the teacher on the way follows the images seen"
         return drops_at_random(self.model)
 
     def step(self, batch: Batch, journal: Journal) -> None:

@@ -1,0 +1,66 @@
+"""tools/dev/rows.py: which rows are run, in which order, and what is kept of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from stylegan_di.dnnlib.util import UserError
+from tools.dev import rows, study
+from tools.dev.rows import Place, Row
+
+LINES = {
+    "gan": Row(("generate.py --network=x --outdir={out}",), seeded=False),
+    "refined": Row(("train.py --gan-pkl={row:gan} --seed={seed} --outdir={out}",)),
+    "both": Row(("compare.py {row:refined} {row:gan} --device={device}",)),
+}
+
+
+def test_what_a_row_needs_runs_before_it_and_nothing_twice() -> None:
+    assert LINES["both"].needs() == {"refined", "gan"}
+    wanted = rows.pending(LINES, ["both", "refined"], [1, 2], [])
+    assert wanted == [("gan", 0), ("refined", 1), ("both", 1), ("refined", 2), ("both", 2)]
+    known = [{"row": "gan", "seed": 0}, {"row": "refined", "seed": 2}]
+    assert rows.pending(LINES, ["both"], [2], known) == [("both", 2)]
+
+
+def test_the_network_of_another_row_is_its_newest_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for kimg in ("000010", "000020"):
+        path = tmp_path / "gan-0" / "00000-run" / f"network-snapshot-{kimg}.pkl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.setattr(study, "ROWS", LINES)
+    place = Place("study", tmp_path, tmp_path / "data", "cpu", True)
+    line = place.filled(LINES["refined"].commands[0], tmp_path / "own", 3)
+    assert line == f"train.py --gan-pkl={path} --seed=3 --outdir={tmp_path}/own"
+
+
+def test_a_row_is_judged_and_kept_and_one_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = "--metrics=texture --data=fashion-16-test.zip --num=64"
+    found = {
+        "shipped": Row((), "fashion-gan.pkl", "--metrics=texture --num=64", seeded=False),
+        "wrong": Row(("train.py --kind=no",), metrics=judge),
+    }
+    monkeypatch.setattr(study, "ROWS", found)
+    place = Place("study", tmp_path, tmp_path, "cpu", True)
+    result = rows.measured(place, "shipped", 0)
+    assert result["row"] == "shipped"
+    assert 10 < result["texture_detail"] < 20
+    with pytest.raises(UserError, match="--kind"):
+        rows.measured(place, "wrong", 1)
+
+
+def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(rows, "called", lambda line: "")
+    results = tmp_path / "results.jsonl"
+    results.write_text(json.dumps({"row": "ikl", "seed": 1}) + "\n")
+    arguments = ["study", "--rows=ikl", "--seeds=1", f"--results={results}", f"--outdir={tmp_path}"]
+    done = CliRunner().invoke(rows.main, arguments)
+    assert (done.exit_code, done.output) == (0, "")
+    assert CliRunner().invoke(rows.main, [*arguments, "--rows=nothing"]).exit_code == 2
+    assert CliRunner().invoke(rows.main, ["nothing"]).exit_code == 2
