@@ -19,6 +19,7 @@ from stylegan_di.snapshots.pipelines import (
 )
 from stylegan_di.spaces.latents import Latents
 from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.teachers.guided import Guided
 
 LATENT_CHANNELS = 4  # of an autoencoder that does not say
 #: Shift and scale of the latents that EDM2's networks work on (arXiv 2312.02696), by channel: those of Stable
@@ -45,7 +46,7 @@ def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser
     images = student_shape(source, shape, options)
     if options.autoencoder is not None:
         teacher.space = open_latents(options.autoencoder, images.resolution, teacher)
-    return teacher
+    return teacher if options.guidance == 1 else Guided(teacher, options.guidance)
 
 
 def open_latents(source: str, resolution: int, denoiser: Denoiser | None = None, *, decodes: bool = False) -> Latents:
@@ -78,8 +79,11 @@ def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> Im
     """
     option = f"--teacher={source}"
     refuse_texts(options, option)
-    if options.guidance != 1:
-        raise UserError(f"--guidance={options.guidance:g} is for pipelines, which {option} is not: leave it out")
+    if options.guidance != 1 and not shape.classes:
+        raise UserError(
+            f"--guidance={options.guidance:g}: {option} has no classes, so no null label to be guided away from; leave "
+            "it out"
+        )
     if options.checkpointing:
         raise UserError(f"--checkpointing is for pipelines in diffusers' layout, which {option} is not: leave it out")
     if options.autoencoder is None:

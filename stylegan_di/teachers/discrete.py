@@ -22,7 +22,7 @@ from stylegan_di.diffusion import (
 )
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.networks.edm_unets import last_of_each_level
-from stylegan_di.teachers.adapters import Adapted, add_adapters
+from stylegan_di.teachers.adapters import Adapted, add_adapters, sharing_copy
 from stylegan_di.torch_utils.precision import moved
 
 
@@ -227,8 +227,7 @@ class DiscreteTeacher(Denoiser):
         return copied
 
     def adapted_copy(self, rank: int) -> Denoiser:
-        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        copied = copy.deepcopy(self, {**shared, id(self.space): self.space})
+        copied = sharing_copy(self)
         copied.guidance = 1.0
         add_adapters(copied.network, rank)
         return Adapted(copied)

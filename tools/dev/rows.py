@@ -45,7 +45,7 @@ class Row:
     commands: lines such as "train.py --kind=di --seed={seed} --outdir={out}"; of {out}, the row's own folder, {seed},
         {device}, {datasets}, the folder of the data sets, and {row:NAME}, the network of another row with this seed.
     network: what is judged, a shipped name or a pattern whose last match counts; "": nothing is judged.
-    metrics: what it is judged by, options of calc_metrics.py.
+    metrics: what it is judged by, options of calc_metrics.py; "": nothing, it is there for other rows.
     seeded: whether the seed matters; else the row is run once, as seed 0.
     """
 
@@ -124,7 +124,7 @@ def measured(place: Place, name: str, seed: int) -> dict[str, Any]:
         called(place.filled(line, folder, seed))
     if row.commands:
         result |= {"seconds": round(clock() - before, 1), "commands": list(row.commands)}
-    if row.network:
+    if row.network and row.metrics:
         metrics = place.filled(row.metrics, folder, seed)
         printed = called(f"calc_metrics.py --network={place.network(name, seed)} --device={place.device} {metrics}")
         for line in printed.splitlines():

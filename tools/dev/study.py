@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,10 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], rows: Iterable[str] = ROWS) -> str:
     """A line of Markdown a row: the mean over its seeds, +- half the range where there are several."""
     lines = ["| row | seeds | s | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
-    for row in ROWS:
+    for row in rows:
         own = [result for result in results if result["row"] == row]
         if not own:
             continue

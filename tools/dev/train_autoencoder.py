@@ -24,7 +24,7 @@ from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.util import not_installed
 from stylegan_di.images import from_uint8
 
-KL_WEIGHT = 1e-3  # beside the mean squared error of a pixel in [-1,1]
+KL_WEIGHT = 1e-4  # beside the mean squared error of a pixel in [-1,1]
 LAYOUT = dict(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_groups=8, latent_channels=4,
               mid_block_add_attention=False)  # fmt: skip
 
