@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 from stylegan_di.dnnlib.cli import Seeds, user_errors
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.torch_utils.ops import build
 
 ROOT = Path(__file__).resolve().parents[2]
 METRICS = "fd_fashion,pr_fashion,dc_fashion,fd_effnet,pr_effnet,dc_effnet,kid_effnet,spectrum,texture"
@@ -103,6 +104,14 @@ def called(line: str) -> str:
         except Exception as error:  # whatever it is, it travels to the parent process as a text
             raise UserError(f"{line}: {error!r}") from None
     return printed.getvalue()
+
+
+def built(device: str) -> str:
+    """Builds the native kernels for a device, and says which these are, or why there are none."""
+    try:
+        return f"native kernels: {build.build(build.recipe(device.split(':')[0]))}"
+    except UserError as error:
+        return f"no native kernels: {error}"
 
 
 def _processor() -> float:
@@ -211,7 +220,7 @@ def main(
     os.environ |= {"OMP_NUM_THREADS": "1", "DNNLIB_CACHE_DIR": str(place.outdir / "cache")}  # the workers' too
     results = results or ROOT / f"docs/measurements/{study}.jsonl"
     known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
-    called("doctor.py")  # builds the native kernels, so that no row's time holds that
+    click.echo(built(device))  # now, so that no row's time holds that
     for result in run(place, pending(known_rows, names, seeds, known), workers, limit):
         click.echo(json.dumps(result))
         if "error" not in result:

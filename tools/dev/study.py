@@ -19,17 +19,23 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import NEWEST, ROOT, Row
+from tools.dev.rows import ROOT, Row
 
 FEATURES = "--critic=features --data=teacher:10000"
+REAL = "--cond=true --data={datasets}/fashion-16.zip"
 PLAIN = "--whitening=0 --clip=false"
 MENDED = "--whitening=1 --clip=true"
 
 
-def refined(options: str, network: str = NEWEST) -> Row:
+def trained(options: str) -> Row:
+    """A training, of which the last snapshot is judged."""
+    fixed = "train.py --metrics=none --snap=100 --device={device} --seed={seed} --outdir={out}"
+    return Row((f"{fixed} {options}",))
+
+
+def refined(options: str) -> Row:
     """The shipped GAN, refined by the recipe with these options."""
-    fixed = "train.py --kind=di --gan-pkl=fashion-gan.pkl --metrics=none --snap=100"
-    return Row((f"{fixed} --device={{device}} --seed={{seed}} --outdir={{out}} {options}",), network)
+    return trained(f"--kind=di --gan-pkl=fashion-gan.pkl {options}")
 
 
 ROWS = {
@@ -50,6 +56,24 @@ ROWS = {
     "refiner": refined(f"--kimg=28 --student=refiner {PLAIN}"),
     "refiner-mended": refined(f"--kimg=28 --student=refiner {MENDED}"),
     "ikl-mended-long": refined(f"--kimg=132 {MENDED}"),
+    "sid-mended-long": refined(f"--kimg=90 --divergence=sid {MENDED}"),
+    # What does which part, with the recipe's two options and at about equal processor time.
+    "ikl-one": refined(f"--kimg=44 --divergence=ikl:weight=one {MENDED}"),
+    "ikl-dmd": refined(f"--kimg=44 --divergence=ikl:weight=dmd {MENDED}"),
+    "sim": refined(f"--kimg=30 --divergence=sim {MENDED}"),
+    "ikl-js": refined(f"--kimg=28 --divergence=ikl:f=js {FEATURES} {MENDED}"),
+    "sid-critic": refined(f"--kimg=22 --divergence=sid {FEATURES} {MENDED}"),
+    "critic-5000": refined(f"--kimg=28 --critic=features --data=teacher:5000 {MENDED}"),
+    "critic-20000": refined(f"--kimg=28 --critic=features --data=teacher:20000 {MENDED}"),
+    "critic-real": refined(f"--kimg=28 --critic=features {REAL} {MENDED}"),
+    "own-d": refined(f"--kimg=28 --adv-weight=1 --data=teacher:10000 {MENDED}"),
+    "hybrid-real": refined(f"--kimg=28 --adv-weight=1 {REAL} {MENDED}"),
+    "own-d-alone-real": refined(f"--kimg=58 --adv-weight=1 --divergence=none {REAL}"),
+    "gan-continued": trained(
+        f"--kind=gan --resume=fashion-gan.pkl --kimg=58 {REAL} --batch=32 --mixing=0 --pl-weight=0 --aug=noaug "
+        "--gamma=0.05 --lr=2e-3 --ema=5"
+    ),
+    "one-step": trained("--kind=di --teacher=fashion-teacher.pkl"),
 }
 COLUMNS = {
     "FD": "fd_fashion", "precision": "pr_fashion_precision", "recall": "pr_fashion_recall",
