@@ -286,7 +286,10 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     if (autoencoder := files.autoencoder) is not None:
         factor, known = downsampling(autoencoder), autoencoder.config.get("in_channels", 3)
         if known != channels:
-            yield f"--data={config.data} has images of {channels} channels, and --autoencoder={config.autoencoder} {known}"
+            yield (
+                f"--data={config.data} has images of {channels} channels, and --autoencoder={config.autoencoder} takes "
+                f"images of {known}: make them so with stylegan-di dataset (--channels)"
+            )
         channels = autoencoder.config.get("latent_channels", LATENT_CHANNELS)
     levels = len(config.channel_mult) if config.kind == "edm" and config.transfer is None else 1
     if side % (multiple := factor * 2 ** (levels - 1)):

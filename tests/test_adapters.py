@@ -18,6 +18,7 @@ from stylegan_di.snapshots.teacher_files import open_teacher
 from stylegan_di.torch_utils.hashing import weights_hash
 from stylegan_di.training.optimize import adam, trainable
 from tests import tiny_pipelines as tiny
+from tests.gaussians import GaussianDenoiser
 from tests.test_resume import killed_run, last_state, same_bits
 from tests.tiny import save_files, save_gan
 from tools.dev import adapters_memory
@@ -147,7 +148,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert len(moved) == len(scores) // 2
 
 
-def test_what_has_no_adapters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_can_be_no_adapters_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = save_files(tmp_path)
     command = ["--kind=di", f"--gan-pkl={files['gan']}", *SHORT, f"--outdir={tmp_path / 'runs'}"]
 
@@ -157,7 +158,8 @@ def test_what_has_no_adapters_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         return " ".join(result.output.split())
 
     network = f"--teacher={files['teacher']}"
-    assert "--fake-rank=4: a EDMTeacher cannot have low-rank adapters" in told(network, "--fake-rank=4")
+    with pytest.raises(UserError, match="--fake-rank=4: a GaussianDenoiser cannot have low-rank adapters"):
+        GaussianDenoiser(0.0, 1.0).adapted_copy(4)
     assert "--fake-rank=4 makes them share one" in told(network, "--fake-rank=4", "--fsdp=true")
     teacher = open_teacher(str(tiny.save_unet(tmp_path / "p")))
     monkeypatch.setitem(sys.modules, "peft", None)

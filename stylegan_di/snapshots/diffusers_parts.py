@@ -13,7 +13,7 @@ from torch import Tensor
 from stylegan_di.diffusion import discrete_levels
 from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.snapshots.blueprint import Bounded
-from stylegan_di.snapshots.pipelines import Part, Pipeline, TeacherOptions, check_words, weights_files
+from stylegan_di.snapshots.pipelines import Part, Pipeline, TeacherOptions, check_words, downsampling, weights_files
 from stylegan_di.spaces.latents import Latents
 from stylegan_di.teachers.discrete import DiscreteTeacher, FlowTimes, Texts, Times
 
@@ -92,7 +92,8 @@ def latents_of(
     if not decodes:
         autoencoder.decoder = None
     decoder = Decoder(autoencoder) if decodes else None
-    return Latents(Encoder(autoencoder), side, config.get("latent_channels", 4), shift, scale, decoder)
+    images = side * downsampling(part), config.get("in_channels", 3)
+    return Latents(Encoder(autoencoder), side, config.get("latent_channels", 4), shift, scale, decoder, images)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ class Latents(Space):
         resolution, channels: of the latents.
         shift, scale: a number for all channels, or one for each.
         decoder: from E's latents to images, where images are wanted; treated as the encoder is.
+        images: resolution and channels of the images, where they may have to be resized.
     """
 
     def __init__(
@@ -34,11 +35,13 @@ class Latents(Space):
         shift: float | Sequence[float] = 0.0,
         scale: float | Sequence[float] = 1.0,
         decoder: torch.nn.Module | None = None,
+        images: tuple[int, int] | None = None,
     ) -> None:
         self.encoder = encoder.eval().requires_grad_(False)
         self.decoder = None if decoder is None else decoder.eval().requires_grad_(False)
         self.resolution = resolution
         self.channels = channels
+        self.images = images
         self.shift = torch.as_tensor(shift, dtype=torch.float64).reshape(-1, 1, 1)
         self.scale = torch.as_tensor(scale, dtype=torch.float64).reshape(-1, 1, 1)
         self._numbers: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}

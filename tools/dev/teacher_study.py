@@ -23,7 +23,10 @@ from tools.dev.study import MENDED, PLAIN, table
 
 RUN = "--device={device} --seed={seed} --outdir={out} --metrics=none --snap=100"
 #: The layers and the recipe of the shipped teacher, on real images of 16x16 pixels.
-DENOISER = "--data={datasets}/fashion-16.zip --cond=true --augment=0 --dropout=0 --label-dropout=0.1 --num-blocks=1 --attn-resolutions=4"
+DENOISER = (
+    "--data={datasets}/fashion-16.zip --cond=true --augment=0 --dropout=0 --label-dropout=0.1 --num-blocks=1 "
+    "--attn-resolutions=4"
+)
 PIXELS = "--model-channels=32 --channel-mult=1,1,2"
 LATENTS = "--autoencoder={datasets}/autoencoder-16 --model-channels=64 --channel-mult=1,1"
 LEARNS = "--batch=64 --lr=2e-3 --lr-rampup=5 --lr-decay=0.5 --ema=5 --tick=4"
@@ -43,7 +46,8 @@ def teacher(kimg: int, options: str = PIXELS, metrics: str = SAMPLED) -> Row:
 def refined(
     teacher: str, options: str = MENDED, gan: str = "fashion-gan.pkl", metrics: str = Row.metrics, kimg: int = 44
 ) -> Row:
-    command = f"train.py --kind=di --cfg=fashion --gan-pkl={gan} --kimg={kimg} {RUN} {teacher} {options}"
+    """Half-trained teachers may look hopeless before the run, so all are forced."""
+    command = f"train.py --kind=di --cfg=fashion --gan-pkl={gan} --kimg={kimg} --force=true {RUN} {teacher} {options}"
     return Row((command,), metrics=metrics)
 
 

@@ -49,10 +49,12 @@ class EDM(Method):
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> EDM:
         assert dataset is not None
-        if config.transfer is None:
-            space = None if config.autoencoder is None else open_latents(config.autoencoder, dataset.resolution, decodes=True)
+        model = None if config.transfer is None else load_denoiser(config.transfer)
+        space = None
+        if config.autoencoder is not None:
+            space = open_latents(config.autoencoder, dataset.resolution, model, decodes=True)
+        if model is None:
             return cls(config, device, dataset, EDMTeacher(new_network(config, dataset, space)), space)
-        model = load_denoiser(config.transfer)
         if not isinstance(model, EDMTeacher):
             raise UserError(f"--transfer={config.transfer}: it is no EDM network, which --kind=edm trains")
         if config.augment and getattr(getattr(model.network, "model", None), "map_augment", None) is None:
@@ -60,9 +62,6 @@ class EDM(Method):
                 f"--augment={config.augment:g}: the network of --transfer={config.transfer} is not told of "
                 "augmentations; give --augment=0"
             )
-        space = None
-        if config.autoencoder is not None:
-            space = open_latents(config.autoencoder, dataset.resolution, model, decodes=True)
         return cls(config, device, dataset, model, space)
 
     def hinders_graph(self) -> str:
