@@ -10,13 +10,19 @@ from torch.utils.checkpoint import checkpoint
 
 from stylegan_di.interfaces import Space
 
-CHUNK = 4  # images at a time: an encoder's activations at full resolution are far larger than its latents
+#: Pixels at a time, as four images of 512x512 have: activations at full resolution are far larger than latents.
+CHUNK = 4 * 512**2
+
+
+def at_a_time(side: int) -> int:
+    """How many images of a side pass an encoder together."""
+    return max(1, CHUNK // side**2)
 
 
 class Latents(Space):
     """x = (E(images) - shift) * scale, with E the mean of the latents' posterior, each channel by its own numbers.
 
-    Gradients run back through the encoder, whose activations are computed again for them, CHUNK images at a time, so
+    Gradients run back through the encoder, whose activations are computed again for them, CHUNK pixels at a time, so
     that memory does not grow with the batch.
 
     Args:
@@ -48,16 +54,17 @@ class Latents(Space):
 
     def encode(self, images: Tensor) -> Tensor:
         self.encoder.to(images.device)
-        means = torch.cat([self._encode(part) for part in images.split(CHUNK)])
+        means = torch.cat([self._encode(part) for part in images.split(at_a_time(images.shape[-1]))])
         shift, scale = self._moved(means)
         return (means - shift) * scale
 
     def decode(self, x: Tensor) -> Tensor:
-        """Maps x [B,channels,resolution,resolution] to images [B,C,H,W]; only with a decoder."""
+        """Maps x [B,channels,resolution,resolution] to images [B,C,H,W]; only with a decoder and `images`."""
         assert self.decoder is not None
+        assert self.images is not None
         self.decoder.to(x.device)
         shift, scale = self._moved(x)
-        return torch.cat([self.decoder(part) for part in (x / scale + shift).split(CHUNK)])
+        return torch.cat([self.decoder(part) for part in (x / scale + shift).split(at_a_time(self.images[0]))])
 
     def _moved(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """Shift and scale, moved to a tensor's device once: a CUDA graph can hold no copy from the CPU."""
