@@ -80,6 +80,12 @@ class Denoiser(Conditional, ABC):
             f"--fake-rank={rank}: a {type(self).__name__} cannot have low-rank adapters; leave it out"
         )
 
+    def beside(
+        self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Returns what the teacher and this network say of x, in one pass; None unless they share weights."""
+        return None
+
     @classmethod
     def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> Denoiser | None:
         """Makes a denoiser from a snapshot's network and extra entries; None if the network is not of this kind."""

@@ -99,9 +99,19 @@ class Noised:
             return add_noise(self.x, self.noise, self.sigma)
 
     @cached_property
+    def _both_x0(self) -> tuple[Tensor, Tensor] | None:
+        """`teacher_x0` and `fake_x0` of one pass, where the two networks share weights; None where they do not."""
+        if self.teacher is None or self.fake_score is None or self.known_fake_x0 is not None:
+            return None
+        with torch.set_grad_enabled(self.differentiable):
+            return self.fake_score.beside(self.teacher, self.noisy, self.sigma, self.labels)
+
+    @cached_property
     def teacher_x0(self) -> Tensor:
         """D_p at the noisy samples, as x."""
         assert self.teacher is not None
+        if self._both_x0 is not None:
+            return self._both_x0[0]
         with torch.set_grad_enabled(self.differentiable):
             return self.teacher(self.noisy, self.sigma, self.labels)
 
@@ -111,6 +121,8 @@ class Noised:
         if self.known_fake_x0 is not None:
             return self.known_fake_x0
         assert self.fake_score is not None
+        if self._both_x0 is not None:
+            return self._both_x0[1]
         with torch.set_grad_enabled(self.differentiable):
             return self.fake_score(self.noisy, self.sigma, self.labels)
 

@@ -108,13 +108,16 @@ class Entry:
         return None if self.folder is None else self.folder + (self.file or self.name)
 
 
-_FASHION, _CIFAR = "fashion-reference.npz", "cifar10-32x32.npz"
+_FASHION, _FASHION_32, _CIFAR = "fashion-reference.npz", "fashion-32-reference.npz", "cifar10-32x32.npz"
 # fmt: off
 _TABLE: list[tuple[str, str | None, int | None, str | None, str | None]] = [
     # name                                       from      classes teacher                       reference
     ("fashion-gan.pkl",                          None,     10,   "fashion-teacher.pkl",           _FASHION),
     ("fashion-teacher.pkl",                      None,     10,   None,                            _FASHION),
     ("fashion-reference.npz",                    None,     None, None,                            None),
+    ("fashion-32-gan.pkl",                       None,     10,   "fashion-32-teacher.pkl",        _FASHION_32),
+    ("fashion-32-teacher.pkl",                   None,     10,   None,                            _FASHION_32),
+    ("fashion-32-reference.npz",                 None,     None, None,                            None),
     ("fashion-classifier.safetensors",           None,     None, None,                            None),
     ("cifar10.pkl",                              SG2,      10,   "edm-cifar10-32x32-cond-vp.pkl", _CIFAR),
     ("ffhq.pkl",                                 SG2,      0,    None,                            None),
@@ -253,9 +256,11 @@ def _entries() -> dict[str, Entry]:
 
 ENTRIES = _entries()
 
+_CLOTHES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 #: What the classes of labelled data sets are called, by the reference statistics of their networks.
 CLASS_NAMES = {
-    _FASHION: ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    _FASHION: _CLOTHES,
+    _FASHION_32: _CLOTHES,
     _CIFAR: ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
 

@@ -13,8 +13,11 @@ from click.testing import CliRunner
 import train
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
+from stylegan_di.loss_di import Noised
 from stylegan_di.snapshots.pipelines import TeacherOptions
 from stylegan_di.snapshots.teacher_files import open_teacher
+from stylegan_di.teachers.adapters import AdaptedRowwise
+from stylegan_di.teachers.discrete import DiscreteTeacher
 from stylegan_di.torch_utils.hashing import weights_hash
 from stylegan_di.training.optimize import adam, trainable
 from tests import tiny_pipelines as tiny
@@ -179,3 +182,44 @@ def test_memory_is_measured(tmp_path: Path) -> None:
     assert adapters["weights"] == adapters["teacher"] + adapters["gradients"]
     assert adapters["moments"] == 2 * adapters["gradients"]
     assert adapters["gradients"] < copy["gradients"]
+
+
+@pytest.mark.parametrize("kind", ["pixels", "texts", "transformer"])
+def test_one_pass_says_what_teacher_and_fake_score_say(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = opened(kind, tmp_path / "p").double()
+    adapted = teacher.adapted_copy(4)
+    assert isinstance(adapted, AdaptedRowwise)
+    assert isinstance(teacher, DiscreteTeacher)
+    adapted.denoiser.double()
+    for parameter in adapted.parameters():
+        parameter.data.add_(0.05)
+    x, sigma = (t.double() for t in inputs(teacher))
+    labels = torch.eye(teacher.label_dim).double()[[0, 1]] if teacher.label_dim else None
+    x.requires_grad_()
+
+    rows: list[int] = []
+    adapted.denoiser.network.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    teacher.network.register_forward_pre_hook(lambda module, args: rows.append(-len(args[0])))
+
+    def said() -> list[torch.Tensor]:
+        """Both results, and the gradient of their product in x."""
+        at = Noised(x, torch.zeros_like(x), sigma, labels, teacher, adapted, differentiable=True)
+        return [at.teacher_x0, at.fake_x0, *torch.autograd.grad((at.teacher_x0 * at.fake_x0).sum(), x)]
+
+    got = said()
+    assert rows == [6 if kind == "texts" else 4]  # one pass, of both, and of the teacher without its text
+    monkeypatch.setattr(AdaptedRowwise, "beside", lambda *args: None)
+    expected = said()
+    assert rows[1:] == ([-2, -2, 2] if kind == "texts" else [-2, 2])
+    for a, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(got[0], got[1])
+
+
+def test_another_teacher_has_a_pass_of_its_own(tmp_path: Path) -> None:
+    teacher = opened("pixels", tmp_path / "p")
+    x, sigma = inputs(teacher)
+    assert teacher.adapted_copy(4).beside(teacher.trainable_copy(), x, sigma, None) is None
+    assert teacher.trainable_copy().beside(teacher, x, sigma, None) is None

@@ -377,6 +377,21 @@ def test_attention_in_half_precision_has_a_float32_softmax() -> None:
     assert_near(actual, expected, 1e-3)
 
 
+@pytest.mark.parametrize("kind", ["SongUNet", "DhariwalUNet"])
+def test_a_gpu_adds_biases_later_and_gets_the_same(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny(model_type=kind, dropout=0.0, model_channels=64 if kind == "DhariwalUNet" else 4).double()
+    randomize(network)
+    x = torch.randn(2, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    results = []
+    for late in (False, True):
+        monkeypatch.setattr(edm_layers, "adds_late", lambda x, late=late: late)
+        y = network(x, 0.5, torch.ones(2, 3))
+        gradients = torch.autograd.grad(probe(y), [x, *network.parameters()], allow_unused=True)
+        results.append([y.detach(), *(g for g in gradients if g is not None)])
+    for expected, actual in zip(*results, strict=True):
+        assert_near(actual, expected, 1e-10)
+
+
 @sdpa_kernel(SDPBackend.MATH)
 def test_second_backward() -> None:
     network = tiny(dropout=0.0).double()

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
 from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS, bias_act
+from stylegan_di.torch_utils.ops.bias_add import bias_add
 from stylegan_di.torch_utils.ops.filtered_lrelu import filtered_lrelu
 from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
 from stylegan_di.torch_utils.ops.modconv_epilogue import modconv_epilogue
@@ -20,6 +21,8 @@ from tests.golden_edm import assert_near, probe
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 SHAPES = {"x": (2, 4, 6, 5), "b": (4,), "scale": (2, 4), "noise": (2, 1, 6, 5), "one_noise": (1, 1, 6, 5),
           "weight": (4,), "bias": (4,), "weights": (2, 4), "biases": (2, 4), "shift": (2, 4), "one_shift": (1, 4),
+          "few_pixels": (1, 32, 6, 5), "more_pixels": (1, 32, 17, 16), "many_pixels": (1, 32, 33, 32), "b32": (32,),
+          "other": (2, 4, 6, 5), "wide_other": (2, 40, 6, 5),
           "wide": (2, 40, 6, 5), "wide_scale": (2, 40), "wide_b": (40,), "wide_shift": (2, 40)}  # fmt: skip
 
 
@@ -64,6 +67,10 @@ NORM: list[Case] = [
     Case("norm, wide", lambda x, w, b, s: group_norm_silu(x, w, b, 10, 1e-6, shift=s),
          ("wide", "wide_b", "wide_scale", "wide_shift")),
 ]  # fmt: skip
+NORM_OF_SIZES: list[Case] = [  # a GPU's kernel keeps few pixels in registers, more in more of them, many nowhere
+    Case(f"norm, {size}", lambda x, w, b: group_norm_silu(x, w, b, 4, 1e-5), (size, "b32", "b32"))
+    for size in ("few_pixels", "more_pixels", "many_pixels")
+]
 RESAMPLE: list[Case] = [
     Case("upfirdn up", lambda x: upfirdn2d(x, BLUR["f"], up=2, padding=[2, 1, 2, 1], gain=4), ("x",)),
     Case("upfirdn down", lambda x: upfirdn2d(x, BLUR["f"], down=2, padding=[1, 1, 2, 1]), ("x",)),
@@ -73,14 +80,21 @@ RESAMPLE: list[Case] = [
 BIAS: list[Case] = [
     Case(f"bias_act {act}", lambda x, b, act=act: bias_act(x, b, act=act, gain=1.3, clamp=0.9), ("wide", "wide_b"))
     for act in ACTIVATIONS
+] + [
+    Case(f"bias_act {act}, no limit", lambda x, b, act=act: bias_act(x, b, act=act), ("wide", "wide_b"))
+    for act in ("linear", "lrelu")
 ]  # fmt: skip
+ADD: list[Case] = [
+    Case("bias_add", lambda x, b, y: bias_add(x, b, y, 0.7), ("x", "b", "other")),
+    Case("bias_add, wide", lambda x, b, y: bias_add(x, b, y, 1), ("wide", "wide_b", "wide_other")),
+]
 LRELU: list[Case] = [
     Case("filtered_lrelu", lambda x, b: filtered_lrelu(x, setup_filter(range(1, 9)), SKEWED["f"], b, up=2, down=2,
          padding=[5, 4, 3, 6], clamp=1.2), ("x", "b")),
     Case("filtered_lrelu, wide", lambda x, b: filtered_lrelu(x, BLUR["f"], setup_filter(range(1, 9)), b, up=4, down=2,
          padding=[3, 1, -2, 4]), ("wide", "wide_b")),
 ]  # fmt: skip
-CASES = {case.name: case for case in [*EPILOGUE, *NORM, *RESAMPLE, *BIAS, *LRELU]}
+CASES = {case.name: case for case in [*EPILOGUE, *NORM, *NORM_OF_SIZES, *RESAMPLE, *BIAS, *ADD, *LRELU]}
 
 
 def inputs(case: Case, dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format) -> list[Tensor]:

@@ -1,11 +1,20 @@
-"""float64 where a device has it: Apple's GPUs (mps) have float32 at most."""
+"""Types of numbers: float64 where a device has it (Apple's GPUs, mps, have float32 at most), 16 bits by autocast."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # by the options' names
 WITHOUT_FLOAT64 = {"mps"}  # types of devices
+
+
+def autocast(device: torch.device | str, dtype: torch.dtype | None, *, cached: bool = True) -> torch.autocast:
+    """Inside this context convolutions and products on `device` are computed in `dtype`; None changes nothing.
+
+    cached: keeps the parameters' casts inside the context, where parameters must not change.
+    """
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None, cache_enabled=cached)
 
 
 def widest(device: torch.device) -> torch.dtype:

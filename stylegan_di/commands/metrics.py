@@ -37,6 +37,7 @@ from stylegan_di.snapshots.checkpoint import as_shown, load_snapshot
 from stylegan_di.snapshots.formats import open_contents
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
+from stylegan_di.torch_utils.precision import AMP_TYPES
 
 
 def reference_of(
@@ -132,6 +133,10 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
               help="Number of sets of samples, seeded from --seed on; reports mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
 @click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@click.option("--amp", type=click.Choice(AMP_TYPES),
+              help="[network] Type in which the network computes, by autocast.  [default: float32]")
+@click.option("--detector-amp", type=click.Choice(AMP_TYPES),
+              help="Type in which the extractors of features compute, by autocast.  [default: float32]")
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
               help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2.")
 @click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
@@ -155,6 +160,8 @@ def main(
     repeat: int,
     batch: int | None,
     device: str | None,
+    amp: str | None,
+    detector_amp: str | None,
     detector_file: str | None,
     trunc: float | None,
     trunc_mode: str | None,
@@ -165,9 +172,9 @@ def main(
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images, to say what to measure")
-    of_networks = (trunc, trunc_mode, steps, solver)
+    of_networks = (amp, trunc, trunc_mode, steps, solver)
     if images is not None and (any(value is not None for value in of_networks) or repeat > 1):
-        options = "--trunc, --trunc-mode, --steps, --solver and --repeat"
+        options = "--amp, --trunc, --trunc-mode, --steps, --solver and --repeat"
         raise UserError(f"{options} are for --network; leave them out with --images")
     seed = seed or 0
     if images is not None and which is not None:
@@ -191,8 +198,9 @@ def main(
         generator = as_shown(load_snapshot(network, which)).with_options(**given).to(device)
         generator = with_labels_of(reference, generator)
     evaluator = Evaluator(
-        names, reference, num, batch=batch, detector_file=detector_file, device=device, report=PassProgress()
-    )
+        names, reference, num, batch=batch, detector_file=detector_file, device=device,
+        amp=AMP_TYPES.get(amp or ""), detector_amp=AMP_TYPES.get(detector_amp or ""), report=PassProgress(),
+    )  # fmt: skip
     if generator is not None:
         blocks = [evaluator(generator, block) for block in range(seed, seed + repeat)]
     else:

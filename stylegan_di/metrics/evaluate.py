@@ -53,6 +53,7 @@ class Evaluator:
         batch: images in a batch, None for `batch_size` of their resolution; it affects the figures by rounding only.
         detector_file: weights of the extractors, where they are not to be downloaded (see `detector_files`).
         device: where the extractors compute, and where the generators are that will be measured.
+        amp, detector_amp: the types in which generators and extractors compute images and features; None for float32.
         report: called after every round of batches with what is being done, the number of images that all processes
             have done, and of how many. It is called in every process, so that it can raise an exception in any of
             them to end the measurement; if it prints, it should do so in the first process only.
@@ -71,6 +72,8 @@ class Evaluator:
         batch: int | None = None,
         detector_file: str | os.PathLike[str] | None = None,
         device: torch.device | str = "cpu",
+        amp: torch.dtype | None = None,
+        detector_amp: torch.dtype | None = None,
         report: Report | None = None,
     ) -> None:
         entries = {name: metric(name) for name in metrics}
@@ -81,6 +84,11 @@ class Evaluator:
         self.num_samples = num_samples
         self.batch = batch
         self.device = torch.device(device)
+        self.amp = amp
+        self.detector_amp = detector_amp
+        if amp is not None and (self.of_paths or self.of_motions):
+            names = ", ".join([*self.of_paths, *self.of_motions])
+            raise UserError(f"--amp: {names} are measured in float32; leave it out")
         self.report = report
         self.keep = {entry.extractor for entry in self.of_images.values() if entry.needs_features}
         self.keep_reals = {e.extractor for e in self.of_images.values() if e.needs_features and e.uses_reals}
@@ -113,7 +121,9 @@ class Evaluator:
                 if distributed.rank() == 0:
                     results[name] = psnr(errors)
             if self.of_images:
-                images = generated_images(generator, num=self.num_samples, batch=batch, seed=seed, device=self.device)
+                images = generated_images(
+                    generator, num=self.num_samples, batch=batch, seed=seed, device=self.device, amp=self.amp
+                )
                 results |= self._measure(images)
         return self._in_order(_of_the_first(results))
 
@@ -139,7 +149,9 @@ class Evaluator:
         if need_labels(self.metrics) and images.classes is None:
             raise UserError(f"{self._labelled()}: the images to measure have no classes; leave it out")
         extractors, report = list(self.extractors.values()), self._report("Images", images.num)
-        fakes = extract(images, extractors, keep=self.keep, device=self.device, report=report)
+        fakes = extract(
+            images, extractors, keep=self.keep, device=self.device, amp=self.detector_amp, report=report
+        )
         results: dict[str, float] = {}
         if distributed.rank() != 0:
             return results
@@ -217,6 +229,7 @@ class Evaluator:
             keep_features=entry.extractor in self.keep_reals,
             batch=batch,
             device=self.device,
+            amp=self.detector_amp,
             report=self.report,
         )
         if stats is None or not entry.needs_labels:

@@ -25,6 +25,7 @@ from stylegan_di.metrics.statistics import FeatureStats, FeatureSums, load_stats
 from stylegan_di.random import SampleRandom
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.hashing import weights_hash
+from stylegan_di.torch_utils.precision import autocast
 
 Report = Callable[[str, int, int], None]  # called with what is being done, how many images are, of how many
 
@@ -62,12 +63,19 @@ class Batches:
 
 
 def generated_images(
-    generator: Generator, *, num: int, batch: int, seed: int = 0, device: torch.device | str = "cpu"
+    generator: Generator,
+    *,
+    num: int,
+    batch: int,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    amp: torch.dtype | None = None,
 ) -> Batches:
     """Images of a generator on `device`, in evaluation mode and with its inner noise fixed.
 
     Each sample draws its own label, by the generator's law, and its own latent. Equal seeds mean equal samples,
     whatever the batch, and equal labels for all generators of one law. Samples with vectors for labels have no classes.
+    `amp` is the type in which autocast lets the generator compute; None for float32.
 
     Raises:
         UserError: when a batch is made, if an image is not finite.
@@ -81,7 +89,7 @@ def generated_images(
     def make(indices: range) -> Tensor:
         rng = SampleRandom(seed, "metrics", 0, indices, device)
         labels = generator.sample_labels(rng=rng)
-        with torch.no_grad(), evaluation_mode(generator):
+        with torch.no_grad(), evaluation_mode(generator), autocast(device, amp):
             images = generator(generator.sample_latents(len(rng), rng=rng), labels)
         if not images.isfinite().all():
             raise UserError("the generator's images are not finite numbers: its weights are damaged, or have diverged.")
@@ -134,6 +142,7 @@ def extract(
     *,
     keep: Collection[str] = (),
     device: torch.device | str = "cpu",
+    amp: torch.dtype | None = None,
     report: Callable[[int], None] | None = None,
 ) -> dict[str, FeatureStats]:
     """Statistics of every extractor's features, by its name, in one pass over the images.
@@ -143,6 +152,7 @@ def extract(
     Args:
         extractors: networks on `device`.
         keep: names of the extractors whose features themselves are kept.
+        amp: the type in which autocast lets the extractors compute; None for float32.
         report: called in every process with the number of images that all have done.
     """
     is_first = distributed.rank() == 0
@@ -150,8 +160,8 @@ def extract(
 
     def features(index: int) -> list[Tensor]:
         chunk = images[index].to(device)
-        with torch.no_grad():
-            return [extractor(chunk) for extractor in extractors]
+        with torch.no_grad(), autocast(device, amp):
+            return [extractor(chunk).float() for extractor in extractors]
 
     def append(results: Sequence[Tensor]) -> None:
         for extractor, result in zip(extractors, results, strict=True):
@@ -173,12 +183,13 @@ def dataset_features(
     keep_features: bool = False,
     batch: int = 64,
     device: torch.device | str = "cpu",
+    amp: torch.dtype | None = None,
     report: Report | None = None,
 ) -> FeatureStats | None:
     """Statistics of one extractor's features over a data set, from the cache if they have been computed before.
 
     The cache is the folder 'metrics' beside the downloads (`dnnlib.util.cache_folder`). An entry is found by the
-    files' names, sizes and times, the choice among them, and the extractor's weights.
+    files' names, sizes and times, the choice among them, the extractor's weights, and `amp` (see `extract`).
 
     All processes of a run call it inside `distributed.together`. The first reads and writes the cache and gets the
     statistics, the others get None.
@@ -194,6 +205,7 @@ def dataset_features(
     path, found = None, None
     if distributed.rank() == 0:
         key = f"{dataset.fingerprint()}/{num}/{extractor.name}/{weights_hash(extractor)}/{keep_features}"
+        key += "" if amp is None else f"/{amp}"
         digest = hashlib.sha256(key.encode()).hexdigest()[:32]
         path = cache_folder().parent / "metrics" / f"{dataset.name}-{extractor.name}-{digest}.npz"
         found = _cached(path)
@@ -208,6 +220,7 @@ def dataset_features(
         [extractor],
         keep=[extractor.name] if keep_features else [],
         device=device,
+        amp=amp,
         report=None if report is None else lambda done: report("Reference images", done, num),
     ).get(extractor.name)
     if path is not None and stats is not None:

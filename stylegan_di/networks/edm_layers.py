@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from stylegan_di.torch_utils.ops.bias_act import bias_act
+from stylegan_di.torch_utils.ops.bias_add import bias_add
 from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
 from stylegan_di.torch_utils.persistence import PersistentModule
 
@@ -242,8 +243,44 @@ def attention(qkv: Tensor, num_heads: int) -> Tensor:
     batch, channels, height, width = qkv.shape
     pixels = qkv.permute(0, 2, 3, 1).reshape(batch, height * width, num_heads, channels // (3 * num_heads), 3)
     q, k, v = pixels.permute(4, 0, 2, 1, 3).contiguous()  # PyTorch's fast attention needs contiguous channels
+    return attention_of(q, k, v, torch.Size([batch, channels // 3, height, width]))
+
+
+def attention_of(q: Tensor, k: Tensor, v: Tensor, shape: torch.Size) -> Tensor:
+    """Self-attention: q, k, v [B,heads,H*W,C] -> images of `shape` [B,heads*C,H,W]."""
     y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-    return y.reshape(batch, height, width, channels // 3).permute(0, 3, 1, 2)
+    return y.reshape(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+
+
+def projections(layer: Conv2d, x: Tensor, num_heads: int) -> list[Tensor]:
+    """q, k and v [B,heads,H*W,C] of a layer that computes them for `attention` from x [B,heads*C,H,W].
+
+    It reorders the layer's weights, which spares a reordering of what they give.
+    """
+
+    def parted(parameter: Tensor) -> Tensor:
+        return parameter.to(x.dtype).unflatten(0, (num_heads, -1, 3)).movedim(2, 0).flatten(0, 2)
+
+    assert layer.weight is not None
+    assert layer.bias is not None
+    y = convolve(x, parted(layer.weight), parted(layer.bias), padding=0)
+    return [
+        part.permute(0, 2, 3, 1).reshape(len(x), -1, num_heads, part.shape[1] // num_heads).transpose(1, 2)
+        for part in y.chunk(3, dim=1)
+    ]
+
+
+def adds_late(x: Tensor) -> bool:
+    """Whether a block leaves biases out of its convolutions: on a GPU, where their own pass over memory costs time."""
+    return x.is_cuda
+
+
+def joined(h: Tensor, other: Tensor, alpha: float, gain: float, *layers: Conv2d) -> Tensor:
+    """h + alpha * other; with it the biases that layers have left out, times gain."""
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    if not adds_late(h) or not biases:
+        return h.add(other, alpha=alpha)
+    return bias_add(h, sum(biases[1:], start=biases[0]) * gain, other, alpha)
 
 
 class UNetBlock(PersistentModule):
@@ -305,7 +342,7 @@ class UNetBlock(PersistentModule):
             self.proj = Conv2d(out_channels, out_channels, kernel=1, **init_zero)
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        late = x.is_cuda  # a bias costs a pass over memory there, but nothing where the normalisation adds it
+        late = adds_late(x)
         h = self.conv0(self.norm0.then_silu(x), add_bias=not late)
         bias = cast(self.conv0.bias, h) if late else None
         params = self.affine(emb).to(h.dtype)
@@ -315,8 +352,17 @@ class UNetBlock(PersistentModule):
         else:
             h = self.norm1.then_silu(h, shift=params, before=bias)
         gain = self.skip_scale
-        h = self.conv1(F.dropout(h, p=self.dropout, training=self.training), gain)
-        x = h.add(x, alpha=gain) if self.skip is None else h + self.skip(x, gain)
+        h = self.conv1(F.dropout(h, p=self.dropout, training=self.training), gain, add_bias=not late)
+        if self.skip is None:
+            x = joined(h, x, gain, gain, self.conv1)
+        else:
+            x = joined(h, self.skip(x, gain, add_bias=not late), 1, gain, self.conv1, self.skip)
         if self.num_heads:
-            x = self.proj(attention(self.qkv(self.norm2(x)), self.num_heads), gain).add(x, alpha=gain)
+            h = self.norm2(x)
+            if late:
+                q, k, v = projections(self.qkv, h, self.num_heads)
+                h = attention_of(q, k, v, h.shape)
+            else:
+                h = attention(self.qkv(h), self.num_heads)
+            x = joined(self.proj(h, gain, add_bias=not late), x, gain, gain, self.proj)
         return x

@@ -11,7 +11,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,13 +24,47 @@ from stylegan_di.interfaces import Denoiser
 from stylegan_di.networks import edm2, edm_layers
 from stylegan_di.teachers.wrapped import Wrapped
 
-ADAPTER = ".lora_"  # in the names of adapters, as peft has them
+if TYPE_CHECKING:
+    from stylegan_di.teachers.discrete import DiscreteTeacher
+
 D = TypeVar("D", bound=Denoiser)
+ADAPTER = ".lora_"  # in the names of adapters, as peft has them
 EDM_LAYERS = (edm_layers.Linear, edm_layers.Conv2d, edm2.MPConv)
 
 
-def add_adapters(network: torch.nn.Module, rank: int) -> None:
+class AdaptedRows:
+    """Which samples of a batch a network's adapters see: all, or inside `last` the last n alone."""
+
+    def __init__(self) -> None:
+        self.count: int | None = None
+        self.whole = 0  # samples of the batch
+
+    @contextmanager
+    def last(self, n: int) -> Iterator[None]:
+        self.count = n
+        try:
+            yield
+        finally:
+            self.count = None
+
+    def take(self, adapter: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Before an adapter's A."""
+        if self.count is None:
+            return None
+        self.whole = len(inputs[0])
+        return (inputs[0][-self.count :],)
+
+    def fill(self, adapter: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        """After its B: zeros for the other samples."""
+        if self.count is None:
+            return output
+        return torch.cat([output.new_zeros(self.whole - self.count, *output.shape[1:]), output])
+
+
+def add_adapters(network: torch.nn.Module, rank: int) -> AdaptedRows:
     """Puts peft's adapters beside every matrix and convolution of PyTorch's, whose weights stay the same tensors.
+
+    Returns what restricts the adapters to a part of a batch.
 
     Raises:
         UserError: peft is not installed.
@@ -41,6 +76,13 @@ def add_adapters(network: torch.nn.Module, rank: int) -> None:
     layers = (torch.nn.Linear, torch.nn.Conv2d)
     names = [name for name, module in network.named_modules() if isinstance(module, layers)]
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=names), network)
+    rows = AdaptedRows()
+    for name, module in network.named_modules():
+        if name.endswith(".lora_A.default"):
+            module.register_forward_pre_hook(rows.take)
+        elif name.endswith(".lora_B.default"):
+            module.register_forward_hook(rows.fill)
+    return rows
 
 
 class LowRank(torch.nn.Module):
@@ -88,3 +130,25 @@ class Adapted(Wrapped):
         if strict and state_dict.keys() != self.state_dict().keys():
             raise ValueError("the state holds other adapters")
         return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+class AdaptedRowwise(Adapted):
+    """Adapters that can be restricted to some samples of a batch, so that one pass also says what the teacher says.
+
+    Args:
+        denoiser: as Adapted's.
+        teacher: the one that it shares its weights with.
+        rows: what `add_adapters` returned.
+    """
+
+    denoiser: DiscreteTeacher
+
+    def __init__(self, denoiser: DiscreteTeacher, teacher: DiscreteTeacher, rows: AdaptedRows) -> None:
+        super().__init__(denoiser)
+        self._shares = (teacher, rows)  # in a tuple, so that the teacher is no part of this module
+
+    def beside(
+        self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        shared, rows = self._shares
+        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels) if teacher is shared else None

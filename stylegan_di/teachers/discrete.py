@@ -6,6 +6,7 @@ Nothing here needs diffusers itself: a network is a module with its calling conv
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -22,7 +23,7 @@ from stylegan_di.diffusion import (
 )
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.networks.edm_unets import last_of_each_level
-from stylegan_di.teachers.adapters import Adapted, add_adapters, sharing_copy
+from stylegan_di.teachers.adapters import AdaptedRows, AdaptedRowwise, add_adapters, sharing_copy
 from stylegan_di.torch_utils.precision import moved
 
 
@@ -161,7 +162,9 @@ class DiscreteTeacher(Denoiser):
         denoised = self._denoise(x, sigma, self._conditions(labels, len(x)))
         if self.guidance == 1:
             return denoised
-        null = self._denoise(x, sigma, self._null(len(x)))
+        return self._guided(denoised, self._denoise(x, sigma, self._null(len(x))))
+
+    def _guided(self, denoised: Tensor, null: Tensor) -> Tensor:
         return null + self.guidance * (denoised - null)
 
     def _denoise(self, x: Tensor, sigma: Tensor, conditions: dict[str, Any]) -> Tensor:
@@ -229,11 +232,37 @@ class DiscreteTeacher(Denoiser):
     def adapted_copy(self, rank: int) -> Denoiser:
         copied = sharing_copy(self)
         copied.guidance = 1.0
-        add_adapters(copied.network, rank)
-        return Adapted(copied)
+        return AdaptedRowwise(copied, self, add_adapters(copied.network, rank))
+
+    def denoised_beside(
+        self, teacher: DiscreteTeacher, rows: AdaptedRows, x: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns what the teacher and this network, which is the teacher's with adapters, say of x, in one pass.
+
+        It has a part of the batch for the teacher, a second one for its null label if it is guided, and the last one
+        for the adapters.
+        """
+        conditions = [self._conditions(labels, len(x))] * 2
+        if teacher.guidance != 1:
+            conditions.insert(1, self._null(len(x)))
+        parts = len(conditions)
+        with rows.last(len(x)):
+            everything = self._denoise(
+                x.repeat(parts, 1, 1, 1), sigma.expand(len(x)).repeat(parts), joined(conditions)
+            )
+        denoised, *null, own = everything.chunk(parts)
+        return teacher._guided(denoised, *null) if null else denoised, own
 
     def compile_network(self) -> None:
         self.network.compile()
+
+
+def joined(conditions: Sequence[Any]) -> Any:
+    """Several batches' arguments of a network, in nested dicts, as those of one batch."""
+    first = conditions[0]
+    if isinstance(first, Mapping):
+        return {name: joined([each[name] for each in conditions]) for name in first}
+    return torch.cat(list(conditions))
 
 
 class _EncoderDone(Exception):

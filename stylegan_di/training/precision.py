@@ -9,7 +9,8 @@ import torch
 
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.torch_utils import distributed
-from stylegan_di.training.methods.base import AMP_TYPES, Method
+from stylegan_di.torch_utils.precision import AMP_TYPES, autocast
+from stylegan_di.training.methods.base import Method
 from stylegan_di.training.optimize import trainable
 
 IMAGES = 16  # in a pass that is timed, or the run's batch where that is smaller
@@ -43,10 +44,9 @@ def _seconds(denoiser: Denoiser, method: Method, amp: str, clock: Callable[[], f
     shape = [_batch(method), denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution]
     x, sigma = torch.zeros(shape, device=method.device), torch.ones(shape[0], device=method.device)
     labels = torch.zeros([shape[0], denoiser.label_dim], device=method.device) if denoiser.label_dim else None
-    dtype = AMP_TYPES.get(amp)
     with trainable(denoiser, train_mode=False):
         start = clock()
-        with torch.autocast(method.device.type, dtype, enabled=dtype is not None, cache_enabled=False):
+        with autocast(method.device, AMP_TYPES.get(amp), cached=False):
             denoiser(x, sigma, labels).sum().backward()
         took = clock() - start
         denoiser.zero_grad(set_to_none=True)

@@ -33,6 +33,10 @@ export PY DEVICE TINY
 part machine 40 bash -c "parts machine --json='$OUT/machine.json'"
 part build 120 $PY -m torch_utils.ops.build --device="$DEVICE"
 
+# Parts that others contain, for PARTS.
+asked() { [[ -z ${PARTS:-} ]] || part "$@"; }
+asked agree 60 bash -c "parts agree --json='$OUT/agree.json'"
+
 # Checks, side by side.
 part tests 100 $PY -m pytest -q -m cuda $(grep -l "mark.cuda" tests/*.py) ${TINY:+--collect-only} &
 if command -v compute-sanitizer > /dev/null; then
@@ -47,7 +51,10 @@ wait
 
 # Measurements, one after the other.
 part step 110 bash -c "parts step --machine='$OUT/machine.json' --json='$OUT/step.json'"
-part metrics 40 bash -c "parts metrics --json='$OUT/metrics.json'"
+for only in graphs compiled; do
+    asked $only 110 bash -c "parts step --$only --machine='$OUT/machine.json' --json='$OUT/$only.json'"
+done
+part metrics 60 bash -c "parts metrics --json='$OUT/metrics.json'"
 part processes 40 bash -c "parts processes --json='$OUT/processes.json'"
 ROWS=${TINY:+FIR chain forward}
 part benchmark-bf16 60 $PY tools/dev/benchmark.py --device="$DEVICE" --amp=bf16 --rounds=3 --rows="$ROWS" \

@@ -29,16 +29,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 from stylegan_di.dnnlib.cli import Device, user_errors
 from stylegan_di.journal.journal import Journal
 from stylegan_di.metrics.features import extract, generated_images
+from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception import Inception
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.torch_utils.ops import build
+from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS
 from stylegan_di.torch_utils.ops.reference import reference_kernels
 from stylegan_di.training.graphs import USUAL_STEPS, StepGraph
 from stylegan_di.training.schedule import update_ema
 from tools.dev.benchmark import peak_mib, seconds, write_report
-from tools.dev.benchmark_rows import Step, stylegan2
+from tools.dev.benchmark_rows import Step, inputs_of, stylegan2, unet
 
 ROUNDS = 5
+TOGETHER = 12  # steps that are started without waiting: what the CPU does before the first is a twelfth of an error
 REQUIREMENTS = ("torch", "numpy", "scipy", "click", "pillow", "requests", "safetensors", "pytest", "ninja", "diffusers")
 
 
@@ -104,11 +107,55 @@ def ops(device: str, tiny: bool, target: Path | None) -> None:
     write_report(target, {"ops": words, "cases": len(CASES)})
 
 
-@main.command(help="Measures whole Diff-Instruct steps at CIFAR-10's configuration in every way to run them.")
-@click.option("--machine", "rates", type=click.Path(path_type=Path), help="The results of the part `machine`.")
+@main.command(help="Compares every op's values and gradients with the reference, in float64 or in the same 16 bits.")
 @options
 @user_errors
-def step(device: str, tiny: bool, target: Path | None, rates: Path | None) -> None:
+def agree(device: str, tiny: bool, target: Path | None) -> None:
+    from tests.test_ops_kernels import CASES, LAYOUTS, inputs
+
+    where = torch.device(device)
+    words = build.load(where.type, may_build=True)
+    limits = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+    found: dict[str, Any] = {"ops": words, "wrong": []}
+    for name, case in CASES.items():
+        for dtype, limit in limits.items():
+            if dtype != torch.float32 and name in [f"bias_act {act}" for act in ACTIVATIONS]:
+                continue  # rounding decides what is clamped
+            for layout in LAYOUTS:
+                results = []
+                for exact in (True, False):
+                    kind = torch.float64 if exact and dtype == torch.float32 else dtype
+                    leaves = [t.detach().to(where, kind).requires_grad_() for t in inputs(case, dtype, layout)]
+                    with reference_kernels(where.type) if exact else contextlib.nullcontext():
+                        y = case.function(*leaves)
+                        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), leaves)])
+                off = max(float((a - e).norm() / e.norm()) for e, a in zip(*results, strict=True))
+                found[str(dtype)[6:]] = max(off, found.get(str(dtype)[6:], 0.0))
+                if not off <= limit:
+                    found["wrong"].append(f"{name}, {layout}, {dtype}: {off:.2g}")
+    sides = []
+    for place, kind in ((torch.device("cpu"), torch.float64), (where, torch.float32)):
+        network = unet("small", place).to(kind).requires_grad_(True)
+        (x, sigma, labels), _ = inputs_of(network, 4, place)
+        y = network(x.to(kind), sigma.to(kind), None if labels is None else labels.to(kind))
+        gradients = torch.autograd.grad(y.square().sum(), list(network.parameters()))
+        sides.append([t.detach().double().cpu() for t in (y, *gradients)])
+    found["U-Net"] = max(float((a - e).norm() / e.norm()) for e, a in zip(*sides, strict=True))
+    click.echo(json.dumps(found, indent=1))
+    write_report(target, found)
+    if found["wrong"] or not found["U-Net"] <= 1e-3:
+        raise SystemExit(1)
+
+
+@main.command(help="Measures whole Diff-Instruct steps at CIFAR-10's configuration in every way to run them.")
+@click.option("--machine", "rates", type=click.Path(path_type=Path), help="The results of the part `machine`.")
+@click.option("--graphs", is_flag=True, help="Only the steps that are one CUDA graph.")
+@click.option("--compiled", is_flag=True, help="Only the StyleGAN2's, with a frozen teacher that is compiled or not.")
+@options
+@user_errors
+def step(
+    device: str, tiny: bool, target: Path | None, rates: Path | None, graphs: bool, compiled: bool
+) -> None:
     where = torch.device(device)
     ops = build.load(where.type, may_build=True)
     peak = json.loads(rates.read_text())["TFLOP/s bfloat16"] if rates is not None and rates.exists() else None
@@ -116,9 +163,11 @@ def step(device: str, tiny: bool, target: Path | None, rates: Path | None) -> No
     report: dict[str, Any] = {"ops": ops, "batch": batch, "peak": peak, "rows": []}
 
     def row(name: str, make: Callable[[], Callable[[], object]], work: float, rounds: int = 3) -> None:
+        if (graphs or compiled) and "graph" not in name and "compiled" not in name:
+            return
         try:
             run = make()
-            took = median_seconds(run, where, rounds, together=1 if tiny else 4)
+            took = median_seconds(run, where, rounds, together=1 if tiny else TOGETHER if "graph" in name else 4)
             found = {"row": name, "work": work, "images/s": batch / took, "ms": took * 1e3,
                      "TFLOP/s": work / took / 1e12, "MiB": peak_mib(run, where)}  # fmt: skip
             if peak is not None:
@@ -140,7 +189,7 @@ def step(device: str, tiny: bool, target: Path | None, rates: Path | None) -> No
         if where.type == "cuda":
             report[f"kernels of {kind}"] = kernels_of(bf16)
             row(f"{kind}, bf16, one CUDA graph", partial(graphed, ours), work)
-            if kind == "StyleGAN2":
+            if kind == "StyleGAN2" and not compiled:
                 torch.backends.cudnn.benchmark = True
                 row(f"{kind}, bf16, one CUDA graph, cudnn.benchmark", partial(graphed, ours), work)
                 torch.backends.cudnn.benchmark = False
@@ -150,18 +199,26 @@ def step(device: str, tiny: bool, target: Path | None, rates: Path | None) -> No
                 row(f"{kind}, bf16, ops by reference", lambda: bf16, work)
             row(f"{kind}, float32", lambda: ours, work, 1)
     rows_of("StyleGAN2")
-    rows_of("EDM student")
-    if not tiny:
-        row("StyleGAN2, bf16, compiled", lambda: autocast(compiled_step(batch, where, size)), report["rows"][0]["work"])
+    if not compiled:
+        rows_of("EDM student")
+    if compiled or not (tiny or graphs):
+        work = report["rows"][0].get("work", 0.0) if report["rows"] else 0.0
+        step = Step("StyleGAN2", batch, where, False, size)
+        report["teacher, images/s"] = teachers_rate(step, autocast)
+        step.method.instructions[0].teacher.compile_network()
+        report["teacher compiled, images/s"] = teachers_rate(step, autocast)
+        row("StyleGAN2, bf16, teacher compiled", lambda: autocast(step), work)
+        if where.type == "cuda":
+            row("StyleGAN2, bf16, teacher compiled, one CUDA graph", partial(graphed, step), work)
 
 
-def compiled_step(batch: int, device: torch.device, size: str) -> Step:
-    """A step with a StyleGAN2 as the student whose U-Nets torch.compile has compiled."""
-    step = Step("StyleGAN2", batch, device, False, size)
-    for instruction in step.method.instructions:
-        for network in (instruction.teacher, instruction.fake_score):
-            network.compile_network()
-    return step
+def teachers_rate(step: Step, autocast: torch.autocast) -> float:
+    """Images a second of a forward pass of a step's teacher."""
+    teacher, size = step.method.instructions[0].teacher, step.batch.size
+    shape = [size, teacher.img_channels, teacher.img_resolution, teacher.img_resolution]
+    x, sigma = torch.randn(shape, device=step.method.device), torch.ones([size], device=step.method.device)
+    run = torch.no_grad()(autocast(lambda: teacher(x, sigma)))
+    return size / median_seconds(run, step.method.device, 3, TOGETHER)
 
 
 def kernels_of(run: Callable[[], object], most: int = 25) -> dict[str, float]:
@@ -171,8 +228,10 @@ def kernels_of(run: Callable[[], object], most: int = 25) -> dict[str, float]:
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    times = {entry.key: entry.self_device_time_total / 1e3 for entry in profiler.key_averages()}
-    return {name[:120]: times[name] for name in sorted(times, key=times.__getitem__, reverse=True)[:most]}
+    entries = profiler.key_averages()
+    times = {entry.key: entry.self_device_time_total / 1e3 for entry in entries}
+    together = {"all of them": sum(times.values()), "launches": float(sum(entry.count for entry in entries))}
+    return together | {name[:120]: times[name] for name in sorted(times, key=times.__getitem__, reverse=True)[:most]}
 
 
 def graphed(step: Step) -> Callable[[], object]:
@@ -205,10 +264,23 @@ def metrics(device: str, tiny: bool, target: Path | None) -> None:
              "images/s bf16": batch / median_seconds(lambda: half(images), where),
              "bf16 differs": float((near - exact).norm() / exact.norm())}  # fmt: skip
     generator = StyleGAN2Student(stylegan2(size, where))
-    for each in (64, batch):
-        made = generated_images(generator, num=num, batch=min(each, num), device=where)
-        took = median_seconds(lambda made=made: extract(made, [network], device=where), where, 1)  # type: ignore[misc]
-        found[f"images/s in a metric, batch {each}"] = num / took
+    for each, amp, detector_amp in (
+        (64, None, None), (batch, None, None), (batch, torch.bfloat16, None), (batch, torch.float16, None),
+        (batch, torch.bfloat16, torch.bfloat16),
+    ):  # fmt: skip
+        made = generated_images(generator, num=num, batch=min(each, num), device=where, amp=amp)
+        work = partial(extract, made, [network], device=where, amp=detector_amp)
+        types = "/".join("float32" if dtype is None else str(dtype)[6:] for dtype in (amp, detector_amp))
+        found[f"images/s in a metric, batch {each}, {types}"] = num / median_seconds(work, where, 1)
+    made = generated_images(generator, num=num, batch=batch, device=where)
+    found["images/s of the generator"] = num / median_seconds(lambda: list(made), where, 1)
+    exact = extract(made, [network], device=where)[network.name]
+    for name, amp, detector_amp in (("generator", torch.bfloat16, None), ("Inception", None, torch.bfloat16)):
+        made = generated_images(generator, num=num, batch=batch, device=where, amp=amp)
+        near_stats = extract(made, [network], device=where, amp=detector_amp)[network.name]
+        found[f"FD of one in bf16 from float32, {name}"] = frechet_distance(
+            exact.mean, exact.cov, near_stats.mean, near_stats.cov
+        )
     click.echo(json.dumps(found))
     write_report(target, found)
 

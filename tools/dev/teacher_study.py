@@ -4,8 +4,7 @@
     python tools/dev/rows.py teacher_study --seeds=1,2,3
     python tools/dev/teacher_study.py
 
-The folder of the data sets also holds gan-32.pkl and teacher-32.pkl, which the page says how to train. All refinements
-have the recipe of the demo but for their own options.
+All refinements have the recipe of the demo but for their own options.
 """
 
 from __future__ import annotations
@@ -52,14 +51,14 @@ def refined(
 
 
 ROWS = {
-    # A GAN of 32x32 pixels and the shipped teacher of 16x16, or one of its own size.
-    "before-32": Row((), "{datasets}/gan-32.pkl", AT_32, seeded=False),
-    "teacher-32": Row((), "{datasets}/teacher-32.pkl", f"--solver=dpmpp {AT_32}", seeded=False),
-    "resized": refined("--teacher=fashion-teacher.pkl --match=resize", gan="{datasets}/gan-32.pkl", metrics=AT_32),
+    # The shipped GAN of 32x32 pixels and the shipped teacher of 16x16, or that of its own size.
+    "before-32": Row((), "fashion-32-gan.pkl", AT_32, seeded=False),
+    "teacher-32": Row((), "fashion-32-teacher.pkl", f"--solver=dpmpp {AT_32}", seeded=False),
+    "resized": refined("--teacher=fashion-teacher.pkl --match=resize", gan="fashion-32-gan.pkl", metrics=AT_32),
     "resized-plain": refined(
-        "--teacher=fashion-teacher.pkl --match=resize", PLAIN, "{datasets}/gan-32.pkl", AT_32
+        "--teacher=fashion-teacher.pkl --match=resize", PLAIN, "fashion-32-gan.pkl", AT_32
     ),
-    "own-size": refined("--teacher={datasets}/teacher-32.pkl", gan="{datasets}/gan-32.pkl", metrics=AT_32),
+    "own-size": refined("--teacher=fashion-32-teacher.pkl", gan="fashion-32-gan.pkl", metrics=AT_32),
     # The shipped GAN and a teacher of latents, beside one of pixels that was trained as long.
     "latent-teacher": teacher(128, LATENTS, metrics=""),
     "latents": refined("--teacher={row:latent-teacher} --autoencoder={datasets}/autoencoder-16"),

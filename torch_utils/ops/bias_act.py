@@ -214,11 +214,14 @@ def _backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     else:
         ref, b = ctx.saved_tensors
         dx = torch.ops.stylegan_di.bias_act_grad(dy, ref, b, *ctx.options)
-    db = _sum_to_bias(dx, dim) if ctx.has_bias and ctx.needs_input_grad[1] else None
+    db = sum_to_bias(dx, dim) if ctx.has_bias and ctx.needs_input_grad[1] else None
     return dx, db, None, None, None, None, None
 
 
-def _sum_to_bias(dx: Tensor, dim: int) -> Tensor:
+def sum_to_bias(dx: Tensor, dim: int) -> Tensor:
+    """Sums over all dimensions but `dim`."""
+    if dx.is_cuda and dx.ndim == 4 and dim == 1:  # in one step PyTorch leaves the end to a few threads
+        return dx.sum([2, 3], dtype=torch.promote_types(dx.dtype, torch.float32)).sum(0).to(dx.dtype)
     axes = [axis for axis in range(dx.ndim) if axis != dim]
     return dx.sum(axes) if axes else dx
 
@@ -243,7 +246,7 @@ def _grad_backward(ctx: Any, ddx: Tensor) -> tuple[Tensor | None, ...]:
         if clamp is not None:
             dref = dref.masked_fill(_clamped(ref, b, dim, act, alpha, gain, clamp), 0)
         if b is not None:
-            db = _sum_to_bias(dref, dim)
+            db = sum_to_bias(dref, dim)
     return ddy, dref, db, None, None, None, None, None
 
 

@@ -3,7 +3,7 @@
 It precedes both convolutions of a block in EDM's U-Nets (Karras et al. 2022, arXiv 2206.00364, appendix F.2). A shift,
 or weights and biases, per sample carry the conditioning on noise level and labels. The operators are
 `stylegan_di::group_norm_silu` and its gradient `stylegan_di::group_norm_silu_grad`, which needs only x and each group's
-mean and rstd from the forward pass. Gradients of any order are available.
+mean and rstd from the forward pass, at least in float32. Gradients of any order are available.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def _group_norm_silu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     v, mean, rstd = _normalised(_shifted(x, shift), weight, bias, groups, eps)
     y = F.silu(v) if silu else v
-    return y.contiguous(memory_format=layout(x)), mean.to(x.dtype), rstd.to(x.dtype)
+    kept = torch.promote_types(x.dtype, torch.float32)
+    return y.contiguous(memory_format=layout(x)), mean.to(kept), rstd.to(kept)
 
 
 @_group_norm_silu.register_fake
@@ -85,7 +86,8 @@ def _group_norm_silu_fake(
     x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     y = x.new_empty(x.shape).contiguous(memory_format=layout(x))
-    return y, x.new_empty([x.shape[0], groups]), x.new_empty([x.shape[0], groups])
+    kept = torch.promote_types(x.dtype, torch.float32)
+    return y, x.new_empty([x.shape[0], groups], dtype=kept), x.new_empty([x.shape[0], groups], dtype=kept)
 
 
 @torch.library.custom_op(
@@ -112,6 +114,7 @@ def _group_norm_silu_grad(
     size = (u.shape[0], u.shape[1], u.shape[2] * u.shape[3], groups)
     dv = dv.contiguous(memory_format=layout(u))  # PyTorch's kernel needs both in the same layout
     backward = torch.ops.aten.native_group_norm_backward
+    mean, rstd = mean.to(u.dtype), rstd.to(u.dtype)
     if weight.shape[0] == bias.shape[0] == 1:
         dx, dweight, dbias = backward(dv, u, mean, rstd, weight[0], *size, [True, True, True])
         dweight, dbias = dweight[None], dbias[None]

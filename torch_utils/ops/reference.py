@@ -8,11 +8,19 @@ from collections.abc import Iterator
 
 import torch
 
-from stylegan_di.torch_utils.ops import bias_act, filtered_lrelu, group_norm_silu, modconv_epilogue, upfirdn2d
+from stylegan_di.torch_utils.ops import (
+    bias_act,
+    bias_add,
+    filtered_lrelu,
+    group_norm_silu,
+    modconv_epilogue,
+    upfirdn2d,
+)
 
 OPERATORS = {
     "bias_act": bias_act._bias_act,
     "bias_act_grad": bias_act._bias_act_grad,
+    "bias_add": bias_add._bias_add,
     "upfirdn2d": upfirdn2d._upfirdn2d,
     "filtered_lrelu": filtered_lrelu._filtered_lrelu,
     "filtered_lrelu_tangent": filtered_lrelu._filtered_lrelu_tangent,

@@ -15,12 +15,11 @@ from stylegan_di.interfaces import Conditional, Denoiser, Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import LabelLaw
 from stylegan_di.torch_utils import distributed
+from stylegan_di.torch_utils.precision import AMP_TYPES, autocast
 from stylegan_di.training.adversary import PIPE, ROLE
 from stylegan_di.training.batch import Batch, RealImages
 from stylegan_di.training.optimize import adam
 from stylegan_di.training.state import TrainState
-
-AMP_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Method(ABC):
@@ -92,8 +91,7 @@ class Method(ABC):
 
     def autocast(self) -> torch.autocast:
         """Returns autocast in --amp's type; weights change between passes, so their casts are not cached."""
-        dtype = AMP_TYPES.get(self.config.amp)
-        return torch.autocast(self.device.type, dtype, enabled=dtype is not None, cache_enabled=False)
+        return autocast(self.device, AMP_TYPES.get(self.config.amp), cached=False)
 
     @classmethod
     @abstractmethod

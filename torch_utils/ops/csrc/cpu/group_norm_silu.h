@@ -74,8 +74,7 @@ inline std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x, const
     const auto single = at::kFloat;
     auto [y, mean, rstd] = group_norm_silu(x.to(single), to(shift, single), weight.to(single), bias.to(single), groups,
                                            eps, silu);
-    const auto type = x.scalar_type();
-    return {y.to(type), mean.to(type), rstd.to(type)};
+    return {y.to(x.scalar_type()), mean, rstd};
   }
   const NormShape shape(x, groups);
   const Tensor in = x.contiguous(layout_of(x));

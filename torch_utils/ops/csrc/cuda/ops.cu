@@ -105,21 +105,43 @@ template <typename S> Finish<S> finish_of(std::string_view act, double alpha, do
   return {parse_act(act), S(alpha), S(gain), S(clamp.value_or(-1))};
 }
 
+template <int N> using Int = std::integral_constant<int, N>;
+
+// Calls run(Int<act>) for the networks' usual activations, so that a kernel need not decide on it for each number, and
+// run(Int<kAnyAct>) for the others.
+constexpr int kAnyAct = -1;
+
+template <typename F> void with_known(Act act, F run) {
+  if (act == Act::linear) return run(Int<int(Act::linear)>());
+  if (act == Act::lrelu) return run(Int<int(Act::lrelu)>());
+  run(Int<kAnyAct>());
+}
+
 // bias_act.
 
-template <typename T, typename S, int V>  // V elements of a channel, or of V channels that are neighbours
+// What V elements from channel c on have of b: one of a channel, or those of V channels if inner is 1.
+template <int V, typename T> __device__ Pack<T, V> per_channel(const T* b, int64_t c, int64_t inner) {
+  if (inner == 1) return load<V>(b + c);
+  Pack<T, V> same;
+  for (int j = 0; j < V; j++) same.of[j] = b[c];
+  return same;
+}
+
+// The channel of element i, where `inner` neighbours share one.
+__device__ inline int64_t channel_of(int64_t i, int64_t inner, int64_t channels) {
+  int64_t outer = inner == 1 ? i : quotient(i, inner);
+  return take_remainder(outer, channels);
+}
+
+// V elements of a channel, or of V channels that are neighbours; Known: the activation, or kAnyAct.
+template <typename T, typename S, int V, int Known>
 __global__ void bias_act_kernel(T* out, const T* x, const T* dy, const T* b, int64_t count, int64_t inner,
                                 int64_t channels, Finish<S> finish) {
   const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (i >= count) return;
+  if constexpr (Known != kAnyAct) finish.act = static_cast<Act>(Known);
   Pack<T, V> values = load<V>(x + i), upper = dy ? load<V>(dy + i) : values, own{};
-  if (b) {
-    int64_t outer = quotient(i, inner);
-    const int64_t c = take_remainder(outer, channels);
-    if (inner == 1) own = load<V>(b + c);
-    else
-      for (int j = 0; j < V; j++) own.of[j] = b[c];
-  }
+  if (b) own = per_channel<V>(b, channel_of(i, inner, channels), inner);
   for (int j = 0; j < V; j++) {
     const S u = S(values.of[j]) + S(own.of[j]);
     const S r = finish.act == Act::swish ? u : S(values.of[j]);
@@ -152,9 +174,9 @@ inline Tensor bias_act_any(const Tensor& x, const Optional& dy, const Optional& 
             channels, finish_of<S>(act, alpha, gain, clamp));
       };
       const bool packed = (inner == 1 ? channels : inner) % V == 0;
-      if (packed && aligned({in.const_data_ptr(), uppers, biases, out.const_data_ptr()}, 16))
-        run(bias_act_kernel<scalar_t, S, V>, V);
-      else run(bias_act_kernel<scalar_t, S, 1>, 1);
+      if (!packed || !aligned({in.const_data_ptr(), uppers, biases, out.const_data_ptr()}, 16))
+        return run(bias_act_kernel<scalar_t, S, 1, kAnyAct>, 1);
+      with_known(parse_act(act), [&](auto known) { run(bias_act_kernel<scalar_t, S, V, known>, V); });
     });
     check_launch();
   }
@@ -169,6 +191,44 @@ Tensor bias_act(const Tensor& x, const Optional& b, int64_t dim, std::string_vie
 Tensor bias_act_grad(const Tensor& dy, const Tensor& ref, const Optional& b, int64_t dim, std::string_view act,
                      double alpha, double gain, std::optional<double> clamp) {
   return bias_act_any(ref, dy, b, dim, act, alpha, gain, clamp);
+}
+
+// bias_add: x + b + alpha * other.
+
+template <typename T, typename S, int V>
+__global__ void bias_add_kernel(T* out, const T* x, const T* b, const T* other, S alpha, int64_t count, int64_t inner,
+                                int64_t channels) {
+  const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
+  if (i >= count) return;
+  Pack<T, V> values = load<V>(x + i);
+  const Pack<T, V> more = load<V>(other + i), own = per_channel<V>(b, channel_of(i, inner, channels), inner);
+  for (int j = 0; j < V; j++) values.of[j] = T(S(values.of[j]) + S(own.of[j]) + alpha * S(more.of[j]));
+  store<V>(out + i, values);
+}
+
+Tensor bias_add(const Tensor& x, const Tensor& b, const Tensor& other, double alpha) {
+  const c10::cuda::CUDAGuard guard(x.device());
+  const auto type = x.scalar_type();
+  const auto layout = layout_of(x);
+  const Tensor in = x.contiguous(layout), more = other.to(type).contiguous(layout), bias = b.to(type).contiguous();
+  Tensor y = at::empty_like(in);
+  const int64_t channels = x.size(1), inner = layout == at::MemoryFormat::ChannelsLast ? 1 : x.size(2) * x.size(3);
+  if (!y.numel()) return y;
+  STYLEGAN_DI_DISPATCH(type, [&] {
+    using S = compute_t<scalar_t>;
+    constexpr int V = 16 / sizeof(scalar_t);
+    auto run = [&](auto kernel, int each) {
+      kernel<<<blocks(y.numel() / each), kThreads, 0, stream()>>>(
+          y.mutable_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(), bias.const_data_ptr<scalar_t>(),
+          more.const_data_ptr<scalar_t>(), S(alpha), y.numel(), inner, channels);
+    };
+    const bool packed = (inner == 1 ? channels : inner) % V == 0;
+    if (packed && aligned({in.const_data_ptr(), bias.const_data_ptr(), more.const_data_ptr(), y.const_data_ptr()}, 16))
+      run(bias_add_kernel<scalar_t, S, V>, V);
+    else run(bias_add_kernel<scalar_t, S, 1>, 1);
+  });
+  check_launch();
+  return y;
 }
 
 // upfirdn2d and the epilogue: a resampled and filtered pixel, then scale, noise, bias, activation.
@@ -221,11 +281,12 @@ __device__ void filtered(S (&sums)[V], const T* x, const Images& in, const T* f,
   for (int j = 0; j < V; j++) sums[j] *= S(taps.gain);
 }
 
-template <typename T, typename S, int V>  // V channels that are neighbours
+template <typename T, typename S, int V, int Known>  // V channels that are neighbours; Known: as for bias_act
 __global__ void epilogue_kernel(T* y, const T* x, Images in, Images out, const T* f, Taps taps, const T* scale,
                                 const T* noise, bool one_noise, const T* b, int64_t count, Finish<S> finish) {
   const int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * V;
   if (i >= count) return;
+  if constexpr (Known != kAnyAct) finish.act = static_cast<Act>(Known);
   int64_t n, c, oy, ox;
   out.split(i, n, c, oy, ox);
   S u[V];
@@ -265,9 +326,9 @@ inline Tensor filter_and_finish(const Tensor& x, const Optional& f, Taps taps, i
           one_noise, data_or_null<scalar_t>(bias), y.numel(), finish_of<S>(act, alpha, gain, clamp));
     };
     const bool packed = is_channels_last(in) && is_channels_last(y) && x.size(1) % 4 == 0;
-    if (packed && aligned({in.const_data_ptr(), y.const_data_ptr()}, 4 * sizeof(scalar_t)))
-      run(epilogue_kernel<scalar_t, S, 4>, 4);
-    else run(epilogue_kernel<scalar_t, S, 1>, 1);
+    if (!packed || !aligned({in.const_data_ptr(), y.const_data_ptr()}, 4 * sizeof(scalar_t)))
+      return run(epilogue_kernel<scalar_t, S, 1, kAnyAct>, 1);
+    with_known(parse_act(act), [&](auto known) { run(epilogue_kernel<scalar_t, S, 4, known>, 4); });
   });
   check_launch();
   return y;
@@ -392,7 +453,7 @@ template <typename T, typename S> __device__ S normalised_gradient(S dy, S norma
 }
 
 template <typename T, typename S>
-__global__ void norm_kernel(T* y, T* mean, T* rstd, const T* x, Affine<T> affine, double eps, Norm norm) {
+__global__ void norm_kernel(T* y, S* mean, S* rstd, const T* x, Affine<T> affine, double eps, Norm norm) {
   const int64_t n = blockIdx.x / norm.groups, g = blockIdx.x % norm.groups, size = norm.per_group * norm.pixels;
   const int64_t begin = blockIdx.x * size;
   const Affine<T> own = affine.of_sample(n, norm);
@@ -414,26 +475,17 @@ __global__ void norm_kernel(T* y, T* mean, T* rstd, const T* x, Affine<T> affine
     const S v = (value(k) - average) * r, u = v * S(own.weight[c]) + S(own.bias[c]);
     y[begin + k] = T(norm.silu ? u * sigmoid<T>(u) : u);
   }
-  if (threadIdx.x == 0) mean[blockIdx.x] = T(average), rstd[blockIdx.x] = T(r);
+  if (threadIdx.x == 0) mean[blockIdx.x] = average, rstd[blockIdx.x] = r;
 }
 
 template <typename T, typename S>
-__global__ void norm_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, const T* dy, const T* x, Affine<T> affine,
-                                 double eps, Norm norm) {
+__global__ void norm_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, const T* dy, const T* x, const S* means,
+                                 const S* rstds, Affine<T> affine, Norm norm) {
   const int64_t n = blockIdx.x / norm.groups, g = blockIdx.x % norm.groups, size = norm.per_group * norm.pixels;
   const int64_t begin = blockIdx.x * size;
   const Affine<T> own = affine.of_sample(n, norm);
-  S sum = 0;  // mean and rstd anew: those that were kept are rounded to T
+  const S mean = means[blockIdx.x], r = rstds[blockIdx.x];
   auto value = [&](int64_t k, int64_t c) { return S(x[begin + k]) + (own.shift ? S(own.shift[c]) : S(0)); };
-  auto channel_of = [&](int64_t k) { return g * norm.per_group + quotient(k, norm.pixels); };
-  for (int64_t k = threadIdx.x; k < size; k += kThreads) sum += value(k, channel_of(k));
-  const S mean = block_sum(sum) / S(size);
-  sum = 0;
-  for (int64_t k = threadIdx.x; k < size; k += kThreads) {
-    const S centred = value(k, channel_of(k)) - mean;
-    sum += centred * centred;
-  }
-  const S r = S(1) / sqrt(block_sum(sum) / S(size) + S(eps));
   S first = 0, second = 0;
   for (int64_t local = 0; local < norm.per_group; local++) {
     const int64_t c = g * norm.per_group + local;
@@ -469,145 +521,205 @@ __global__ void norm_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, const T
 }
 
 // Group normalisation of channels_last: a block takes neighbouring channels of a sample that are whole groups, one of
-// its threads V of them at every rows-th pixel.
+// its threads V of them, which are of one group, at every rows-th pixel.
 
 template <typename T, typename S, int V> struct Column {
-  static constexpr int kShared = kThreads * V;
+  static constexpr int kShared = kThreads * (V > 2 ? V : 2);
 
   const Norm& norm;
   S* shared;
-  int lane, row, in_block, group_start;  // in_block: the first channel, counted in the block; group_start: its group's
-  int64_t n, c;                          // the sample, and the first channel
-  Affine<T> own;
+  int lane, row;            // lane: which V channels of the block; row: which pixels
+  int first, group_lanes;   // the group's first lane, and how many lanes it has
+  int n, c, group;          // the sample, the first channel, and the group, counted over all samples
   S shift[V], weight[V], bias[V];
 
   __device__ Column(const Norm& norm, const Affine<T>& affine, S* shared) : norm(norm), shared(shared) {
-    const int64_t blocks = norm.channels / (norm.lanes * V);
-    lane = threadIdx.x % norm.lanes, row = threadIdx.x / norm.lanes, in_block = lane * V;
-    group_start = in_block - in_block % int(norm.per_group);
-    n = blockIdx.x / blocks, c = blockIdx.x % blocks * norm.lanes * V + in_block;
-    own = affine.of_sample(n, norm);
+    const int per_group = int(norm.per_group), blocks = int(norm.channels) / (norm.lanes * V);
+    lane = int(threadIdx.x) % norm.lanes, row = int(threadIdx.x) / norm.lanes;
+    group_lanes = per_group / V, first = lane - lane % group_lanes;
+    n = int(blockIdx.x) / blocks, c = (int(blockIdx.x) % blocks * norm.lanes + lane) * V;
+    group = n * int(norm.groups) + c / per_group;
+    const Affine<T> own = affine.of_sample(n, norm);
     for (int j = 0; j < V; j++) {
       shift[j] = own.shift ? S(own.shift[c + j]) : S(0);
       weight[j] = S(own.weight[c + j]), bias[j] = S(own.bias[c + j]);
     }
   }
-  __device__ int64_t group() const { return n * norm.groups + c / norm.per_group; }
-  // Calls visit(offset, values of x, values of dy) for each of the thread's pixels; several are loaded at a time.
-  template <typename F> __device__ void each_pixel(const T* x, const T* dy, F visit) const {
-    constexpr int kAhead = 4;
-    const int64_t step = norm.rows * norm.channels;
-    int64_t at = (n * norm.pixels + row) * norm.channels + c;
-    int left = (int(norm.pixels) - row + norm.rows - 1) / norm.rows;
-    for (; left >= kAhead; left -= kAhead) {
-      Pack<T, V> a[kAhead], b[kAhead];
-#pragma unroll
-      for (int k = 0; k < kAhead; k++) {
-        a[k] = load<V>(x + at + k * step);
-        if (dy) b[k] = load<V>(dy + at + k * step);
-      }
-#pragma unroll
-      for (int k = 0; k < kAhead; k++) visit(at + k * step, a[k], b[k]);
-      at += kAhead * step;
-    }
-    for (; left > 0; left--, at += step) visit(at, load<V>(x + at), dy ? load<V>(dy + at) : Pack<T, V>());
+  // Where the group's first channel is in x + shift, at the first pixel.
+  __device__ S first_value(const T* x, const Affine<T>& affine) const {
+    const int channel = c - (lane - first) * V;
+    const T* own = affine.of_sample(n, norm).shift;
+    return S(x[n * norm.pixels * norm.channels + channel]) + (own ? S(own[channel]) : S(0));
   }
-  // Replaces each value by its sum over the rows.
+  // Replaces each of two numbers by its sum over the group's threads: first over an eighth of the rows each.
+  __device__ void over_group(S& a, S& b) const {
+    const int some = norm.rows >= 8 ? norm.rows / 8 : 1;
+    S* const mine = shared + threadIdx.x;
+    mine[0] = a, mine[kThreads] = b;
+    __syncthreads();
+    if (row < some) {
+      for (int k = some; k < norm.rows; k += some) a += mine[k * norm.lanes], b += mine[kThreads + k * norm.lanes];
+      mine[0] = a, mine[kThreads] = b;
+    }
+    __syncthreads();
+    a = b = 0;
+    for (int k = 0; k < some; k++)
+      for (int other = first; other < first + group_lanes; other++)
+        a += shared[k * norm.lanes + other], b += shared[kThreads + k * norm.lanes + other];
+    __syncthreads();
+  }
+  // Replaces each channel's value by its sum over the rows, in the threads of row 0.
   __device__ void over_rows(S (&values)[V]) const {
-    S* mine = shared + threadIdx.x;
+    const int some = norm.rows >= 8 ? norm.rows / 8 : 1;
+    S* const mine = shared + threadIdx.x;
     for (int j = 0; j < V; j++) mine[j * kThreads] = values[j];
     __syncthreads();
-    for (int half = norm.rows / 2; half; half /= 2) {
-      if (row < half)
-        for (int j = 0; j < V; j++) mine[j * kThreads] += mine[half * norm.lanes + j * kThreads];
+    auto fold = [&](int rows, int into) {
+      if (row < into)
+        for (int j = 0; j < V; j++) {
+          for (int k = into; k < rows; k += into) values[j] += mine[j * kThreads + k * norm.lanes];
+          mine[j * kThreads] = values[j];
+        }
       __syncthreads();
-    }
-    for (int j = 0; j < V; j++) values[j] = shared[lane + j * kThreads];
-    __syncthreads();
-  }
-  // The sum over the channels of the group, of values that are the same in all rows.
-  __device__ S over_group(const S (&values)[V]) const {
-    if (row == 0)
-      for (int j = 0; j < V; j++) shared[in_block + j] = values[j];
-    __syncthreads();
-    S sum = 0;
-    for (int k = 0; k < norm.per_group; k++) sum += shared[group_start + k];
-    __syncthreads();
-    return sum;
-  }
-  // Mean and 1 / standard deviation of x + shift over the group; `near` is a number near the mean.
-  __device__ void moments(const T* x, S near, double eps, S& mean, S& rstd) const {
-    S sum[V] = {}, squares[V] = {};
-    each_pixel(x, nullptr, [&](int64_t, const Pack<T, V>& values, const Pack<T, V>&) {
-      for (int j = 0; j < V; j++) {
-        const S centred = S(values.of[j]) + shift[j] - near;
-        sum[j] += centred, squares[j] += centred * centred;
-      }
-    });
-    over_rows(sum), over_rows(squares);
-    const S size = S(norm.per_group * norm.pixels), beyond = over_group(sum) / size;
-    const S variance = over_group(squares) / size - beyond * beyond;
-    mean = near + beyond, rstd = S(1) / sqrt((variance > 0 ? variance : S(0)) + S(eps));
+    };
+    fold(norm.rows, some);
+    if (some > 1) fold(some, 1);
   }
 };
 
-template <typename T, typename S, int V>
-__global__ void norm_last_kernel(T* y, T* mean, T* rstd, const T* x, Affine<T> affine, double eps, Norm norm) {
+// The values of x, and of dy if it is given, at a thread's pixels. The first K are kept in registers, and are all; with
+// K = 0 they are read anew at each visit, several at a time.
+template <typename T, typename S, int V, int K> struct Pixels {
+  const Column<T, S, V>& column;
+  const T *x, *dy;
+  int64_t start, step;
+  int count;
+  Pack<T, V> a[K ? K : 1], b[K ? K : 1];
+
+  __device__ Pixels(const Column<T, S, V>& column, const T* x, const T* dy) : column(column), x(x), dy(dy) {
+    const Norm& norm = column.norm;
+    start = (column.n * norm.pixels + column.row) * norm.channels + column.c, step = norm.rows * norm.channels;
+    count = (int(norm.pixels) - column.row + norm.rows - 1) / norm.rows;
+#pragma unroll
+    for (int k = 0; k < K; k++)
+      if (k < count) {
+        a[k] = load<V>(x + start + k * step);
+        if (dy) b[k] = load<V>(dy + start + k * step);
+      }
+  }
+  // Makes the next visit convert to S what is kept: the compiler would keep the results, which take twice the registers.
+  __device__ void convert_anew() {
+#pragma unroll
+    for (int k = 0; k < K; k++)
+      for (int word = 0; word < int(sizeof(a[k]) / 4); word++) {
+        asm volatile("" : "+r"(reinterpret_cast<unsigned*>(&a[k])[word]));
+        if (dy) asm volatile("" : "+r"(reinterpret_cast<unsigned*>(&b[k])[word]));
+      }
+  }
+  // Calls call(offset, values of x, values of dy) for each pixel.
+  template <typename F> __device__ void visit(F call) const {
+    if constexpr (K > 0) {
+#pragma unroll
+      for (int k = 0; k < K; k++)
+        if (k < count) call(start + k * step, a[k], b[k]);
+    } else {
+      constexpr int kAhead = 4;
+      int64_t at = start;
+      int left = count;
+      for (; left >= kAhead; left -= kAhead, at += kAhead * step) {
+        Pack<T, V> ahead[kAhead], above[kAhead];
+#pragma unroll
+        for (int k = 0; k < kAhead; k++) {
+          ahead[k] = load<V>(x + at + k * step);
+          if (dy) above[k] = load<V>(dy + at + k * step);
+        }
+#pragma unroll
+        for (int k = 0; k < kAhead; k++) call(at + k * step, ahead[k], above[k]);
+      }
+      for (; left > 0; left--, at += step) call(at, load<V>(x + at), dy ? load<V>(dy + at) : Pack<T, V>());
+    }
+  }
+};
+
+template <typename T, typename S, int V, int K>
+__global__ void __launch_bounds__(kThreads, 2)
+    norm_last_kernel(T* y, S* mean, S* rstd, const T* x, Affine<T> affine, double eps, Norm norm) {
   __shared__ S shared[Column<T, S, V>::kShared];
   const Column<T, S, V> column(norm, affine, shared);
-  const int64_t first = column.c - column.in_block + column.group_start;  // the group's first channel
-  S average, r;
-  const S first_value = S(x[column.n * norm.pixels * norm.channels + first]);
-  const S near = first_value + (column.own.shift ? S(column.own.shift[first]) : S(0));
-  column.moments(x, near, eps, average, r);
-  column.each_pixel(x, nullptr, [&](int64_t at, Pack<T, V> values, const Pack<T, V>&) {
+  Pixels<T, S, V, K> pixels(column, x, nullptr);
+  const S near = column.first_value(x, affine);  // variances are taken about a number near the mean
+  S factor[V], offset[V], sum = 0, squares = 0;
+  for (int j = 0; j < V; j++) offset[j] = column.shift[j] - near;
+  pixels.visit([&](int64_t, const Pack<T, V>& values, const Pack<T, V>&) {
     for (int j = 0; j < V; j++) {
-      const S u = (S(values.of[j]) + column.shift[j] - average) * r * column.weight[j] + column.bias[j];
+      const S centred = S(values.of[j]) + offset[j];
+      sum += centred, squares += centred * centred;
+    }
+  });
+  column.over_group(sum, squares);
+  pixels.convert_anew();
+  const S size = S(int(norm.per_group * norm.pixels)), beyond = sum / size, variance = squares / size - beyond * beyond;
+  const S average = near + beyond, r = S(1) / sqrt((variance > 0 ? variance : S(0)) + S(eps));
+  for (int j = 0; j < V; j++) {
+    factor[j] = r * column.weight[j];
+    offset[j] = (column.shift[j] - average) * factor[j] + column.bias[j];
+  }
+  pixels.visit([&](int64_t at, Pack<T, V> values, const Pack<T, V>&) {
+    for (int j = 0; j < V; j++) {
+      const S u = S(values.of[j]) * factor[j] + offset[j];
       values.of[j] = T(norm.silu ? u * sigmoid<T>(u) : u);
     }
     store<V>(y + at, values);
   });
-  if (column.row == 0 && column.in_block == column.group_start)
-    mean[column.group()] = T(average), rstd[column.group()] = T(r);
+  if (column.row == 0 && column.lane == column.first) mean[column.group] = average, rstd[column.group] = r;
 }
 
-template <typename T, typename S, int V>
-__global__ void norm_last_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, const T* dy, const T* x, const T* near,
-                                      Affine<T> affine, double eps, Norm norm) {
+template <typename T, typename S, int V, int K>
+__global__ void __launch_bounds__(kThreads, 2)
+    norm_last_grad_kernel(T* dx, T* dshift, T* dweight, T* dbias, const T* dy, const T* x, const S* means,
+                          const S* rstds, Affine<T> affine, Norm norm) {
   __shared__ S shared[Column<T, S, V>::kShared];
   const Column<T, S, V> column(norm, affine, shared);
-  S mean, r;  // anew: those that were kept are rounded to T
-  column.moments(x, S(near[column.group()]), eps, mean, r);
-  S of_dv[V] = {}, of_product[V] = {};
-  column.each_pixel(x, dy, [&](int64_t, const Pack<T, V>& values, const Pack<T, V>& upper) {
+  Pixels<T, S, V, K> pixels(column, x, dy);
+  const S mean = means[column.group], r = rstds[column.group];
+  S offset[V], of_dv[V] = {}, of_product[V] = {}, of_v[V] = {}, first = 0, second = 0;
+  for (int j = 0; j < V; j++) offset[j] = (column.shift[j] - mean) * r;
+  auto gradients = [&](int j, const Pack<T, V>& values, const Pack<T, V>& upper, S& v, S& dv) {
+    v = S(values.of[j]) * r + offset[j];
+    dv = normalised_gradient<T>(S(upper.of[j]), v, column.weight[j], column.bias[j], norm.silu);
+  };
+  pixels.visit([&](int64_t, const Pack<T, V>& values, const Pack<T, V>& upper) {
+    S v, dv;
     for (int j = 0; j < V; j++) {
-      const S v = (S(values.of[j]) + column.shift[j] - mean) * r;
-      const S dv = normalised_gradient<T>(S(upper.of[j]), v, column.weight[j], column.bias[j], norm.silu);
-      of_dv[j] += dv, of_product[j] += dv * v;
+      gradients(j, values, upper, v, dv);
+      of_dv[j] += dv, of_product[j] += dv * v, of_v[j] += v;
     }
   });
-  column.over_rows(of_dv), column.over_rows(of_product);
-  const int64_t target = column.n * norm.channels + column.c;
-  for (int j = 0; j < V; j++) {
-    if (column.row == 0) dbias[target + j] = T(of_dv[j]), dweight[target + j] = T(of_product[j]);
-    of_dv[j] *= column.weight[j], of_product[j] *= column.weight[j];
-  }
-  const S size = S(norm.per_group * norm.pixels);
-  const S first = column.over_group(of_dv) / size, second = column.over_group(of_product) / size;
-  S of_dx[V] = {};
-  column.each_pixel(x, dy, [&](int64_t at, const Pack<T, V>& values, const Pack<T, V>& upper) {
+  for (int j = 0; j < V; j++) first += of_dv[j] * column.weight[j], second += of_product[j] * column.weight[j];
+  column.over_group(first, second);
+  pixels.convert_anew();
+  const S size = S(int(norm.per_group * norm.pixels)), count = S(int(norm.pixels));
+  first /= size, second /= size;
+  pixels.visit([&](int64_t at, const Pack<T, V>& values, const Pack<T, V>& upper) {
     Pack<T, V> results;
+    S v, dv;
     for (int j = 0; j < V; j++) {
-      const S v = (S(values.of[j]) + column.shift[j] - mean) * r;
-      const S dv = normalised_gradient<T>(S(upper.of[j]), v, column.weight[j], column.bias[j], norm.silu);
-      const S result = r * (dv * column.weight[j] - first - v * second);
-      results.of[j] = T(result), of_dx[j] += result;
+      gradients(j, values, upper, v, dv);
+      results.of[j] = T(r * (dv * column.weight[j] - first - v * second));
     }
     store<V>(dx + at, results);
   });
-  column.over_rows(of_dx);
-  if (column.row == 0)
-    for (int j = 0; j < V; j++) dshift[target + j] = T(of_dx[j]);
+  column.over_rows(of_dv), column.over_rows(of_product), column.over_rows(of_v);
+  if (column.row) return;
+  const int64_t target = int64_t(column.n) * norm.channels + column.c;
+  for (int j = 0; j < V; j++) {
+    dbias[target + j] = T(of_dv[j]), dweight[target + j] = T(of_product[j]);
+    dshift[target + j] = T(r * (of_dv[j] * column.weight[j] - count * first - second * of_v[j]));  // the sum of dx
+  }
+}
+
+inline at::ScalarType statistics_of(at::ScalarType type) {  // of mean and rstd
+  return type == at::kDouble ? at::kDouble : at::kFloat;
 }
 
 inline Norm norm_of(const Tensor& x, const Optional& shift, const Tensor& weight, const Tensor& bias, int64_t groups,
@@ -629,21 +741,26 @@ template <typename T> int channels_of_a_thread(Norm& norm, std::initializer_list
   return each;
 }
 
-// Calls run(std::integral_constant V) for V = each, 1 if it is 0.
-template <typename T, typename F> void with_width(int each, F run) {
+// Calls run(Int<V>, Int<K>) for V = each (1 if that is 0), and a K that holds a thread's pixels and is at most Most, or 0.
+template <int Most, typename T, typename F> void with_width(int each, const Norm& norm, F run) {
+  const int64_t pixels = (norm.pixels + norm.rows - 1) / norm.rows;
   if constexpr (sizeof(T) == 2)
-    if (each == 8) return run(std::integral_constant<int, 8>());
+    if (each == 8) {
+      if (pixels <= 4) return run(Int<8>(), Int<4>());
+      if (pixels <= Most) return run(Int<8>(), Int<Most>());
+      return run(Int<8>(), Int<0>());
+    }
   if constexpr (sizeof(T) <= 4)
-    if (each == 4) return run(std::integral_constant<int, 4>());
-  run(std::integral_constant<int, 1>());
+    if (each == 4) return run(Int<4>(), Int<0>());
+  run(Int<1>(), Int<0>());
 }
 
 std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x, const Optional& shift, const Tensor& weight,
                                                    const Tensor& bias, int64_t groups, double eps, bool silu) {
   const c10::cuda::CUDAGuard guard(x.device());
   const auto type = x.scalar_type();
-  Tensor in = x.contiguous(layout_of(x)), y = at::empty_like(in), mean = at::empty({x.size(0), groups}, x.options());
-  Tensor rstd = at::empty_like(mean);
+  Tensor in = x.contiguous(layout_of(x)), y = at::empty_like(in);
+  Tensor mean = at::empty({x.size(0), groups}, x.options().dtype(statistics_of(type))), rstd = at::empty_like(mean);
   const Optional shifts = dense(shift, type), weights = dense(weight, type), biases = dense(bias, type);
   Norm norm = norm_of(x, shift, weight, bias, groups, silu);
   STYLEGAN_DI_DISPATCH(type, [&] {
@@ -654,13 +771,14 @@ std::tuple<Tensor, Tensor, Tensor> group_norm_silu(const Tensor& x, const Option
     const int each = is_channels_last(in) ? channels_of_a_thread<scalar_t>(norm, addresses) : 0;
     if (!each) in = in.contiguous(), y = at::empty_like(in);
     auto run = [&](auto kernel, int64_t grid, int threads) {
-      kernel<<<int(grid), threads, 0, stream()>>>(y.mutable_data_ptr<scalar_t>(), mean.mutable_data_ptr<scalar_t>(),
-                                                  rstd.mutable_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(),
-                                                  affine, eps, norm);
+      kernel<<<int(grid), threads, 0, stream()>>>(y.mutable_data_ptr<scalar_t>(), mean.mutable_data_ptr<S>(),
+                                                  rstd.mutable_data_ptr<S>(), in.const_data_ptr<scalar_t>(), affine,
+                                                  eps, norm);
     };
     if (!each) return run(norm_kernel<scalar_t, S>, x.size(0) * groups, kThreads);
-    with_width<scalar_t>(each, [&](auto width) {
-      run(norm_last_kernel<scalar_t, S, width>, x.size(0) * x.size(1) / (norm.lanes * each), norm.lanes * norm.rows);
+    with_width<16, scalar_t>(each, norm, [&](auto width, auto kept) {
+      run(norm_last_kernel<scalar_t, S, width, kept>, x.size(0) * x.size(1) / (norm.lanes * each),
+          norm.lanes * norm.rows);
     });
   });
   check_launch();
@@ -674,7 +792,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_grad(const Tensor& dy
   const c10::cuda::CUDAGuard guard(x.device());
   const auto type = x.scalar_type();
   Tensor in = x.contiguous(layout_of(x)), upper = dy.contiguous(layout_of(x)), dx = at::empty_like(in);
-  const Tensor near = mean.to(type).contiguous();
+  const Tensor means = mean.to(statistics_of(type)).contiguous(), rstds = rstd.to(statistics_of(type)).contiguous();
   const Optional shifts = dense(shift, type), weights = dense(weight, type), biases = dense(bias, type);
   Tensor dshift = at::empty({x.size(0), x.size(1)}, x.options());
   Tensor dweight = at::empty_like(dshift), dbias = at::empty_like(dshift);
@@ -686,16 +804,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_grad(const Tensor& dy
     const auto addresses = {in.const_data_ptr(), upper.const_data_ptr(), static_cast<const void*>(dx.const_data_ptr())};
     const int each = is_channels_last(in) ? channels_of_a_thread<scalar_t>(norm, addresses) : 0;
     if (!each) in = in.contiguous(), upper = upper.contiguous(), dx = at::empty_like(in);
-    auto run = [&](auto kernel, int64_t grid, int threads, auto... last) {
+    auto run = [&](auto kernel, int64_t grid, int threads) {
       kernel<<<int(grid), threads, 0, stream()>>>(
           dx.mutable_data_ptr<scalar_t>(), dshift.mutable_data_ptr<scalar_t>(), dweight.mutable_data_ptr<scalar_t>(),
-          dbias.mutable_data_ptr<scalar_t>(), upper.const_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(), last...,
-          affine, eps, norm);
+          dbias.mutable_data_ptr<scalar_t>(), upper.const_data_ptr<scalar_t>(), in.const_data_ptr<scalar_t>(),
+          means.const_data_ptr<S>(), rstds.const_data_ptr<S>(), affine, norm);
     };
     if (!each) return run(norm_grad_kernel<scalar_t, S>, x.size(0) * groups, kThreads);
-    with_width<scalar_t>(each, [&](auto width) {
-      run(norm_last_grad_kernel<scalar_t, S, width>, x.size(0) * x.size(1) / (norm.lanes * each),
-          norm.lanes * norm.rows, near.const_data_ptr<scalar_t>());
+    with_width<4, scalar_t>(each, norm, [&](auto width, auto kept) {
+      run(norm_last_grad_kernel<scalar_t, S, width, kept>, x.size(0) * x.size(1) / (norm.lanes * each),
+          norm.lanes * norm.rows);
     });
   });
   check_launch();
@@ -707,3 +825,5 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> group_norm_silu_grad(const Tensor& dy
 }  // namespace stylegan_di
 
 STYLEGAN_DI_KERNELS(CUDA)
+
+TORCH_LIBRARY_IMPL(stylegan_di, CUDA, m) { m.impl("bias_add", stylegan_di::bias_add); }
