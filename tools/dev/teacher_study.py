@@ -18,68 +18,60 @@ import click
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
 from tools.dev.rows import ROOT, Row
-from tools.dev.study import MENDED, PLAIN, table
+from tools.dev.study import table
 
 RUN = "--device={device} --seed={seed} --outdir={out} --metrics=none --snap=100"
-#: The layers and the recipe of the shipped teacher, on real images of 16x16 pixels.
+#: The layers of the shipped teacher and its learning rate, on real images of 16x16 pixels.
 DENOISER = (
     "--data={datasets}/fashion-16.zip --cond=true --augment=0 --dropout=0 --label-dropout=0.1 --num-blocks=1 "
     "--attn-resolutions=4"
 )
 PIXELS = "--model-channels=32 --channel-mult=1,1,2"
 LATENTS = "--autoencoder={datasets}/autoencoder-16 --model-channels=64 --channel-mult=1,1"
-LEARNS = "--batch=64 --lr=2e-3 --lr-rampup=5 --lr-decay=0.5 --ema=5 --tick=4"
-#: Of the noise levels that the two halves of a teacher learn; ln 0.3 = -1.2 is the mean of the whole one's.
+LEARNS = "--batch=16 --lr=2e-3 --lr-rampup=2 --lr-decay=0.5 --ema=2 --tick=4"
+#: The noise levels that the halves of a teacher learn; ln 0.3 = -1.2 is the mean of a whole one's.
 FINE, COARSE = "lognormal:P_mean=-2.2,P_std=0.9", "lognormal:P_mean=-0.2,P_std=0.9"
-SAMPLED = f"--solver=dpmpp {Row.metrics}"
-AT_32 = Row.metrics.replace("fashion-16", "fashion-32")
-#: For teachers on the way and their rivals: one batch size, and steps launched alike, so that equal work takes equal
-#: time on a GPU too.
-ALIKE = "--batch=64 --cuda-graph=false"
+METRICS = "--metrics=fd_fashion,pr_fashion,fd_effnet --num=1500 --data={datasets}/fashion-16-test.zip"
+AT_32 = METRICS.replace("fashion-16", "fashion-32")
 
 
-def teacher(kimg: int, options: str = PIXELS, metrics: str = SAMPLED) -> Row:
-    return Row((f"train.py --kind=edm {DENOISER} {LEARNS} --kimg={kimg} {RUN} {options}",), metrics=metrics)
+def teacher(kimg: int, options: str, seeded: bool) -> Row:
+    command = f"train.py --kind=edm {DENOISER} {LEARNS} --kimg={kimg} {RUN} {options}"
+    return Row((command,), metrics="", seeded=seeded)
 
 
 def refined(
-    teacher: str, options: str = MENDED, gan: str = "fashion-gan.pkl", metrics: str = Row.metrics, kimg: int = 44
+    teacher: str, options: str = "", gan: str = "fashion-gan.pkl", metrics: str = METRICS, kimg: int = 8
 ) -> Row:
-    """Half-trained teachers may look hopeless before the run, so all are forced."""
+    """By the recipe of the demo. Half-trained teachers may look hopeless before the run, so all are forced."""
     command = f"train.py --kind=di --cfg=fashion --gan-pkl={gan} --kimg={kimg} --force=true {RUN} {teacher} {options}"
     return Row((command,), metrics=metrics)
 
 
 ROWS = {
-    # The shipped GAN of 32x32 pixels and the shipped teacher of 16x16, or that of its own size.
+    # The shipped GAN of 32x32 pixels and the shipped teacher of 16x16.
     "before-32": Row((), "fashion-32-gan.pkl", AT_32, seeded=False),
-    "teacher-32": Row((), "fashion-32-teacher.pkl", f"--solver=dpmpp {AT_32}", seeded=False),
     "resized": refined("--teacher=fashion-teacher.pkl --match=resize", gan="fashion-32-gan.pkl", metrics=AT_32),
-    "resized-plain": refined(
-        "--teacher=fashion-teacher.pkl --match=resize", PLAIN, "fashion-32-gan.pkl", AT_32
-    ),
-    "own-size": refined("--teacher=fashion-32-teacher.pkl", gan="fashion-32-gan.pkl", metrics=AT_32),
-    # The shipped GAN and a teacher of latents, beside one of pixels that was trained as long.
-    "latent-teacher": teacher(128, LATENTS, metrics=""),
+    # The shipped GAN and a teacher of latents.
+    "before": Row((), "fashion-gan.pkl", METRICS, seeded=False),
+    "latent-teacher": teacher(24, LATENTS, seeded=False),
     "latents": refined("--teacher={row:latent-teacher} --autoencoder={datasets}/autoencoder-16"),
-    "latents-plain": refined("--teacher={row:latent-teacher} --autoencoder={datasets}/autoencoder-16", PLAIN),
-    # Two halves of a teacher: alone, mixed in constant shares, and each at its noise levels.
-    "fine-teacher": teacher(64, f"{PIXELS} --noise-law={FINE}"),
-    "coarse-teacher": teacher(64, f"{PIXELS} --noise-law={COARSE}"),
+    # Two half-trained teachers, for fine and for coarse noise: alone, mixed in constant shares, and by sigma.
+    "fine-teacher": teacher(12, f"{PIXELS} --noise-law={FINE}", seeded=False),
+    "coarse-teacher": teacher(12, f"{PIXELS} --noise-law={COARSE}", seeded=False),
+    "mixed-by-sigma": refined("--teacher={row:fine-teacher}@0-0.3 --teacher=1*{row:coarse-teacher}@0.3-"),
+    "mixed": refined("--teacher=0.5*{row:fine-teacher} --teacher=0.5*{row:coarse-teacher}"),
     "fine": refined("--teacher={row:fine-teacher}"),
     "coarse": refined("--teacher={row:coarse-teacher}"),
-    "mixed": refined("--teacher=0.5*{row:fine-teacher} --teacher=0.5*{row:coarse-teacher}"),
-    "mixed-by-sigma": refined("--teacher={row:fine-teacher}@0-0.3 --teacher=1*{row:coarse-teacher}@0.3-"),
-    # A teacher on the way, and one trained first on as many images.
-    "whole-teacher": teacher(128, f"{PIXELS} {ALIKE}"),
-    "whole": refined("--teacher={row:whole-teacher}"),
-    "first": refined("--teacher={row:whole-teacher}", f"{MENDED} {ALIKE}"),
+    # A teacher on the way, and one trained first: as many images for each network, so as much work.
+    "first-teacher": teacher(16, PIXELS, seeded=True),
+    "first": refined("--teacher={row:first-teacher}", "--batch=16"),
     "online": refined(
-        f"--teacher=online {DENOISER} {PIXELS} --teacher-lr=2e-3 --teacher-warmup=84",
-        f"{MENDED} {ALIKE}",
-        kimg=128,
+        f"--teacher=online {DENOISER} {PIXELS} --teacher-lr=2e-3 --teacher-warmup=8",
+        "--batch=16 --lr-decay=0.75",  # so that the student's rate falls as the other's
+        kimg=16,
     ),
-}  # fmt: skip
+}
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
