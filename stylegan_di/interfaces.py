@@ -248,10 +248,15 @@ class Space(ABC):
 
     resolution: int
     channels: int
+    images: tuple[int, int] | None = None  # resolution and channels of what `decode` makes, where there is one
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Maps images [B,C,H,W], nominally in [-1,1], to x [B,channels,resolution,resolution], std about sigma_data."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Maps x back to images, as far as it can; only where `images` is given."""
+        raise NotImplementedError(f"a {type(self).__name__} cannot be decoded")
 
 
 class Critic(ABC):

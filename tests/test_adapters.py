@@ -16,8 +16,7 @@ from stylegan_di.interfaces import Denoiser
 from stylegan_di.loss_di import Noised
 from stylegan_di.snapshots.pipelines import TeacherOptions
 from stylegan_di.snapshots.teacher_files import open_teacher
-from stylegan_di.teachers.adapters import AdaptedRowwise
-from stylegan_di.teachers.discrete import DiscreteTeacher
+from stylegan_di.teachers.discrete import AdaptedRowwise, DiscreteTeacher
 from stylegan_di.torch_utils.hashing import weights_hash
 from stylegan_di.training.optimize import adam, trainable
 from tests import tiny_pipelines as tiny

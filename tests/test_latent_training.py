@@ -39,7 +39,7 @@ def command(files: dict[str, str], *extra: str) -> list[str]:
 
 
 def test_latents_are_decoded_to_what_the_autoencoder_makes_of_them(files: dict[str, str]) -> None:
-    space, original = open_latents(files["vae"], 8, decodes=True), tiny.autoencoder()
+    space, original = open_latents(files["vae"], 8), tiny.autoencoder()
     images = torch.randn([6, 1, 8, 8], generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         means = original.encode(images).latent_dist.mean
@@ -88,6 +88,7 @@ def test_a_gan_is_refined_in_its_latents_also_resized_and_with_a_critic(files: d
              "--tick=0.008", "--metrics=none", "--force=true"]  # fmt: skip
     critic = [f"--gan-pkl={gan}", "--divergence=ikl:f=js", f"--data={files['data']}", "--cond=true"]
     whole_run(tmp_path / "critic", *given, *critic, "--critic=features")
+    whole_run(tmp_path / "own", *given, f"--gan-pkl={gan}", "--critic=features", "--data=teacher:8")
     folder = whole_run(tmp_path / "resized", *given, f"--gan-pkl={large}", "--match=resize")
     assert "images of 16x16 gray to 4x4 of 4 channels for the teacher" in (folder / "log.txt").read_text()
     told = refused(*given, *critic)

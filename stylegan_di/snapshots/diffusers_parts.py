@@ -65,13 +65,7 @@ class Decoder(torch.nn.Module):
         return self.autoencoder.decode(latents).sample
 
 
-def latents_of(
-    part: Part,
-    side: int,
-    option: str,
-    standard: tuple[list[float], list[float]] | None = None,
-    decodes: bool = False,
-) -> Latents:
+def latents_of(part: Part, side: int, option: str, standard: tuple[list[float], list[float]] | None = None) -> Latents:
     """The space of an autoencoder's latents.
 
     Args:
@@ -79,7 +73,6 @@ def latents_of(
         side: of the latents.
         option: what it belongs to, for messages.
         standard: shift and scale of each channel; by default those of the autoencoder's config.
-        decodes: whether the decoder is kept.
     """
     config = part.config
     shift = config.get("shift_factor") or 0.0
@@ -89,11 +82,8 @@ def latents_of(
     if standard is not None:
         shift, scale = standard
     autoencoder = _network(part, option)
-    if not decodes:
-        autoencoder.decoder = None
-    decoder = Decoder(autoencoder) if decodes else None
-    images = side * downsampling(part), config.get("in_channels", 3)
-    return Latents(Encoder(autoencoder), side, config.get("latent_channels", 4), shift, scale, decoder, images)
+    channels, images = config.get("latent_channels", 4), (side * downsampling(part), config.get("in_channels", 3))
+    return Latents(Encoder(autoencoder), side, channels, shift, scale, Decoder(autoencoder), images)
 
 
 @contextlib.contextmanager

@@ -49,7 +49,7 @@ def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser
     return teacher if options.guidance == 1 else Guided(teacher, options.guidance)
 
 
-def open_latents(source: str, resolution: int, denoiser: Denoiser | None = None, *, decodes: bool = False) -> Latents:
+def open_latents(source: str, resolution: int, denoiser: Denoiser | None = None) -> Latents:
     """Opens the autoencoder in whose latents a denoiser of a network file works, or a new one shall.
 
     EDM2's networks have their own shift and scale, others those of the autoencoder's config.
@@ -58,7 +58,6 @@ def open_latents(source: str, resolution: int, denoiser: Denoiser | None = None,
         source: the value of --autoencoder.
         resolution: of the images.
         denoiser: the network; None for a new one.
-        decodes: whether latents are also to be decoded.
 
     Raises:
         UserError: if it cannot be opened.
@@ -68,7 +67,7 @@ def open_latents(source: str, resolution: int, denoiser: Denoiser | None = None,
     edm2s = isinstance(denoiser, EDMTeacher) and isinstance(denoiser.network, edm2.Precond)
     with untrusted(option):
         side = resolution // downsampling(part)
-        return diffusers_parts.latents_of(part, side, option, EDM2_LATENTS if edm2s else None, decodes)
+        return diffusers_parts.latents_of(part, side, option, EDM2_LATENTS if edm2s else None)
 
 
 def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> ImageShape:

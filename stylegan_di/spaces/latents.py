@@ -29,8 +29,8 @@ class Latents(Space):
         encoder: E, a module; frozen here, and moved to the images' device where it is first called.
         resolution, channels: of the latents.
         shift, scale: a number for all channels, or one for each.
-        decoder: from E's latents to images, where images are wanted; treated as the encoder is.
-        images: resolution and channels of the images, where they may have to be resized.
+        decoder: from E's latents to images; treated as the encoder is. None where no images are wanted.
+        images: resolution and channels of the images, if there is a decoder.
     """
 
     def __init__(
@@ -59,7 +59,6 @@ class Latents(Space):
         return (means - shift) * scale
 
     def decode(self, x: Tensor) -> Tensor:
-        """Maps x [B,channels,resolution,resolution] to images [B,C,H,W]; only with a decoder and `images`."""
         assert self.decoder is not None
         assert self.images is not None
         self.decoder.to(x.device)

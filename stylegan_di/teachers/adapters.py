@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,9 +23,6 @@ from stylegan_di.dnnlib.util import not_installed
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.networks import edm2, edm_layers
 from stylegan_di.teachers.wrapped import Wrapped
-
-if TYPE_CHECKING:
-    from stylegan_di.teachers.discrete import DiscreteTeacher
 
 D = TypeVar("D", bound=Denoiser)
 ADAPTER = ".lora_"  # in the names of adapters, as peft has them
@@ -130,25 +127,3 @@ class Adapted(Wrapped):
         if strict and state_dict.keys() != self.state_dict().keys():
             raise ValueError("the state holds other adapters")
         return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-
-class AdaptedRowwise(Adapted):
-    """Adapters that can be restricted to some samples of a batch, so that one pass also says what the teacher says.
-
-    Args:
-        denoiser: as Adapted's.
-        teacher: the one that it shares its weights with.
-        rows: what `add_adapters` returned.
-    """
-
-    denoiser: DiscreteTeacher
-
-    def __init__(self, denoiser: DiscreteTeacher, teacher: DiscreteTeacher, rows: AdaptedRows) -> None:
-        super().__init__(denoiser)
-        self._shares = (teacher, rows)  # in a tuple, so that the teacher is no part of this module
-
-    def beside(
-        self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        shared, rows = self._shares
-        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels) if teacher is shared else None

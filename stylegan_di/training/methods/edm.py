@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -14,11 +13,9 @@ from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
 from stylegan_di.journal.journal import Journal
-from stylegan_di.sampling.decoded import Decoded
-from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
+from stylegan_di.sampling.decoded import image_sampler
 from stylegan_di.snapshots.checkpoint import load_denoiser
 from stylegan_di.snapshots.teacher_files import open_latents
-from stylegan_di.spaces.latents import Latents
 from stylegan_di.specs import parse
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.batch import Batch
@@ -37,13 +34,11 @@ class EDM(Method):
         device: torch.device,
         dataset: ImageDataset | None,
         model: EDMTeacher,
-        space: Latents | None = None,
     ) -> None:
-        """Takes a Method's arguments, the denoiser to train, and the latents that it works on; None for pixels."""
+        """Takes a Method's arguments and the denoiser to train, whose space is what it sees of the images."""
         super().__init__(config, device, dataset)
-        self.space = space
-        self.denoising = Denoising(config, parse(config.noise_law, NOISE_LAWS, "--noise-law"), space=space)
-        self.model, self.ema = model, copy.deepcopy(model)
+        self.denoising = Denoising(config, parse(config.noise_law, NOISE_LAWS, "--noise-law"), space=model.space)
+        self.model, self.ema = model, model.trainable_copy()
         self.prepare({"model": self.model, "ema": self.ema}, compiled=[self.model])
 
     @classmethod
@@ -52,9 +47,11 @@ class EDM(Method):
         model = None if config.transfer is None else load_denoiser(config.transfer)
         space = None
         if config.autoencoder is not None:
-            space = open_latents(config.autoencoder, dataset.resolution, model, decodes=True)
+            space = open_latents(config.autoencoder, dataset.resolution, model)
         if model is None:
-            return cls(config, device, dataset, EDMTeacher(new_network(config, dataset, space)), space)
+            model = EDMTeacher(new_network(config, dataset, space))
+            model.space = space
+            return cls(config, device, dataset, model)
         if not isinstance(model, EDMTeacher):
             raise UserError(f"--transfer={config.transfer}: it is no EDM network, which --kind=edm trains")
         if config.augment and getattr(getattr(model.network, "model", None), "map_augment", None) is None:
@@ -62,7 +59,8 @@ class EDM(Method):
                 f"--augment={config.augment:g}: the network of --transfer={config.transfer} is not told of "
                 "augmentations; give --augment=0"
             )
-        return cls(config, device, dataset, model, space)
+        model.space = space
+        return cls(config, device, dataset, model)
 
     def hinders_graph(self) -> str:
         return "--augment draws on the CPU" if self.denoising.augment else drops_at_random(self.model)
@@ -73,11 +71,7 @@ class EDM(Method):
             self.denoising.step(self.state, batch, self.reals.take(batch), journal)
 
     def shown(self) -> Generator:
-        sampler = DiffusionSampler(self.ema)
-        if self.space is None:
-            return sampler
-        assert self.dataset is not None
-        return Decoded(sampler, self.space.decode, self.dataset.resolution, self.dataset.num_channels)
+        return image_sampler(self.ema)
 
     def entries(self) -> dict[str, torch.nn.Module | None]:
         return {**self.ema.entries()}
