@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
+import calc_metrics
+import generate
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.images import from_uint8
+from stylegan_di.images import from_uint8, to_uint8
+from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.checkpoint import load_denoiser
 from stylegan_di.snapshots.pipelines import TeacherOptions
 from stylegan_di.snapshots.teacher_files import open_latents, open_teacher
@@ -94,6 +98,31 @@ def test_a_gan_is_refined_in_its_latents_also_resized_and_with_a_critic(files: d
     told = refused(*given, *critic)
     assert "asks the GAN's own discriminator, which sees pixels; add --critic=features" in told
     assert "resolution 8 against 16" in refused(*given, f"--gan-pkl={large}")
+
+
+def test_its_samples_are_decoded_by_the_commands(files: dict[str, str], tmp_path: Path) -> None:
+    network = whole_run(tmp_path / "edm", *command(files, "--kimg=0.008")) / "network-snapshot-000000.pkl"
+    given = [f"--network={network}", f"--autoencoder={files['vae']}", "--solver=dpmpp", "--steps=3", "--device=cpu"]
+    result = CliRunner().invoke(generate.main, [*given, "--seeds=1", f"--outdir={tmp_path / 'out'}", "--class=2"])
+    assert result.exit_code == 0, result.output
+    teacher = open_teacher(str(network), TeacherOptions(autoencoder=files["vae"]))
+    sampler = DiffusionSampler(teacher, solver="dpmpp", steps=3)
+    assert teacher.space is not None
+    expected = to_uint8(teacher.space.decode(sampler.draw([1], class_index=2).float()))[0, 0]
+    with Image.open(tmp_path / "out" / "seed0001.png") as image:
+        np.testing.assert_array_equal(np.asarray(image), expected.numpy())
+    measured = ["--metrics=fd_fashion", "--num=8", f"--data={files['data']}"]
+    result = CliRunner().invoke(calc_metrics.main, [*given, *measured])
+    assert result.exit_code == 0, result.output
+    result = CliRunner().invoke(calc_metrics.main, [given[0], *measured])
+    assert result.exit_code == 2
+    assert "its images have 4 channels, and pictures 1 or 3; a diffusion model of latents wants --autoencoder" in (
+        result.output
+    )
+    gan = save_gan(tmp_path / "gan.pkl")
+    result = CliRunner().invoke(generate.main, [f"--network={gan}", given[1], f"--outdir={tmp_path / 'none'}"])
+    assert result.exit_code == 2
+    assert f"--network={gan} is a GAN, which makes no latents" in result.output
 
 
 def refused(*arguments: str) -> str:

@@ -29,8 +29,9 @@ class Decoded(Generator):
     """
 
     kind = "diffusion teacher of latents"
+    options = DiffusionSampler.options
 
-    def __init__(self, latents: Generator, space: Space) -> None:
+    def __init__(self, latents: DiffusionSampler, space: Space) -> None:
         super().__init__()
         assert space.images is not None
         self.latents, self.space = latents, space
@@ -38,6 +39,9 @@ class Decoded(Generator):
         self.training = latents.training
         self.img_resolution, self.img_channels = space.images
         self.label_dim, self.known_labels = latents.label_dim, latents.known_labels
+
+    def _with(self, **options: Any) -> Decoded:
+        return Decoded(self.latents.with_options(**options), self.space)
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         return self.latents.sample_latents(n, rng=rng)
@@ -49,4 +53,4 @@ class Decoded(Generator):
 
     @torch.no_grad()
     def draw(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:
-        return self.space.decode(self.latents.draw(seeds, class_index=class_index))
+        return self.space.decode(self.latents.draw(seeds, class_index=class_index).float())

@@ -43,31 +43,33 @@ def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser
             return diffusers_parts.open_pipeline(read_pipeline(source, options), options)
     teacher = as_denoiser(load_snapshot(source))
     shape = ImageShape(teacher.img_resolution, teacher.img_channels, teacher.label_dim)
-    images = student_shape(source, shape, options)
+    student_shape(source, shape, options)
     if options.autoencoder is not None:
-        teacher.space = open_latents(options.autoencoder, images.resolution, teacher)
+        teacher.space = open_latents(options.autoencoder, teacher)
     return teacher if options.guidance == 1 else Guided(teacher, options.guidance)
 
 
-def open_latents(source: str, resolution: int, denoiser: Denoiser | None = None) -> Latents:
-    """Opens the autoencoder in whose latents a denoiser of a network file works, or a new one shall.
+def open_latents(source: str, of: Denoiser | int) -> Latents:
+    """Opens the autoencoder in whose latents a denoiser works.
 
     EDM2's networks have their own shift and scale, others those of the autoencoder's config.
 
     Args:
         source: the value of --autoencoder.
-        resolution: of the images.
-        denoiser: the network; None for a new one.
+        of: the denoiser of a network file; for a new one, the resolution of the images.
 
     Raises:
-        UserError: if it cannot be opened.
+        UserError: if it cannot be opened, or the denoiser has other channels.
     """
     option = f"--autoencoder={source}"
     part = read_autoencoder(source)
-    edm2s = isinstance(denoiser, EDMTeacher) and isinstance(denoiser.network, edm2.Precond)
+    side = of // downsampling(part) if isinstance(of, int) else of.img_resolution
+    edm2s = isinstance(of, EDMTeacher) and isinstance(of.network, edm2.Precond)
     with untrusted(option):
-        side = resolution // downsampling(part)
-        return diffusers_parts.latents_of(part, side, option, EDM2_LATENTS if edm2s else None)
+        latents = diffusers_parts.latents_of(part, side, option, EDM2_LATENTS if edm2s else None)
+    if not isinstance(of, int) and of.img_channels != latents.channels:
+        raise UserError(f"{option}: the network has {of.img_channels} channels, and its latents {latents.channels}")
+    return latents
 
 
 def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> ImageShape:

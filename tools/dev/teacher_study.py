@@ -31,7 +31,7 @@ LATENTS = "--autoencoder={datasets}/autoencoder-16 --model-channels=64 --channel
 LEARNS = "--batch=16 --lr=2e-3 --lr-rampup=2 --lr-decay=0.5 --ema=2 --tick=4"
 #: The noise levels that the halves of a teacher learn; ln 0.3 = -1.2 is the mean of a whole one's.
 FINE, COARSE = "lognormal:P_mean=-2.2,P_std=0.9", "lognormal:P_mean=-0.2,P_std=0.9"
-METRICS = "--metrics=fd_fashion,pr_fashion,fd_effnet --num=1500 --data={datasets}/fashion-16-test.zip"
+METRICS = "--metrics=fd_fashion,pr_fashion --num=3000 --data={datasets}/fashion-16-test.zip"
 AT_32 = METRICS.replace("fashion-16", "fashion-32")
 
 

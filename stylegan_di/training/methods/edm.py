@@ -47,7 +47,7 @@ class EDM(Method):
         model = None if config.transfer is None else load_denoiser(config.transfer)
         space = None
         if config.autoencoder is not None:
-            space = open_latents(config.autoencoder, dataset.resolution, model)
+            space = open_latents(config.autoencoder, model or dataset.resolution)
         if model is None:
             model = EDMTeacher(new_network(config, dataset, space))
             model.space = space
