@@ -12,6 +12,7 @@ from PIL import Image
 
 import calc_metrics
 import generate
+from stylegan_di.commands import preflight
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.images import from_uint8, to_uint8
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
@@ -21,7 +22,7 @@ from stylegan_di.snapshots.teacher_files import open_latents, open_teacher
 from stylegan_di.teachers.edm import EDMTeacher
 from tests import tiny_pipelines as tiny
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
-from tests.tiny import save_dataset, save_gan
+from tests.tiny import save_dataset, save_gan, save_reference
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -120,6 +121,12 @@ def test_its_samples_are_decoded_by_the_commands(files: dict[str, str], tmp_path
         result.output
     )
     gan = save_gan(tmp_path / "gan.pkl")
+    ref = save_reference(tmp_path / "ref.npz")
+    looked = [f"--gan-pkl={gan}", f"--teacher={network}", given[1], f"--ref={ref}",
+              "--metrics=fd_fashion", "--samples=8", "--steps=1", "--batch=4", "--force=true", "--device=cpu"]  # fmt: skip
+    result = CliRunner().invoke(preflight.main, looked)
+    assert result.exit_code == 0, result.output
+    assert "drawn with 8 evaluations" in result.output
     result = CliRunner().invoke(generate.main, [f"--network={gan}", given[1], f"--outdir={tmp_path / 'none'}"])
     assert result.exit_code == 2
     assert f"--network={gan} is a GAN, which makes no latents" in result.output

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,16 +83,18 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def table(results: list[dict[str, Any]], rows: Iterable[str] = ROWS) -> str:
+def table(
+    results: list[dict[str, Any]], rows: Iterable[str] = ROWS, columns: Mapping[str, str] = COLUMNS
+) -> str:
     """A line of Markdown a row: the mean over its seeds, +- half the range where there are several."""
-    lines = ["| row | seeds | s | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
+    lines = ["| row | seeds | s | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
     for row in rows:
         own = [result for result in results if result["row"] == row]
         if not own:
             continue
         cells = [row, ", ".join(str(result["seed"]) for result in own), _cell([r.get("seconds") for r in own], 0)]
         cells += [_cell([result.get(name) for result in own], 1 if "FD" in title or title == "detail" else 3)
-                  for title, name in COLUMNS.items()]  # fmt: skip
+                  for title, name in columns.items()]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
