@@ -254,8 +254,8 @@ class TrainConfig:
     whitening: float = _di(
         0.0,
         "How far the student's error is measured in whitened images, in which fine detail weighs as much as the coarse "
-        "picture; 0: not at all (pixels).",
-        SHARE,
+        "picture, at 1; beyond, more than that; 0: not at all (pixels).",
+        Range(0, 1.5),
     )
     student: str = _di(
         "auto",

@@ -126,6 +126,11 @@ class Generator(Conditional, ABC):
         z latents; labels [B,label_dim] one-hot or None; rng: source of any noise inside, None for fixed noise.
         """
 
+    @property
+    def latent_kind(self) -> str:
+        """The kind of generator whose latents these are: its own, unless it has another generator in it."""
+        return self.kind
+
     # In a training.
 
     def freeze(self, parts: Sequence[str]) -> None:

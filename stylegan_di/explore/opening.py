@@ -12,8 +12,9 @@ from stylegan_di.interfaces import Generator
 from stylegan_di.labels import Chosen
 from stylegan_di.sampling.decoded import image_sampler
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
-from stylegan_di.snapshots.checkpoint import as_gan, as_shown, load_snapshot
+from stylegan_di.snapshots.checkpoint import as_gan, as_of_w, as_shown, load_snapshot
 from stylegan_di.snapshots.teacher_files import open_latents
+from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 
 
@@ -45,6 +46,13 @@ def open_gan(network: str) -> StyleGAN2Student:
     gan = as_gan(load_snapshot(network))
     _checked(gan, network)
     return gan
+
+
+def open_of_w(network: str) -> StyleGAN2Student | RefinerStudent:
+    """Returns the GAN of a network file, or its refiner; see `open_gan`."""
+    student = as_of_w(load_snapshot(network))
+    _checked(student, network)
+    return student
 
 
 def asked_for(generator: Generator, classes: str | None, label: Sequence[float] | None) -> list[Chosen]:

@@ -44,6 +44,14 @@ def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(x.dtype)
 
 
+def with_labels(x: Tensor, labels: Tensor | None) -> Tensor:
+    """x [...,n] and behind it labels [...,label_dim] one-hot, scaled to the length of n standard normal numbers.
+
+    Unscaled, a class would be one of n + 1 numbers, and be learned late. None: x alone.
+    """
+    return x if labels is None else torch.cat([x, labels.to(x) * math.sqrt(x.shape[-1])], dim=-1)
+
+
 class Linear(PersistentModule):
     """x [..., in_features] -> [..., out_features]."""
 

@@ -25,7 +25,7 @@ from stylegan_di.explore.headroom import look
 from stylegan_di.interfaces import Denoiser, Generator, Space
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import class_map
-from stylegan_di.presets import RECIPES
+from stylegan_di.presets import RECIPES, use_of
 from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.spaces import SPACES
@@ -271,7 +271,8 @@ class DiffInstruct(GeneratorMethod):
             heads = count_parameters(self.feature_adversary.critic.heads)
             lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}"))
         if config.cfg is not None:
-            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(config.gan_pkl is not None)}"))
+            use = use_of(config.student, config.gan_pkl)
+            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(use)}"))
         return lines
 
 
