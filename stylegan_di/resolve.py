@@ -100,6 +100,8 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
     if config.kind == "di":
         if not config.trains_teacher:
             yield ONLINE_TEACHER, "without --teacher=online, a teacher that is trained on the way" + leave
+        else:
+            yield TEACHER, "with --teacher=online, a denoiser of pixels that is trained on the way" + leave
         if config.gan_pkl is None or not config.needs_teacher:
             yield ("match", "classes", "force"), "without a GAN to refine and its teacher" + leave
         if not config.trains_critic:
