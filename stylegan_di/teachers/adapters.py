@@ -7,9 +7,9 @@ moments. The layers are peft's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from torch.nn import Parameter
 
 from stylegan_di.dnnlib.util import not_installed
 from stylegan_di.interfaces import Denoiser
-
-if TYPE_CHECKING:
-    from stylegan_di.teachers.discrete import DiscreteTeacher
 
 ADAPTER = ".lora_"  # in the names of peft's adapters
 
@@ -83,13 +80,16 @@ class Adapted(Denoiser):
     Args:
         denoiser: one whose network `add_adapters` was given; the weights that it shares are not to be trained.
         teacher: the one that it shares them with.
-        rows: what `add_adapters` returned.
+        together: computes what `beside` returns for that teacher.
     """
 
-    def __init__(self, denoiser: DiscreteTeacher, teacher: DiscreteTeacher, rows: AdaptedRows) -> None:
+    def __init__(
+        self, denoiser: Denoiser, teacher: Denoiser, together: Callable[..., tuple[Tensor, Tensor]]
+    ) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self._shares = (teacher, rows)  # in a tuple, so that the teacher is no part of this module
+        self._shared = (teacher,)  # in a tuple, so that the teacher is no part of this module
+        self._together = together
         self.training = denoiser.training
         for name in ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max", "space"):
             setattr(self, name, getattr(denoiser, name))
@@ -100,8 +100,7 @@ class Adapted(Denoiser):
     def beside(
         self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        shared, rows = self._shares
-        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels) if teacher is shared else None
+        return self._together(x, sigma, labels) if teacher in self._shared else None
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self.denoiser.round_sigma(sigma)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -233,9 +234,10 @@ class DiscreteTeacher(Denoiser):
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         copied = copy.deepcopy(self, {**shared, id(self.space): self.space})
         copied.guidance = 1.0
-        return Adapted(copied, self, add_adapters(copied.network, rank))
+        rows = add_adapters(copied.network, rank)
+        return Adapted(copied, self, partial(copied._beside, self, rows))
 
-    def denoised_beside(
+    def _beside(
         self, teacher: DiscreteTeacher, rows: AdaptedRows, x: Tensor, sigma: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Returns what the teacher and this network, which is the teacher's with adapters, say of x, in one pass.

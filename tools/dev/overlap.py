@@ -12,7 +12,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -65,17 +65,18 @@ class Spans:
 def measured_step(method: Any, batch: Batch) -> dict[str, float]:
     """A step's seconds, of which parts, and the MiB that it exchanges."""
     spans = Spans()
-    meet = spans.noting("waiting", torch.distributed.barrier)
-    reduce = spans.noting("exchange", torch.distributed.all_reduce)
+    meet = spans.noting("waiting", distributed.any_process)
+    average = spans.noting("exchange", distributed.average)
 
-    def exchange(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        meet()
-        spans.bytes += tensor.nbytes
-        return reduce(tensor, *args, **kwargs)
+    def exchange(tensors: Iterable[torch.Tensor]) -> None:
+        gradients = list(tensors)
+        meet(False)
+        spans.bytes += sum(gradient.nbytes for gradient in gradients)
+        average(gradients)
 
     start = time.perf_counter()
     with (
-        patch.object(torch.distributed, "all_reduce", exchange),
+        patch.object(distributed, "average", exchange),
         patch.object(torch.autograd, "backward", spans.noting("backward", torch.autograd.backward)),
     ):
         method.step(batch, Journal())
