@@ -183,8 +183,8 @@ def run(place: Place, tasks: list[tuple[str, int]], workers: int, limit: float) 
                 yield {"row": task[0], "seed": task[1], "error": str(error)}
             else:
                 yield future.result()
-    for process in pool._processes.values() if running else ():  # out of time
-        process.terminate()
+    for process in pool._processes.values() if running else ():
+        process.kill()  # a training would take SIGTERM as the wish to save its state
     pool.shutdown(wait=not running, cancel_futures=True)
 
 
