@@ -229,7 +229,8 @@ def kernels_of(run: Callable[[], object], most: int = 25) -> dict[str, float]:
         run()
         torch.cuda.synchronize()
     times = {entry.key: entry.self_device_time_total / 1e3 for entry in profiler.key_averages()}
-    return {"all of them": sum(times.values())} | {name[:120]: times[name] for name in sorted(times, key=times.__getitem__, reverse=True)[:most]}
+    dearest = sorted(times, key=times.__getitem__, reverse=True)[:most]
+    return {"all of them": sum(times.values())} | {name[:120]: times[name] for name in dearest}
 
 
 def graphed(step: Step) -> Callable[[], object]:
