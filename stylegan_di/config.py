@@ -390,7 +390,7 @@ class TrainConfig:
                 "has one"
             )
         if self.winograd and (self.device != "cpu" or self.amp != "none" or self.compile or self.fsdp):
-            raise UserError("--winograd is for a teacher in float32 on a CPU: leave out it, or --amp, --compile, --fsdp")
+            raise UserError("--winograd is for a teacher in float32 on a CPU: leave it or --amp, --compile, --fsdp out")
         if self.winograd and self.trains_teacher:
             raise UserError("--winograd is for a frozen teacher, and --teacher=online trains it: leave one of them out")
         if self.fsdp and self.fake_rank is not None:

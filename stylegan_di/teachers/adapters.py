@@ -19,6 +19,7 @@ from stylegan_di.dnnlib.util import not_installed
 from stylegan_di.interfaces import Denoiser
 
 ADAPTER = ".lora_"  # in the names of peft's adapters
+MOST_JOINED = 4  # images up to which one pass of a joined batch is faster (docs/measurements/adapters.md)
 
 
 class AdaptedRows:
@@ -100,7 +101,9 @@ class Adapted(Denoiser):
     def beside(
         self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
-        return self._together(x, sigma, labels) if teacher in self._shared else None
+        if teacher not in self._shared or len(x) > MOST_JOINED:
+            return None
+        return self._together(x, sigma, labels)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self.denoiser.round_sigma(sigma)
