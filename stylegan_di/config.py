@@ -129,6 +129,10 @@ class TrainConfig:
         "machine, else none; weights and moments stay float32.",
         kinds=("edm", "di"),
     )
+    winograd: bool = _di(
+        False,
+        "On a CPU, the teacher's convolutions of 192 channels or more take fewer products, for 4 times their memory.",
+    )
     compile: bool = _run(
         False, "torch.compile the U-Nets: the first step takes minutes, later ones take less time.", kinds=("edm", "di")
     )
@@ -394,6 +398,10 @@ class TrainConfig:
                 "--kind=di needs --teacher=NAME|PATH|URL, a diffusion model, or --cfg=NAME, or a known --gan-pkl that "
                 "has one"
             )
+        if self.winograd and (self.device != "cpu" or self.amp != "none" or self.compile or self.fsdp):
+            raise UserError("--winograd is for a teacher in float32 on a CPU: leave it or --amp, --compile, --fsdp out")
+        if self.winograd and self.trains_teacher:
+            raise UserError("--winograd is for a frozen teacher, and --teacher=online trains it: leave one of them out")
         if self.fsdp and self.fake_rank is not None:
             raise UserError(
                 f"--fsdp spreads two networks, and --fake-rank={self.fake_rank} makes them share one: leave one out"

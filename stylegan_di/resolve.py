@@ -39,7 +39,8 @@ NOT_R3GANS = ("map_depth", "noise_inputs", "d_arch", "freezed", "mixing", "pl_we
               "blur_fade", "mbstd_group", "freeze", "r1_interval")  # fmt: skip
 TEACHER = ("prompt", "negative_prompt", "guidance", "autoencoder", "checkpointing")
 DIVERGENCE = (
-    "noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "one_noise", "compile", "fsdp"
+    "noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "one_noise", "compile",
+    "winograd", "fsdp"
 )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ from stylegan_di.diffusion import (
 )
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.networks.edm_unets import last_of_each_level
-from stylegan_di.teachers.adapters import Adapted, AdaptedRows, add_adapters, sharing_copy
+from stylegan_di.teachers.adapters import MOST_JOINED, Adapted, AdaptedRows, add_adapters, sharing_copy
 from stylegan_di.torch_utils.precision import moved
 
 
@@ -276,7 +276,9 @@ class AdaptedRowwise(Adapted):
         self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
         shared, rows = self._shares
-        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels) if teacher is shared else None
+        if teacher is not shared or len(x) > MOST_JOINED:
+            return None
+        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels)
 
 
 def joined(conditions: Sequence[Any]) -> Any:
