@@ -106,6 +106,8 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
             yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
         if not config.needs_data:
             yield REAL_IMAGES, "without --adv-weight, --critic or a divergence that sees real images: leave it out"
+        if not config.clip:
+            yield ("clip_return",), "without --clip=true" + leave
         if not config.trains_critic and config.critic == "none":
             yield ("critic_noise_law",), "without a critic: leave it out, or give --critic=features"
         if samples_wanted(config.data) is not None:

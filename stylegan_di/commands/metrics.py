@@ -27,13 +27,13 @@ from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.safe_files import open_plain
 from stylegan_di.dnnlib.util import UserError, say
+from stylegan_di.explore.opening import open_generator
 from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.references import SUFFIXES, label_law_of
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_labels, need_reals
 from stylegan_di.sampling.ablation import SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
-from stylegan_di.snapshots.checkpoint import as_shown, load_snapshot
 from stylegan_di.snapshots.formats import open_contents
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
@@ -195,7 +195,7 @@ def main(
     if network is not None:
         given = {"trunc": trunc, "trunc_mode": trunc_mode, "steps": steps, "solver": solver}
         given = {name: value for name, value in given.items() if value is not None}
-        generator = as_shown(load_snapshot(network, which)).with_options(**given).to(device)
+        generator = open_generator(network, which).with_options(**given).to(device)
         generator = with_labels_of(reference, generator)
     evaluator = Evaluator(
         names, reference, num, batch=batch, detector_file=detector_file, device=device,

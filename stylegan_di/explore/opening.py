@@ -25,20 +25,20 @@ def open_generator(network: str, which: str | None = None) -> Generator:
     Raises:
         UserError: if its images do not have 1 or 3 channels.
     """
-    return _checked(as_shown(load_snapshot(network, which)), network)
+    return of_pictures(as_shown(load_snapshot(network, which)), network)
 
 
 def open_gan(network: str) -> StyleGAN2Student:
     """Returns the GAN of a network file; see `open_generator`, which accepts other networks too."""
     gan = as_gan(load_snapshot(network))
-    _checked(gan, network)
+    of_pictures(gan, network)
     return gan
 
 
 def open_of_w(network: str) -> StyleGAN2Student | RefinerStudent:
     """Returns the GAN of a network file, or its refiner; see `open_gan`."""
     student = as_of_w(load_snapshot(network))
-    _checked(student, network)
+    of_pictures(student, network)
     return student
 
 
@@ -83,8 +83,13 @@ def one_label(generator: Generator, chosen: Chosen | None) -> Tensor | None:
     return generator.label_law.chosen(torch.zeros(1, dtype=torch.int64), chosen)
 
 
-def _checked(generator: Generator, network: str) -> Generator:
+def of_pictures(generator: Generator, network: str) -> Generator:
+    """Returns the generator of a network file.
+
+    Raises:
+        UserError: if its images are neither gray nor RGB.
+    """
     if generator.img_channels not in (1, 3):
         channels = generator.img_channels
-        raise UserError(f"--network={network}: its images have {channels} channels; pictures have 1 or 3")
+        raise UserError(f"{network}: its images have {channels} channels; pictures have 1 or 3")
     return generator

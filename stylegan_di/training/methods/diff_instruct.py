@@ -350,10 +350,10 @@ def instruction(
 
 
 def _space(config: TrainConfig, teacher: Denoiser) -> Space:
-    """The space that --match and --clip name, in the teacher's size."""
+    """The space that --match, --clip and --clip-return name, in the teacher's size."""
     cls: Any = SPACES[config.match]
     space: Space = teacher.space or cls(teacher.img_resolution, teacher.img_channels)
-    return Shown(space) if config.clip else space
+    return Shown(space, config.clip_return) if config.clip else space
 
 
 def _feature_adversary(config: TrainConfig, teacher: Denoiser, label_dim: int) -> FeatureAdversary:
