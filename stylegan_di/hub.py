@@ -28,7 +28,7 @@ HUB = "hf:"
 PAGES = "https://huggingface.co/"
 NETWORK = "network.safetensors"  # what `push` writes, and the file that is meant where none is named
 PIPELINE = "model_index.json"  # the file that makes a repository a pipeline in diffusers' layout
-NETWORK_SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth")
+NETWORK_SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth", ".bin")
 MOST_LISTED = 8  # files in a message
 #: Headers of a file that become parts of paths, and what they may be.
 NAMING = {"ETag": r'(W/)?"?[\w.:=+-]{1,200}"?', "X-Linked-Etag": r'(W/)?"?[\w.:=+-]{1,200}"?',
