@@ -76,8 +76,8 @@ def check(source: Path) -> None:
               "of that width; center-crop-dhariwal: resize the shorter side, then crop; pad: add black borders and "
               "keep the pixels, as MNIST's images get without --resolution; letterbox: as large as fits, with black "
               "borders; without this option the whole image is resized")
-@click.option("--background", callback=parse_colour, metavar="COLOUR",
-              help="Put transparent images on it: white, #ff8000, ...  [default: refuse them]")
+@click.option("--alpha", "background", callback=parse_colour, metavar="COLOUR",
+              help="Put transparent images on this colour: white, #ff8000, ...  [default: refuse them]")
 @click.option("--white", type=click.IntRange(min=1, max=65535), metavar="VALUE",
               help="Take 16-bit gray images; this value becomes white: 65535, or 4095 for 12 bits")
 @click.option("--split", type=click.Choice(list(SPLITS)), help="Split of IDX files and CIFAR-10.  [default: train]")
