@@ -43,7 +43,8 @@ class Logger:
         sys.stdout, sys.stderr = self.streams
         for tee in self.tees:
             tee.end_line()
-        self.file.close()
+        with naming(self.path):
+            self.file.close()
 
 
 class _Tee:

@@ -75,7 +75,8 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            self._lock.close()
+            with contextlib.suppress(OSError):  # nothing was written into it, and the lock ends with the process
+                self._lock.close()
 
     def line_files(self) -> dict[str, int]:
         """Flushes the files that grow by lines (stats.jsonl, metric-*.jsonl) to disk; returns their sizes by name."""
