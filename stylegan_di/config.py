@@ -80,6 +80,12 @@ class TrainConfig:
     transfer: str | None = _input(
         None, "Denoiser to start from, an EDM network: known name, path, URL or hf:owner/name[/file].", kinds=("edm",)
     )
+    autoencoder: str | None = _input(
+        None,
+        "Autoencoder of a denoiser that works on latents: a folder in diffusers' layout or hf:owner/name. [default: "
+        "the pipeline's own]",
+        kinds=("edm", "di"),
+    )
     data: str | None = _input(
         None,
         "Training images: ZIP or folder (stylegan-di dataset makes them). --kind=di takes them where its losses use "
@@ -122,6 +128,10 @@ class TrainConfig:
         "Autocast of denoisers and student: none (float32), bf16, fp16, or auto: bf16 where that is faster on this "
         "machine, else none; weights and moments stay float32.",
         kinds=("edm", "di"),
+    )
+    winograd: bool = _di(
+        False,
+        "On a CPU, the teacher's convolutions of 192 channels or more take fewer products, for 4 times their memory.",
     )
     compile: bool = _run(
         False, "torch.compile the U-Nets: the first step takes minutes, later ones take less time.", kinds=("edm", "di")
@@ -273,8 +283,8 @@ class TrainConfig:
     fake_lr: float | None = _di(None, "Learning rate of the fake score. [default: --lr]", POSITIVE)
     fake_rank: int | None = _di(
         None,
-        "Rank of low-rank adapters (peft): the fake score shares the teacher's weights and trains these alone, which "
-        "saves memory. For networks of diffusers. [default: a whole copy]",
+        "Rank of low-rank adapters: the fake score shares the teacher's weights and trains these alone, which saves "
+        "memory. Networks of diffusers need peft for it. [default: a whole copy]",
         Range(1, 4096),
     )
     fake_steps: int = _di(1, "Updates of the fake score in a step, which has one of the student.", Range(1, 1000))
@@ -302,12 +312,7 @@ class TrainConfig:
     )
     negative_prompt: str | None = _di(None, "The text that --guidance leads away from. [default: the empty text]")
     guidance: float = _di(
-        1.0, "Scale of the teacher's classifier-free guidance, for pipelines of texts or classes; 1: none.", POSITIVE
-    )
-    autoencoder: str | None = _di(
-        None,
-        "Autoencoder of a teacher that works on latents: a folder in diffusers' layout or hf:owner/name. "
-        "[default: the pipeline's own]",
+        1.0, "Scale of the teacher's classifier-free guidance, away from its null label; 1: none.", POSITIVE
     )
     checkpointing: bool = _di(
         False, "Compute activations of teacher and fake score again in the backward pass: less memory, more time."
@@ -393,6 +398,10 @@ class TrainConfig:
                 "--kind=di needs --teacher=NAME|PATH|URL, a diffusion model, or --cfg=NAME, or a known --gan-pkl that "
                 "has one"
             )
+        if self.winograd and (self.device != "cpu" or self.amp != "none" or self.compile or self.fsdp):
+            raise UserError("--winograd is for a teacher in float32 on a CPU: leave it or --amp, --compile, --fsdp out")
+        if self.winograd and self.trains_teacher:
+            raise UserError("--winograd is for a frozen teacher, and --teacher=online trains it: leave one of them out")
         if self.fsdp and self.fake_rank is not None:
             raise UserError(
                 f"--fsdp spreads two networks, and --fake-rank={self.fake_rank} makes them share one: leave one out"
@@ -447,6 +456,15 @@ class TrainConfig:
         if self.trains_teacher and (self.fsdp or self.match != "pixels" or self.classes is not None):
             option = "--fsdp" if self.fsdp else f"--match={self.match}" if self.match != "pixels" else "--classes"
             raise UserError(f"{option} does not go with --teacher=online, made for the GAN's own images: leave it out")
+        if self.trains_teacher and self.fake_rank is not None:
+            raise UserError(
+                f"--fake-rank={self.fake_rank} shares the teacher's weights, which --teacher=online moves: leave it out"
+            )
+        if self.guidance != 1 and self.classes == "null":
+            raise UserError(
+                f"--guidance={self.guidance:g} leads away from the null label, the only one that --classes=null tells: "
+                "leave it out"
+            )
         divergence = parse_divergence(self.divergence)
         needs_critic = divergence is not None and divergence.needs_critic
         if self.match != "pixels" and needs_critic and self.critic == "none":

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from stylegan_di.torch_utils.ops import winograd
 from stylegan_di.torch_utils.ops.bias_act import bias_act
 from stylegan_di.torch_utils.ops.bias_add import bias_add
 from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
@@ -153,9 +154,16 @@ class Conv2d(PersistentModule):
         if self.weight is None:
             x = resample(x, self.resample_filter, filter_pad) if self.up or self.down else x
             return x if gain == 1 else x * gain
-        weight, bias = self.weight.to(x.dtype), cast(self.bias, x) if add_bias else None
+        bias = cast(self.bias, x) if add_bias else None
+        if gain != 1 and bias is not None:
+            bias = bias * gain
+        if not self.fused_resample and (self.up or self.down):
+            x = resample(x, self.resample_filter, filter_pad)
+        if not self.fused_resample and (ready := winograd.prepared(self.weight, x)) is not None:
+            return ready.convolve(x, gain, bias)
+        weight = self.weight.to(x.dtype)
         if gain != 1:
-            weight, bias = weight * gain, None if bias is None else bias * gain
+            weight = weight * gain
         weight_pad = weight.shape[-1] // 2
         if self.fused_resample and self.up:
             x = upsample(x, self.resample_filter, max(filter_pad - weight_pad, 0))
@@ -163,9 +171,13 @@ class Conv2d(PersistentModule):
         if self.fused_resample and self.down:
             x = convolve(x, weight, bias, padding=weight_pad + filter_pad)
             return downsample(x, self.resample_filter, 0)  # its taps sum to 1, so the bias can be added before it
-        if self.up or self.down:
-            x = resample(x, self.resample_filter, filter_pad)
         return convolve(x, weight, bias, padding=weight_pad)
+
+
+def prepare_convolutions(network: torch.nn.Module) -> int:
+    """Makes the filters of a network that stays frozen ready for `ops.winograd`, on a CPU; returns how many."""
+    layers = [module for module in network.modules() if isinstance(module, Conv2d) and not module.fused_resample]
+    return winograd.prepare(layer.weight for layer in layers if layer.weight is not None)
 
 
 class GroupNorm(PersistentModule):
