@@ -68,7 +68,7 @@ class Denoiser(Conditional, ABC):
 
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy, from which a fake score starts. A wrapper copies the network that it wraps."""
-        return copy.deepcopy(self)
+        return copy.deepcopy(self, {id(self.space): self.space})
 
     def adapted_copy(self, rank: int) -> Denoiser:
         """Returns a copy that shares this network's frozen weights and trains low-rank adapters of them alone.
@@ -77,8 +77,7 @@ class Denoiser(Conditional, ABC):
             UserError: if networks of this class cannot have adapters.
         """
         raise UserError(
-            f"--fake-rank={rank}: a {type(self).__name__} cannot have low-rank adapters, only networks of diffusers "
-            "can; leave it out"
+            f"--fake-rank={rank}: a {type(self).__name__} cannot have low-rank adapters; leave it out"
         )
 
     def beside(
@@ -126,6 +125,11 @@ class Generator(Conditional, ABC):
 
         z latents; labels [B,label_dim] one-hot or None; rng: source of any noise inside, None for fixed noise.
         """
+
+    @property
+    def latent_kind(self) -> str:
+        """The kind of generator whose latents these are: its own, unless it has another generator in it."""
+        return self.kind
 
     # In a training.
 
@@ -249,10 +253,15 @@ class Space(ABC):
 
     resolution: int
     channels: int
+    images: tuple[int, int] | None = None  # resolution and channels of what `decode` makes, where there is one
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
         """Maps images [B,C,H,W], nominally in [-1,1], to x [B,channels,resolution,resolution], std about sigma_data."""
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Maps x back to images, as far as it can; only where `images` is given."""
+        raise NotImplementedError(f"a {type(self).__name__} cannot be decoded")
 
 
 class Critic(ABC):

@@ -25,8 +25,8 @@ from stylegan_di.presets import R3GAN as R3GAN_PRESET
 from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, open_contents
-from stylegan_di.snapshots.pipelines import is_pipeline, read_pipeline
-from stylegan_di.snapshots.teacher_files import student_shape
+from stylegan_di.snapshots.pipelines import Part, downsampling, is_pipeline, read_autoencoder, read_pipeline
+from stylegan_di.snapshots.teacher_files import LATENT_CHANNELS, student_shape
 from stylegan_di.students import stylegan2, stylegan3
 from stylegan_di.students.refiner import PARTS as REFINER_PARTS
 from stylegan_di.teachers.mixed import parse_teachers
@@ -110,6 +110,18 @@ class Files:
             return None
         try:
             return ImageDataset(self.config.data, use_labels=self.config.cond)
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
+
+    @cached_property
+    def autoencoder(self) -> Part | None:
+        """The autoencoder in whose latents --kind=edm trains."""
+        source = self.config.autoencoder
+        if source is None or self.config.kind != "edm" or (source.startswith(HUB) and not self.fetch):
+            return None
+        try:
+            return read_autoencoder(source)
         except UserError as error:
             self.problems.append(str(error))
             return None
@@ -268,11 +280,19 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     data = files.data
     if data is None:
         return
-    side = data.resolution
+    side, channels = data.resolution, data.num_channels
     unfit = f"--data={config.data} has images of side {side}"
-    if config.kind == "edm" and side % 2 ** (len(config.channel_mult) - 1):
-        levels = len(config.channel_mult)
-        multiple = 2 ** (levels - 1)
+    factor = 1
+    if (autoencoder := files.autoencoder) is not None:
+        factor, known = downsampling(autoencoder), autoencoder.config.get("in_channels", 3)
+        if known != channels:
+            yield (
+                f"--data={config.data} has images of {channels} channels, and --autoencoder={config.autoencoder} takes "
+                f"images of {known}: make them so with stylegan-di dataset (--channels)"
+            )
+        channels = autoencoder.config.get("latent_channels", LATENT_CHANNELS)
+    levels = len(config.channel_mult) if config.kind == "edm" and config.transfer is None else 1
+    if side % (multiple := factor * 2 ** (levels - 1)):
         yield (
             f"{unfit}; --channel-mult of {levels} resolutions needs one divisible by {multiple}: resize with "
             "stylegan-di dataset"
@@ -287,7 +307,7 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     for start, name in ((files.transfer, "network to start from"), (files.gan, "GAN")):
         if start is not None:
             network, whose = shape_of(start), name
-    found = ImageShape(side, data.num_channels, data.label_dim)
+    found = ImageShape(side // factor, channels, data.label_dim)
     if network is not None and found != network:
         yield (
             f"--data={config.data}: resolution, channels, classes are {astuple(found)}, the {whose}'s "

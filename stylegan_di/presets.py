@@ -5,7 +5,8 @@ StyleGAN2-ADA's presets are from arXiv 2006.06676 and its code, EDM's from arXiv
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from stylegan_di.dnnlib.util import UserError
@@ -105,25 +106,33 @@ def gan_preset(cfg: str, *, resolution: int, gpus: int, batch: int | None, cuda:
 # --kind=di: --cfg, or the recipe of a known GAN or teacher.
 
 
+#: What a training by --kind=di is for.
+REFINEMENT, DISTILLATION, REFINER, NEW_NETWORK = "refinement", "distillation", "a refiner", "a new network"
+
+
+def use_of(student: str | None, gan_pkl: str | None) -> str:
+    """What a training with this --student and --gan-pkl is for, None where they are not given."""
+    if student in (None, "auto"):
+        return DISTILLATION if gan_pkl is None else REFINEMENT
+    return REFINER if student == "refiner" else NEW_NETWORK
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Options for a known teacher: `refine` to refine a GAN with it, `distil` to distil it without a GAN.
+    """Options for a known teacher.
 
-    `refiner` changes `refine` for --student=refiner. `gan` is the known GAN of the same images, if there is one.
-    `measured` names the uses whose results were measured with this code, and `source` says where the options come from.
+    `gan` is the known GAN of the same images, if there is one; `uses` the options of each use that has some; `measured`
+    the uses whose results were measured with this code; `source` says where the options come from.
     """
 
     teacher: str
     gan: str | None
-    refine: dict[str, Any]
-    distil: dict[str, Any]
+    uses: Mapping[str, Mapping[str, Any]]
     measured: tuple[str, ...]
     source: str
-    refiner: dict[str, Any] = field(default_factory=dict)
 
-    def note(self, refines: bool) -> str:
+    def note(self, use: str) -> str:
         """Returns 'refinement, measured here: ...' or the like, for the header of a run."""
-        use = "refinement" if refines else "distillation"
         return f"{use}, {'measured here' if use in self.measured else 'not measured here'}: {self.source}"
 
 
@@ -131,28 +140,40 @@ _FASHION: dict[str, Any] = dict(
     batch=32, beta2=0.999, lr_decay=0.5, ema=5.0, tick=2.0, snap=100, metrics=("fd_fashion", "pr_fashion"),
     metric_samples=10000,
 )  # fmt: skip
-_FASHION_REFINE = _FASHION | dict(
-    kimg=44.0, lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05, whitening=1.0, clip=True
-)
-_FASHION_REFINER: dict[str, Any] = dict(kimg=28.0, lr=1e-3, fake_lr=1e-3)
-_FASHION_DISTIL = _FASHION | dict(kimg=24.0, lr=5e-4)
+_FASHION_USES: dict[str, dict[str, Any]] = {
+    REFINEMENT: _FASHION | dict(
+        kimg=28.0, divergence="sid", lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05, whitening=1.45, clip=True,
+        clip_return=0.0,
+    ),
+    DISTILLATION: _FASHION | dict(kimg=24.0, lr=5e-4),
+    REFINER: _FASHION | dict(kimg=28.0, lr=1e-3, fake_lr=1e-3, dlr=2e-3, gamma=0.05, clip=True, clip_return=0.0),
+    NEW_NETWORK: _FASHION | dict(kimg=44.0, lr=2e-3, fake_lr=1.5e-3),
+}  # fmt: skip
+
+_FASHION_32_USES: dict[str, dict[str, Any]] = {
+    REFINEMENT: _FASHION | dict(kimg=40.0, divergence="ikl", lr=2e-3, fake_lr=1.5e-3, whitening=1.0, clip=True),
+}
 
 # Diff-Instruct's published settings for distillation (arXiv 2305.18455 and its code) are these together with
 # KIND_DEFAULTS' Adam(0, 0.999), lr 1e-5, batch 128, EMA half-life 500 kimg. None are published for refining GANs.
-_DISTIL: dict[str, Any] = dict(sigma_init=1.0)
+_PAPERS: dict[str, dict[str, Any]] = {DISTILLATION: dict(sigma_init=1.0)}
 _PAPER = "the settings of Diff-Instruct's code for distillation; for refinement none are published"
 _ALIKE = "as CIFAR-10's; Diff-Instruct published no result here"
+_ALL = tuple(_FASHION_USES)
+_HERE = "docs/demo.md and docs/measurements/generators.md"
 
 # fmt: off
 RECIPES: dict[str, Recipe] = {
-    # name                    teacher                            GAN                refine          distil   measured
-    "fashion":        Recipe("fashion-teacher.pkl",             "fashion-gan.pkl", _FASHION_REFINE, _FASHION_DISTIL,
-                             ("refinement", "distillation"), "docs/demo.md", _FASHION_REFINER),
-    "cifar10-uncond": Recipe("edm-cifar10-32x32-uncond-vp.pkl", None,              {},             _DISTIL, (), _PAPER),
-    "cifar10-cond":   Recipe("edm-cifar10-32x32-cond-vp.pkl",   "cifar10.pkl",     {},             _DISTIL, (), _PAPER),
-    "imagenet64":     Recipe("edm-imagenet-64x64-cond-adm.pkl", None,              {},             _DISTIL, (), _PAPER),
-    "ffhq64":         Recipe("edm-ffhq-64x64-uncond-vp.pkl",    None,              {},             _DISTIL, (), _ALIKE),
-    "afhqv2-64":      Recipe("edm-afhqv2-64x64-uncond-vp.pkl",  None,              {},             _DISTIL, (), _ALIKE),
+    # name                    teacher                            GAN                uses           measured
+    "fashion":        Recipe("fashion-teacher.pkl",             "fashion-gan.pkl", _FASHION_USES, _ALL,
+                             _HERE),
+    "fashion-32":     Recipe("fashion-32-teacher.pkl",          "fashion-32-gan.pkl", _FASHION_32_USES, (REFINEMENT,),
+                             "docs/demo.md"),
+    "cifar10-uncond": Recipe("edm-cifar10-32x32-uncond-vp.pkl", None,              _PAPERS,       (), _PAPER),
+    "cifar10-cond":   Recipe("edm-cifar10-32x32-cond-vp.pkl",   "cifar10.pkl",     _PAPERS,       (), _PAPER),
+    "imagenet64":     Recipe("edm-imagenet-64x64-cond-adm.pkl", None,              _PAPERS,       (), _PAPER),
+    "ffhq64":         Recipe("edm-ffhq-64x64-uncond-vp.pkl",    None,              _PAPERS,       (), _ALIKE),
+    "afhqv2-64":      Recipe("edm-afhqv2-64x64-uncond-vp.pkl",  None,              _PAPERS,       (), _ALIKE),
 }
 # fmt: on
 

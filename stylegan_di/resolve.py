@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from stylegan_di.config import ONLINE, Kind, TrainConfig, check_specs, makes_student, uses_teacher
+from stylegan_di.config import ONLINE, Kind, TrainConfig, check_specs, uses_teacher
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.options import options_of
@@ -15,13 +15,15 @@ from stylegan_di.presets import (
     KIND_DEFAULTS,
     R3GAN,
     RECIPES,
+    REFINER,
     STYLEGAN3,
     check_cfg,
     gan_preset,
     recipe_name,
+    use_of,
 )
 
-REFINER: dict[str, Any] = {"sigma_init": 1.0}
+REFINERS: dict[str, Any] = {"sigma_init": 1.0}  # --student=refiner where no recipe says otherwise
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 #: NVlabs' defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth, nothing is blurred.
 STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None, "blur_sigma": 0.0}
@@ -99,12 +101,16 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
     if config.kind == "di":
         if not config.trains_teacher:
             yield ONLINE_TEACHER, "without --teacher=online, a teacher that is trained on the way" + leave
+        else:
+            yield TEACHER, "with --teacher=online, a denoiser of pixels that is trained on the way" + leave
         if config.gan_pkl is None or not config.needs_teacher:
             yield ("match", "classes", "force"), "without a GAN to refine and its teacher" + leave
         if not config.trains_critic:
             yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
         if not config.needs_data:
             yield REAL_IMAGES, "without --adv-weight, --critic or a divergence that sees real images: leave it out"
+        if not config.clip:
+            yield ("clip_return",), "without --clip=true" + leave
         if not config.trains_critic and config.critic == "none":
             yield ("critic_noise_law",), "without a critic: leave it out, or give --critic=features"
         if samples_wanted(config.data) is not None:
@@ -168,12 +174,11 @@ def _edm_options(given: Mapping[str, Any]) -> dict[str, Any]:
 def _di_options(given: Mapping[str, Any], known_name: str | None) -> dict[str, Any]:
     """The recipe of --cfg, else of a known GAN or teacher; its teacher where none is given."""
     online = EDM_PRESETS[given.get("arch", "ddpmpp")] if given.get("teacher") == ONLINE else {}
-    refiner: dict[str, Any] = REFINER if given.get("student") == "refiner" else {}
+    use = use_of(given.get("student"), given.get("gan_pkl"))
+    refiner = REFINERS if use == REFINER else {}
     cfg = given.get("cfg", recipe_name(known_name or ""))
     if cfg is None:
         return online | refiner
     recipe = RECIPES[cfg]
-    fresh = makes_student(given.get("student"))
-    options = (recipe.refine if "gan_pkl" in given or fresh else recipe.distil) | {"cfg": cfg}
-    options |= refiner | (recipe.refiner if refiner else {})
+    options = refiner | dict(recipe.uses.get(use, {})) | {"cfg": cfg}
     return options | online | ({"teacher": recipe.teacher} if uses_teacher(given) else {})

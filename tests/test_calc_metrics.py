@@ -50,7 +50,7 @@ def test_a_gan(tmp_path: Path) -> None:
         assert [json.loads(text) for text in appended] == [line]
     for name, value in expected.items():
         assert f"{name} " in result.stdout
-        assert f"{value:.4g}"[:5] in result.stdout
+        assert f"{value:.5g}" in result.stdout
 
 
 def test_repetition_gives_mean_and_spread(tmp_path: Path) -> None:

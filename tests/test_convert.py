@@ -14,6 +14,8 @@ from click.testing import CliRunner, Result
 
 from stylegan_di.commands import convert
 from stylegan_di.commands import inspect as inspect_pickle
+from stylegan_di.random import SampleRandom
+from stylegan_di.snapshots import onnx
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.onnx import exported
@@ -23,6 +25,7 @@ from stylegan_di.torch_utils.persistence import write_pickle
 from stylegan_di.zoo import SHIPPED, terms_of
 from tests import hostile
 from tests.test_checkpoint import GOLDEN, assert_same_weights
+from tests.test_conformance import MAKE_STUDENTS
 from tests.tiny import edm_network, gan_networks, r3gan_networks, save_gan, save_teacher, stylegan3_networks
 
 ONNX = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -154,6 +157,21 @@ def test_a_gan_as_onnx_gives_its_images(tmp_path: Path) -> None:
     assert runtime.get_modelmeta().custom_metadata_map["converted_from"] == str(source)
 
 
+def test_packages_that_cannot_write_a_network_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no decomposition\nof this")
+
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(onnx, "version", lambda name: "0.4")
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    result = run(convert, save_gan(tmp_path / "g.pkl"), tmp_path / "g.onnx")
+    assert result.exit_code == 2
+    assert result.output.endswith(
+        "Error: ONNX: torch 0.4, onnx 0.4, onnxscript 0.4 cannot write this network (RuntimeError: no decomposition of "
+        "this); torch 2.13 with onnx 1.20 and onnxscript 0.6.2 can: install these or newer\n"
+    )
+
+
 @needs_onnx
 def test_a_stylegan3_as_onnx_gives_its_images(tmp_path: Path) -> None:
     source = save_gan(tmp_path / "g.pkl", stylegan3_networks, conv_kernel=1, use_radial_filters=True)
@@ -221,6 +239,17 @@ def test_what_becomes_a_graph_gives_the_models_images_for_any_batch_size() -> No
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
             assert list(found.shape) == image
     assert any(getattr(block, "use_fp16", False) for block in half.modules())  # as it was
+
+
+@pytest.mark.parametrize("name", ["refiner", "flow", "radiance"])
+def test_students_become_graphs_for_any_batch_size(name: str) -> None:
+    student = MAKE_STUDENTS[name]().eval().requires_grad_(False)
+    graph = exported(student)
+    assert not [node for node in graph.graph.nodes if "stylegan_di" in str(node.target)]
+    for count in (1, 5):
+        z = student.sample_latents(count, rng=SampleRandom(0, "z", 0, range(count)))
+        labels = torch.eye(3)[torch.arange(count) % 3]
+        torch.testing.assert_close(graph.module()(z, labels), student(z, labels), rtol=1e-4, atol=1e-5)
 
 
 def test_the_graph_of_an_r3gan_computes_in_float32() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -48,3 +50,28 @@ def test_what_the_example_cannot_do_is_refused(divergence: str, message: str, tm
     assert result.returncode == 2
     assert message in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_grids")
+@pytest.mark.parametrize(
+    ("name", "size", "told"),
+    [
+        ("decoder", (480, 384), ""),
+        ("few_steps", (576, 288), "--student-steps=4 --kimg=0.008"),
+        ("flow", (480, 288), "after: entropy "),
+        ("radiance", (528, 480), ""),
+        ("refiner", (576, 480), "pixels moved by 0."),
+    ],
+)
+def test_students_are_trained_and_drawn(name: str, size: tuple[int, int], told: str, tmp_path: Path) -> None:
+    main = importlib.import_module(f"examples.{name}").main
+    result = CliRunner().invoke(
+        main, [f"--outdir={tmp_path}", "--kimg=0.008", "--batch=4", "--metrics=none", "--device=cpu"]
+    )
+    assert result.exit_code == 0, result.output + str(result.exception)
+    assert told in result.output
+    with Image.open(tmp_path / f"{name}.png") as image:
+        assert image.size == size
+        assert image.convert("L").getextrema()[1] > 64
+    refused = CliRunner().invoke(main, [f"--outdir={tmp_path}", "--kimg=-1"])
+    assert (refused.exit_code, refused.output.splitlines()[-1][:13]) == (2, "Error: --kimg")

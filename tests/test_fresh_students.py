@@ -12,6 +12,7 @@ from torch import Tensor
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.loss_di import IKL, Noised
 from stylegan_di.networks.decoder import Decoder
+from stylegan_di.networks.edm_layers import with_labels
 from stylegan_di.networks.flow import Flow
 from stylegan_di.networks.radiance import RadianceField
 from stylegan_di.snapshots.checkpoint import load_generator
@@ -34,6 +35,15 @@ def test_a_decoder_knows_its_sizes() -> None:
     for resolution, width in ((12, 8), (2, 8), (8, 12)):
         with pytest.raises(ValueError, match="is not 4 times a power of two"):
             Decoder(resolution, 1, 0, width=width)
+
+
+def test_a_class_is_as_long_as_the_numbers_before_it() -> None:
+    x, labels = torch.zeros(2, 3, 16, dtype=torch.float64), torch.eye(5)[[1, 4]][:, None].expand(-1, 3, -1)
+    found = with_labels(x, labels)
+    assert found.shape == (2, 3, 21)
+    torch.testing.assert_close(found.norm(dim=2), torch.full([2, 3], 4.0, dtype=torch.float64))
+    assert torch.equal(found[0, 0].nonzero(), torch.tensor([[17]]))
+    assert with_labels(x, None) is x
 
 
 # The flow.

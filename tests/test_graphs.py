@@ -33,7 +33,7 @@ def batch_at(nimg: int, device: torch.device = CPU) -> Batch:
 
 
 def method_of(kind: str, device: torch.device = CPU) -> DiffInstruct:
-    student: Any = OneStepStudent(edm_network(seed=1), 2.5)
+    student: Any = OneStepStudent(edm_network(seed=1), 2.5, steps=3 if kind == "steps" else 1)
     if kind in ("gan", "critic"):
         student = StyleGAN2Student(gan_networks()["G"])  # type: ignore[arg-type]
         student.known_labels = LabelLaw.of_counts([3, 0, 1])  # chosen by other draws than classes that are as frequent
@@ -94,7 +94,7 @@ def again(run: Any) -> Any:
     return run
 
 
-@pytest.mark.parametrize("kind", ["gan", "onestep", "critic"])
+@pytest.mark.parametrize("kind", ["gan", "onestep", "steps", "critic"])
 def test_a_repeated_step_trains_as_usual_steps_do(kind: str) -> None:
     usual, repeated = method_of(kind), method_of(kind)
     graph = StepGraph(repeated, again)
@@ -112,7 +112,7 @@ def test_a_repeated_step_sees_each_steps_real_images() -> None:
     assert isinstance(repeated.reals, FiveImages)
 
 
-@pytest.mark.parametrize("kind", ["gan", "onestep", "critic", "edm"])
+@pytest.mark.parametrize("kind", ["gan", "onestep", "steps", "critic", "edm"])
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=CUDA)])
 def test_a_cuda_graph_trains_as_usual_steps_do(kind: str, device: str) -> None:
     where = torch.device(device)

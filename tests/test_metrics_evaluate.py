@@ -15,6 +15,7 @@ from torch import Tensor
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.images import to_rgb, to_uint8
 from stylegan_di.interfaces import Classifier, Denoiser, FeatureExtractor, Generator
 from stylegan_di.metrics import evaluate, features
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
@@ -59,7 +60,7 @@ class Blobs(Generator):
         return rng.normal(1, 32, 32)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
-        assert rng is None  # metrics use the fixed noise
+        assert rng is not None  # the noise inside is drawn for each sample
         assert (labels is None) == (self.label_dim == 0)
         if labels is not None:
             assert labels.shape == (len(z), self.label_dim)
@@ -92,6 +93,21 @@ def test_samples_depend_on_the_seed_and_not_on_the_batch(label_dim: int) -> None
         torch.testing.assert_close(images(batch, 5), first, rtol=0, atol=0)
     torch.testing.assert_close(images(7, 5, num=9), first[:9], rtol=0, atol=0)
     assert not torch.equal(images(20, 6), first)
+
+
+def test_the_noise_inside_is_drawn_for_each_sample() -> None:
+    network = gan_networks(c_dim=0)["G_ema"]
+    assert isinstance(network, stylegan2.Generator)
+    for name, parameter in network.named_parameters():
+        if name.endswith("noise_strength"):
+            parameter.data.fill_(1)
+    generator = StyleGAN2Student(network)
+    rng = SampleRandom(5, "metrics", 0, range(3))
+    z = generator.sample_latents(3, rng=rng)
+    expected = to_rgb(to_uint8(generator(z, rng=rng)))
+    found = generated_images(generator, num=3, batch=2, seed=5)
+    torch.testing.assert_close(torch.cat(list(found)), expected, rtol=0, atol=1)
+    assert not torch.equal(expected, to_rgb(to_uint8(generator(z))))
 
 
 def test_large_images_are_made_fewer_at_a_time() -> None:

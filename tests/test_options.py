@@ -126,7 +126,7 @@ def test_another_choice_is_refused_by_name_with_a_suggestion(declared: Option) -
 
 def test_all_presets_are_within_the_ranges() -> None:
     presets = [*KIND_DEFAULTS.values(), *EDM_PRESETS.values()]
-    presets += [options for recipe in RECIPES.values() for options in (recipe.refine, recipe.distil)]
+    presets += [options for recipe in RECIPES.values() for options in recipe.uses.values()]
     presets += [
         gan_preset(cfg, resolution=resolution, gpus=gpus, batch=None, cuda=True)
         for cfg in ("auto", "stylegan2", "paper256", "paper512", "paper1024", "cifar")

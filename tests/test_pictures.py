@@ -21,6 +21,18 @@ def test_points_are_the_trained_rows_and_levels_the_others() -> None:
     assert pictures.levels(results, "fd") == {"before": 29.0}
 
 
+def test_the_sweep_of_refiners_is_in_the_order_of_sigma() -> None:
+    results = [
+        {"row": "refiner-2.5", "pixel_distance": 0.3, "fd": 3.0},
+        {"row": "refiner-0.3", "pixel_distance": 0.1, "fd": 9.0},
+        {"row": "refiner-0.3-frozen", "pixel_distance": 0.1, "fd": 10.0},
+        {"row": "refiner-1.0-mended", "pixel_distance": 0.2, "fd": 7.0},
+        {"row": "refiner-1.0-start", "before_fd_fashion": 16.0},
+    ]
+    assert pictures.sweep(results, "fd", False) == [(0.1, 9.0, 0.3), (0.3, 3.0, 2.5)]
+    assert pictures.sweep(results, "fd", True) == [(0.1, 10.0, 0.3)]
+
+
 def test_whole_steps_take_the_place_of_those_that_are_not_graphs() -> None:
     rows = [
         {"name": "fused FIR chain forward", "images_per_second": 9.0, "ratio": 3.0},

@@ -168,9 +168,20 @@ def test_the_published_settings_of_distillation() -> None:
 
 def test_recipes_say_whether_they_were_measured() -> None:
     fashion, cifar = presets.RECIPES["fashion"], presets.RECIPES["cifar10-cond"]
-    assert fashion.note(refines=True) == "refinement, measured here: docs/demo.md"
-    assert fashion.note(refines=False) == "distillation, measured here: docs/demo.md"
-    assert all("not measured here" in cifar.note(refines) for refines in (True, False))
+    pages = "docs/demo.md and docs/measurements/generators.md"
+    assert fashion.note(presets.REFINEMENT) == f"refinement, measured here: {pages}"
+    assert fashion.note(presets.NEW_NETWORK) == f"a new network, measured here: {pages}"
+    assert all("not measured here" in cifar.note(use) for use in (presets.REFINEMENT, presets.DISTILLATION))
+
+
+def test_what_a_training_is_for_has_options_of_its_own() -> None:
+    gan, teacher = dict(cfg="fashion", gan_pkl="mine.pkl"), dict(cfg="fashion", teacher="other.pkl")
+    refinement, refiner = config("di", **gan), config("di", **gan, student="refiner")
+    distillation, flow = config("di", **teacher), config("di", **teacher, student="flow")
+    found = [(c.kimg, c.whitening, c.clip) for c in (refinement, refiner, distillation, flow)]
+    assert found == [(28, 1.45, True), (28, 0, True), (24, 0, False), (44, 0, False)]
+    assert refiner.sigma_init == 1
+    assert config("di", cfg="cifar10-cond", gan_pkl="mine.pkl", student="refiner").sigma_init == 1
 
 
 def test_an_unknown_gan_has_no_recipe() -> None:
@@ -187,7 +198,7 @@ def test_an_unknown_gan_has_no_recipe() -> None:
         ("gan", dict(cfg="paper64"), "accepted for --kind=gan are auto, stylegan2, paper256"),
         ("gan", dict(cfg="ddpmpp"), r"\(ddpmpp is for --kind=edm\)"),
         ("edm", dict(cfg="auto"), "accepted for --kind=edm are ddpmpp, ncsnpp, adm"),
-        ("di", dict(cfg="cifar"), "accepted for --kind=di are fashion, cifar10-uncond"),
+        ("di", dict(cfg="cifar"), "accepted for --kind=di are fashion, fashion-32, cifar10-uncond"),
         ("gan", dict(aug="fixed"), "--aug=fixed needs --p"),
         ("gan", dict(aug="noaug", p=0.2), "--p=0.2 has no effect with --aug=noaug"),
         ("gan", dict(aug="noaug", augpipe="bg"), "--augpipe=bg has no effect with --aug=noaug"),

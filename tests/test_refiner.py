@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,17 @@ from click.testing import CliRunner
 from PIL import Image
 
 import generate
+from stylegan_di.commands import compare, project
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.images import to_uint8
+from stylegan_di.images import save_image, to_uint8
 from stylegan_di.networks.refiner import Refiner
 from stylegan_di.random import SampleRandom
-from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot
+from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot, save_snapshot
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
-from tests.test_conformance import _edm, _gan
+from tests.test_conformance import MAKE_STUDENTS, _edm, _gan
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import edm_network, gan_networks, save_files
 
@@ -91,20 +94,27 @@ def test_networks_that_do_not_match_are_refused() -> None:
     network: Any = gan_networks(resolution=16)["G"]
     with pytest.raises(UserError, match="teacher and GAN do not match"):
         RefinerStudent.of(StyleGAN2Student(network), teacher, 1.0)
-    with pytest.raises(UserError, match="wants a StyleGAN2 as --gan-pkl, and this is a one-step student"):
+    with pytest.raises(UserError, match="wants a StyleGAN2 or StyleGAN3 as --gan-pkl, and this is a one-step student"):
         RefinerStudent.of(OneStepStudent(_edm(), 2.5), teacher, 1.0)
     kwargs = Refiner.of(gan.network, _edm(), 1.0).init_kwargs
-    with pytest.raises(ValueError, match="a 'Discriminator'; accepted are Generator"):
+    with pytest.raises(ValueError, match="a 'Discriminator'; accepted are Generator, stylegan3"):
         Refiner(8, 1, 3, **kwargs | {"generator": {"class_name": "Discriminator"}})
     with pytest.raises(ValueError, match="sigma_init=0 is no noise level"):
         Refiner(8, 1, 3, **kwargs | {"sigma_init": 0})
 
 
-@pytest.mark.parametrize("extra", [[], ["--freeze=generator", "--sigma-init=0.5", "--snap-format=safetensors"]])
+@pytest.mark.parametrize(
+    ("gan", "extra"),
+    [
+        ("gan", []),
+        ("gan", ["--freeze=generator", "--sigma-init=0.5", "--snap-format=safetensors"]),
+        ("stylegan3", []),
+    ],
+)
 def test_a_run_goes_on_exactly_and_its_file_is_a_refiner(
-    files: dict[str, str], tmp_path: Path, extra: list[str]
+    files: dict[str, str], tmp_path: Path, gan: str, extra: list[str]
 ) -> None:
-    arguments = ["--kind=di", "--student=refiner", f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}",
+    arguments = ["--kind=di", "--student=refiner", f"--gan-pkl={files[gan]}", f"--teacher={files['teacher']}",
                  "--metrics=none", "--tick=0.016", *SHORT, *extra]  # fmt: skip
     undisturbed = whole_run(tmp_path / "whole", *arguments)
     folder = killed_run(tmp_path / "killed", 5, *arguments)
@@ -114,7 +124,7 @@ def test_a_run_goes_on_exactly_and_its_file_is_a_refiner(
     found = load_generator(snapshot)
     assert isinstance(found, RefinerStudent)
     assert found.network.sigma_init == (0.5 if extra else 1.0)
-    start = load_snapshot(files["gan"]).networks["G_ema"]
+    start = load_snapshot(files[gan]).networks["G_ema"]
     assert start is not None
     moved = [
         name
@@ -129,6 +139,54 @@ def test_a_run_goes_on_exactly_and_its_file_is_a_refiner(
     assert result.exit_code == 0, result.output
     pixels = np.asarray(Image.open(out / "seed0003.png"))
     assert np.array_equal(pixels, to_uint8(found.draw([3], class_index=2))[0, 0].numpy())
+
+
+def save(student: RefinerStudent, path: Path) -> Path:
+    save_snapshot(path, student.entries(), extras=student.extras({}), metadata={})
+    return path
+
+
+@pytest.mark.parametrize("kind", ["stylegan2", "stylegan3"])
+def test_an_image_is_projected_through_the_gan(kind: str, tmp_path: Path) -> None:
+    """The w of an image of its own: the distance falls, the file is drawn again, and with another class otherwise."""
+    gan = MAKE_STUDENTS[kind]()
+    refiner = RefinerStudent.of(gan, EDMTeacher(_edm()), 0.7)
+    file, target, out = save(refiner, tmp_path / "refiner.pkl"), tmp_path / "target.png", tmp_path / "out"
+    save_image(to_uint8(refiner.draw([4], class_index=2))[0], target)
+    result = CliRunner().invoke(
+        project.main,
+        [f"--network={file}", f"--target={target}", "--class=2", "--num-steps=40", "--save-video=false",
+         f"--outdir={out}", "--device=cpu"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    start, end = map(float, re.findall(r"([0-9.e-]+) at the", result.output))
+    assert end < 0.7 * start
+    drawn = [f"--network={file}", f"--projected-w={out / 'projected_w.npz'}", f"--outdir={out}", "--device=cpu"]
+    assert CliRunner().invoke(generate.main, [*drawn, "--class=2"]).exit_code == 0
+    assert (out / "proj00.png").read_bytes() == (out / "proj.png").read_bytes()
+    assert CliRunner().invoke(generate.main, [*drawn, "--class=1"]).exit_code == 0
+    assert (out / "proj00.png").read_bytes() != (out / "proj.png").read_bytes()
+    for given, told in ([], "conditional: give --class"), (["--class=2", "--noise-mode=none"], "--noise-mode is for"):
+        refused = CliRunner().invoke(generate.main, [*drawn, *given])
+        assert (refused.exit_code, told in refused.output) == (2, True), refused.output
+
+
+def test_it_is_compared_with_its_gan_and_with_no_other_student(tmp_path: Path) -> None:
+    gan, _, refiner = parts()
+    file, out = save(refiner, tmp_path / "refiner.pkl"), tmp_path / "out"
+    save_snapshot(tmp_path / "gan.pkl", gan.entries(), extras=gan.extras({}), metadata={})
+    options = ["--num=6", "--columns=3", "--psi=0.5,1", f"--outdir={out}", "--device=cpu"]
+    result = CliRunner().invoke(compare.main, [str(tmp_path / "gan.pkl"), str(file), *options])
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "compare.json").read_text())
+    z = refiner.sample_latents(6, rng=SampleRandom(0, "compare", 0, range(6)))
+    labels = torch.eye(3)[torch.arange(6) % 3]
+    moved = (gan(z, labels).clamp(-1, 1) - refiner(z, labels).clamp(-1, 1)).abs().mean()
+    assert report["pixel_distance"] == pytest.approx(float(moved.detach()), rel=1e-5)
+    decoder = MAKE_STUDENTS["decoder"]()
+    save_snapshot(tmp_path / "decoder.pkl", decoder.entries(), extras=decoder.extras({}), metadata={})
+    refused = CliRunner().invoke(compare.main, [str(file), str(tmp_path / "decoder.pkl"), *options])
+    assert "kind GAN against decoder" in refused.output
 
 
 def test_what_it_needs(files: dict[str, str]) -> None:

@@ -64,3 +64,15 @@ def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pyte
     assert (done.exit_code, done.output) == (0, "kernels for cpu\n")
     assert CliRunner().invoke(rows.main, [*arguments, "--rows=nothing"]).exit_code == 2
     assert CliRunner().invoke(rows.main, ["nothing"]).exit_code == 2
+
+
+def test_numbers_of_the_files_that_a_row_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "called", lambda line: (tmp_path / "row-1" / "run" / "result.json").write_text(line))
+    left = '{{"seconds": 9.5, "before": {{"fd": 3.5}}, "best_kimg": 8, "old": "gan.pkl"}}'
+    monkeypatch.setattr(study, "ROWS", {"row": Row((left,), network="", figures=("{out}/*/result.json",))})
+    monkeypatch.setattr(rows.shutil, "rmtree", lambda *arguments, **options: None)
+    (tmp_path / "row-1" / "run").mkdir(parents=True)
+    result = rows.measured(Place("study", tmp_path, tmp_path, "cpu", False), "row", 1)
+    assert result["before_fd"] == 3.5
+    assert result["seconds"] < 9.5
+    assert "old" not in result

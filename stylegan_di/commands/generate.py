@@ -31,7 +31,7 @@ from stylegan_di.dnnlib.cli import (
 )
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, option_name
-from stylegan_di.explore.opening import asked_for, open_gan, open_generator
+from stylegan_di.explore.opening import asked_for, one_asked_for, one_label, open_generator, open_of_w
 from stylegan_di.explore.projection import draw as draw_ws
 from stylegan_di.explore.projection import load_projection
 from stylegan_di.images import save_grid, save_image
@@ -40,6 +40,8 @@ from stylegan_di.labels import Chosen
 from stylegan_di.sampling.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.sampling.seeded import call_size, uint8_images
+from stylegan_di.students.refiner import RefinerStudent
+from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
 
@@ -48,20 +50,28 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 
 
-def draw_projection(
-    network: str, path: Path, outdir: Path, device: str, noise_mode: str, others: dict[str, Any]
-) -> None:
-    """Draws the result of stylegan-di project; `others` are options that do not apply to it."""
-    for option, value in others.items():
-        if value is not None:
+def draw_projection(network: str, path: Path, outdir: Path, device: str, given: dict[str, Any]) -> None:
+    """Draws the result of stylegan-di project; given: options by name, few of which apply to it.
+
+    A refiner is told the class, which a GAN's w has in it.
+    """
+    student = open_of_w(network).to(device)
+    refines = isinstance(student, RefinerStudent)
+    for option, value in given.items():
+        if value is not None and option not in (("--class", "--label") if refines else ("--noise-mode",)):
             raise UserError(f"{option} is for images of seeds; leave it out with --projected-w")
-    gan = open_gan(network).to(device)
-    ws, noises = load_projection(path, gan.network)
+    labels = None
+    if refines:
+        labels = one_label(student, one_asked_for(student, given["--class"], given["--label"]))
+    of_w = student.of_w(None if labels is None else labels.to(device))
+    ws, noises = load_projection(path, of_w)
+    noise_mode = given.get("--noise-mode") or "const"
     writable_folder(f"--outdir={outdir}", outdir)
     if noise_mode == "const":
-        images = draw_ws(gan.network, ws, noises)
+        images = draw_ws(of_w, ws, noises)
     else:
-        images = gan.with_options(noise_mode=noise_mode).uint8_of_ws(ws, range(len(ws)))
+        assert isinstance(student, StyleGAN2Student)
+        images = student.with_options(noise_mode=noise_mode).uint8_of_ws(ws, range(len(ws)))
     for index, image in enumerate(images):
         save_image(image, outdir / f"proj{index:02d}.png")
     click.echo(f"{len(ws)} images in {outdir}")
@@ -93,6 +103,7 @@ def draw_seeds(
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
 @click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
+@click.option("--autoencoder", metavar="DIR|hf:NAME", help="[teacher] That of a teacher of latents.")
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.  [default: 0-63]")
 @click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
               help="[GAN] Draw a result of stylegan-di project (proj00.png, ...) instead of seeds.")
@@ -130,6 +141,7 @@ def draw_seeds(
 def main(
     network: str,
     which: str | None,
+    autoencoder: str | None,
     seeds: list[int] | None,
     projected_w: Path | None,
     classes: str | None,
@@ -143,10 +155,10 @@ def main(
     keep_freed_memory()
     given = {name: value for name, value in options.items() if value is not None}
     if projected_w is not None:
-        others: dict[str, Any] = {"--seeds": seeds, "--class": classes, "--label": label, "--grid": grid}
-        noise_mode = str(given.pop("noise_mode", "const"))
+        others: dict[str, Any] = {"--seeds": seeds, "--class": classes, "--label": label, "--grid": grid,
+                                  "--autoencoder": autoencoder}  # fmt: skip
         others |= {option_name(name): value for name, value in given.items()}
-        return draw_projection(network, projected_w, outdir, device or default_device(), noise_mode, others)
+        return draw_projection(network, projected_w, outdir, device or default_device(), others)
     seeds = list(range(64)) if seeds is None else seeds
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("S_max", math.inf):
@@ -155,7 +167,7 @@ def main(
         raise UserError(f"--grid={grid}: its name must end in {', '.join(GRID_FORMATS)}")
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
-    generator = open_generator(network, which).with_options(**given).to(device)
+    generator = open_generator(network, which, autoencoder).with_options(**given).to(device)
     asked = asked_for(generator, classes, label)
     if grid is not None:
         writable_folder(f"--grid={grid}", grid.parent)

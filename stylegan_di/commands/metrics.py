@@ -28,6 +28,7 @@ from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.safe_files import open_plain
 from stylegan_di.dnnlib.util import UserError, say
+from stylegan_di.explore.opening import open_generator
 from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.references import SUFFIXES, label_law_of
@@ -35,7 +36,6 @@ from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_
 from stylegan_di.runs import processes
 from stylegan_di.sampling.ablation import SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
-from stylegan_di.snapshots.checkpoint import as_shown, load_snapshot
 from stylegan_di.snapshots.formats import open_contents
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.allocator import keep_freed_memory
@@ -120,6 +120,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", metavar="NAME|PATH|URL", help="Network file, or a known name.")
 @click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
+@click.option("--autoencoder", metavar="DIR|hf:NAME", help="[teacher] That of a teacher of latents.")
 @click.option("--images", metavar="DIR|ZIP", help="Images to measure, instead of a network's.")
 @click.option("--data", metavar="DIR|ZIP", help="Data set to compare with; its statistics are cached.")
 @click.option("--ref", metavar="NAME|NPZ|PKL", help="Statistics to compare with.  [default: a known network's]")
@@ -154,6 +155,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 def main(
     network: str | None,
     which: str | None,
+    autoencoder: str | None,
     images: str | None,
     data: str | None,
     ref: str | None,
@@ -178,9 +180,9 @@ def main(
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images, to say what to measure")
-    of_networks = (amp, trunc, trunc_mode, steps, solver)
+    of_networks = (autoencoder, amp, trunc, trunc_mode, steps, solver)
     if images is not None and (any(value is not None for value in of_networks) or repeat > 1):
-        options = "--amp, --trunc, --trunc-mode, --steps, --solver and --repeat"
+        options = "--autoencoder, --amp, --trunc, --trunc-mode, --steps, --solver and --repeat"
         raise UserError(f"{options} are for --network; leave them out with --images")
     seed = seed or 0
     if images is not None and which is not None:
@@ -208,7 +210,7 @@ def main(
     if network is not None:
         given = {"trunc": trunc, "trunc_mode": trunc_mode, "steps": steps, "solver": solver}
         given = {name: value for name, value in given.items() if value is not None}
-        generator = as_shown(load_snapshot(network, which)).with_options(**given).to(where)
+        generator = open_generator(network, which, autoencoder).with_options(**given).to(where)
         generator = with_labels_of(reference, generator)
     evaluator = Evaluator(
         names, reference, num, batch=batch, detector_file=detector_file, device=where,

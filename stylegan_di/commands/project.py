@@ -24,9 +24,10 @@ from stylegan_di.data.files import ImageFiles
 from stylegan_di.dnnlib.cli import Device, class_options, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.explore.opening import one_asked_for, one_label, open_gan
+from stylegan_di.explore.opening import one_asked_for, one_label, open_of_w
 from stylegan_di.explore.projection import (
     Features,
+    OfW,
     Projection,
     multi_scale,
     perceptual,
@@ -38,13 +39,12 @@ from stylegan_di.explore.video import check_video, save_video
 from stylegan_di.images import save_image
 from stylegan_di.metrics.extractors import detector_files
 from stylegan_di.metrics.vgg16 import LPIPS_WEIGHTS, VGG_WEIGHTS, load_lpips, load_vgg16
-from stylegan_di.networks.stylegan2 import Generator
 
 FPS = 10
 MAX_FRAMES = 100  # frames of the video, spread evenly over the steps
 
 
-def way_there(projection: Projection, network: Generator, target: Tensor) -> Iterator[Tensor]:
+def way_there(projection: Projection, network: OfW, target: Tensor) -> Iterator[Tensor]:
     """Yields frames of target and projection side by side."""
     steps = np.linspace(0, len(projection.path) - 1, min(len(projection.path), MAX_FRAMES)).round().astype(int)
     for step in steps.tolist():
@@ -62,7 +62,7 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
+@click.option("--network", required=True, metavar="NAME|PATH|URL", help="A GAN or refiner: a file or known name.")
 @click.option("--target", required=True, type=click.Path(path_type=Path), metavar="FILE|DIR",
               help="Image to project, or a folder of them: each gets a folder of its own in --outdir.")
 @click.option("--num-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Optimisation steps.")
@@ -92,7 +92,7 @@ def main(
     device = device or default_device()
     if with_video:
         check_video("--video-format", outdir / f"proj.{video_format}", FPS)
-    student = open_gan(network).to(device)
+    student = open_of_w(network).to(device)
     told = one_label(student, one_asked_for(student, classes, label))
     labels = None if told is None else told.to(device)
     folders = {target: outdir}
@@ -109,11 +109,11 @@ def main(
         pixels = torch.from_numpy(load_picture(file, student.img_resolution, student.img_channels)).to(device)
         writable_folder(f"--outdir={outdir}", folder)
         video = folder / f"proj.{video_format}" if with_video else None
-        project_one(student.network, pixels, labels, features, num_steps, seed, folder, video)
+        project_one(student.of_w(labels), pixels, labels, features, num_steps, seed, folder, video)
 
 
 def project_one(
-    network: Generator,
+    network: OfW,
     pixels: Tensor,
     labels: Tensor | None,
     features: Features,

@@ -44,10 +44,10 @@ class Comparison:
 
 
 def check_comparable(old: Generator, new: Generator) -> None:
-    """Raises UserError unless two generators have the same latents, labels and image size."""
+    """Raises UserError unless two generators have the same latents, labels and image size; a refiner has its GAN's."""
     shapes = (list(g.sample_latents(1, rng=SampleRandom(0, "compare", 0, [0])).shape[1:]) for g in (old, new))
     for what, first, second in (
-        ("kind", old.kind, new.kind),
+        ("kind", old.latent_kind, new.latent_kind),
         ("resolution", old.img_resolution, new.img_resolution),
         ("channels", old.img_channels, new.img_channels),
         ("classes", old.label_dim, new.label_dim),

@@ -29,10 +29,13 @@ from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.images import from_uint8, to_uint8
 from stylegan_di.metrics.statistics import read_npz
 from stylegan_di.metrics.vgg16 import LPIPS
+from stylegan_di.networks.refiner import RefinerOfW
 from stylegan_di.networks.stylegan2 import Generator
 from stylegan_di.random import SampleRandom
 
 Features = Callable[[Tensor], Tensor]  # images [N,C,H,W], nominally in [-1,1] -> [N,F]; distance: sum of squares
+
+OfW = Generator | RefinerOfW  # or stylegan3.Generator, which has no noise maps: images are synthesis(w)
 
 LEARNING_RATE = 0.1
 RAMP_UP, RAMP_DOWN = 0.05, 0.25  # shares of the steps: linear rise of the learning rate, and its fall as half a cosine
@@ -83,13 +86,13 @@ def perceptual(lpips: LPIPS) -> Features:
     return features
 
 
-def render(network: Generator, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
+def render(network: OfW, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
     """Renders ws [N,num_ws,w_dim] to images float32 [N,C,R,R]; `noises` replace the network's own noise maps."""
     return functional_call(network.synthesis, dict(noises), (ws,), {"noise_mode": "const", "force_fp32": True})
 
 
 def project(
-    network: Generator,
+    network: OfW,
     target: Tensor,
     *,
     labels: Tensor | None = None,
@@ -142,14 +145,14 @@ def project(
     return Projection(w.detach(), kept, torch.stack(path), start, end)
 
 
-def noise_maps(network: Generator) -> dict[str, Tensor]:
+def noise_maps(network: OfW) -> dict[str, Tensor]:
     """Returns the network's own noise maps [R,R], by their buffers' names in the synthesis network."""
     return {name: buffer for name, buffer in network.synthesis.named_buffers() if name.endswith("noise_const")}
 
 
 @torch.no_grad()
 def w_statistics(
-    network: Generator, labels: Tensor | None, seed: int, device: torch.device
+    network: OfW, labels: Tensor | None, seed: int, device: torch.device
 ) -> tuple[Tensor, float]:
     """Returns the mean [w_dim] of mapped latents and sigma_w, from W_SAMPLES of them."""
     z = SampleRandom(seed, "projection-w", 0, [0], device).normal(W_SAMPLES, network.z_dim)[0]
@@ -175,19 +178,19 @@ def autocorrelation(noise: Tensor) -> Tensor:
         noise = F.avg_pool2d(noise[None], 2)[0] * 2  # the factor 2 keeps the variance at 1
 
 
-def projected_images(network: Generator, projection: Projection, steps: list[int]) -> Tensor:
+def projected_images(network: OfW, projection: Projection, steps: list[int]) -> Tensor:
     """Draws images uint8 [n,C,R,R], on the CPU, of w at the given steps of the path, with the final noise maps."""
     ws = projection.path[steps, None].expand(-1, network.num_ws, -1)
     return draw(network, ws, projection.noises)
 
 
 @torch.no_grad()
-def draw(network: Generator, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
+def draw(network: OfW, ws: Tensor, noises: Mapping[str, Tensor]) -> Tensor:
     """Renders images one by one, see `render`, and returns them as uint8 on the CPU."""
     return to_uint8(torch.cat([render(network, one[None], noises) for one in ws])).cpu()
 
 
-def save_projection(projection: Projection, network: Generator, path: Path) -> None:
+def save_projection(projection: Projection, network: OfW, path: Path) -> None:
     """Writes w [1,num_ws,w_dim], as NVlabs' tools do, and the noise maps by their buffers' names to an .npz file."""
     w = projection.w.expand(1, network.num_ws, -1)
     arrays: dict[str, Any] = {name: array.cpu().numpy() for name, array in ({"w": w} | projection.noises).items()}
@@ -196,12 +199,12 @@ def save_projection(projection: Projection, network: Generator, path: Path) -> N
     atomic_write(path, buffer.getvalue())
 
 
-def load_ws(paths: Sequence[Path], network: Generator) -> Tensor:
+def load_ws(paths: Sequence[Path], network: OfW) -> Tensor:
     """Loads the ws [N,num_ws,w_dim] of several projections, one after the other; see `load_projection`."""
     return torch.cat([load_projection(path, network)[0] for path in paths])
 
 
-def load_projection(path: Path, network: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+def load_projection(path: Path, network: OfW) -> tuple[Tensor, dict[str, Tensor]]:
     """Loads ws [N,num_ws,w_dim] and noise maps from an .npz file onto the network's device; NVlabs' files have no maps.
 
     Raises UserError if the file is no .npz or was made with another network.

@@ -71,11 +71,12 @@ def generated_images(
     device: torch.device | str = "cpu",
     amp: torch.dtype | None = None,
 ) -> Batches:
-    """Images of a generator on `device`, in evaluation mode and with its inner noise fixed.
+    """Images of a generator on `device`, in evaluation mode.
 
-    Each sample draws its own label, by the generator's law, and its own latent. Equal seeds mean equal samples,
-    whatever the batch, and equal labels for all generators of one law. Samples with vectors for labels have no classes.
-    `amp` is the type in which autocast lets the generator compute; None for float32.
+    Each sample draws its own label, by the generator's law, its own latent, and, as in NVlabs' metrics, any noise
+    inside, which is part of the distribution. Equal seeds mean equal samples, whatever the batch, and equal labels for
+    all generators of one law. Samples with vectors for labels have no classes. `amp` is the type in which autocast lets
+    the generator compute; None for float32.
 
     Raises:
         UserError: when a batch is made, if an image is not finite.
@@ -90,7 +91,7 @@ def generated_images(
         rng = SampleRandom(seed, "metrics", 0, indices, device)
         labels = generator.sample_labels(rng=rng)
         with torch.no_grad(), evaluation_mode(generator), autocast(device, amp):
-            images = generator(generator.sample_latents(len(rng), rng=rng), labels)
+            images = generator(generator.sample_latents(len(rng), rng=rng), labels, rng=rng)
         if not images.isfinite().all():
             raise UserError("the generator's images are not finite numbers: its weights are damaged, or have diverged.")
         return to_rgb(to_uint8(images))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import ModuleList
 from torch.nn import functional as F
 
-from stylegan_di.networks.edm_layers import Conv2d, GroupNorm, Linear
+from stylegan_di.networks.edm_layers import Conv2d, GroupNorm, Linear, with_labels
 from stylegan_di.torch_utils.persistence import PersistentModule
 
 
@@ -41,7 +40,7 @@ class Decoder(PersistentModule):
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """z [B,z_dim], labels [B,label_dim] -> images [B,C,H,W]."""
-        x = self.start(z if labels is None else torch.cat([z, labels], dim=1)).unflatten(1, (self.width, 4, 4))
+        x = self.start(with_labels(z, labels)).unflatten(1, (self.width, 4, 4))
         for index, (norm, conv) in enumerate(zip(self.norms, self.convs, strict=True)):
             if index and index % 2 == 0:
                 x = x.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)

@@ -45,6 +45,14 @@ def cast(parameter: Tensor | None, x: Tensor) -> Tensor | None:
     return None if parameter is None else parameter.to(x.dtype)
 
 
+def with_labels(x: Tensor, labels: Tensor | None) -> Tensor:
+    """x [...,n] and behind it labels [...,label_dim] one-hot, scaled to the length of n standard normal numbers.
+
+    Unscaled, a class would be one of n + 1 numbers, and be learned late. None: x alone.
+    """
+    return x if labels is None else torch.cat([x, labels.to(x) * math.sqrt(x.shape[-1])], dim=-1)
+
+
 class Linear(PersistentModule):
     """x [..., in_features] -> [..., out_features]."""
 
@@ -143,7 +151,8 @@ class Conv2d(PersistentModule):
         """Convolves x [B,in_channels,H,W] and multiplies by gain, which is applied to weight and bias to save time."""
         resample = upsample if self.up else downsample
         filter_pad = (self.resample_filter.shape[-1] - 1) // 2 if self.up or self.down else 0
-        if self.weight is None:
+        weight = self.weight
+        if weight is None:
             x = resample(x, self.resample_filter, filter_pad) if self.up or self.down else x
             return x if gain == 1 else x * gain
         bias = cast(self.bias, x) if add_bias else None
@@ -151,9 +160,9 @@ class Conv2d(PersistentModule):
             bias = bias * gain
         if not self.fused_resample and (self.up or self.down):
             x = resample(x, self.resample_filter, filter_pad)
-        if not self.fused_resample and (ready := winograd.prepared(self.weight, x)) is not None:
+        if not self.fused_resample and (ready := winograd.prepared(weight, x)) is not None:
             return ready.convolve(x, gain, bias)
-        weight = self.weight.to(x.dtype)
+        weight = weight.to(x.dtype)
         if gain != 1:
             weight = weight * gain
         weight_pad = weight.shape[-1] // 2

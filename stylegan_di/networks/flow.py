@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import ModuleList
 from torch.nn import functional as F
 
-from stylegan_di.networks.edm_layers import Linear
+from stylegan_di.networks.edm_layers import Linear, with_labels
 from stylegan_di.torch_utils.persistence import PersistentModule
 
 
@@ -26,8 +26,7 @@ class Coupling(PersistentModule):
         """x [B,dim] -> (mapped x [B,dim], log of the Jacobian's determinant [B])."""
         kept, changed = x[:, : self.kept], x[:, self.kept :]
         first, second, last = self.layers
-        seen = kept if labels is None else torch.cat([kept, labels.to(kept)], dim=1)
-        scale, shift = last(F.silu(second(F.silu(first(seen))))).chunk(2, dim=1)
+        scale, shift = last(F.silu(second(F.silu(first(with_labels(kept, labels)))))).chunk(2, dim=1)
         scale = scale.tanh()
         changed = (changed - shift) * (-scale).exp() if inverse else changed * scale.exp() + shift
         total = scale.sum(dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from stylegan_di.networks.edm_layers import Linear
+from stylegan_di.networks.edm_layers import Linear, with_labels
 from stylegan_di.torch_utils.persistence import PersistentModule
 
 OCTAVES = 4  # of the positions' Fourier features
@@ -61,10 +61,9 @@ class RadianceField(PersistentModule):
         octaves = 2.0 ** torch.arange(OCTAVES, device=points.device, dtype=points.dtype) * math.pi / 2
         waves = (points[..., None] * octaves).flatten(2)
         seen = torch.cat([points, waves.sin(), waves.cos()], dim=2)
-        if labels is not None:
-            seen = torch.cat([seen, labels[:, None].expand(-1, points.shape[1], -1).to(seen)], dim=2)
+        told = None if labels is None else labels[:, None].expand(-1, points.shape[1], -1)
         first, second, last = self.layers
-        out = last(F.silu(second(F.silu(first(seen)))))
+        out = last(F.silu(second(F.silu(first(with_labels(seen, told))))))
         return F.softplus(out[..., 0]), out[..., 1:].sigmoid()
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -7,11 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di.networks import stylegan2
+from stylegan_di.networks import stylegan2, stylegan3
 from stylegan_di.networks.edm import PRECONDITIONERS, Precond
 from stylegan_di.torch_utils.persistence import PersistentModule
 
-GENERATORS: dict[str, type[PersistentModule]] = {"Generator": stylegan2.Generator}
+#: By the names that a file gives them.
+GENERATORS: dict[str, type[PersistentModule]] = {
+    "Generator": stylegan2.Generator,
+    "stylegan3.Generator": stylegan3.Generator,
+}
 DENOISERS: dict[str, type[Precond]] = {cls.__name__: cls for cls in PRECONDITIONERS.values()}
 
 
@@ -59,7 +63,8 @@ class Refiner(PersistentModule):
         Raises:
             ValueError: see the class.
         """
-        parts = [{"class_name": type(part).__name__, **part.init_kwargs} for part in (generator, denoiser)]
+        names = {cls: name for name, cls in (GENERATORS | DENOISERS).items()}
+        parts = [{"class_name": names[type(part)], **part.init_kwargs} for part in (generator, denoiser)]
         shape = (denoiser.img_resolution, denoiser.img_channels, denoiser.label_dim)
         made = cls(*shape, sigma_init=sigma_init, generator=parts[0], denoiser=parts[1])
         made.generator.load_state_dict(generator.state_dict())
@@ -70,6 +75,32 @@ class Refiner(PersistentModule):
         """Denoises images [B,C,H,W] to which sigma_init * noise [B,C,H,W] or [C,H,W] is added; labels [B,label_dim]."""
         sigma = torch.full([images.shape[0]], self.sigma_init, dtype=images.dtype, device=images.device)
         return self.denoiser(images + self.sigma_init * noise, sigma, labels)
+
+
+class RefinerOfW(torch.nn.Module):
+    """A refiner as a StyleGAN's network is called on its w, with its weights: `mapping` and `synthesis`.
+
+    labels: [1,label_dim] of all images, None for the null label.
+    """
+
+    def __init__(self, refiner: Refiner, labels: Tensor | None) -> None:
+        super().__init__()
+        generator: Any = refiner.generator
+        self.z_dim, self.w_dim, self.num_ws = generator.z_dim, generator.w_dim, generator.num_ws
+        self.mapping: torch.nn.Module = generator.mapping
+        self.synthesis = _Synthesis(refiner, labels)
+
+
+class _Synthesis(torch.nn.Module):
+    def __init__(self, refiner: Refiner, labels: Tensor | None) -> None:
+        super().__init__()
+        self.generator: torch.nn.Module = refiner.generator.synthesis
+        self.refine, self.noise, self.labels = refiner.refine, refiner.noise_const, labels
+
+    def forward(self, ws: Tensor, **options: Any) -> Tensor:
+        """ws [B,num_ws,w_dim] -> images [B,C,H,W], with the refiner's fixed noise; options of the GAN's synthesis."""
+        labels = None if self.labels is None else self.labels.expand(len(ws), -1)
+        return self.refine(self.generator(ws, **options), self.noise, labels)
 
 
 def _build(table: dict[str, Any], class_name: str, **kwargs: Any) -> Any:

@@ -28,8 +28,8 @@ from stylegan_di.networks.refiner import Refiner
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.arguments import check_arguments
-from stylegan_di.students.stylegan2 import W_AVG_SAMPLES, StyleGAN2Student, mean_w
-from stylegan_di.students.stylegan3 import StyleGAN3Student
+from stylegan_di.students.stylegan2 import W_AVG_SAMPLES, mean_w
+from stylegan_di.students.stylegan3 import gan_student
 from stylegan_di.torch_utils.persistence import PersistentModule, RefusedFileError
 
 STYLEGAN3, R3GAN = "stylegan3.Generator", "r3gan."
@@ -157,7 +157,7 @@ def _repair_w_avg(network: Generator | stylegan3.Generator, name: str, source: s
     mapping = network.mapping
     if mapping.w_avg_beta is None or bool(torch.isfinite(mapping.w_avg).all()):
         return
-    student = StyleGAN3Student(network) if isinstance(network, stylegan3.Generator) else StyleGAN2Student(network)
+    student = gan_student(network)
     chunks = (range(first, first + _W_AVG_CHUNK) for first in range(0, W_AVG_SAMPLES, _W_AVG_CHUNK))
     means = [mean_w(student, SampleRandom(0, "w_avg", 0, chunk)) for chunk in chunks]
     mapping.w_avg.copy_(torch.stack(means).mean(0))

@@ -22,6 +22,7 @@ from stylegan_di.snapshots.blueprint import CLASSES, build, class_name
 from stylegan_di.snapshots.formats import Contents, open_contents, to_pickle, to_safetensors
 from stylegan_di.students import STUDENTS
 from stylegan_di.students.one_step import OneStepStudent
+from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.students.stylegan3 import StyleGAN3Student
 from stylegan_di.teachers import TEACHERS
@@ -128,6 +129,11 @@ def as_gan(snapshot: Snapshot) -> StyleGAN2Student:
             "StyleGAN3 network, or use stylegan-di generate with --seeds"
         )
     return found
+
+
+def as_of_w(snapshot: Snapshot) -> StyleGAN2Student | RefinerStudent:
+    """Returns a snapshot's GAN, or its refiner, whose images are made of w and a label; see `as_gan`."""
+    return _first(snapshot, {"refiner": RefinerStudent}) or as_gan(snapshot)
 
 
 def as_model(snapshot: Snapshot) -> interfaces.Generator | interfaces.Denoiser:

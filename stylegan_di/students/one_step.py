@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from stylegan_di.diffusion import per_sample
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.labels import Chosen
@@ -54,11 +55,13 @@ class OneStepStudent(Generator):
 
     kind = "one-step student"
     network: Precond
+    level_of_step: Tensor
 
     def __init__(self, network: Precond, sigma_init: float, steps: int = 1) -> None:
         super().__init__()
         ratio = SIGMA_END / sigma_init
         self.levels = tuple(sigma_init * ratio ** (index / steps) for index in range(steps))
+        self.register_buffer("level_of_step", torch.tensor(self.levels), persistent=False)
         self.learns = False  # whether samples end at a drawn level
         self.network = network
         self.training = False
@@ -105,27 +108,20 @@ class OneStepStudent(Generator):
         return images if images.dtype == torch.float64 else images.float()
 
     def _denoised(self, x: Tensor, level: float, labels: Tensor | None) -> Tensor:
-        sigma = torch.full([x.shape[0]], level, dtype=x.dtype, device=x.device)
-        return self.network(x, sigma, labels)
+        return self.network(x, torch.full([x.shape[0]], level, dtype=x.dtype, device=x.device), labels)
 
     def _at_drawn_step(self, z: Tensor, labels: Tensor | None, last: Tensor) -> Tensor:
-        """Each sample after its step last [B], with gradients of that step alone."""
-        images = torch.zeros_like(z[:, 0])
-        ended: list[tuple[Tensor, Tensor]] = []
-        for index, level in enumerate(self.levels):
-            for goes_on in (False, True):
-                (own,) = (last > index if goes_on else last == index).nonzero(as_tuple=True)
-                if len(own):
-                    x, told = images[own] + level * z[own, index], None if labels is None else labels[own]
-                    with torch.set_grad_enabled(torch.is_grad_enabled() and not goes_on):
-                        found = self._denoised(x, level, told).to(images)
-                    if goes_on:
-                        images = images.index_copy(0, own, found)
-                    else:
-                        ended.append((own, found))
-        for own, found in ended:
-            images = images.index_copy(0, own, found)
-        return images
+        """Each sample after its step last [B], with gradients of that step alone.
+
+        All samples take all steps but the last one of all, so that no shape depends on what is drawn.
+        """
+        reached = [torch.zeros_like(z[:, 0])]
+        with torch.no_grad():
+            for index, level in enumerate(self.levels[:-1]):
+                reached.append(self._denoised(reached[-1] + level * z[:, index], level, labels).to(z))
+        own = torch.arange(len(z), device=z.device)
+        sigma = self.level_of_step[last].to(z)
+        return self.network(torch.stack(reached)[last, own] + per_sample(sigma, z[:, 0]) * z[own, last], sigma, labels)
 
     @torch.no_grad()
     def draw(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:

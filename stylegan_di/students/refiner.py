@@ -16,10 +16,11 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.labels import Chosen
-from stylegan_di.networks.refiner import Refiner
+from stylegan_di.networks.refiner import Refiner, RefinerOfW
 from stylegan_di.random import SampleRandom
 from stylegan_di.students.one_step import network_of_teacher
 from stylegan_di.students.stylegan2 import StyleGAN2Student
+from stylegan_di.students.stylegan3 import gan_student
 
 PARTS = ("generator", "denoiser")
 
@@ -43,7 +44,10 @@ class RefinerStudent(Generator):
         super().__init__()
         self.network = network
         self.training = False
-        gan = StyleGAN2Student(network.generator, trunc=trunc, noise_mode=noise_mode, trunc_mode=trunc_mode)
+        options = {"trunc": trunc, "noise_mode": noise_mode, "trunc_mode": trunc_mode}
+        gan: StyleGAN2Student = gan_student(network.generator)
+        gan = gan.with_options(**{name: value for name, value in options.items() if name in gan.options})
+        self.noise_mode = noise_mode
         self._gan = (gan,)  # a tuple, so that it is not registered twice
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
@@ -56,6 +60,10 @@ class RefinerStudent(Generator):
         gan.known_labels = self.known_labels
         return gan
 
+    @property
+    def latent_kind(self) -> str:
+        return self.gan.latent_kind
+
     @classmethod
     def of(cls, gan: Generator, teacher: Denoiser, sigma_init: float) -> RefinerStudent:
         """A refiner that starts as a GAN and a copy of the teacher's network.
@@ -66,15 +74,15 @@ class RefinerStudent(Generator):
         if isinstance(gan, RefinerStudent):
             return cls(gan.network)
         if not isinstance(gan, StyleGAN2Student):
-            raise UserError(f"--student=refiner wants a StyleGAN2 as --gan-pkl, and this is a {gan.kind}")
+            raise UserError(f"--student=refiner wants a StyleGAN2 or StyleGAN3 as --gan-pkl, and this is a {gan.kind}")
         try:
             return cls(Refiner.of(gan.network, network_of_teacher(teacher), sigma_init))
         except ValueError as error:
             raise UserError(f"--student=refiner: teacher and GAN do not match: {error}") from None
 
     def _with(self, **options: Any) -> RefinerStudent:
-        own: dict[str, Any] = {name: getattr(self.gan, name) for name in self.options}
-        return RefinerStudent(self.network, **(own | options))
+        own: dict[str, Any] = {"trunc": self.gan.trunc, "trunc_mode": self.gan.trunc_mode}
+        return RefinerStudent(self.network, **(own | {"noise_mode": self.noise_mode} | options))
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """The GAN's latents [n, z_dim]."""
@@ -88,7 +96,7 @@ class RefinerStudent(Generator):
     def _refined(self, images: Tensor, labels: Tensor | None, noise: Tensor | None) -> Tensor:
         """Images [B,C,H,W] -> refined ones; noise [B,C,H,W], None for that of `noise_mode` without a source."""
         if noise is None:
-            noise = self.network.noise_const * (self.gan.noise_mode != "none")
+            noise = self.network.noise_const * (self.noise_mode != "none")
         refined = self.network.refine(images, noise.to(images), labels)
         return refined if refined.dtype == torch.float64 else refined.float()
 
@@ -97,11 +105,15 @@ class RefinerStudent(Generator):
         """As the GAN draws, then refined, by noise keyed by seed in noise_mode 'random'."""
         gan, device = self.gan, next(self.parameters()).device
         noise = None
-        if gan.noise_mode == "random":
+        if self.noise_mode == "random":
             shape = (self.img_channels, self.img_resolution, self.img_resolution)
             noise = torch.cat([SampleRandom(seed, "refiner", 0, [0], device).normal(*shape) for seed in seeds])
         _, labels = gan.latents_of(seeds, class_index=class_index)
         return self._refined(gan.draw(seeds, class_index=class_index), labels, noise)
+
+    def of_w(self, labels: Tensor | None) -> RefinerOfW:
+        """The network whose `synthesis` makes images of the GAN's w, with labels [1,label_dim]."""
+        return RefinerOfW(self.network, labels)
 
     # In a training.
 

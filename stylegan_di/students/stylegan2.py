@@ -162,6 +162,10 @@ class StyleGAN2Student(Generator):
             self._class_means[key] = self.network.mapping(z, label.expand(W_AVG_SAMPLES, -1))[:, 0].mean(dim=0)
         return self._class_means[key]
 
+    def of_w(self, labels: Tensor | None) -> stylegan2.Generator:
+        """The network whose `synthesis` makes images of w; labels [1,label_dim] are in w already."""
+        return self.network
+
     def latents_of(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> tuple[Tensor, Tensor | None]:
         """The latents [n,z_dim], float64 where the device has it, and labels [n,label_dim] of n seeds; see `mapped`."""
         device = next(self.parameters()).device

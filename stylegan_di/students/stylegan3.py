@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.networks import stylegan3
+from stylegan_di.networks import stylegan2, stylegan3
 from stylegan_di.random import SampleRandom
 from stylegan_di.students.stylegan2 import StyleGAN2Student, checked_labels, mean_w
 
@@ -116,3 +116,8 @@ class StyleGAN3Student(StyleGAN2Student):
     def synthesize(self, ws: Tensor, seeds: Sequence[int]) -> Tensor:
         """Images [n,C,H,W] of ws [n,num_ws,w_dim]; the seeds matter only to generators with noise."""
         return self.network.synthesis(ws)
+
+
+def gan_student(network: stylegan2.Generator | stylegan3.Generator) -> StyleGAN2Student:
+    """A StyleGAN2 or StyleGAN3 as a student."""
+    return StyleGAN3Student(network) if isinstance(network, stylegan3.Generator) else StyleGAN2Student(network)

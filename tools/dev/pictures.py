@@ -2,11 +2,13 @@
 
     python tools/dev/pictures.py quality
     python tools/dev/pictures.py speed
+    python tools/dev/pictures.py refiners
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,25 @@ def quality(out: Path) -> None:
     click.echo(f"written: {out}")
 
 
+@main.command(help="FD and recall of refiners against how far they move the GAN's images.")
+@click.option("--out", type=click.Path(path_type=Path), default=FIGURES / "refiners.svg")
+@user_errors
+def refiners(out: Path) -> None:
+    results = [json.loads(line) for line in _read("generator_study.jsonl").splitlines()]
+    with two_panels(out) as panels:
+        for axes, metric, title in zip(panels, ("fd_fashion", "pr_fashion_recall"), ("FD", "recall"), strict=True):
+            for frozen, label in ((False, "both are trained"), (True, "the GAN is frozen")):
+                found = sweep(results, metric, frozen)
+                axes.plot([x for x, _, _ in found], [y for _, y, _ in found], "o-", label=label)
+                for x, y, sigma in found:
+                    axes.annotate(f"{sigma:g}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+            axes.set(xlim=(0, None), ylim=(0, None), ylabel=title,
+                     xlabel="mean absolute distance from the GAN's images, in [-1, 1]")  # fmt: skip
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=8)
+    click.echo(f"written: {out}")
+
+
 @main.command(help="Images a second of each row of the benchmark, ours and the plain way.")
 @click.option("--out", type=click.Path(path_type=Path), default=FIGURES / "speed.svg")
 @user_errors
@@ -75,6 +96,14 @@ def points(results: list[dict[str, Any]], metric: str) -> dict[str, list[tuple[f
         if "seconds" in result:
             found.setdefault(result["row"], []).append((result["seconds"], result[metric]))
     return found
+
+
+def sweep(results: list[dict[str, Any]], metric: str, frozen: bool) -> list[tuple[float, float, float]]:
+    """Distance from the GAN's images, metric and sigma_init of each refiner, by sigma_init."""
+    pattern = re.compile(r"refiner-([0-9.]+)" + ("-frozen" if frozen else ""))
+    found = [(result["pixel_distance"], result[metric], float(match[1]))
+             for result in results if (match := pattern.fullmatch(result["row"]))]  # fmt: skip
+    return sorted(found, key=lambda point: point[2])
 
 
 def levels(results: list[dict[str, Any]], metric: str) -> dict[str, float]:

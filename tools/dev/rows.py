@@ -44,16 +44,19 @@ class Row:
     """A row of a study.
 
     commands: lines such as "train.py --kind=di --seed={seed} --outdir={out}"; of {out}, the row's own folder, {seed},
-        {device}, {datasets}, the folder of the data sets, and {row:NAME}, the network of another row with this seed.
+        {device}, {datasets}, the folder of the data sets, {network}, the row's own so far, and {row:NAME}, that of
+        another row with this seed.
     network: what is judged, a shipped name or a pattern whose last match counts; "": nothing is judged.
-    metrics: what it is judged by, options of calc_metrics.py.
+    metrics: what it is judged by, options of calc_metrics.py; "": nothing, it is there for other rows.
     seeded: whether the seed matters; else the row is run once, as seed 0.
+    figures: patterns of JSON files of the commands, whose numbers are kept too: pixel_distance, before_fd_fashion.
     """
 
     commands: tuple[str, ...]
     network: str = NEWEST
     metrics: str = f"--metrics={METRICS} --data={{datasets}}/fashion-16-test.zip --num=10000"
     seeded: bool = True
+    figures: tuple[str, ...] = ()
 
     def needs(self) -> set[str]:
         return set(ANOTHER.findall(" ".join((*self.commands, self.network, self.metrics))))
@@ -82,7 +85,8 @@ class Place:
 
     def filled(self, line: str, folder: Path, seed: int) -> str:
         line = ANOTHER.sub(lambda match: self.network(match[1], seed), line)
-        return line.format(out=folder, seed=seed, device=self.device, datasets=self.datasets)
+        newest = max(glob.glob(NEWEST.format(out=folder)), default="")
+        return line.format(out=folder, seed=seed, device=self.device, datasets=self.datasets, network=newest)
 
 
 def called(line: str) -> str:
@@ -131,9 +135,12 @@ def measured(place: Place, name: str, seed: int) -> dict[str, Any]:
     before = clock()
     for line in row.commands:
         called(place.filled(line, folder, seed))
+    for pattern in row.figures:
+        for path in glob.glob(place.filled(pattern, folder, seed)):
+            result |= numbers_of(json.loads(Path(path).read_text()))
     if row.commands:
         result |= {"seconds": round(clock() - before, 1), "commands": list(row.commands)}
-    if row.network:
+    if row.network and row.metrics:
         metrics = place.filled(row.metrics, folder, seed)
         printed = called(f"calc_metrics.py --network={place.network(name, seed)} --device={place.device} {metrics}")
         for line in printed.splitlines():
@@ -141,6 +148,15 @@ def measured(place: Place, name: str, seed: int) -> dict[str, Any]:
                 result |= json.loads(line)["results"]
     gc.collect()
     return result
+
+
+def numbers_of(found: dict[str, Any]) -> dict[str, float]:
+    """The numbers of a JSON file by name, those in a dict of it with that dict's name before their own."""
+    numbers = {name: value for name, value in found.items() if isinstance(value, float)}
+    for outer, inner in found.items():
+        if isinstance(inner, dict):
+            numbers |= {f"{outer}_{name}": value for name, value in inner.items() if isinstance(value, float)}
+    return numbers
 
 
 def pending(rows: dict[str, Row], names: Sequence[str], seeds: Sequence[int], known: list[dict[str, Any]]) -> list[Any]:

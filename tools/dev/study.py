@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import statistics
 import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 from tools.dev.rows import ROOT, Row
 
 FEATURES = "--critic=features --data=teacher:10000"
+IKL = "--divergence=ikl"
 REAL = "--cond=true --data={datasets}/fashion-16.zip"
 PLAIN = "--whitening=0 --clip=false"
 MENDED = "--whitening=1 --clip=true"
@@ -38,23 +40,25 @@ def refined(options: str) -> Row:
 
 
 ROWS = {
+    "recipe": refined(""),
+    "recipe-long": refined("--kimg=84"),
     "before": Row((), "fashion-gan.pkl", seeded=False),
     "teacher": Row((), "fashion-teacher.pkl", f"--solver=dpmpp {Row.metrics}", seeded=False),
-    "ikl": refined(f"--kimg=44 {PLAIN}"),
-    "ikl-whitened": refined("--kimg=44 --whitening=1 --clip=false"),
-    "ikl-clipped": refined("--kimg=44 --whitening=0 --clip=true"),
-    "ikl-mended": refined(f"--kimg=44 {MENDED}"),
-    "ikl-mended-one-noise": refined(f"--kimg=44 --one-noise=true {MENDED}"),
+    "ikl": refined(f"{IKL} --kimg=44 {PLAIN}"),
+    "ikl-whitened": refined(f"{IKL} --kimg=44 --whitening=1 --clip=false"),
+    "ikl-clipped": refined(f"{IKL} --kimg=44 --whitening=0 --clip=true"),
+    "ikl-mended": refined(f"{IKL} --kimg=44 {MENDED}"),
+    "ikl-mended-one-noise": refined(f"{IKL} --kimg=44 --one-noise=true {MENDED}"),
     "sid": refined(f"--kimg=26 --divergence=sid {PLAIN}"),
     "sid-mended": refined(f"--kimg=26 --divergence=sid {MENDED}"),
     "sid-mended-33": refined(f"--kimg=33 --divergence=sid {MENDED}"),
-    "critic": refined(f"--kimg=28 {FEATURES} {PLAIN}"),
-    "critic-mended": refined(f"--kimg=28 {FEATURES} {MENDED}"),
+    "critic": refined(f"{IKL} --kimg=28 {FEATURES} {PLAIN}"),
+    "critic-mended": refined(f"{IKL} --kimg=28 {FEATURES} {MENDED}"),
     "critic-alone": refined(f"--kimg=60 --divergence=none {FEATURES} {PLAIN}"),
     "critic-alone-mended": refined(f"--kimg=60 --divergence=none {FEATURES} {MENDED}"),
-    "refiner": refined(f"--kimg=28 --student=refiner {PLAIN}"),
-    "refiner-mended": refined(f"--kimg=28 --student=refiner {MENDED}"),
-    "ikl-mended-long": refined(f"--kimg=132 {MENDED}"),
+    "refiner": refined(f"{IKL} --kimg=28 --student=refiner {PLAIN}"),
+    "refiner-mended": refined(f"{IKL} --kimg=28 --student=refiner {MENDED}"),
+    "ikl-mended-long": refined(f"{IKL} --kimg=132 {MENDED}"),
     "sid-mended-long": refined(f"--kimg=90 --divergence=sid {MENDED}"),
     # What does which part, with the recipe's two options and at about equal processor time.
     "ikl-one": refined(f"--kimg=44 --divergence=ikl:weight=one {MENDED}"),
@@ -62,12 +66,12 @@ ROWS = {
     "sim": refined(f"--kimg=30 --divergence=sim {MENDED}"),
     "ikl-js": refined(f"--kimg=28 --divergence=ikl:f=js {FEATURES} {MENDED}"),
     "sid-critic": refined(f"--kimg=22 --divergence=sid {FEATURES} {MENDED}"),
-    "critic-5000": refined(f"--kimg=28 --critic=features --data=teacher:5000 {MENDED}"),
-    "critic-20000": refined(f"--kimg=28 --critic=features --data=teacher:20000 {MENDED}"),
-    "critic-real": refined(f"--kimg=28 --critic=features {REAL} {MENDED}"),
-    "own-d": refined(f"--kimg=28 --adv-weight=1 --data=teacher:10000 {MENDED}"),
-    "hybrid-real": refined(f"--kimg=28 --adv-weight=1 {REAL} {MENDED}"),
-    "own-d-alone-real": refined(f"--kimg=58 --adv-weight=1 --divergence=none {REAL}"),
+    "critic-5000": refined(f"{IKL} --kimg=28 --critic=features --data=teacher:5000 {MENDED}"),
+    "critic-20000": refined(f"{IKL} --kimg=28 --critic=features --data=teacher:20000 {MENDED}"),
+    "critic-real": refined(f"{IKL} --kimg=28 --critic=features {REAL} {MENDED}"),
+    "own-d": refined(f"{IKL} --kimg=28 --adv-weight=1 --data=teacher:10000 {MENDED}"),
+    "hybrid-real": refined(f"{IKL} --kimg=28 --adv-weight=1 {REAL} {MENDED}"),
+    "own-d-alone-real": refined(f"--kimg=58 --adv-weight=1 --divergence=none {REAL} {PLAIN}"),
     "gan-continued": trained(
         f"--kind=gan --resume=fashion-gan.pkl --kimg=58 {REAL} --batch=32 --mixing=0 --pl-weight=0 --aug=noaug "
         "--gamma=0.05 --lr=2e-3 --ema=5"
@@ -82,16 +86,16 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(results: list[dict[str, Any]], rows: Iterable[str] = ROWS, columns: Mapping[str, str] = COLUMNS) -> str:
     """A line of Markdown a row: the mean over its seeds, +- half the range where there are several."""
-    lines = ["| row | seeds | s | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 3) + "|"]
-    for row in ROWS:
+    lines = ["| row | seeds | s | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
+    for row in rows:
         own = [result for result in results if result["row"] == row]
         if not own:
             continue
         cells = [row, ", ".join(str(result["seed"]) for result in own), _cell([r.get("seconds") for r in own], 0)]
         cells += [_cell([result.get(name) for result in own], 1 if "FD" in title or title == "detail" else 3)
-                  for title, name in COLUMNS.items()]  # fmt: skip
+                  for title, name in columns.items()]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -26,10 +26,11 @@ from stylegan_di.interfaces import Denoiser, Generator, Space
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import class_map
 from stylegan_di.networks.edm_layers import prepare_convolutions
-from stylegan_di.presets import RECIPES
+from stylegan_di.presets import RECIPES, use_of
 from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.spaces import SPACES
+from stylegan_di.spaces.latents import Latents
 from stylegan_di.spaces.shown import Shown
 from stylegan_di.specs import parse
 from stylegan_di.students import STUDENTS
@@ -278,7 +279,8 @@ class DiffInstruct(GeneratorMethod):
             heads = count_parameters(self.feature_adversary.critic.heads)
             lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}"))
         if config.cfg is not None:
-            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(config.gan_pkl is not None)}"))
+            use = use_of(config.student, config.gan_pkl)
+            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(use)}"))
         return lines
 
 
@@ -312,12 +314,12 @@ def _check_latents(config: TrainConfig) -> None:
     latents = f"--teacher={config.teacher} works on an autoencoder's latents, and"
     if config.gan_pkl is None:
         raise UserError(f"{latents} a student makes images: give --gan-pkl, a GAN to refine")
-    if config.match != "pixels":
-        raise UserError(f"{latents} --match={config.match} is for teachers of pixels: leave it out")
     divergence = parse_divergence(config.divergence)
-    if config.critic != "none" or (divergence is not None and divergence.needs_critic):
-        option = f"--divergence={config.divergence}" if config.critic == "none" else f"--critic={config.critic}"
-        raise UserError(f"{latents} {option} needs a critic that sees what the teacher sees: leave it out")
+    if config.critic == "none" and divergence is not None and divergence.needs_critic:
+        raise UserError(
+            f"{latents} --divergence={config.divergence} asks the GAN's own discriminator, which sees pixels; add "
+            "--critic=features"
+        )
 
 
 def _new_student(student: str, teacher: Denoiser) -> Generator:
@@ -357,10 +359,18 @@ def instruction(
 
 
 def _space(config: TrainConfig, teacher: Denoiser) -> Space:
-    """The space that --match and --clip name, in the teacher's size."""
+    """The space that --match, --clip and --clip-return name, in the teacher's size."""
     cls: Any = SPACES[config.match]
-    space: Space = teacher.space or cls(teacher.img_resolution, teacher.img_channels)
-    return Shown(space) if config.clip else space
+    space: Space
+    if teacher.space is None:
+        space = cls(teacher.img_resolution, teacher.img_channels)
+    elif config.match == "pixels":
+        space = teacher.space
+    else:
+        assert isinstance(teacher.space, Latents)
+        assert teacher.space.images is not None
+        space = cls(*teacher.space.images, teacher.space)
+    return Shown(space, config.clip_return) if config.clip else space
 
 
 def _feature_adversary(config: TrainConfig, teacher: Denoiser, label_dim: int) -> FeatureAdversary:

@@ -19,7 +19,7 @@ from stylegan_di.journal.journal import Journal
 from stylegan_di.networks import stylegan2, stylegan3
 from stylegan_di.presets import FP16_RES, STYLEGAN3
 from stylegan_di.students.stylegan2 import StyleGAN2Student
-from stylegan_di.students.stylegan3 import StyleGAN3Student
+from stylegan_di.students.stylegan3 import gan_student
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training import transfer
 from stylegan_di.training.adversary import ROLE, Adversary, judged
@@ -44,7 +44,7 @@ class GAN(GeneratorMethod):
         """Takes a Method's arguments and the networks to train."""
         super().__init__(config, device, dataset)
         self.notes = gan.notes
-        self.model, self.ema = _student(gan.generator), _student(gan.ema)
+        self.model, self.ema = gan_student(gan.generator), gan_student(gan.ema)
         transfer.freeze(self.model, self.ema, config.freeze)
         self.adversary = Adversary(config, gan.discriminator, self.model.img_resolution)
         networks = {"model": self.model, "ema": self.ema, **self.adversary.networks}
@@ -134,10 +134,6 @@ class GAN(GeneratorMethod):
             distributed.average([new_mean])
             skipped = apply_gradients(self.state, "model")[0].isnan()
             self.state.scalars[PL_MEAN] = torch.where(skipped, pl_mean, new_mean)
-
-
-def _student(network: transfer.Generator) -> StyleGAN2Student:
-    return StyleGAN3Student(network) if isinstance(network, stylegan3.Generator) else StyleGAN2Student(network)
 
 
 def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:

@@ -1,0 +1,1 @@
+"""Scripts to read and run; what they share is in training.py."""
