@@ -151,7 +151,8 @@ class Conv2d(PersistentModule):
         """Convolves x [B,in_channels,H,W] and multiplies by gain, which is applied to weight and bias to save time."""
         resample = upsample if self.up else downsample
         filter_pad = (self.resample_filter.shape[-1] - 1) // 2 if self.up or self.down else 0
-        if self.weight is None:
+        weight = self.weight
+        if weight is None:
             x = resample(x, self.resample_filter, filter_pad) if self.up or self.down else x
             return x if gain == 1 else x * gain
         bias = cast(self.bias, x) if add_bias else None
@@ -159,9 +160,9 @@ class Conv2d(PersistentModule):
             bias = bias * gain
         if not self.fused_resample and (self.up or self.down):
             x = resample(x, self.resample_filter, filter_pad)
-        if not self.fused_resample and (ready := winograd.prepared(self.weight, x)) is not None:
+        if not self.fused_resample and (ready := winograd.prepared(weight, x)) is not None:
             return ready.convolve(x, gain, bias)
-        weight = self.weight.to(x.dtype)
+        weight = weight.to(x.dtype)
         if gain != 1:
             weight = weight * gain
         weight_pad = weight.shape[-1] // 2

@@ -26,6 +26,8 @@ from stylegan_di.networks.edm_unets import last_of_each_level
 from stylegan_di.teachers.adapters import MOST_JOINED, Adapted, AdaptedRows, add_adapters, sharing_copy
 from stylegan_di.torch_utils.precision import moved
 
+MOST_JOINED = 4  # images up to which one pass of a joined batch is faster (docs/measurements/adapters.md)
+
 
 class Times(torch.nn.Module):
     """What a network is told of a noise level: the times 0, 1, ... of DDPM, at which it is `levels`.
