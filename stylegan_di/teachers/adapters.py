@@ -26,7 +26,6 @@ from stylegan_di.teachers.wrapped import Wrapped
 
 D = TypeVar("D", bound=Denoiser)
 ADAPTER = ".lora_"  # in the names of adapters, as peft has them
-MOST_JOINED = 4  # images up to which one pass of a joined batch is faster (docs/measurements/adapters.md)
 EDM_LAYERS = (edm_layers.Linear, edm_layers.Conv2d, edm2.MPConv)
 
 

@@ -23,7 +23,7 @@ from stylegan_di.diffusion import (
 )
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.networks.edm_unets import last_of_each_level
-from stylegan_di.teachers.adapters import MOST_JOINED, Adapted, AdaptedRows, add_adapters, sharing_copy
+from stylegan_di.teachers.adapters import Adapted, AdaptedRows, add_adapters, sharing_copy
 from stylegan_di.torch_utils.precision import moved
 
 MOST_JOINED = 4  # images up to which one pass of a joined batch is faster (docs/measurements/adapters.md)
