@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
-.PHONY: venv lint test demo demo-distill clean
+.PHONY: venv lint test demo demo-32 demo-distill clean
 
 venv: $(INSTALLED)
 
@@ -29,6 +29,10 @@ test: lint
 # Refines the shipped GAN with the shipped teacher and shows it before and after.
 demo: venv
 	$(PY) tools/demo.py --seed=$(SEED)
+
+# The same at 32x32.
+demo-32: venv
+	$(PY) tools/demo.py --gan=fashion-32-gan.pkl --dest=out/demo-32.png --seed=$(SEED)
 
 # Distils the shipped teacher to one step.
 demo-distill: venv

@@ -20,7 +20,8 @@ from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.hub import HUB
 from stylegan_di.labels import class_map
-from stylegan_di.metrics.table import need_reals
+from stylegan_di.metrics.references import SUFFIXES, load_references, picked
+from stylegan_di.metrics.table import Metric, metric, need_reals
 from stylegan_di.presets import R3GAN as R3GAN_PRESET
 from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
@@ -224,7 +225,11 @@ def _reference(config: TrainConfig, fetch: bool) -> Iterator[str]:
         try:
             source = reference_of(config)
             if source is not None and (fetch or zoo.is_local(source)):
-                zoo.resolve(source)
+                path = zoo.resolve(source)
+                found = load_references(path) if path.suffix in SUFFIXES else {}
+                for entry in map(metric, config.metrics) if found else ():
+                    if isinstance(entry, Metric) and entry.uses_reals:
+                        picked(found, entry, source)
         except UserError as error:
             yield str(error)
 

@@ -142,12 +142,17 @@ _FASHION: dict[str, Any] = dict(
 )  # fmt: skip
 _FASHION_USES: dict[str, dict[str, Any]] = {
     REFINEMENT: _FASHION | dict(
-        kimg=28.0, divergence="sid", lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05, whitening=1.45, clip=True
+        kimg=28.0, divergence="sid", lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05, whitening=1.45, clip=True,
+        clip_return=0.0,
     ),
     DISTILLATION: _FASHION | dict(kimg=24.0, lr=5e-4),
-    REFINER: _FASHION | dict(kimg=28.0, lr=1e-3, fake_lr=1e-3, dlr=2e-3, gamma=0.05, clip=True),
+    REFINER: _FASHION | dict(kimg=28.0, lr=1e-3, fake_lr=1e-3, dlr=2e-3, gamma=0.05, clip=True, clip_return=0.0),
     NEW_NETWORK: _FASHION | dict(kimg=44.0, lr=2e-3, fake_lr=1.5e-3),
 }  # fmt: skip
+
+_FASHION_32_USES: dict[str, dict[str, Any]] = {
+    REFINEMENT: _FASHION | dict(kimg=40.0, divergence="ikl", lr=2e-3, fake_lr=1.5e-3, whitening=1.0, clip=True),
+}
 
 # Diff-Instruct's published settings for distillation (arXiv 2305.18455 and its code) are these together with
 # KIND_DEFAULTS' Adam(0, 0.999), lr 1e-5, batch 128, EMA half-life 500 kimg. None are published for refining GANs.
@@ -162,6 +167,8 @@ RECIPES: dict[str, Recipe] = {
     # name                    teacher                            GAN                uses           measured
     "fashion":        Recipe("fashion-teacher.pkl",             "fashion-gan.pkl", _FASHION_USES, _ALL,
                              _HERE),
+    "fashion-32":     Recipe("fashion-32-teacher.pkl",          "fashion-32-gan.pkl", _FASHION_32_USES, (REFINEMENT,),
+                             "docs/demo.md"),
     "cifar10-uncond": Recipe("edm-cifar10-32x32-uncond-vp.pkl", None,              _PAPERS,       (), _PAPER),
     "cifar10-cond":   Recipe("edm-cifar10-32x32-cond-vp.pkl",   "cifar10.pkl",     _PAPERS,       (), _PAPER),
     "imagenet64":     Recipe("edm-imagenet-64x64-cond-adm.pkl", None,              _PAPERS,       (), _PAPER),

@@ -39,7 +39,8 @@ NOT_R3GANS = ("map_depth", "noise_inputs", "d_arch", "freezed", "mixing", "pl_we
               "blur_fade", "mbstd_group", "freeze", "r1_interval")  # fmt: skip
 TEACHER = ("prompt", "negative_prompt", "guidance", "autoencoder", "checkpointing")
 DIVERGENCE = (
-    "noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "one_noise", "compile", "fsdp"
+    "noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "one_noise", "compile",
+    "winograd", "fsdp"
 )  # fmt: skip
 
 
@@ -108,6 +109,8 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
             yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
         if not config.needs_data:
             yield REAL_IMAGES, "without --adv-weight, --critic or a divergence that sees real images: leave it out"
+        if not config.clip:
+            yield ("clip_return",), "without --clip=true" + leave
         if not config.trains_critic and config.critic == "none":
             yield ("critic_noise_law",), "without a critic: leave it out, or give --critic=features"
         if samples_wanted(config.data) is not None:

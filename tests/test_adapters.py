@@ -222,3 +222,5 @@ def test_another_teacher_has_a_pass_of_its_own(tmp_path: Path) -> None:
     x, sigma = inputs(teacher)
     assert teacher.adapted_copy(4).beside(teacher.trainable_copy(), x, sigma, None) is None
     assert teacher.trainable_copy().beside(teacher, x, sigma, None) is None
+    many = x.repeat(3, 1, 1, 1)
+    assert teacher.adapted_copy(4).beside(teacher, many, sigma.repeat(3), None) is None

@@ -26,7 +26,7 @@ from stylegan_di.interfaces import Classifier
 from stylegan_di.metrics.extractors import EXTRACTORS
 from stylegan_di.metrics.statistics import FeatureSums, save_stats
 from stylegan_di.zoo import resolve
-from tests import test_adm
+from tests import test_adm, test_edm_weights
 from tests.datasets import encode, pixels, write
 from tests.test_dataset_tool import IMAGES, LABELS, idx, save_cifar
 from tests.test_install import EXTRAS, SCRIPTS
@@ -51,7 +51,7 @@ SHORTER: dict[str, list[str] | None] = {
     "preflight": ["--samples=8", "--steps=1", "--batch=8", "--force=true"],
     "spectrum": ["--num=8"],
     "push": None,  # asks the hub; its own test has a server that stands in
-    "view": None,  # serves until it is stopped; tests/test_viewer.py runs it
+    "view": None,  # serves until it is stopped; tests/test_view.py runs it
     "doctor": None,  # builds kernels; tests/test_doctor.py runs it
 }
 #: What stands for a word that the reader replaces.
@@ -116,6 +116,7 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_teacher(folder / "my-latents.pkl", img_channels=4)
     save_gan(folder / "my-256.pkl", resolution=64)
     test_adm.saved(folder / "64x64_diffusion.pt", test_adm.weights_of(test_adm.adm.LAYOUTS[0]))
+    torch.save(test_edm_weights.weights(), folder / "dmd2-imagenet64-fid1.28.bin")
     sums = FeatureSums(Inception.dim)
     sums.append(torch.rand([8, 1], generator=torch.Generator().manual_seed(0)))
     for name in ("cifar10-32x32.npz", "my-reference.npz"):

@@ -179,7 +179,7 @@ def test_what_a_training_is_for_has_options_of_its_own() -> None:
     refinement, refiner = config("di", **gan), config("di", **gan, student="refiner")
     distillation, flow = config("di", **teacher), config("di", **teacher, student="flow")
     found = [(c.kimg, c.whitening, c.clip) for c in (refinement, refiner, distillation, flow)]
-    assert found == [(44, 1, True), (28, 0, True), (24, 0, False), (44, 0, False)]
+    assert found == [(28, 1.45, True), (28, 0, True), (24, 0, False), (44, 0, False)]
     assert refiner.sigma_init == 1
     assert config("di", cfg="cifar10-cond", gan_pkl="mine.pkl", student="refiner").sigma_init == 1
 
@@ -198,13 +198,13 @@ def test_an_unknown_gan_has_no_recipe() -> None:
         ("gan", dict(cfg="paper64"), "accepted for --kind=gan are auto, stylegan2, paper256"),
         ("gan", dict(cfg="ddpmpp"), r"\(ddpmpp is for --kind=edm\)"),
         ("edm", dict(cfg="auto"), "accepted for --kind=edm are ddpmpp, ncsnpp, adm"),
-        ("di", dict(cfg="cifar"), "accepted for --kind=di are fashion, cifar10-uncond"),
+        ("di", dict(cfg="cifar"), "accepted for --kind=di are fashion, fashion-32, cifar10-uncond"),
         ("gan", dict(aug="fixed"), "--aug=fixed needs --p"),
         ("gan", dict(aug="noaug", p=0.2), "--p=0.2 has no effect with --aug=noaug"),
         ("gan", dict(aug="noaug", augpipe="bg"), "--augpipe=bg has no effect with --aug=noaug"),
         ("gan", dict(aug="fixed", p=0.2, target=0.5), "--target=0.5 has no effect with --aug=fixed"),
         ("gan", dict(subset=0), "--subset=0: accepted is a number above 0"),
-        ("gan", dict(freezed=-1), "--freezed=-1: accepted is a number from 0 on"),
+        ("gan", dict(freezed=-1), "--freezed=-1: accepted is a number from 0 to 1000"),
         ("gan", dict(augment=0.1), "--augment=0.1 belongs to --kind=edm"),
         ("edm", dict(fake_noise_law="vp"), "--fake-noise-law=vp belongs to --kind=di"),
         ("gan", dict(noise_law="vp"), "--noise-law=vp belongs to --kind=edm or di"),

@@ -14,13 +14,20 @@ from tests.test_methods import make_batch
 from tests.tiny import edm_network
 
 
-def test_values_beyond_the_ends_look_like_the_ends_and_get_a_tenth_of_what_leads_back() -> None:
+def test_values_beyond_the_ends_look_like_the_ends_and_get_a_share_of_what_leads_back() -> None:
     x = torch.tensor([-3.0, -1.0, -0.5, 0.9, 1.2]).reshape(1, 1, 1, 5).requires_grad_()
-    seen = Shown(Pixels(5, 1)).encode(x)
+    seen = Shown(Pixels(5, 1), 0.1).encode(x)
     assert seen.flatten().tolist() == torch.tensor([-1, -1, -0.5, 0.9, 1]).tolist()
     for sign, expected in ((1.0, [0, 1, 1, 1, 0.1]), (-1.0, [-0.1, -1, -1, -1, 0])):  # descent goes the other way
         (gradient,) = torch.autograd.grad(sign * seen.sum(), x, retain_graph=True)
         torch.testing.assert_close(gradient.flatten(), torch.tensor(expected), atol=0, rtol=0)
+
+
+def test_without_a_share_nothing_leads_back() -> None:
+    x = torch.tensor([-3.0, -0.5, 1.2]).reshape(1, 1, 1, 3).requires_grad_()
+    for sign in (1.0, -1.0):
+        (gradient,) = torch.autograd.grad(sign * Shown(Pixels(3, 1)).encode(x).sum(), x)
+        assert gradient.flatten().tolist() == [0, sign, 0]
 
 
 def test_it_clips_before_another_space_resizes() -> None:

@@ -1,8 +1,9 @@
 """The demo: refines the shipped GAN with the shipped teacher, without data, and shows images from before and after.
 
     python tools/demo.py --seed=0
+    python tools/demo.py --gan=fashion-32-gan.pkl --dest=out/demo-32.png
 
-Runs `python train.py --kind=di --gan-pkl=fashion-gan.pkl --seed=SEED` with its defaults, and enlarges the image grid.
+Runs `python train.py --kind=di --gan-pkl=GAN --seed=SEED` with its defaults, and enlarges the image grid.
 """
 
 from __future__ import annotations
@@ -18,18 +19,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from stylegan_di.dnnlib.cli import user_errors
 
+GANS = ("fashion-gan.pkl", "fashion-32-gan.pkl")
 ROOT = Path(__file__).resolve().parent.parent
 SCALE = 4  # factor by which the grid is enlarged
 
 
-@click.command(help=__doc__)
+@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.option(
+    "--gan", type=click.Choice(GANS), default=GANS[0], show_default=True, help="The shipped GAN that is refined."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
 @click.option("--dest", default="out/demo.png", show_default=True, help="The before/after grid.")
 @user_errors
-def main(seed: int, outdir: str, dest: str) -> None:
+def main(gan: str, seed: int, outdir: str, dest: str) -> None:
     before = set(Path(outdir).glob("*"))
-    command = ["train.py", "--kind=di", "--gan-pkl=fashion-gan.pkl", f"--seed={seed}", f"--outdir={outdir}"]
+    command = ["train.py", "--kind=di", f"--gan-pkl={gan}", f"--seed={seed}", f"--outdir={outdir}"]
     click.echo("python " + " ".join(command))
     subprocess.run([sys.executable, ROOT / command[0], *command[1:]], check=True)
     (run,) = set(Path(outdir).glob("*")) - before

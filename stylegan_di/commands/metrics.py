@@ -13,6 +13,7 @@ metric-<name>.jsonl in --outdir or in the network's run folder. docs/metrics.md 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -32,9 +33,11 @@ from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.references import SUFFIXES, label_law_of
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_labels, need_reals
+from stylegan_di.runs import processes
 from stylegan_di.sampling.ablation import SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.snapshots.formats import open_contents
+from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
 from stylegan_di.torch_utils.precision import AMP_TYPES
@@ -134,6 +137,8 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
               help="Number of sets of samples, seeded from --seed on; reports mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
 @click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes that share the images, each with a GPU or a CPU core of its own.")
 @click.option("--amp", type=click.Choice(AMP_TYPES),
               help="[network] Type in which the network computes, by autocast.  [default: float32]")
 @click.option("--detector-amp", type=click.Choice(AMP_TYPES),
@@ -162,6 +167,7 @@ def main(
     repeat: int,
     batch: int | None,
     device: str | None,
+    gpus: int,
     amp: str | None,
     detector_amp: str | None,
     detector_file: str | None,
@@ -189,7 +195,14 @@ def main(
     if folder is None and (Path(network or "").parent / "training_options.json").is_file():
         folder = Path(network or "").parent  # a run's
     device = device or default_device()
-    kernels.load(device.partition(":")[0], may_build=False)
+    if gpus > 1 and not processes.started():
+        processes.check_count(gpus, device)
+        raise click.exceptions.Exit(processes.run(sys.orig_argv, gpus))
+    processes.follow_parent()
+    where = distributed.local_device(device)
+    distributed.init(where)
+    click.get_current_context().call_on_close(distributed.finish)
+    kernels.load(where.type, may_build=False)
     reference = reference_of(names, network, data, ref, mirror)
     if any_size and reference == data and data is not None:
         reference = ImageDataset(data, use_labels=need_labels(names), any_size=True)
@@ -197,10 +210,10 @@ def main(
     if network is not None:
         given = {"trunc": trunc, "trunc_mode": trunc_mode, "steps": steps, "solver": solver}
         given = {name: value for name, value in given.items() if value is not None}
-        generator = open_generator(network, which, autoencoder).with_options(**given).to(device)
+        generator = open_generator(network, which, autoencoder).with_options(**given).to(where)
         generator = with_labels_of(reference, generator)
     evaluator = Evaluator(
-        names, reference, num, batch=batch, detector_file=detector_file, device=device,
+        names, reference, num, batch=batch, detector_file=detector_file, device=where,
         amp=AMP_TYPES.get(amp or ""), detector_amp=AMP_TYPES.get(detector_amp or ""), report=PassProgress(),
     )  # fmt: skip
     if generator is not None:
@@ -212,11 +225,13 @@ def main(
         num = len(dataset)
         blocks = [evaluator.measure_dataset(dataset)]
 
+    if distributed.rank() != 0:
+        return
     source, seconds = network or images or "", time.monotonic() - start
     samples = f"{num} images" if repeat == 1 else f"mean and standard deviation of {repeat} sets of {num} images"
     click.echo(table(*mean_and_spread(blocks), repeat, f"{source}, {samples}:"))
-    common = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": 1, "num_samples": num,
-              "snapshot_pkl": source, "seed": seed}  # fmt: skip
+    common = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": distributed.world_size(),
+              "num_samples": num, "snapshot_pkl": source, "seed": seed}  # fmt: skip
     for name, line in zip(names, json_lines(blocks, names, common), strict=True):
         click.echo(line)
         if folder is not None:

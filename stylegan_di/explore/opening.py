@@ -38,20 +38,20 @@ def open_generator(network: str, which: str | None = None, autoencoder: str | No
             )
         shown.network.space = open_latents(autoencoder, shown.network)
         shown = image_sampler(shown.network)
-    return _checked(shown, network)
+    return of_pictures(shown, network)
 
 
 def open_gan(network: str) -> StyleGAN2Student:
     """Returns the GAN of a network file; see `open_generator`, which accepts other networks too."""
     gan = as_gan(load_snapshot(network))
-    _checked(gan, network)
+    of_pictures(gan, network)
     return gan
 
 
 def open_of_w(network: str) -> StyleGAN2Student | RefinerStudent:
     """Returns the GAN of a network file, or its refiner; see `open_gan`."""
     student = as_of_w(load_snapshot(network))
-    _checked(student, network)
+    of_pictures(student, network)
     return student
 
 
@@ -96,11 +96,16 @@ def one_label(generator: Generator, chosen: Chosen | None) -> Tensor | None:
     return generator.label_law.chosen(torch.zeros(1, dtype=torch.int64), chosen)
 
 
-def _checked(generator: Generator, network: str) -> Generator:
+def of_pictures(generator: Generator, network: str) -> Generator:
+    """Returns the generator of a network file.
+
+    Raises:
+        UserError: if its images are neither gray nor RGB.
+    """
     if generator.img_channels not in (1, 3):
         channels = generator.img_channels
         raise UserError(
-            f"--network={network}: its images have {channels} channels, and pictures 1 or 3; a diffusion model of "
+            f"{network}: its images have {channels} channels, and pictures 1 or 3; a diffusion model of "
             "latents wants --autoencoder, for EDM2's networks hf:stabilityai/sd-vae-ft-mse"
         )
     return generator

@@ -26,6 +26,8 @@ from stylegan_di.networks.edm_unets import last_of_each_level
 from stylegan_di.teachers.adapters import Adapted, AdaptedRows, add_adapters, sharing_copy
 from stylegan_di.torch_utils.precision import moved
 
+MOST_JOINED = 4  # images up to which one pass of a joined batch is faster (docs/measurements/adapters.md)
+
 
 class Times(torch.nn.Module):
     """What a network is told of a noise level: the times 0, 1, ... of DDPM, at which it is `levels`.
@@ -276,7 +278,9 @@ class AdaptedRowwise(Adapted):
         self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
     ) -> tuple[Tensor, Tensor] | None:
         shared, rows = self._shares
-        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels) if teacher is shared else None
+        if teacher is not shared or len(x) > MOST_JOINED:
+            return None
+        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels)
 
 
 def joined(conditions: Sequence[Any]) -> Any:

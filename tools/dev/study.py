@@ -56,8 +56,8 @@ ROWS = {
     "critic-mended": refined(f"{IKL} --kimg=28 {FEATURES} {MENDED}"),
     "critic-alone": refined(f"--kimg=60 --divergence=none {FEATURES} {PLAIN}"),
     "critic-alone-mended": refined(f"--kimg=60 --divergence=none {FEATURES} {MENDED}"),
-    "refiner": refined(f"{IKL} --kimg=28 --student=refiner {PLAIN}"),
-    "refiner-mended": refined(f"{IKL} --kimg=28 --student=refiner {MENDED}"),
+    "refiner": refined("--student=refiner --kimg=21"),
+    "refiner-long": refined("--student=refiner --kimg=63"),
     "ikl-mended-long": refined(f"{IKL} --kimg=132 {MENDED}"),
     "sid-mended-long": refined(f"--kimg=90 --divergence=sid {MENDED}"),
     # What does which part, with the recipe's two options and at about equal processor time.

@@ -25,6 +25,7 @@ from stylegan_di.explore.headroom import look
 from stylegan_di.interfaces import Denoiser, Generator, Space
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import class_map
+from stylegan_di.networks.edm_layers import prepare_convolutions
 from stylegan_di.presets import RECIPES, use_of
 from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
 from stylegan_di.snapshots.teachers import open_teachers
@@ -99,6 +100,11 @@ class DiffInstruct(GeneratorMethod):
             self.inputs["teacher"] = f"weights with SHA-256 {', '.join(hashes)}"
         scores = [network for each in self.instructions for network in (each.teacher, each.fake_score)]
         self.prepare(networks, helpers=teachers, sharded=scores, compiled=[self.model, *scores])
+        self.prepared = 0
+        if config.winograd:
+            self.prepared = sum(prepare_convolutions(teacher) for teacher in dict.fromkeys(teachers))
+            if not self.prepared:
+                raise UserError(f"--winograd: {config.teacher} has no layers of EDM's U-Nets: leave it out")
         lr = config.fake_lr or config.lr
         for each in self.instructions:
             self.state.optimizers[each.role] = adam(each.fake_score, lr, beta1=config.beta1, beta2=config.beta2)
@@ -267,6 +273,8 @@ class DiffInstruct(GeneratorMethod):
             lines.append(("teacher", f"{config.teacher}, {count_parameters(each.teacher)}{share}"))
             lines += _conversions(self.model, each)
             lines.append(("divergence", f"{config.divergence}, adversarial weight {config.adv_weight:g}"))
+        if self.prepared:
+            lines.append(("winograd", f"{self.prepared} convolutions of the teacher"))
         if self.feature_adversary is not None:
             heads = count_parameters(self.feature_adversary.critic.heads)
             lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}"))
@@ -351,7 +359,7 @@ def instruction(
 
 
 def _space(config: TrainConfig, teacher: Denoiser) -> Space:
-    """The space that --match and --clip name, in the teacher's size."""
+    """The space that --match, --clip and --clip-return name, in the teacher's size."""
     cls: Any = SPACES[config.match]
     space: Space
     if teacher.space is None:
@@ -362,7 +370,7 @@ def _space(config: TrainConfig, teacher: Denoiser) -> Space:
         assert isinstance(teacher.space, Latents)
         assert teacher.space.images is not None
         space = cls(*teacher.space.images, teacher.space)
-    return Shown(space) if config.clip else space
+    return Shown(space, config.clip_return) if config.clip else space
 
 
 def _feature_adversary(config: TrainConfig, teacher: Denoiser, label_dim: int) -> FeatureAdversary:
