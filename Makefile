@@ -7,7 +7,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 INSTALLED := $(VENV)/installed
 
-.PHONY: venv lint test demo demo-32 demo-distill clean
+.PHONY: venv lint test demo demo-refiner demo-32 demo-distill clean
 
 venv: $(INSTALLED)
 
@@ -30,7 +30,11 @@ test: lint
 demo: venv
 	$(PY) tools/demo.py --seed=$(SEED)
 
-# The same at 32x32.
+# The same with the teacher's network behind the GAN, which is better, and slower to draw from.
+demo-refiner: venv
+	$(PY) tools/demo.py --student=refiner --dest=out/demo-refiner.png --seed=$(SEED)
+
+# The GAN alone at 32x32.
 demo-32: venv
 	$(PY) tools/demo.py --gan=fashion-32-gan.pkl --dest=out/demo-32.png --seed=$(SEED)
 

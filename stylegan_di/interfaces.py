@@ -131,6 +131,11 @@ class Generator(Conditional, ABC):
         """The kind of generator whose latents these are: its own, unless it has another generator in it."""
         return self.kind
 
+    @property
+    def origin(self) -> Generator:
+        """What a training that starts from this is compared with: this, unless it was made of another generator."""
+        return self
+
     # In a training.
 
     def freeze(self, parts: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -43,6 +44,17 @@ def parts() -> tuple[StyleGAN2Student, EDMTeacher, RefinerStudent]:
 
 def rng(n: int, purpose: str = "some") -> SampleRandom:
     return SampleRandom(0, purpose, 0, range(n), torch.device("cpu"))
+
+
+def test_what_it_is_compared_with_is_the_gan_that_it_was_made_of() -> None:
+    gan, _, refiner = parts()
+    z, labels = torch.randn(3, 8), torch.eye(3)
+    copied = copy.deepcopy(refiner)  # as the average of a training is
+    torch.testing.assert_close(copied.origin(z, labels), gan(z, labels), rtol=0, atol=0)
+    assert copied.origin is not copied
+    again = RefinerStudent.of(RefinerStudent(refiner.network), parts()[1], 0.7)
+    assert again.origin is again
+    assert gan.origin is gan
 
 
 def test_an_image_is_the_gans_denoised_once() -> None:

@@ -1,9 +1,11 @@
-"""The demo: refines the shipped GAN with the shipped teacher, without data, and shows images from before and after.
+"""The demos: a shipped GAN and the shipped teacher of its images, no data; images from before and after.
 
     python tools/demo.py --seed=0
+    python tools/demo.py --student=refiner --dest=out/demo-refiner.png
     python tools/demo.py --gan=fashion-32-gan.pkl --dest=out/demo-32.png
 
-Runs `python train.py --kind=di --gan-pkl=GAN --seed=SEED` with its defaults, and enlarges the image grid.
+Runs `python train.py --kind=di --gan-pkl=GAN --student=STUDENT --seed=SEED` with its defaults, and enlarges the image
+grid. The student is the GAN itself, or a refiner: the GAN with the teacher's network behind it.
 """
 
 from __future__ import annotations
@@ -28,13 +30,17 @@ SCALE = 4  # factor by which the grid is enlarged
 @click.option(
     "--gan", type=click.Choice(GANS), default=GANS[0], show_default=True, help="The shipped GAN that is refined."
 )
+@click.option(
+    "--student", type=click.Choice(["auto", "refiner"]), default="auto", show_default=True, help="What is trained."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
 @click.option("--dest", default="out/demo.png", show_default=True, help="The before/after grid.")
 @user_errors
-def main(gan: str, seed: int, outdir: str, dest: str) -> None:
+def main(gan: str, student: str, seed: int, outdir: str, dest: str) -> None:
     before = set(Path(outdir).glob("*"))
     command = ["train.py", "--kind=di", f"--gan-pkl={gan}", f"--seed={seed}", f"--outdir={outdir}"]
+    command += [] if student == "auto" else [f"--student={student}"]
     click.echo("python " + " ".join(command))
     subprocess.run([sys.executable, ROOT / command[0], *command[1:]], check=True)
     (run,) = set(Path(outdir).glob("*")) - before

@@ -37,6 +37,7 @@ class RefinerStudent(Generator):
     options = StyleGAN2Student.options
     parts = PARTS
     network: Refiner
+    starts_as_gan = False  # whether the denoiser in it is a teacher's, which has not been trained here
 
     def __init__(
         self, network: Refiner, *, trunc: float = 1, noise_mode: str = "const", trunc_mode: str = "mean"
@@ -76,9 +77,15 @@ class RefinerStudent(Generator):
         if not isinstance(gan, StyleGAN2Student):
             raise UserError(f"--student=refiner wants a StyleGAN2 or StyleGAN3 as --gan-pkl, and this is a {gan.kind}")
         try:
-            return cls(Refiner.of(gan.network, network_of_teacher(teacher), sigma_init))
+            made = cls(Refiner.of(gan.network, network_of_teacher(teacher), sigma_init))
         except ValueError as error:
             raise UserError(f"--student=refiner: teacher and GAN do not match: {error}") from None
+        made.starts_as_gan = True
+        return made
+
+    @property
+    def origin(self) -> Generator:
+        return self.gan if self.starts_as_gan else self
 
     def _with(self, **options: Any) -> RefinerStudent:
         own: dict[str, Any] = {"trunc": self.gan.trunc, "trunc_mode": self.gan.trunc_mode}

@@ -63,7 +63,14 @@ class Evaluation:
         return self.generator.in_batches(self._z, self._labels, GRID_BATCH)
 
     def begin(self) -> None:
-        """Draws the grids and measures the metrics before the first step."""
+        """Draws the grids and measures the metrics before the first step, of what the student was made of."""
+        student, self.generator = self.generator, self.generator.origin
+        try:
+            self._begin()
+        finally:
+            self.generator = student
+
+    def _begin(self) -> None:
         if distributed.rank() == 0:
             self._start = self.grid_images()
             self.journal.images("fakes_init", to_uint8(self._start), GRID_COLUMNS)
