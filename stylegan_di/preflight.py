@@ -7,7 +7,7 @@ this machine: nothing is downloaded for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 
@@ -223,6 +223,9 @@ def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
         if gan is None:
             continue
         unlike = f"--teacher={source} and --gan-pkl={config.gan_pkl} do not match: "
+        if teacher.width is not None:
+            yield f"{unlike}images of {teacher.size} against square ones; choose another teacher, or distil it alone"
+            continue
         for what in ("resolution", "channels") if not resized else ():
             if getattr(teacher, what) != getattr(gan, what):
                 yield (
@@ -268,16 +271,20 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     data = files.data
     if data is None:
         return
-    side = data.resolution
-    unfit = f"--data={config.data} has images of side {side}"
-    if config.kind == "edm" and side % 2 ** (len(config.channel_mult) - 1):
-        levels = len(config.channel_mult)
-        multiple = 2 ** (levels - 1)
+    side, width = data.resolution, data.width
+    found = ImageShape(side, data.num_channels, data.label_dim, None if width == side else width)
+    unfit = f"--data={config.data} has images of " + (f"side {side}" if width == side else found.size)
+    levels = len(config.channel_mult)
+    multiple = 2 ** (levels - 1)
+    if (config.kind == "edm" or config.trains_teacher) and (side % multiple or width % multiple):
+        needed = "one" if width == side else "sides"
         yield (
-            f"{unfit}; --channel-mult of {levels} resolutions needs one divisible by {multiple}: resize with "
+            f"{unfit}; --channel-mult of {levels} resolutions needs {needed} divisible by {multiple}: resize with "
             "stylegan-di dataset"
         )
-    if config.kind == "gan" and (side < 4 or side & (side - 1)):
+    if config.kind == "gan" and width != side:
+        yield f"{unfit}; --kind=gan needs square ones: crop with stylegan-di dataset --transform=center-crop"
+    elif config.kind == "gan" and (side < 4 or side & (side - 1)):
         yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with stylegan-di dataset"
     if config.kind == "gan" and config.resume is None and config.cbase < side:
         yield f"--cbase={config.cbase} leaves no channels at {side} pixels: give {side} or more"
@@ -287,11 +294,10 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     for start, name in ((files.transfer, "network to start from"), (files.gan, "GAN")):
         if start is not None:
             network, whose = shape_of(start), name
-    found = ImageShape(side, data.num_channels, data.label_dim)
     if network is not None and found != network:
         yield (
-            f"--data={config.data}: resolution, channels, classes are {astuple(found)}, the {whose}'s "
-            f"{astuple(network)}; --cond=true reads the labels of the data set, stylegan-di dataset resizes it "
+            f"--data={config.data}: resolution, channels, classes are {found}, the {whose}'s "
+            f"{network}; --cond=true reads the labels of the data set, stylegan-di dataset resizes it "
             "(--resolution) and makes it gray or RGB (--channels)"
         )
     if config.trains_critic and config.aug != "noaug":

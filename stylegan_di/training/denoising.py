@@ -90,10 +90,12 @@ def new_network(config: TrainConfig, dataset: ImageDataset) -> Precond:
     )
     if config.augment:
         kwargs["augment_dim"] = augment_edm.TRAINING_LABELS
+    if dataset.width != dataset.resolution:
+        kwargs["img_width"] = dataset.width
     try:
         with torch.device("meta"), torch.no_grad():  # no memory, no arithmetic
-            side = dataset.resolution
-            PRECONDITIONERS[config.precond](**kwargs)(torch.ones(1, dataset.num_channels, side, side), torch.ones(1))
+            images = torch.ones(1, dataset.num_channels, dataset.resolution, dataset.width)
+            PRECONDITIONERS[config.precond](**kwargs)(images, torch.ones(1))
     except Exception as error:  # whatever PyTorch raises for shapes that do not fit
         factors = ",".join(map(str, config.channel_mult))
         raise UserError(
