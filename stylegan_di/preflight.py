@@ -219,6 +219,9 @@ def _reference(config: TrainConfig, fetch: bool) -> Iterator[str]:
 
 def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
     gan, resized = shape_of(files.gan), config.match == "resize"
+    sizes = sorted({teacher.size for teacher in files.teachers.values()})
+    if len(sizes) > 1 and any(teacher.width is not None for teacher in files.teachers.values()):
+        yield f"--teacher: images of {' and '.join(sizes)}; where they are not square, choose teachers of one size"
     for source, teacher in files.teachers.items():
         if gan is None:
             continue
