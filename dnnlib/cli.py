@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import io
 import os
@@ -17,7 +18,8 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from stylegan_di.dnnlib.util import UserError, option_name
+from stylegan_di.dnnlib.terminal import one_line, plain_output
+from stylegan_di.dnnlib.util import DEVICE, UserError, option_name
 
 MAX_SEED = 2**32 - 1  # the largest seed of numpy's RandomState
 MAX_SEEDS = 1_000_000
@@ -70,7 +72,7 @@ class Device(click.ParamType):
     name = "device"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        match = re.fullmatch(r"cpu|mps|cuda(?::([0-9]{1,3}))?", value)
+        match = re.fullmatch(DEVICE, value)
         if match is None:
             self.fail(f"'{value}' is not a device; accepted are cpu, cuda, cuda:N and mps", param, ctx)
         if value == "mps" and not torch.backends.mps.is_available():
@@ -221,6 +223,11 @@ def at_home(value: Any) -> Any:
     return value
 
 
+def message_of(error: UserError) -> str:
+    """Returns an error's message as the one line that is printed."""
+    return one_line(" ".join(str(error).splitlines()))
+
+
 class _UserMistake(click.ClickException):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -231,7 +238,8 @@ def user_errors(function: Function) -> Function:
     """Makes a command that raises a UserError end with one line on stderr, 'Error: ...', and the error's status.
 
     The command gets the option --debug, with which the traceback and its causes come before that line. In the values of
-    its options ~ is the home folder. What the output cannot encode, such as a file's name, is replaced by '?'.
+    its options ~ is the home folder. Of what is printed, characters that would steer a terminal are shown as escapes,
+    and what the output cannot encode is replaced by '?'.
     """
 
     @functools.wraps(function)
@@ -239,11 +247,17 @@ def user_errors(function: Function) -> Function:
         if isinstance(sys.stdout, io.TextIOWrapper):  # stderr replaces on its own
             sys.stdout.reconfigure(errors="replace")
         try:
-            return function(**{name: at_home(value) for name, value in options.items()})
+            with plain_output():
+                return function(**{name: at_home(value) for name, value in options.items()})
         except UserError as error:
             if click.get_current_context().meta.get("debug"):
                 traceback.print_exc()
-            raise _UserMistake(" ".join(str(error).splitlines()), error.status) from None
+            raise _UserMistake(message_of(error), error.status) from None
+        except OSError as error:
+            if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+                raise
+            message = f"{str(error.filename)[:200]}: {error.strerror}; use another path"
+            raise _UserMistake(one_line(message), UserError.status) from error
 
     debug = click.option("--debug", is_flag=True, expose_value=False, callback=_note_debug,
                          help="Show where an error comes from.")  # fmt: skip

@@ -105,7 +105,7 @@ def open_url(
     if os.environ.get(REFRESH) and path not in _refreshed:
         _discard(path, f"{REFRESH} asks for it")
         _refreshed.add(path)
-    elif path.is_file() and (wrong := _mistake(path, sha256)):
+    elif path.is_file() and (wrong := mistake(path, sha256)):
         _discard(path, wrong)
     if not path.is_file():
         for copy in (_local(mirror) for mirror in mirrors if mirror.startswith("file://")):
@@ -116,7 +116,7 @@ def open_url(
     return path
 
 
-def _mistake(path: Path, sha256: str | None) -> str:
+def mistake(path: Path, sha256: str | None = None) -> str:
     """Says why a file is not the one that its name and the hash promise; '' if it may be."""
     with open(path, "rb") as file:
         wrong = wrong_kind(file.read(512), os.fstat(file.fileno()).st_size, path.suffix)
@@ -185,8 +185,12 @@ def _brief(error: Exception) -> str:
     return f"{type(error).__name__.lstrip('_')}: {reason or error}"[:300]
 
 
-class _BrokenTransferError(Exception):
+class BrokenTransferError(Exception):
     """A transfer ended early or did not match its announcement."""
+
+
+class TooLargeError(BrokenTransferError):
+    """More arrived than there should."""
 
 
 @dataclass(frozen=True)
@@ -234,11 +238,11 @@ class _Partial:
         self.file.flush()
         if wrong := wrong_kind(self.head(), self.size(), path.suffix):
             self.discard()
-            raise _BrokenTransferError(wrong)
+            raise BrokenTransferError(wrong)
         found = None if sha256 is None else self.sha256()
         if sha256 is not None and found != sha256.lower():
             self.discard()
-            raise _BrokenTransferError(
+            raise BrokenTransferError(
                 f"the SHA-256 of the download is {found}, not {sha256}. Nothing was kept; the file has changed at its "
                 "source or was altered in transit"
             )
@@ -294,7 +298,7 @@ def _fetch(source: str, partial: _Partial, sha256: str | None, verbose: bool) ->
     while True:
         try:
             return _attempt(source, partial, resumable=sha256 is not None, verbose=verbose)
-        except (requests.RequestException, urllib3.exceptions.HTTPError, _BrokenTransferError) as error:
+        except (requests.RequestException, urllib3.exceptions.HTTPError, BrokenTransferError) as error:
             if isinstance(error, requests.HTTPError) and error.response.status_code < 500:
                 raise  # asking again will not help
             failures = 1 if partial.size() > most else failures + 1
@@ -322,58 +326,82 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
             if begun.total in (None, have) and response.headers.get("Content-Range") == f"bytes */{have}":
                 return  # nothing is missing
             partial.discard()
-            raise _BrokenTransferError(f"the server has no bytes from {have}")
+            raise BrokenTransferError(f"the server has no bytes from {have}")
         response.raise_for_status()
         if response.status_code not in (200, 206):
-            raise _BrokenTransferError(f"status {response.status_code} instead of the file")
+            raise BrokenTransferError(f"status {response.status_code} instead of the file")
         packed = response.headers.get("Content-Encoding", "identity")[:40]
         if packed.lower() != "identity":  # a little of it may be much
-            raise _BrokenTransferError(f"an answer packed by {packed}, which was not asked for")
+            raise BrokenTransferError(f"an answer packed by {packed}, which was not asked for")
         if "html" in response.headers.get("Content-Type", "").lower():
-            raise _BrokenTransferError("a web page instead of the file")
+            raise BrokenTransferError("a web page instead of the file")
         start, total = _extent(response)
         validator, before = _validator(response), begun.validator if begun is not None and start else None
         if start not in (0, have) or (start and validator not in (None, before)):
             partial.discard()
-            raise _BrokenTransferError(f"the answer is not the same version's bytes from {have}")
+            raise BrokenTransferError(f"the answer is not the same version's bytes from {have}")
         if start and begun is not None and begun.total not in (None, total):
             partial.discard()
-            raise _BrokenTransferError(f"the answer is of a file of {total} bytes, the one before was of {begun.total}")
+            raise BrokenTransferError(f"the answer is of a file of {total} bytes, the one before was of {begun.total}")
         partial.begin(_Origin(source, validator or before, total), start)
         _receive(response, partial, source, total, verbose)
     if total is not None and partial.size() != total:
         size = partial.size()
         if size > total:
             partial.discard()
-        raise _BrokenTransferError(f"{size} of {total} bytes received")
+        raise BrokenTransferError(f"{size} of {total} bytes received")
 
 
 def _receive(response: requests.Response, partial: _Partial, source: str, total: int | None, verbose: bool) -> None:
     """Appends a response's bytes to the partial file, within the limits; `total` is the file's size, if known."""
-    most, start = min(total or MAX_BYTES, MAX_BYTES), partial.size()
+    start = partial.size()
     if (total or 0) > MAX_BYTES:
-        raise _BrokenTransferError(f"a file of {total} bytes; up to {MAX_BYTES} are fetched")
+        raise BrokenTransferError(f"a file of {total} bytes; up to {MAX_BYTES} are fetched")
     progress = Progress(f"Downloading {source}, MB", None if total is None else -(-(total - start) // 10**6))
-    size, begin = start, time.monotonic()
-    window = (begin, size)
+    watch = Watch(min(total or MAX_BYTES, MAX_BYTES), start)
     try:
         while data := response.raw.read1(_CHUNK, decode_content=True):
             partial.file.write(data)
-            size += len(data)
-            now = time.monotonic()
-            if size > most:
-                partial.discard()
-                raise _BrokenTransferError(f"more than the {most} bytes that were to come")
-            if now - begin > MAX_SECONDS:
-                raise _BrokenTransferError(f"it takes longer than {MAX_SECONDS:.0f} s")
-            if now - window[0] > RATE_SECONDS:
-                if size - window[1] < MIN_RATE * (now - window[0]):
-                    raise _BrokenTransferError(f"fewer than {MIN_RATE:.0f} bytes per second arrive")
-                window = (now, size)
+            watch.count(len(data))
             if verbose:
-                progress.update(-(-(size - start) // 10**6))
+                progress.update(-(-(watch.size - start) // 10**6))
+    except TooLargeError:
+        partial.discard()
+        raise
     finally:
         progress.close()
+
+
+class Watch:
+    """Watches a transfer for the limits on size, rate and time.
+
+    Args:
+        most: bytes that may come.
+        size: bytes that have come before.
+    """
+
+    def __init__(self, most: int, size: int = 0) -> None:
+        self.most = most
+        self.size = size
+        self._begin = time.monotonic()
+        self._window = (self._begin, size)
+
+    def count(self, received: int) -> None:
+        """Learns that bytes have arrived.
+
+        Raises:
+            BrokenTransferError: if they are beyond a limit; TooLargeError if that is the size.
+        """
+        self.size += received
+        now, (since, before) = time.monotonic(), self._window
+        if self.size > self.most:
+            raise TooLargeError(f"more than the {self.most} bytes that were to come")
+        if now - self._begin > MAX_SECONDS:
+            raise BrokenTransferError(f"it takes longer than {MAX_SECONDS:.0f} s")
+        if now - since > RATE_SECONDS:
+            if self.size - before < MIN_RATE * (now - since):
+                raise BrokenTransferError(f"fewer than {MIN_RATE:.0f} bytes per second arrive")
+            self._window = (now, self.size)
 
 
 def _extent(response: requests.Response) -> tuple[int, int | None]:
@@ -383,7 +411,7 @@ def _extent(response: requests.Response) -> tuple[int, int | None]:
             r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", response.headers.get("Content-Range", "")
         )
         if match is None:
-            raise _BrokenTransferError("a part of the file without its position")
+            raise BrokenTransferError("a part of the file without its position")
         return int(match[1]), None if match[2] == "*" else int(match[2])
     length = response.headers.get("Content-Length", "")
     plain = re.fullmatch(r"[0-9]{1,18}", length) and "Content-Encoding" not in response.headers

@@ -11,6 +11,8 @@ from types import TracebackType
 from typing import IO, Any, TextIO, cast
 
 from stylegan_di.dnnlib.safe_files import open_plain
+from stylegan_di.dnnlib.terminal import plain
+from stylegan_di.dnnlib.util import naming
 
 
 class Logger:
@@ -18,7 +20,7 @@ class Logger:
 
     The streams are restored on leaving it, even after an error. If a stream is closed meanwhile, as by `| head`, what
     is printed goes to the file alone. Of a line that rewrites itself (by carriage returns) the file gets what it said
-    last.
+    last. Both get `terminal.plain` text.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, append: bool = True) -> None:
@@ -41,7 +43,8 @@ class Logger:
         sys.stdout, sys.stderr = self.streams
         for tee in self.tees:
             tee.end_line()
-        self.file.close()
+        with naming(self.path):
+            self.file.close()
 
 
 class _Tee:
@@ -53,23 +56,29 @@ class _Tee:
         self._is_open = True
         self._line = ""  # what has been written of a line that is not complete
 
-    def write(self, text: str) -> int:
+    def write(self, written: str) -> int:
+        text = plain(written)
         *complete, self._line = (self._line + text).split("\n")
-        self._file.write("".join(_as_it_stands(line) + "\n" for line in complete))
+        self._log("".join(_as_it_stands(line) + "\n" for line in complete))
         self._line = self._line[max(self._line.rfind("\r"), 0) :]
         if self._is_open:
             with self._watched():
                 self._stream.write(text)
-        return len(text)
+        return len(written)
 
     def end_line(self) -> None:
         """Writes what there is of the last line to the file."""
         if line := _as_it_stands(self._line):
-            self._file.write(line + "\n")
+            self._log(line + "\n")
         self._line = ""
 
+    def _log(self, text: str) -> None:
+        with naming(self._file.name):
+            self._file.write(text)
+
     def flush(self) -> None:
-        self._file.flush()
+        with naming(self._file.name):
+            self._file.flush()
         if self._is_open:
             with self._watched():
                 self._stream.flush()
@@ -81,7 +90,7 @@ class _Tee:
             yield
         except (OSError, ValueError) as error:
             self._is_open = False
-            self._file.write(f"the output is closed ({error}): this log alone goes on\n")
+            self._log(f"the output is closed ({error}): this log alone goes on\n")
             close_quietly(self._stream)
 
     def __getattr__(self, name: str) -> Any:

@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import filelock
 
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, naming
 
 _NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # the latter, because a pipe would block
 
@@ -37,7 +37,9 @@ def open_plain(path: str | os.PathLike[str], mode: str, **options: Any) -> IO[An
         if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):
             raise _not_plain(path) from None
         raise
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+    with naming(path):
+        status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
         file.close()
         raise _not_plain(path)
     return file

@@ -21,7 +21,7 @@ from stylegan_di.metrics.table import metric
 from stylegan_di.options import option, options_of
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.snapshots.pipelines import TeacherOptions
-from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, Range, parse, usage
+from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, SIZE, Range, parse, usage
 from stylegan_di.students.fresh import FRESH_STUDENTS
 from stylegan_di.teachers.mixed import join_teachers
 
@@ -80,6 +80,12 @@ class TrainConfig:
     transfer: str | None = _input(
         None, "Denoiser to start from, an EDM network: known name, path, URL or hf:owner/name[/file].", kinds=("edm",)
     )
+    autoencoder: str | None = _input(
+        None,
+        "Autoencoder of a denoiser that works on latents: a folder in diffusers' layout or hf:owner/name. [default: "
+        "the pipeline's own]",
+        kinds=("edm", "di"),
+    )
     data: str | None = _input(
         None,
         "Training images: ZIP or folder (stylegan-di dataset makes them). --kind=di takes them where its losses use "
@@ -112,9 +118,9 @@ class TrainConfig:
     heartbeat: float = _run(
         30.0, "[several processes] Seconds without a sign of life after which a process counts as lost.", Range(1.0)
     )
-    workers: int = _run(1, "Threads that load images ahead; 0: none.", NOT_NEGATIVE)
-    batch: int = _run(64, "Images a step, over all processes.", POSITIVE)
-    batch_gpu: int | None = _run(None, "Images at a time in a process; more are accumulated. [default: all]", POSITIVE)
+    workers: int = _run(1, "Threads that load images ahead; 0: none.", Range(0, 256))
+    batch: int = _run(64, "Images a step, over all processes.", SIZE)
+    batch_gpu: int | None = _run(None, "Images at a time in a process; more are accumulated. [default: all]", SIZE)
     kimg: float = _run(25000.0, "Length of the run in thousands of images.", Range(0.001))
     tick: float = _run(50.0, "Thousands of images between lines of the log.", POSITIVE)
     amp: Literal["none", "bf16", "fp16", "auto"] = _run(
@@ -122,6 +128,10 @@ class TrainConfig:
         "Autocast of denoisers and student: none (float32), bf16, fp16, or auto: bf16 where that is faster on this "
         "machine, else none; weights and moments stay float32.",
         kinds=("edm", "di"),
+    )
+    winograd: bool = _di(
+        False,
+        "On a CPU, the teacher's convolutions of 192 channels or more take fewer products, for 4 times their memory.",
     )
     compile: bool = _run(
         False, "torch.compile the U-Nets: the first step takes minutes, later ones take less time.", kinds=("edm", "di")
@@ -183,27 +193,29 @@ class TrainConfig:
     arch: Literal["ddpmpp", "ncsnpp", "adm"] = _unet("ddpmpp", "U-Net architecture; the same as --cfg.")
     precond: Literal["edm", "vp", "ve"] = _unet("edm", "Preconditioning, noise levels and loss.")
     augment: float = _unet(0.12, "Probability of EDM's augmentations; 0: none.", SHARE)
-    model_channels: int = _unet(128, "Channels of the U-Net at full resolution, before --channel-mult.", POSITIVE)
+    model_channels: int = _unet(128, "Channels of the U-Net at full resolution, before --channel-mult.", SIZE)
     channel_mult: tuple[int, ...] = _unet(
-        (2, 2, 2), "Multipliers of the channels, one a resolution, comma-separated.", POSITIVE
+        (2, 2, 2), "Multipliers of the channels, one a resolution, comma-separated.", Range(1, 1024)
     )
-    num_blocks: int = _unet(4, "Residual blocks a resolution.", POSITIVE)
-    attn_resolutions: tuple[int, ...] = _unet((16,), "Resolutions with self-attention, comma-separated.", POSITIVE)
+    num_blocks: int = _unet(4, "Residual blocks a resolution.", Range(1, 64))
+    attn_resolutions: tuple[int, ...] = _unet(
+        (16,), "Resolutions with self-attention, comma-separated.", Range(1, 8192)
+    )
     dropout: float = _unet(0.13, "Dropout of the U-Net.", SHARE)
     label_dropout: float = _unet(0.0, "Probability of training without the label.", SHARE)
 
     cbase: int = _gan(
-        16384, "Channels at resolution r are min(cbase / r, cmax), in generator and discriminator.", POSITIVE
+        16384, "Channels at resolution r are min(cbase / r, cmax), in generator and discriminator.", Range(1, 1 << 20)
     )
-    cmax: int = _gan(512, "Most channels.", POSITIVE)
-    w_dim: int = _gan(512, "Dimensions of z and w.", POSITIVE)
-    map_depth: int = _gan(2, "Layers of the mapping network.", POSITIVE)
+    cmax: int = _gan(512, "Most channels.", SIZE)
+    w_dim: int = _gan(512, "Dimensions of z and w.", SIZE)
+    map_depth: int = _gan(2, "Layers of the mapping network.", Range(1, 64))
     noise_inputs: bool = _gan(True, "Per-pixel noise inputs in the synthesis network.")
     d_arch: Literal["resnet", "skip", "orig"] = _gan("resnet", "Architecture of the discriminator.")
     freezed: int = _gan(
-        0, "Layers of the discriminator that are not trained, from the highest resolution on.", NOT_NEGATIVE
+        0, "Layers of the discriminator that are not trained, from the highest resolution on.", Range(0, 1000)
     )
-    fp16_res: int = _gan(0, "Highest resolutions computed in float16. [default: 4 on CUDA, else 0]", NOT_NEGATIVE)
+    fp16_res: int = _gan(0, "Highest resolutions computed in float16. [default: 4 on CUDA, else 0]", Range(0, 32))
     mixing: float = _gan(0.9, "Probability of style mixing.", SHARE)
     pl_weight: float = _gan(2.0, "Weight of path length regularisation; 0: none.", NOT_NEGATIVE)
     pl_interval: int = _gan(4, "Steps between path length updates.", POSITIVE)
@@ -217,7 +229,7 @@ class TrainConfig:
         "and ema rise from 0; 0: none.",
         NOT_NEGATIVE,
     )
-    mbstd_group: int = _gan(4, "Group size of the minibatch standard deviation.", POSITIVE)
+    mbstd_group: int = _gan(4, "Group size of the minibatch standard deviation.", SIZE)
 
     freeze: tuple[str, ...] = _critic(
         (), "Parts of the generator that stay as they are: mapping, b4, b8, ... (keeps w and projections valid)."
@@ -271,11 +283,11 @@ class TrainConfig:
     fake_lr: float | None = _di(None, "Learning rate of the fake score. [default: --lr]", POSITIVE)
     fake_rank: int | None = _di(
         None,
-        "Rank of low-rank adapters (peft): the fake score shares the teacher's weights and trains these alone, which "
-        "saves memory. For networks of diffusers. [default: a whole copy]",
+        "Rank of low-rank adapters: the fake score shares the teacher's weights and trains these alone, which saves "
+        "memory. Networks of diffusers need peft for it. [default: a whole copy]",
         Range(1, 4096),
     )
-    fake_steps: int = _di(1, "Updates of the fake score in a step, which has one of the student.", POSITIVE)
+    fake_steps: int = _di(1, "Updates of the fake score in a step, which has one of the student.", Range(1, 1000))
     one_noise: bool = _di(
         False,
         "One noisy input serves both updates: the fake score is evaluated once less, a fifth of a step's work. Needs "
@@ -300,12 +312,7 @@ class TrainConfig:
     )
     negative_prompt: str | None = _di(None, "The text that --guidance leads away from. [default: the empty text]")
     guidance: float = _di(
-        1.0, "Scale of the teacher's classifier-free guidance, for pipelines of texts or classes; 1: none.", POSITIVE
-    )
-    autoencoder: str | None = _di(
-        None,
-        "Autoencoder of a teacher that works on latents: a folder in diffusers' layout or hf:owner/name. "
-        "[default: the pipeline's own]",
+        1.0, "Scale of the teacher's classifier-free guidance, away from its null label; 1: none.", POSITIVE
     )
     checkpointing: bool = _di(
         False, "Compute activations of teacher and fake score again in the backward pass: less memory, more time."
@@ -391,6 +398,10 @@ class TrainConfig:
                 "--kind=di needs --teacher=NAME|PATH|URL, a diffusion model, or --cfg=NAME, or a known --gan-pkl that "
                 "has one"
             )
+        if self.winograd and (self.device != "cpu" or self.amp != "none" or self.compile or self.fsdp):
+            raise UserError("--winograd is for a teacher in float32 on a CPU: leave it or --amp, --compile, --fsdp out")
+        if self.winograd and self.trains_teacher:
+            raise UserError("--winograd is for a frozen teacher, and --teacher=online trains it: leave one of them out")
         if self.fsdp and self.fake_rank is not None:
             raise UserError(
                 f"--fsdp spreads two networks, and --fake-rank={self.fake_rank} makes them share one: leave one out"
@@ -445,6 +456,15 @@ class TrainConfig:
         if self.trains_teacher and (self.fsdp or self.match != "pixels" or self.classes is not None):
             option = "--fsdp" if self.fsdp else f"--match={self.match}" if self.match != "pixels" else "--classes"
             raise UserError(f"{option} does not go with --teacher=online, made for the GAN's own images: leave it out")
+        if self.trains_teacher and self.fake_rank is not None:
+            raise UserError(
+                f"--fake-rank={self.fake_rank} shares the teacher's weights, which --teacher=online moves: leave it out"
+            )
+        if self.guidance != 1 and self.classes == "null":
+            raise UserError(
+                f"--guidance={self.guidance:g} leads away from the null label, the only one that --classes=null tells: "
+                "leave it out"
+            )
         divergence = parse_divergence(self.divergence)
         needs_critic = divergence is not None and divergence.needs_critic
         if self.match != "pixels" and needs_critic and self.critic == "none":

@@ -4,27 +4,36 @@
     hf:owner/name/folder/x.pkl    one of its files
     hf:owner/name@revision/x.pkl  of a branch, a tag or a commit
 
-Its own variables hold: HF_HOME (the cache), HF_ENDPOINT (the hub), HF_TOKEN, HF_HUB_OFFLINE.
+Its own variables hold: HF_HOME (the cache), HF_ENDPOINT (the hub), HF_TOKEN, HF_HUB_OFFLINE. DNNLIB_REFRESH=1 fetches
+anew. What a server answers is held to the limits of other downloads (`dnnlib.download`), and to names that stay in the
+cache: huggingface_hub makes paths of some of its headers.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+from stylegan_di.dnnlib import download
 from stylegan_di.dnnlib.untrusted import brief
-from stylegan_di.dnnlib.util import UserError, not_installed
+from stylegan_di.dnnlib.util import UserError, not_installed, say
 
 HUB = "hf:"
 PAGES = "https://huggingface.co/"
 NETWORK = "network.safetensors"  # what `push` writes, and the file that is meant where none is named
 PIPELINE = "model_index.json"  # the file that makes a repository a pipeline in diffusers' layout
-NETWORK_SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth")
+NETWORK_SUFFIXES = (".safetensors", ".pkl", ".pt", ".pth", ".bin")
 MOST_LISTED = 8  # files in a message
+#: Headers of a file that become parts of paths, and what they may be.
+NAMING = {"ETag": r'(W/)?"?[\w.:=+-]{1,200}"?', "X-Linked-Etag": r'(W/)?"?[\w.:=+-]{1,200}"?',
+          "X-Repo-Commit": r"[\w-]{1,100}", "X-Xet-Hash": r"[\w-]{1,100}"}  # fmt: skip
+MAX_LISTING = 1 << 26  # bytes of an answer that is no file of a repository
 FETCHING = "A private repository needs `hf auth login` or HF_TOKEN; without a connection, pass the path of a copy"
 SENDING = "Log in with `hf auth login`, or set HF_TOKEN, as one who may write there"
 
@@ -63,7 +72,19 @@ def fetch(name: str) -> Path:
     parsed = parse(name)
     with told(f"{name} could not be downloaded") as library:
         file = parsed.file or _network_of(parsed, library)
-        return Path(library.hf_hub_download(parsed.repo, file, revision=parsed.revision))
+        path = Path(library.hf_hub_download(parsed.repo, file, revision=parsed.revision, force_download=anew()))
+        if not anew() and (wrong := download.mistake(path)):
+            say(f"{path} is fetched anew: {wrong}")
+            path.unlink()  # it may lead to another version's file
+            path = Path(library.hf_hub_download(parsed.repo, file, revision=parsed.revision, force_download=True))
+        if wrong := download.mistake(path):
+            raise UserError(f"{name}: {wrong}; it lies at {path}")
+        return path
+
+
+def anew() -> bool:
+    """Whether what the hub's cache has is to be fetched all the same."""
+    return bool(os.environ.get(download.REFRESH))
 
 
 def is_cached(name: str) -> bool:
@@ -124,11 +145,54 @@ def told(what: str, remedy: str = FETCHING) -> Iterator[ModuleType]:
         name = what.partition(" ")[0]
         raise not_installed(name, "huggingface_hub", "hub") from None
     try:
-        yield huggingface_hub
+        with _watched(huggingface_hub):
+            yield huggingface_hub
     except UserError:
         raise
     except Exception as error:  # they have no base in common
         raise UserError(f"{what} ({brief(error.__cause__ or error)}). {remedy}") from error
+
+
+@contextmanager
+def _watched(library: ModuleType) -> Iterator[None]:
+    """Checks every answer to the library in this block, and the bytes that come with it.
+
+    Raises:
+        UserError: if the library is too old to be watched.
+    """
+    session = library.utils.get_session()
+    if not hasattr(session, "event_hooks"):
+        raise UserError(f"huggingface_hub {library.__version__} is too old: pip install -U 'huggingface_hub>=1.0'")
+    hooks = session.event_hooks
+    session.event_hooks = hooks | {"response": [*hooks["response"], _check]}
+    try:
+        yield
+    finally:
+        session.event_hooks = hooks
+
+
+def _check(response: Any) -> None:
+    """Raises BrokenTransferError for an answer (of httpx) that leads out of the cache, or is beyond the limits."""
+    for header, accepted in NAMING.items() if "X-Repo-Commit" in response.headers else ():
+        value = response.headers.get(header)
+        if value is not None and (".." in value or not re.fullmatch(accepted, value)):
+            raise download.BrokenTransferError(f"the header {header} of {response.url} is {value[:100]!r}")
+    path = response.url.path
+    most = MAX_LISTING if "/api/" in path and "/resolve/" not in path else download.MAX_BYTES
+    for header in ("Content-Length", "X-Linked-Size"):
+        size = response.headers.get(header, "0")
+        if not re.fullmatch(r"[0-9]{1,18}", size) or int(size) > most:
+            raise download.BrokenTransferError(f"{response.url} has {size[:40]} bytes; up to {most} are fetched")
+    response.iter_raw = _counted(response.iter_raw, download.Watch(most))
+
+
+def _counted(iter_raw: Callable[..., Iterator[bytes]], watch: download.Watch) -> Callable[..., Iterator[bytes]]:
+    def iterate(*arguments: Any, **options: Any) -> Iterator[bytes]:
+        for data in iter_raw(*arguments, **options):
+            watch.count(len(data))
+            yield data
+
+    return iterate
 
 
 def _network_of(name: HubName, library: ModuleType) -> str:

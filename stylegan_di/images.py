@@ -6,12 +6,14 @@ uint8 = clamp(127.5 x + 128, 0, 255) truncated; x = uint8 / 127.5 - 1.
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from stylegan_di.dnnlib.untrusted import RefusedFileError, brief
 from stylegan_di.dnnlib.util import UserError, atomic_file
 
 
@@ -30,6 +32,24 @@ def to_rgb(images: Tensor) -> Tensor:
     if images.shape[1] not in (1, 3):
         raise ValueError(f"images of {images.shape[1]} channels; expected 1 or 3")
     return images.expand(-1, 3, -1, -1)
+
+
+def open_picture(path: str | os.PathLike[str]) -> Image.Image:
+    """Reads a PNG of a run's folder, to be shown: gray (mode L) or RGB, without its alpha.
+
+    Raises:
+        RefusedFileError: if it is none, is damaged, or is so large that PIL warns of it (89 million pixels).
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=["PNG"]) as image:
+                image.load()
+                return image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
+    except Exception as error:  # PIL's decoders raise nearly any type
+        large = isinstance(error, Image.DecompressionBombWarning | Image.DecompressionBombError)
+        found = "more than 89 million pixels" if large else f"no picture that can be shown ({brief(error)})"
+        raise RefusedFileError(os.fspath(path), found, "Remove it to go without it.") from error
 
 
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:

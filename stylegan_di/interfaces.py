@@ -74,7 +74,7 @@ class Denoiser(Conditional, ABC):
 
     def trainable_copy(self) -> Denoiser:
         """Returns a trainable copy, from which a fake score starts. A wrapper copies the network that it wraps."""
-        return copy.deepcopy(self)
+        return copy.deepcopy(self, {id(self.space): self.space})
 
     def adapted_copy(self, rank: int) -> Denoiser:
         """Returns a copy that shares this network's frozen weights and trains low-rank adapters of them alone.
@@ -83,8 +83,7 @@ class Denoiser(Conditional, ABC):
             UserError: if networks of this class cannot have adapters.
         """
         raise UserError(
-            f"--fake-rank={rank}: a {type(self).__name__} cannot have low-rank adapters, only networks of diffusers "
-            "can; leave it out"
+            f"--fake-rank={rank}: a {type(self).__name__} cannot have low-rank adapters; leave it out"
         )
 
     def beside(
@@ -258,6 +257,7 @@ class Space(ABC):
 
     resolution: int
     channels: int
+    images: tuple[int, int] | None = None  # resolution and channels of what `decode` makes, where there is one
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
@@ -265,6 +265,10 @@ class Space(ABC):
 
         x is [B,channels,resolution,resolution]; of pixels as they are, it has the images' shape.
         """
+
+    def decode(self, x: Tensor) -> Tensor:
+        """Maps x back to images, as far as it can; only where `images` is given."""
+        raise NotImplementedError(f"a {type(self).__name__} cannot be decoded")
 
 
 class Critic(ABC):

@@ -9,12 +9,15 @@ docs/options.md. The type is the field's annotation.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.specs import FINITE, Range, did_you_mean
+
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ class Option:
             if self.choices and part not in self.choices:
                 hint = did_you_mean(str(part), self.choices)
                 raise UserError(f"{option_name(self.name)}={part}: accepted are {', '.join(self.choices)}{hint}")
+            if self.item is str and (found := _CONTROLS.search(part)):
+                raise UserError(f"{option_name(self.name)}={part[:80]!r}: the character {found[0]!r} is not accepted")
             if self.item in (int, float) and part not in self.accepted:
                 raise UserError(f"{option_name(self.name)}={part}: accepted is {self.accepted}")
 

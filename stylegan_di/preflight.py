@@ -20,13 +20,14 @@ from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.hub import HUB
 from stylegan_di.labels import class_map
-from stylegan_di.metrics.table import need_reals
+from stylegan_di.metrics.references import SUFFIXES, load_references, picked
+from stylegan_di.metrics.table import Metric, metric, need_reals
 from stylegan_di.presets import R3GAN as R3GAN_PRESET
 from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
 from stylegan_di.snapshots.checkpoint import MODELS
 from stylegan_di.snapshots.formats import Contents, open_contents
-from stylegan_di.snapshots.pipelines import is_pipeline, read_pipeline
-from stylegan_di.snapshots.teacher_files import student_shape
+from stylegan_di.snapshots.pipelines import Part, downsampling, is_pipeline, read_autoencoder, read_pipeline
+from stylegan_di.snapshots.teacher_files import LATENT_CHANNELS, student_shape
 from stylegan_di.students import stylegan2, stylegan3
 from stylegan_di.students.refiner import PARTS as REFINER_PARTS
 from stylegan_di.teachers.mixed import parse_teachers
@@ -110,6 +111,18 @@ class Files:
             return None
         try:
             return ImageDataset(self.config.data, use_labels=self.config.cond)
+        except UserError as error:
+            self.problems.append(str(error))
+            return None
+
+    @cached_property
+    def autoencoder(self) -> Part | None:
+        """The autoencoder in whose latents --kind=edm trains."""
+        source = self.config.autoencoder
+        if source is None or self.config.kind != "edm" or (source.startswith(HUB) and not self.fetch):
+            return None
+        try:
+            return read_autoencoder(source)
         except UserError as error:
             self.problems.append(str(error))
             return None
@@ -212,7 +225,11 @@ def _reference(config: TrainConfig, fetch: bool) -> Iterator[str]:
         try:
             source = reference_of(config)
             if source is not None and (fetch or zoo.is_local(source)):
-                zoo.resolve(source)
+                path = zoo.resolve(source)
+                found = load_references(path) if path.suffix in SUFFIXES else {}
+                for entry in map(metric, config.metrics) if found else ():
+                    if isinstance(entry, Metric) and entry.uses_reals:
+                        picked(found, entry, source)
         except UserError as error:
             yield str(error)
 
@@ -274,12 +291,24 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     data = files.data
     if data is None:
         return
-    side, width = data.resolution, data.width
-    found = ImageShape(side, data.num_channels, data.label_dim, None if width == side else width)
+    side, width, channels = data.resolution, data.width, data.num_channels
+    found = ImageShape(side, channels, data.label_dim, None if width == side else width)
     unfit = f"--data={config.data} has images of " + (f"side {side}" if width == side else found.size)
-    levels = len(config.channel_mult)
-    multiple = 2 ** (levels - 1)
-    if (config.kind == "edm" or config.trains_teacher) and (side % multiple or width % multiple):
+    factor = 1
+    if (autoencoder := files.autoencoder) is not None:
+        factor, known = downsampling(autoencoder), autoencoder.config.get("in_channels", 3)
+        if known != channels:
+            yield (
+                f"--data={config.data} has images of {channels} channels, and --autoencoder={config.autoencoder} takes "
+                f"images of {known}: make them so with stylegan-di dataset (--channels)"
+            )
+        if width != side:
+            yield f"{unfit}; --autoencoder={config.autoencoder} is for square ones: leave it out, or crop them"
+        channels = autoencoder.config.get("latent_channels", LATENT_CHANNELS)
+    makes_network = config.trains_teacher or (config.kind == "edm" and config.transfer is None)
+    levels = len(config.channel_mult) if makes_network else 1
+    multiple = factor * 2 ** (levels - 1)
+    if side % multiple or width % multiple:
         needed = "one" if width == side else "sides"
         yield (
             f"{unfit}; --channel-mult of {levels} resolutions needs {needed} divisible by {multiple}: resize with "
@@ -297,6 +326,7 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     for start, name in ((files.transfer, "network to start from"), (files.gan, "GAN")):
         if start is not None:
             network, whose = shape_of(start), name
+    found = ImageShape(side // factor, channels, data.label_dim, found.width)
     if network is not None and found != network:
         yield (
             f"--data={config.data}: resolution, channels, classes are {found}, the {whose}'s "

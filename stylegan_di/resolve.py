@@ -39,7 +39,8 @@ NOT_R3GANS = ("map_depth", "noise_inputs", "d_arch", "freezed", "mixing", "pl_we
               "blur_fade", "mbstd_group", "freeze", "r1_interval")  # fmt: skip
 TEACHER = ("prompt", "negative_prompt", "guidance", "autoencoder", "checkpointing")
 DIVERGENCE = (
-    "noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "one_noise", "compile", "fsdp"
+    "noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "one_noise", "compile",
+    "winograd", "fsdp"
 )  # fmt: skip
 
 
@@ -100,6 +101,8 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
     if config.kind == "di":
         if not config.trains_teacher:
             yield ONLINE_TEACHER, "without --teacher=online, a teacher that is trained on the way" + leave
+        else:
+            yield TEACHER, "with --teacher=online, a denoiser of pixels that is trained on the way" + leave
         if config.gan_pkl is None or not config.needs_teacher:
             yield ("match", "classes", "force"), "without a GAN to refine and its teacher" + leave
         if not config.trains_critic:

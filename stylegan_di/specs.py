@@ -44,6 +44,7 @@ FINITE = Range()
 POSITIVE = Range(0, open_low=True)
 NOT_NEGATIVE = Range(0)
 SHARE = Range(0, 1)
+SIZE = Range(1, 65536)  # of a batch or a layer
 
 
 def number(default: float, accepted: Range = FINITE) -> Any:

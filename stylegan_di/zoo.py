@@ -203,7 +203,7 @@ _R3GAN_FILES: dict[str, tuple[str, int, str | None, str | None, str | None]] = {
     "ImgNet-64x64": ("network-snapshot-final.pkl", 1000, None,                    "imagenet-64x64.npz",      None),
 }
 
-# DMD2's students on ImageNet at 64x64 (arXiv 2405.14867) by their FID: state dicts, which are fetched but not opened.
+# DMD2's students on ImageNet at 64x64 (arXiv 2405.14867) by their FID: state dicts.
 _DMD2_FILES = {
     "1.28": "imagenet_gan_classifier_genloss3e-3_diffusion1000_lr5e-7_resume_fid1.28_checkpoint_model_548000",
     "1.51": "imagenet_gan_classifier_genloss3e-3_diffusion1000_lr2e-6_scratch_fid1.51_checkpoint_model_193500",
@@ -238,7 +238,8 @@ def _entries() -> dict[str, Entry]:
         folder = f"{R3GAN}{data}/resolve/main/"
         found.append(Entry(f"r3gan-{data.lower()}.pkl", folder, label_dim, teacher, ref, sha256, file))
     for fid, run in _DMD2_FILES.items():
-        found.append(Entry(f"dmd2-imagenet64-fid{fid}.bin", DMD2, None, file=f"{run}/pytorch_model.bin"))
+        name, file = f"dmd2-imagenet64-fid{fid}.bin", f"{run}/pytorch_model.bin"
+        found.append(Entry(name, DMD2, 1000, None, "imagenet-64x64.npz", file=file))
     found += [  # detectors; NVIDIA publishes no hashes, and two of its three files are not used here (docs/metrics.md)
         Entry("vgg16.pt", DETECTORS, None),
         Entry("inception-2015-12-05.pkl", NGC_METRICS, None),

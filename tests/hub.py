@@ -32,6 +32,8 @@ class Hub:
         self.private: set[str] = set()
         self.tokens: set[str] = set()
         self.large: dict[str, bytes] = {}  # by SHA-256
+        self.large_tokens: set[str] = set()  # that came with requests for these
+        self.odd: dict[str, tuple[int, dict[str, str]]] = {}  # by path of a file: the status and headers of answers
 
     def use(self, patch: pytest.MonkeyPatch, cache: Path) -> None:
         """Makes huggingface_hub of this process ask here, with an empty cache."""
@@ -61,7 +63,10 @@ class Hub:
             if data is None:
                 return 404, b"", {"X-Error-Code": "EntryNotFound"}
             self.given.append(found[2])
-            return 200, data, {"ETag": f'"{abs(hash(data))}"', "X-Repo-Commit": COMMIT}
+            status, odd = self.odd.get(found[2], (200, {}))
+            return status, data, {"ETag": f'"{abs(hash(data))}"', "X-Repo-Commit": COMMIT} | odd
+        if path.startswith("/large/"):
+            return 200, self.large[path.removeprefix("/large/")], {}
         return 404, b"", {}
 
     def post(self, path: str, body: bytes) -> tuple[int, Any]:
@@ -129,6 +134,8 @@ def serve() -> Iterator[Hub]:
             return b"".join(parts)
 
         def do_GET(self) -> None:
+            if self.path.startswith("/large/"):
+                hub.large_tokens.add(self.headers.get("Authorization", ""))
             self.answer(*hub.get(self.path.partition("?")[0]))
 
         do_HEAD = do_GET

@@ -16,11 +16,11 @@ from stylegan_di.interfaces import Denoiser
 from stylegan_di.loss_di import Noised
 from stylegan_di.snapshots.pipelines import TeacherOptions
 from stylegan_di.snapshots.teacher_files import open_teacher
-from stylegan_di.teachers.adapters import Adapted
-from stylegan_di.teachers.discrete import DiscreteTeacher
+from stylegan_di.teachers.discrete import AdaptedRowwise, DiscreteTeacher
 from stylegan_di.torch_utils.hashing import weights_hash
 from stylegan_di.training.optimize import adam, trainable
 from tests import tiny_pipelines as tiny
+from tests.gaussians import GaussianDenoiser
 from tests.test_resume import killed_run, last_state, same_bits
 from tests.tiny import save_files, save_gan
 from tools.dev import adapters_memory
@@ -150,7 +150,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     assert len(moved) == len(scores) // 2
 
 
-def test_what_has_no_adapters_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_there_can_be_no_adapters_that_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = save_files(tmp_path)
     command = ["--kind=di", f"--gan-pkl={files['gan']}", *SHORT, f"--outdir={tmp_path / 'runs'}"]
 
@@ -160,7 +160,8 @@ def test_what_has_no_adapters_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
         return " ".join(result.output.split())
 
     network = f"--teacher={files['teacher']}"
-    assert "--fake-rank=4: a EDMTeacher cannot have low-rank adapters" in told(network, "--fake-rank=4")
+    with pytest.raises(UserError, match="--fake-rank=4: a GaussianDenoiser cannot have low-rank adapters"):
+        GaussianDenoiser(0.0, 1.0).adapted_copy(4)
     assert "--fake-rank=4 makes them share one" in told(network, "--fake-rank=4", "--fsdp=true")
     teacher = open_teacher(str(tiny.save_unet(tmp_path / "p")))
     monkeypatch.setitem(sys.modules, "peft", None)
@@ -188,7 +189,7 @@ def test_one_pass_says_what_teacher_and_fake_score_say(
 ) -> None:
     teacher = opened(kind, tmp_path / "p").double()
     adapted = teacher.adapted_copy(4)
-    assert isinstance(adapted, Adapted)
+    assert isinstance(adapted, AdaptedRowwise)
     assert isinstance(teacher, DiscreteTeacher)
     adapted.denoiser.double()
     for parameter in adapted.parameters():
@@ -208,7 +209,7 @@ def test_one_pass_says_what_teacher_and_fake_score_say(
 
     got = said()
     assert rows == [6 if kind == "texts" else 4]  # one pass, of both, and of the teacher without its text
-    monkeypatch.setattr(Adapted, "beside", lambda *args: None)
+    monkeypatch.setattr(AdaptedRowwise, "beside", lambda *args: None)
     expected = said()
     assert rows[1:] == ([-2, -2, 2] if kind == "texts" else [-2, 2])
     for a, e in zip(got, expected, strict=True):
@@ -221,3 +222,5 @@ def test_another_teacher_has_a_pass_of_its_own(tmp_path: Path) -> None:
     x, sigma = inputs(teacher)
     assert teacher.adapted_copy(4).beside(teacher.trainable_copy(), x, sigma, None) is None
     assert teacher.trainable_copy().beside(teacher, x, sigma, None) is None
+    many = x.repeat(3, 1, 1, 1)
+    assert teacher.adapted_copy(4).beside(teacher, many, sigma.repeat(3), None) is None

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +73,31 @@ def test_truncation_changes_a_gans_figures() -> None:
         for more in ([], ["--trunc=0.1"])
     )
     assert plain != truncated
+
+
+def test_16_bits_change_figures_by_rounding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reference is kept in each type by itself."""
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    data = save_dataset(tmp_path / "data")
+    arguments = [f"--network={GAN}", "--metrics=fd_fashion", f"--data={data}", "--num=40"]
+    ways: list[list[str]] = [[], ["--amp=bf16"], ["--detector-amp=bf16"], ["--amp=fp16", "--detector-amp=bf16"]]
+    exact, *others = (lines_of(run(*arguments, *way))["fd_fashion"]["results"]["fd_fashion"] for way in ways)
+    assert len({exact, *others}) == 4
+    assert others == [pytest.approx(exact, rel=2e-2)] * 3
+    assert len(list((tmp_path / "cache" / "metrics").glob("*.npz"))) == 2
+
+
+def test_two_processes_find_what_one_does(tmp_path: Path) -> None:
+    arguments = [f"--network={GAN}", "--metrics=fd_fashion", REF, "--num=13", "--batch=5"]
+    command = [sys.executable, "calc_metrics.py", *arguments, "--gpus=2", "--device=cpu", f"--outdir={tmp_path}"]
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("this machine has one core")
+    result = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    (line,) = (tmp_path / "metric-fd_fashion.jsonl").read_text().splitlines()
+    assert result.stdout.count(line) == 1
+    assert json.loads(line)["num_gpus"] == 2
+    assert json.loads(line)["results"] == lines_of(run(*arguments))["fd_fashion"]["results"]
 
 
 def test_a_teacher_goes_through_the_sampler() -> None:
@@ -161,6 +189,9 @@ def test_the_data_set_that_the_network_names_is_the_reference(tmp_path: Path, mo
         (["--network=none.pkl", REF], "none.pkl"),
         (["--images=none.zip", REF, "--metrics=fd_fashion"], "none.zip"),
         ([f"--network={GAN}", REF, "--num=1"], "--num"),
+        (["--images=x", REF, "--amp=bf16"], "--amp, --trunc, --trunc-mode"),
+        ([f"--network={GAN}", "--metrics=eqt50k_int", "--amp=bf16"], "--amp: eqt50k_int are measured in float32"),
+        ([f"--network={GAN}", REF, "--metrics=fd_fashion", "--gpus=999"], "--gpus=999: this machine has"),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(arguments: list[str], message: str) -> None:

@@ -12,9 +12,14 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from stylegan_di.commands import dataset, inspect
 from stylegan_di.commands.generate import main as generate
 from stylegan_di.dnnlib.cli import MAX_SEED, MAX_SEEDS, Device, Seeds, at_home, default_device, parse_seeds, user_errors
+from stylegan_di.dnnlib.logger import Logger
+from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.snapshots.checkpoint import save_snapshot
+from tests.tiny import gan_networks
 
 TOOLS = [path.stem for path in (Path(__file__).parent.parent / "tools").glob("[!_]*.py")]
 
@@ -119,7 +124,10 @@ def test_a_users_mistake_is_one_line_on_stderr_and_status_2() -> None:
     assert result.stderr == "Error: no such file here\n"
 
 
-@pytest.mark.parametrize(("encoding", "written"), [("latin-1", b"\xe9 ??\n"), ("utf-8", b"\xc3\xa9 \xe5\x90\x8d?\n")])
+@pytest.mark.parametrize(
+    ("encoding", "written"),
+    [("ascii", b"? ?\\udcff\n"), ("latin-1", b"\xe9 ?\\udcff\n"), ("utf-8", b"\xc3\xa9 \xe5\x90\x8d\\udcff\n")],
+)
 def test_what_the_output_cannot_encode_is_replaced(
     encoding: str, written: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,6 +142,54 @@ def test_what_the_output_cannot_encode_is_replaced(
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, encoding))
     says.main([], standalone_mode=False)
     assert output.getvalue() == written
+
+
+#: Clears the screen, sets its title, turns direction, hides what stands before; each with what is shown.
+STEERING = {
+    "\x1b[2J\x1b]0;me\x07": r"\x1b[2J\x1b]0;me\x07", "a\u202egpj.exe": r"a\u202egpj.exe", "\x9b2J": r"\x9b2J",
+    "x\rError: none": r"x\rError: none", "a\x08b\x7f": r"a\x08b\x7f", "\u2066\u200b\ufeff": r"\u2066\u200b\ufeff",
+    "\U000e0041": r"\U000e0041", "é 名 😀": "é 名 😀",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", STEERING, ids=ascii)
+def test_what_would_steer_a_terminal_is_shown(text: str, tmp_path: Path) -> None:
+    """On both streams, in errors, and in the log of a run; line ends of names too, where each has its line."""
+
+    @click.command()
+    @user_errors
+    def says() -> None:
+        with Logger(tmp_path / "log.txt"):
+            print(text)
+        print(text, file=sys.stderr)
+        raise UserError(f"{text} is none\nand more")
+
+    result = CliRunner().invoke(says)
+    shown = STEERING[text]
+    assert result.stdout == f"{shown}\n"
+    assert result.stderr == f"{shown}\nError: {shown.replace(chr(92) + 'r', ' ')} is none and more\n"
+    assert (tmp_path / "log.txt").read_text() == f"{shown}\n"
+    assert one_line(f"{text}\n\t") == shown + r"\n\t"
+
+
+def test_names_in_files_from_strangers_are_shown(tmp_path: Path) -> None:
+    """Of a data set's files and classes, of networks, keys, arguments and provenance."""
+    network = {"G_ema": gan_networks()["G_ema"]}
+    metadata = {"kind\nSHA-256     0": "di\x1b[31m\nwarning     none"}
+    save_snapshot(tmp_path / "a\x1b[2J.safetensors", network, extras={}, metadata=metadata)
+    (tmp_path / "b\x1b[2J\n0").mkdir()
+    (tmp_path / "b\x1b[2J\n0" / "x\u202e.png").write_bytes(b"")
+    for main, arguments in (
+        (inspect.main, [str(tmp_path / "a\x1b[2J.safetensors")]),
+        (dataset.main, [f"--source={tmp_path}", "--check"]),
+        (inspect.main, [str(tmp_path / "b\x1b[2J\n0" / "x\u202e.png")]),
+    ):
+        output = CliRunner().invoke(main, arguments).output
+        assert "\x1b" not in output
+        assert "\u202e" not in output
+        assert r"\x1b[2J" in output
+        assert not any(line.startswith(("0", "warning     none")) for line in output.splitlines())
+        assert output.count("\nSHA-256  ") <= 1
 
 
 @pytest.mark.parametrize("name", ["train", "generate", "calc_metrics", *(f"tools.{tool}" for tool in sorted(TOOLS))])

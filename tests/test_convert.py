@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from stylegan_di.commands import convert
 from stylegan_di.commands import inspect as inspect_pickle
 from stylegan_di.random import SampleRandom
+from stylegan_di.snapshots import onnx
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, load_snapshot, save_snapshot
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.onnx import exported
@@ -154,6 +155,21 @@ def test_a_gan_as_onnx_gives_its_images(tmp_path: Path) -> None:
         expected = network(z, labels, truncation_psi=0.5, noise_mode="const")
         torch.testing.assert_close(torch.from_numpy(images), expected, rtol=0, atol=1e-5)
     assert runtime.get_modelmeta().custom_metadata_map["converted_from"] == str(source)
+
+
+def test_packages_that_cannot_write_a_network_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no decomposition\nof this")
+
+    monkeypatch.setattr(onnx.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(onnx, "version", lambda name: "0.4")
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    result = run(convert, save_gan(tmp_path / "g.pkl"), tmp_path / "g.onnx")
+    assert result.exit_code == 2
+    assert result.output.endswith(
+        "Error: ONNX: torch 0.4, onnx 0.4, onnxscript 0.4 cannot write this network (RuntimeError: no decomposition of "
+        "this); torch 2.13 with onnx 1.20 and onnxscript 0.6.2 can: install these or newer\n"
+    )
 
 
 @needs_onnx

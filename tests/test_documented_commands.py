@@ -26,11 +26,11 @@ from stylegan_di.interfaces import Classifier
 from stylegan_di.metrics.extractors import EXTRACTORS
 from stylegan_di.metrics.statistics import FeatureSums, save_stats
 from stylegan_di.zoo import resolve
-from tests import test_adm
+from tests import test_adm, test_edm_weights
 from tests.datasets import encode, pixels, write
 from tests.test_dataset_tool import IMAGES, LABELS, idx, save_cifar
 from tests.test_install import EXTRAS, SCRIPTS
-from tests.tiny import save_files, save_gan
+from tests.tiny import save_files, save_gan, save_teacher
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -51,7 +51,7 @@ SHORTER: dict[str, list[str] | None] = {
     "preflight": ["--samples=8", "--steps=1", "--batch=8", "--force=true"],
     "spectrum": ["--num=8"],
     "push": None,  # asks the hub; its own test has a server that stands in
-    "view": None,  # serves until it is stopped; tests/test_viewer.py runs it
+    "view": None,  # serves until it is stopped; tests/test_view.py runs it
     "doctor": None,  # builds kernels; tests/test_doctor.py runs it
 }
 #: What stands for a word that the reader replaces.
@@ -59,7 +59,7 @@ WORDS = {
     r"\bFILE\b(?!\.)": "my-gan.pkl", r"\bIN OUT\b": "my-gan.pkl out/converted.safetensors",
     r"\bOLD NEW\b": "my-gan.pkl my-gan.pkl",
     r"\bSEED\b": "1", r"\b(A|B|FINE|COARSE)\.pkl": "my-edm.pkl",
-    r"\bPIPELINE\b": "pipeline", r"\bHOST\b": "localhost",
+    r"\bPIPELINE\b": "pipeline", r"\bAUTOENCODER\b": "autoencoder", r"\bHOST\b": "localhost",
     "/usr/share/datasets/fashion-mnist": "fashion-mnist", "training-state-000200000": "training-state-000000008",
     "--device=cuda": "--device=cpu", r"--teacher=hf:OWNER/\w+": "--teacher=my-edm.pkl",
     r"hf:OWNER/NAME(/[\w./]+)?": "my-gan.pkl",
@@ -113,8 +113,10 @@ def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("my-gan", "my-pets", "ffhq", "cifar10"):
         shutil.copy(files["gan"], folder / f"{name}.pkl")
     save_gan(folder / "my-cats.pkl", c_dim=0)
+    save_teacher(folder / "my-latents.pkl", img_channels=4)
     save_gan(folder / "my-256.pkl", resolution=64)
     test_adm.saved(folder / "64x64_diffusion.pt", test_adm.weights_of(test_adm.adm.LAYOUTS[0]))
+    torch.save(test_edm_weights.weights(), folder / "dmd2-imagenet64-fid1.28.bin")
     sums = FeatureSums(Inception.dim)
     sums.append(torch.rand([8, 1], generator=torch.Generator().manual_seed(0)))
     for name in ("cifar10-32x32.npz", "my-reference.npz"):
@@ -234,7 +236,10 @@ def test_every_command_of_a_page_runs(
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "here" / "home"))
     if any("PIPELINE" in line.text for line in LINES[page]) and importlib.util.find_spec("diffusers") is not None:
-        importlib.import_module("tests.tiny_pipelines").save_text_to_image(tmp_path / "here" / "pipeline")
+        pipelines = importlib.import_module("tests.tiny_pipelines")
+        pipelines.save_text_to_image(tmp_path / "here" / "pipeline")
+        one_level = dict(down_block_types=("DownEncoderBlock2D",), up_block_types=("UpDecoderBlock2D",))
+        pipelines.autoencoder(**one_level, block_out_channels=(8,)).save_pretrained(tmp_path / "here" / "autoencoder")
     monkeypatch.setitem(EXTRACTORS, "inception", lambda path: Inception())
     wrong = []
     for line in LINES[page]:

@@ -23,6 +23,7 @@ from stylegan_di.sampling.dpm_solver import dpm_solver
 from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.feature_adversary import FeatureAdversary
+from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from tests.test_methods import CPU, make_batch
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import edm_network, save_files
@@ -194,8 +195,25 @@ def test_a_killed_run_with_a_critic_resumes_to_the_same_bits(files: dict[str, st
     assert names <= statistics[-1].keys()
 
 
-def test_the_critic_alone_and_beside_an_f_divergence(files: dict[str, str], tmp_path: Path) -> None:
-    alone = whole_run(tmp_path / "alone", *critic_command(files, "--divergence=none", "--kimg=0.008"))
+def test_the_critic_alone_and_beside_an_f_divergence(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    forward, step = EDMTeacher.forward, DiffInstruct.step
+
+    def counted_step(*args: Any) -> None:
+        asked.append(0)
+        step(*args)
+
+    def counted_forward(*args: Any) -> Any:
+        asked[-1:] = [count + 1 for count in asked[-1:]]
+        return forward(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DiffInstruct, "step", counted_step)
+        patch.setattr(EDMTeacher, "forward", counted_forward)
+        alone = whole_run(tmp_path / "alone", *critic_command(files, "--divergence=none", "--kimg=0.008"))
+    assert asked == [0, 0]  # no denoiser in any step: the critic's features are an encoder's
     assert "fake_score" not in (alone / "stats.jsonl").read_text()
     weighted = whole_run(tmp_path / "f", *critic_command(files, "--divergence=ikl:f=js", "--kimg=0.008"))
     assert "Loss/critic" in (weighted / "stats.jsonl").read_text()

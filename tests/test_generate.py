@@ -310,7 +310,7 @@ def test_several_classes_get_a_folder_and_a_grid_each(tmp_path: Path) -> None:
 
 def test_every_option_of_a_kind_is_on_the_command_line_under_its_name() -> None:
     general = {"network", "seeds", "projected_w", "classes", "label", "outdir", "grid", "device", "batch"}
-    general |= {"which", "debug"}
+    general |= {"which", "autoencoder", "debug"}
     options = {parameter.name: parameter.opts for parameter in generate.main.params}
     kinds: list[type[Generator]] = [StyleGAN2Student, StyleGAN3Student, OneStepStudent, DiffusionSampler]
     of_kinds = {name: [option_name(name)] for kind in kinds for name in kind.options}

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -17,8 +18,9 @@ from stylegan_di import zoo
 from stylegan_di.commands import push
 from stylegan_di.dnnlib import download
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.snapshots.card import licence_of, without_folders
-from stylegan_di.snapshots.checkpoint import load_snapshot
+from stylegan_di.networks.stylegan2 import Generator
+from stylegan_di.snapshots.card import card, cell, licence_of, metrics_before, without_folders
+from stylegan_di.snapshots.checkpoint import load_snapshot, save_snapshot
 from stylegan_di.snapshots.teacher_files import open_teacher
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
@@ -139,6 +141,73 @@ def test_a_folder_without_networks_is_told(tmp_path: Path) -> None:
     result = CliRunner().invoke(push.main, [str(tmp_path), "me/x"])
     assert "the folder holds no network-best or network-snapshot" in result.output
     assert "accepted is hf:owner/name" in CliRunner().invoke(push.main, ["fashion-gan.pkl", "x"]).output
+    refused = CliRunner().invoke(push.main, ["fashion-gan.pkl", "me/x@main/a.pkl", f"--dest={tmp_path}"])
+    assert refused.output == "Error: me/x@main/a.pkl: accepted is owner/name\n"
+    refused = CliRunner().invoke(push.main, ["fashion-gan.pkl", "me/x", "--licence=mit\nbase_model: a/b"])
+    assert "Error: --licence='mit\\nbase_model: a/b': accepted is an identifier of the hub" in refused.output
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (4.62391, "4.624"),
+        (float("nan"), "nan"),
+        ("2026-11-24", "2026-11-24"),
+        ("train.py --kind=di", "`train.py --kind=di`"),
+        ("a`b``c.pkl", "``` a`b``c.pkl ```"),
+        ("a\n# b\x1b[31m\u202ec", "`a # b [31m c`"),
+        ("a|b\\|c", r"`a\|b\|c`"),
+        ({"a": None}, "`{'a': None}`"),
+        ("x" * 3000, "x" * 2000 + "..."),
+    ],
+)
+def test_whatever_a_file_says_stays_in_its_cell(value: object, shown: str) -> None:
+    assert cell(value) == shown
+
+
+def test_odd_provenance_makes_a_card(tmp_path: Path) -> None:
+    snapshot = load_snapshot("fashion-gan.pkl")
+    snapshot.metadata = {"gan_pkl": "hf:no name\n", "metric/a|b": "x", "metric/fd": [1], "kimg": [2], "date": None}
+    rows = [line for line in card("me/x", snapshot, "mit", {"fd": 2.0}, "").splitlines() if line.startswith("| ")]
+    assert rows == [
+        "| metric | before | after |", r"| `a\|b` | | x |", "| fd | 2 | `[1]` |", "| | |",
+        "| GAN | `hf:no name`: terms not known |", "| thousands of images | `[2]` |", "| date | None |",
+    ]  # fmt: skip
+    (tmp_path / "result.json").write_text('{"before": {"fd": "x"}}')
+    with pytest.raises(UserError, match=r"result\.json: found contents that cannot be read"):
+        metrics_before(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "size", "shown"),
+    [("L", (1, 1), (640, 640)), ("RGB", (40, 36), (640, 576)), ("RGBA", (300, 200), (900, 600)),
+     ("L", (1, 3000), (1, 2560)), ("RGB", (3000, 2400), (2560, 2048))],
+)  # fmt: skip
+def test_the_picture_of_a_card_is_neither_tiny_nor_huge(
+    mode: str, size: tuple[int, int], shown: tuple[int, int], tmp_path: Path
+) -> None:
+    Image.new(mode, size).save(tmp_path / "before_after.png")
+    picture = push.fitted(tmp_path / "before_after.png")
+    assert (picture.mode, picture.size) == ("L" if mode == "L" else "RGB", shown)
+
+
+def test_a_picture_that_cannot_be_shown_is_told(tmp_path: Path) -> None:
+    Image.new("1", (14000, 7000)).save(tmp_path / "large.png")
+    (tmp_path / "none.png").write_bytes(b"none")
+    for name, found in (("large", "more than 89 million pixels"), ("none", "no picture that can be")):
+        with pytest.raises(UserError, match=rf"{name}\.png: found {found}.*\. Remove it to go without it"):
+            push.fitted(tmp_path / f"{name}.png")
+
+
+def test_a_network_whose_images_are_no_pictures_is_sent_without_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    widths = dict(channel_base=64, channel_max=8)
+    network = Generator(z_dim=8, c_dim=0, w_dim=8, img_resolution=8, img_channels=4, synthesis_kwargs=widths)
+    save_snapshot(tmp_path / "gan.pkl", {"G_ema": network}, extras={}, metadata={})
+    arguments = [str(tmp_path / "gan.pkl"), "me/x", "--licence=mit", f"--dest={tmp_path / 'card'}"]
+    result = CliRunner().invoke(push.main, arguments)
+    assert result.exit_code == 0, result.output + str(result.exception)
+    assert {path.name for path in (tmp_path / "card").iterdir()} == {"README.md", "network.safetensors"}
 
 
 def test_the_licence_follows_from_what_a_network_is_made_of() -> None:
@@ -167,3 +236,102 @@ def test_dry_runs_ask_no_hub(hub: Hub) -> None:
     arguments = ["--kind=di", "--gan-pkl=hf:me/gan/x/gan.pkl", "--teacher=hf:me/teacher", "--metrics=none", "--dry-run"]
     assert invoke(*arguments).exit_code == 0
     assert hub.given == []
+
+
+# A server that is not to be trusted.
+
+
+def refusal_of(name: str) -> str:
+    with pytest.raises(UserError) as refusal:
+        names.fetch(name)
+    assert "could not be downloaded" in str(refusal.value)
+    return str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("ETag", '"../../../../outside"'),
+        ("X-Linked-Etag", "/outside"),
+        ("X-Linked-Etag", '"a\\\\b"'),
+        ("X-Repo-Commit", "../../outside"),
+        ("X-Repo-Commit", ".."),
+        ("X-Xet-Hash", "../outside"),
+    ],
+)
+def test_headers_that_lead_out_of_the_cache(hub: Hub, tmp_path: Path, header: str, value: str) -> None:
+    before = {path for path in tmp_path.rglob("*") if (tmp_path / "cache") not in path.parents}
+    hub.odd["x/gan.pkl"] = 200, {header: value}
+    assert f"the header {header} of {hub.address}/me/gan/resolve/main/x/gan.pkl is" in refusal_of("hf:me/gan/x/gan.pkl")
+    after = {path for path in tmp_path.rglob("*") if (tmp_path / "cache") not in path.parents}
+    assert after == before
+    hub.odd.clear()
+    assert names.fetch("hf:me/gan/x/gan.pkl").read_bytes() == hub.repos["me/gan"]["x/gan.pkl"]
+
+
+def test_a_large_file_comes_from_elsewhere_without_the_token(hub: Hub) -> None:
+    """As the hub sends them: by a redirection to another host, with the size and the ETag of what lies there."""
+    data = hub.repos["me/gan"]["x/gan.pkl"]
+    hub.large["abc"] = data
+    elsewhere = hub.address.replace("127.0.0.1", "localhost") + "/large/abc"
+    linked = {"Location": elsewhere, "X-Linked-Etag": '"abc"', "X-Linked-Size": str(len(data))}
+    hub.odd["x/gan.pkl"] = 302, linked
+    path = names.fetch("hf:me/gan/x/gan.pkl")
+    assert path.read_bytes() == data
+    assert hub.large_tokens == {""}
+    for wrong, reason in (
+        ({"X-Linked-Size": str(len(data) - 1), "X-Linked-Etag": '"d"'}, "Consistency check failed"),
+        ({"X-Linked-Size": str(1 << 36), "X-Linked-Etag": '"e"'}, f"has {1 << 36} bytes; up to {1 << 35} are fetched"),
+        ({"X-Linked-Size": "\u00b2", "X-Linked-Etag": '"f"'}, "bytes; up to"),
+        ({"Location": "file:///etc/passwd", "X-Linked-Etag": '"g"'}, "UnsupportedProtocol"),
+    ):
+        hub.odd["x/gan.pkl"] = 302, linked | {"X-Repo-Commit": "1" * 40} | wrong
+        assert reason in refusal_of("hf:me/gan@other/x/gan.pkl")
+
+
+@pytest.mark.parametrize(
+    ("limits", "reason"),
+    [
+        ({"MAX_BYTES": 1000}, r"bytes; up to 1000 are fetched"),
+        ({"MAX_SECONDS": 0}, "it takes longer than 0 s"),
+        ({"RATE_SECONDS": 0, "MIN_RATE": 1e12}, "fewer than 1000000000000 bytes per second arrive"),
+    ],
+)
+def test_limits_of_other_downloads_hold(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, limits: dict[str, float], reason: str
+) -> None:
+    for name, value in limits.items():
+        monkeypatch.setattr(download, name, value)
+    assert reason in refusal_of("hf:me/gan/x/gan.pkl")
+
+
+def test_more_bytes_than_a_listing_may_have(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(names, "MAX_LISTING", 100)
+    assert "bytes; up to 100 are fetched" in refusal_of("hf:me/gan")
+
+
+def test_a_poisoned_cache_of_the_hub_heals(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = hub.repos["me/gan"]["x/gan.pkl"]
+    hub.repos["me/gan"]["x/gan.pkl"] = b"<!doctype html>"
+    with pytest.raises(UserError, match=r"^hf:me/gan/x/gan.pkl: it is a web page instead of the file; it lies at /"):
+        names.fetch("hf:me/gan/x/gan.pkl")
+    hub.repos["me/gan"]["x/gan.pkl"] = data
+    path = names.fetch("hf:me/gan/x/gan.pkl")
+    assert path.read_bytes() == data
+    path.resolve().write_bytes(b"")
+    capsys.readouterr()
+    assert names.fetch("hf:me/gan/x/gan.pkl").read_bytes() == data
+    assert "is fetched anew: it is empty" in capsys.readouterr().err
+    path.resolve().write_bytes(data[:-1] + b"x")
+    monkeypatch.setenv(download.REFRESH, "1")
+    assert names.fetch("hf:me/gan/x/gan.pkl").read_bytes() == data
+
+
+def test_a_library_too_old_to_be_watched(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub.utils
+
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: object())
+    with pytest.raises(UserError, match=r"is too old: pip install -U 'huggingface_hub>=1.0'"):
+        names.fetch("hf:me/gan/x/gan.pkl")

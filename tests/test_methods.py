@@ -21,6 +21,7 @@ from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.specs import parse
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.training.adversary import ROLE
 from stylegan_di.training.batch import Batch, generated
 from stylegan_di.training.instruction import Instruction
 from stylegan_di.training.methods import diff_instruct
@@ -125,6 +126,32 @@ def test_one_noise_serves_both_updates(batch_gpu: int, monkeypatch: pytest.Monke
             expected = before(noisy, sigma, labels) - to.teacher(noisy, sigma, labels)
         assert torch.equal(levels, sigma)
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("given", "teacher", "fake_score", "discriminator"),
+    [
+        ({}, 1, 2, 0),
+        ({"divergence": "sid"}, 1, 2, 0),
+        ({"divergence": "ikl+0.5*sid"}, 1, 2, 0),
+        ({"one_noise": True}, 1, 1, 0),
+        ({"fake_steps": 3}, 1, 4, 0),
+        ({"fake_warmup": 1.0}, 0, 1, 0),
+        ({"adv_weight": 0.1}, 1, 2, 4),  # by the student, and for its own loss on both kinds of images, and R1
+        ({"divergence": "ikl:f=js"}, 1, 2, 4),  # no adversarial gradient, but the density ratio
+        ({"divergence": "ikl:f=js", "adv_weight": 0.1}, 1, 2, 5),
+    ],
+)
+def test_a_step_evaluates_no_network_in_vain(
+    given: dict[str, Any], teacher: int, fake_score: int, discriminator: int, files: dict[str, str]
+) -> None:
+    method = make(data=files["data"], **given)
+    asked = {"teacher": 0, "fake_score": 0, "D": 0}
+    networks = {"teacher": method.instructions[0].teacher, "fake_score": method.instructions[0].fake_score}
+    for role, network in (networks | {"D": method.state.networks[ROLE]}).items():
+        network.register_forward_pre_hook(lambda *_, role=role: asked.update({role: asked[role] + 1}))
+    method.step(make_batch(), Journal())
+    assert asked == {"teacher": teacher, "fake_score": fake_score, "D": discriminator}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from stylegan_di.commands import compare, metrics
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.opening import asked_for, one_asked_for, one_label, open_gan, open_generator
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
@@ -17,7 +19,7 @@ from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot, save
 from stylegan_di.snapshots.formats import read_contents
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
-from tests.tiny import edm_network, gan_networks
+from tests.tiny import edm_network, gan_networks, stylegan3_networks
 
 GOLDEN = Path(__file__).parent / "golden" / "pickles"
 SG2_COND, SG2_UNCOND, EDM_COND = (str(GOLDEN / f"{name}.pkl") for name in ("sg2-cond", "sg2-uncond", "edm-cond"))
@@ -84,8 +86,20 @@ def test_classes_that_are_asked_for() -> None:
 def test_images_that_are_no_pictures(tmp_path: Path) -> None:
     path = tmp_path / "latents.pkl"
     save_snapshot(path, {"ema": edm_network(img_channels=4)}, extras={}, metadata={})
-    with pytest.raises(UserError, match=r"latents\.pkl: its images have 4 channels; pictures have 1 or 3"):
+    with pytest.raises(UserError, match=r"latents\.pkl: its images have 4 channels, and pictures 1 or 3"):
         open_generator(str(path))
+
+
+def test_commands_that_look_at_pictures_refuse_what_are_none(tmp_path: Path) -> None:
+    save_snapshot(tmp_path / "four.pkl", stylegan3_networks(channels=4), extras={}, metadata={})
+    four = str(tmp_path / "four.pkl")
+    for command, arguments in (
+        (metrics.main, [f"--network={four}", "--metrics=texture"]),
+        (compare.main, [SG2_COND, four]),
+    ):
+        result = CliRunner().invoke(command, arguments)
+        assert result.exit_code == 2
+        assert f"{four}: its images have 4 channels, and pictures 1 or 3; a diffusion model of latents" in result.output
 
 
 def test_the_label_of_one_class() -> None:

@@ -13,7 +13,8 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.sampling.heun import heun_sampler
 from stylegan_di.snapshots.pipelines import TeacherOptions
 from stylegan_di.snapshots.teacher_files import EDM2_LATENTS, open_teacher
-from stylegan_di.spaces.latents import CHUNK, Latents
+from stylegan_di.spaces import latents
+from stylegan_di.spaces.latents import Latents
 from tests import tiny_pipelines as tiny
 from tests.tiny import save_teacher
 
@@ -240,12 +241,16 @@ def test_features_are_the_down_blocks_outputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("small", [False, True], ids=["AutoencoderKL", "AutoencoderTiny"])
-def test_latents_are_the_scaled_means_and_gradients_run_back(small: bool, tmp_path: Path) -> None:
+def test_latents_are_the_scaled_means_and_gradients_run_back(
+    small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In chunks: two images at a time, and a last one alone."""
+    monkeypatch.setattr(latents, "CHUNK", 2 * 8**2)
     teacher = open_teacher(str(tiny.save_text_to_image(tmp_path / "p", tiny=small)), tiny.text())
     space, original = teacher.space, tiny.autoencoder(small)
     assert isinstance(space, Latents)
     assert (space.resolution, space.channels) == (4, 4)
-    images = torch.randn([CHUNK + 2, 1, 8, 8], generator=torch.Generator().manual_seed(0), requires_grad=True)
+    images = torch.randn([5, 1, 8, 8], generator=torch.Generator().manual_seed(0), requires_grad=True)
     encoded = original.encode(images)
     expected = encoded.latents if small else encoded.latent_dist.mean * 0.18215
     found = space.encode(images)

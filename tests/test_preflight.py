@@ -265,6 +265,15 @@ def test_a_reference_that_no_metric_uses(files: dict[str, str]) -> None:
 # All at once, and before anything else.
 
 
+def test_a_reference_of_other_features_or_without_them(files: dict[str, str], tmp_path: Path) -> None:
+    told = problem(refine(files, metrics=("fid50k_full",), ref="fashion-reference.npz"), fetch=False)
+    assert told.startswith("--ref=fashion-reference.npz holds fashion features of 64 dimensions; the metrics asked for")
+    assert "need inception features" in told
+    np.savez(tmp_path / "edm.npz", mu=np.zeros(4), sigma=np.eye(4))
+    told = problem(refine(files, metrics=("fid50k_full", "kid50k_full"), ref=str(tmp_path / "edm.npz")))
+    assert "holds no features, only their mean and covariance" in told
+
+
 def test_problems_are_told_together(files: dict[str, str], tmp_path: Path) -> None:
     run = hybrid(files, teacher="uncond", batch=6, cond=False, data="data16")
     told = problem(run, processes=4)

@@ -204,7 +204,7 @@ def test_an_unknown_gan_has_no_recipe() -> None:
         ("gan", dict(aug="noaug", augpipe="bg"), "--augpipe=bg has no effect with --aug=noaug"),
         ("gan", dict(aug="fixed", p=0.2, target=0.5), "--target=0.5 has no effect with --aug=fixed"),
         ("gan", dict(subset=0), "--subset=0: accepted is a number above 0"),
-        ("gan", dict(freezed=-1), "--freezed=-1: accepted is a number from 0 on"),
+        ("gan", dict(freezed=-1), "--freezed=-1: accepted is a number from 0 to 1000"),
         ("gan", dict(augment=0.1), "--augment=0.1 belongs to --kind=edm"),
         ("edm", dict(fake_noise_law="vp"), "--fake-noise-law=vp belongs to --kind=di"),
         ("gan", dict(noise_law="vp"), "--noise-law=vp belongs to --kind=edm or di"),

@@ -219,6 +219,7 @@ def test_the_page_works_in_a_browser(tmp_path: Path) -> None:
         assert page.run("document.querySelectorAll('canvas').length") == 7
         assert page.run("document.documentElement.scrollWidth <= innerWidth")
         assert page.run("[...document.querySelectorAll('section')].every((each) => !each.hidden)")
+        assert page.run("document.getElementById('left-out').hidden")
         legend = page.run("document.querySelector('.u-legend').innerText")
         assert "14" in legend  # the newest value, as no pointer is on the chart
         changes = page.run("document.querySelector('.changes').innerText")
@@ -260,6 +261,35 @@ def test_an_open_page_keeps_up_with_the_run(tmp_path: Path) -> None:
         assert page.run("document.querySelector('.stage').style.getPropertyValue('--at')") == "20%"
         assert page.run("due.length") == 0
         assert page.problems == []
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("stats.jsonl", "1073741824 bytes; up to 33554432 are read"),
+     ("metric-fd_fashion.jsonl", "far more bytes than a file of its size has"),
+     ("fakes000002.png", "more than 89 million pixels"),
+     ("fakes_init.png", "no picture that can be shown (UnidentifiedImageError")],
+)  # fmt: skip
+def test_what_would_take_too_much_memory_is_left_out_and_told(name: str, found: str, tmp_path: Path) -> None:
+    folder = make_run(tmp_path)
+    whole = contents(folder)
+    if name == "stats.jsonl":
+        with open(folder / name, "r+b") as file:
+            file.truncate(1 << 30)  # sparse
+    elif name.startswith("metric"):
+        (folder / name).write_bytes(b"[" + b"[]," * 1_500_000 + b"[]]")
+    elif name == "fakes_init.png":
+        (folder / name).write_bytes(b"none")
+    else:
+        Image.new("1", (13_000, 13_000)).save(folder / name)
+    page_of = contents(folder)
+    (sentence,) = page_of["left_out"]
+    assert sentence.startswith(f"{folder.name}/{name} is not on this page: {found}")
+    assert whole["left_out"] == []
+    kept = [moment["kimg"] for moment in page_of["pictures"]]
+    assert kept == {"fakes000002.png": [0, 4], "fakes_init.png": []}.get(name, [0, 2, 4])
+    titles = {chart["title"] for chart in page_of["charts"]}
+    assert ("Losses" in titles, "fd_fashion" in titles) == (name != "stats.jsonl", not name.startswith("metric"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import train
 from stylegan_di.config import TrainConfig
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, sha256_of_file
 from stylegan_di.journal.clock import UNSTEADY
 from stylegan_di.runs import statefile
 from stylegan_di.runs.folder import RunFolder
@@ -241,7 +241,7 @@ def test_a_training_state_that_is_none_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "training-state-000000001.safetensors"
     path.write_bytes(b"\x80\x04cos\nsystem\n")
     statefile.manifest_path(path).write_text(
-        json.dumps({"format": 1, "bytes": 13, "sha256": statefile.sha256_of_file(path)})
+        json.dumps({"format": 1, "bytes": 13, "sha256": sha256_of_file(path)})
     )
     assert "cannot be read ('config_sha256'" in refused(f"--resume={path}").replace("KeyError: ", "")
 

@@ -62,15 +62,21 @@ TAMPERED = [
     ("config.lr", "x"), ("config.lr", [1]), ("config.lr", float("nan")), ("config.kimg", float("inf")),
     ("config.kind", "x"), ("config.kind", ["di"]), ("config.metrics", "x"), ("config.metrics", [1]),
     ("config.surprise", 1), ("config.seed", -1), ("config.divergence", 3), ("config.cond", "yes"),
+    ("config.cfg", "x"), ("config.device", "x"), ("config.device", "\ud800"), ("config.workers", 10**30),
+    ("config.batch", 10**12), ("config.num_blocks", 2**20),
+    ("config.teacher", "a\nError: b"), ("config.desc", "\x1b[2J"), ("config.data", "a\0b"),
+    ("config.data", "a" * 9999),
+    ("config.classes", {}), ("config.freeze", [["x"]]), ("config.prompt", "\r"), ("config.track", ["\ud800"]),
     ("values.state", None), ("values.state", {}), ("values.state.cur_nimg", "x"), ("values.state.cur_nimg", -1),
     ("values.state.cur_tick", 1.5), ("values.state.history", 3), ("values.state.history", {"a": "b"}),
     ("values.state.skipped", [[1]]), ("values.state.returns", []), ("values.seconds", "x"), ("values.seconds", -1),
     ("values.seconds", None), ("values.inputs", 3), ("values.inputs", {"teacher": "x"}), ("values.line_files", 3),
-    ("values.line_files", {"stats.jsonl": "x"}),
+    ("values.line_files", {"stats.jsonl": "x"}), ("values.evaluation.before", 0),
+    ("values.evaluation.best", {"a": "b"}), ("values.evaluation.best_kimg", "x"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("path", "value"), TAMPERED, ids=[f"{path}={value}" for path, value in TAMPERED])
+@pytest.mark.parametrize(("path", "value"), TAMPERED, ids=[ascii(f"{path}={value}"[:40]) for path, value in TAMPERED])
 def test_a_tampered_state_is_refused_in_one_line(run: Path, path: str, value: Any) -> None:
     forge(run, set_in(path, value))
     result = invoke(f"--resume={run}", "--kimg=0.04")
@@ -79,6 +85,24 @@ def test_a_tampered_state_is_refused_in_one_line(run: Path, path: str, value: An
     assert len(errors) == 1
     assert result.output.splitlines()[-1] == errors[0]
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize("change", ["lacks one", "another shape", "another name", "another network"])
+def test_tampered_tensors_are_refused_in_one_line(run: Path, change: str) -> None:
+    state = last_state(run)
+    name = next(name for name in state.tensors if name.startswith("optimizer.model.") and name.endswith("exp_avg"))
+    value = state.tensors[name]
+    tensors = {other: tensor for other, tensor in state.tensors.items() if other != name}
+    if change == "another shape":
+        tensors[name] = value.reshape(-1)[:1]
+    elif change == "another name":
+        tensors[name + "_x"] = value
+    elif change == "another network":
+        tensors = {other: tensor for other, tensor in state.tensors.items() if not other.startswith("ema.")}
+    statefile.save_state(state.path, tensors, state.values, state.config, resume.stored_hash(state.config))
+    result = invoke(f"--resume={run}", "--kimg=0.04")
+    assert result.exit_code == 2, result.output + str(result.exception)
+    assert result.output.splitlines()[-1].startswith("Error: ")
 
 
 def test_options_that_do_not_fit_the_manifest_are_refused(run: Path) -> None:
@@ -155,6 +179,37 @@ def test_latest_passes_over_a_folder_that_cannot_be_read(run: Path, monkeypatch:
     assert invoke("--resume=latest", f"--outdir={run.parent}", "--kimg=0.04").exit_code == 0
 
 
+def test_latest_passes_over_strange_siblings(run: Path) -> None:
+    """Folders of higher numbers whose states are none: links to endless devices, pipes, folders, forged manifests."""
+    manifest = {"format": 1, "sha256": "0" * 64, "config_sha256": "0", "versions": {}, "bytes": 0}
+    good = last_state(run).path
+    for number, (state, told) in enumerate(
+        [
+            ("/dev/zero", manifest), ("/dev/zero", "/dev/zero"), ("folder", manifest), ("pipe", manifest),
+            (b"x", "pipe"), (b"x", "folder"), (b"x", "[" * 60000), (b"x", []), (b"", manifest),
+            (b"x", manifest | {"bytes": "1" * 5000}), (good, manifest | {"bytes": good.stat().st_size}),
+            (None, manifest),
+        ]
+    ):  # fmt: skip
+        folder = run.parent / f"{90 + number:05d}-x\nError: \x1b[2J"
+        folder.mkdir()
+        for name, content in (("training-state-000000099.safetensors", state), ("training-state-000000099.json", told)):
+            path = folder / name
+            if content == "folder":
+                path.mkdir()
+            elif content == "pipe":
+                os.mkfifo(path)
+            elif isinstance(content, Path | str) and os.path.exists(content):
+                path.symlink_to(content)
+            elif content is not None:
+                path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    (run.parent / "00120-link").symlink_to(run)
+    (run.parent / "00121-file").write_text("")
+    found = resume.resume("latest", {"outdir": str(run.parent)})
+    assert found.state.path == good
+    assert len(found.notes) == resume.MOST_NOTES + 1
+
+
 # What becomes of the output.
 
 
@@ -184,7 +239,7 @@ def test_what_the_terminal_cannot_encode_is_replaced(tmp_path: Path, monkeypatch
     terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", terminal)
     command.main([], standalone_mode=False)
-    assert terminal.buffer.getvalue() == b"? = 1, ?\n"  # type: ignore[attr-defined]
+    assert terminal.buffer.getvalue() == b"? = 1, \\udcff\n"  # type: ignore[attr-defined]
     assert (tmp_path / "log.txt").read_text() == "é = 1, \\udcff\n"
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -29,7 +30,7 @@ from stylegan_di.snapshots.checkpoint import load_snapshot, save_snapshot
 from stylegan_di.snapshots.onnx import to_onnx
 from tests.browser import CHROMIUM, Browser, browser
 from tests.test_generate import SG2_COND, make
-from tests.tiny import r3gan_networks, save_gan
+from tests.tiny import gan_networks, r3gan_networks, save_gan
 
 ORT = Path(__file__).resolve().parent.parent / ORT_FOLDER
 pytestmark = pytest.mark.skipif(not CHROMIUM, reason="no chromium (apt-get install chromium)")
@@ -204,13 +205,18 @@ def test_what_went_wrong_is_said_and_the_next_picture_is_drawn(chromium: Browser
 
 
 def test_latents_in_the_browser_are_numpys(chromium: Browser) -> None:
-    cases = [(0, 32, 10), (1, 7, 1), (123456789, 512, 0), (2**32 - 1, 9, 1000), (5, 700, 3)]
-    calls = f"{json.dumps(cases)}.map(([seed, size, classes]) => latentOf(seed, size, classes))"
+    equal, none, some = LabelLaw.uniform(1000), LabelLaw.uniform(0), LabelLaw.of_counts([0, 2, 0, 5])
+    vectors = LabelLaw.of_counts([3, 2**32 - 5, 1], torch.eye(3))
+    laws = [LabelLaw.uniform(10), LabelLaw.uniform(1), none, equal, some, vectors]
+    seeds = ((0, 32), (1, 7), (2**31, 512), (2**32 - 1, 9), (4, 700), (5, 8))
+    cases = [(seed, size, law) for (seed, size), law in zip(seeds, laws, strict=True)]
+    calls = json.dumps([(seed, size, law.by_seed.ends) for seed, size, law in cases])
+    calls += ".map(([seed, size, ends]) => latentOf(seed, size, ends))"
     chromium.send("Page.navigate", url="about:blank")
     script = f"{asset('worker.js')}; return {calls}.map(({{ z, drawn }}) => [[...z], drawn]);"
     found = chromium.run(f"(() => {{ {script} }})()")
-    for (seed, size, classes), (z, drawn) in zip(cases, found, strict=True):
-        expected, label = numpy_latents([seed], size, LabelLaw.uniform(classes), None)
+    for (seed, size, law), (z, drawn) in zip(cases, found, strict=True):
+        expected, label = numpy_latents([seed], size, law, None)
         np.testing.assert_array_equal(np.float32(z), expected[0].float().numpy())
         assert drawn == (None if label is None else int(label.argmax()))
 
@@ -261,6 +267,23 @@ def test_an_exported_folder_draws_from_any_web_server(
     chromium.open((exported / "page" / "index.html").as_uri())
     said = chromium.run("document.getElementById('status').textContent")
     assert said == "A page opened from disk cannot read the files beside it. In its folder: python -m http.server"
+
+
+@needs_export
+def test_an_exported_page_draws_the_labels_that_the_network_knows(chromium: Browser, tmp_path: Path) -> None:
+    """Vectors, of which no class can be chosen."""
+    law = LabelLaw.of_counts([1, 2], torch.tensor([[3.0, -2.0, 0.5], [-4.0, 1.0, 2.0]]))
+    extras = {"training_set_kwargs": {}, "label_law": law.entry()}
+    save_snapshot(tmp_path / "vectors.pkl", gan_networks(), extras=extras, metadata={})
+    network, dest = str(tmp_path / "vectors.pkl"), tmp_path / "page.html"
+    result = CliRunner().invoke(view.main, [network, f"--export={dest}", f"--ort={ORT}"])
+    assert result.exit_code == 0, result.output
+    expected = make(tmp_path / "made", network, "--seeds=0-3").values()
+    for seed, picture in enumerate(expected):
+        chromium.open(f"{dest.as_uri()}#seed={seed}")
+        assert max(differences(chromium, [picture[:, :, None].astype(int)])) <= 1
+    assert not chromium.run("document.getElementById('class').checkVisibility()")
+    assert chromium.problems == []
 
 
 @needs_export

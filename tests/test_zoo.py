@@ -28,7 +28,7 @@ def test_cifar10_brings_its_teacher_labels_and_reference() -> None:
 @pytest.mark.parametrize("known", zoo.ENTRIES.values(), ids=lambda known: known.name)
 def test_entries_fit_together(known: zoo.Entry) -> None:
     is_pickle = known.name.endswith(".pkl") and known.folder not in (zoo.EDM2_REFS, zoo.NGC_METRICS)
-    is_network = is_pickle or known.folder == zoo.ADM
+    is_network = is_pickle or known.folder in (zoo.ADM, zoo.DMD2)
     assert (known.label_dim is not None) == is_network
     assert (known.url is None) == known.name.startswith("fashion-")
     assert known.url is None or sum(known.url.startswith(beginning) for beginning in zoo.TERMS) == 1

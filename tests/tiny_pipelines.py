@@ -80,7 +80,7 @@ def autoencoder(tiny: bool = False, **options: Any) -> Any:
         block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, latent_channels=4, in_channels=1,
         out_channels=1,
     )  # fmt: skip
-    return diffusers.AutoencoderKL(**blocks, **options).eval()
+    return diffusers.AutoencoderKL(**(blocks | options)).eval()
 
 
 def save_dit(folder: Path, levels: Any = None) -> Path:

@@ -18,6 +18,7 @@ import torch
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.explore.comparison import Comparison, check_comparable, compare
+from stylegan_di.explore.opening import of_pictures
 from stylegan_di.images import save_grid, to_uint8
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
 from stylegan_di.snapshots.checkpoint import load_generator
@@ -78,7 +79,7 @@ def main(
 ) -> None:
     psis = parse_psis(psi)
     device = device or default_device()
-    first, second = load_generator(old).to(device), load_generator(new).to(device)
+    first, second = (of_pictures(load_generator(name), name).to(device) for name in (old, new))
     check_comparable(first, second)
     network = open_extractor(extractor, detector_file).to(device)
     writable_folder(f"--outdir={outdir}", outdir)

@@ -23,6 +23,7 @@ from stylegan_di.data.idx import IDX_IMAGES, MNIST, PADDED_MNIST, SPLITS
 from stylegan_di.data.sources import open_source
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.progress import PassProgress, Progress, counted
+from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError
 
 OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
@@ -53,12 +54,12 @@ def check(source: Path) -> None:
     progress = PassProgress()
     findings = check_dataset(source, lambda done, total: progress("Images", done, total))
     for line in findings.complaints:
-        click.echo(" ".join(line.splitlines()).encode(errors="backslashreplace"))  # names may be invalid text
+        click.echo(one_line(line))
     for note in findings.notes:
-        click.echo(note.encode(errors="backslashreplace"), err=True)
+        click.echo(one_line(note), err=True)
     kind = f", {findings.kind}" if findings.kind else ""
     problems = counted(len(findings.complaints), "problem") if findings.complaints else "nothing wrong"
-    click.echo(f"{source}: {counted(findings.images, 'image')}{kind}, {findings.labels}, {problems}")
+    click.echo(one_line(f"{source}: {counted(findings.images, 'image')}{kind}, {findings.labels}, {problems}"))
     if findings.complaints:
         raise click.exceptions.Exit(2)
 
@@ -69,14 +70,15 @@ def check(source: Path) -> None:
 @click.option("--dest", type=click.Path(path_type=Path), help="A .zip file or a new folder")
 @click.option("--check", "only_check", is_flag=True,
               help="Read a whole data set and list everything wrong with it; exit status 2 if there is anything")
-@click.option("--resolution", "size", callback=parse_resolution, metavar="WxH", help="Size of the images: 32x32 or 32; 24x16 for a denoiser")
+@click.option("--resolution", "size", callback=parse_resolution, metavar="WxH",
+              help="Size of the images: 32x32 or 32; 24x16 for a denoiser")
 @click.option("--transform", type=click.Choice(TRANSFORMS),
               help="center-crop: resize the largest crop of that shape; center-crop-wide: the same on a black square "
               "of that width; center-crop-dhariwal: resize the shorter side, then crop; pad: add black borders and "
               "keep the pixels, as MNIST's images get without --resolution; letterbox: as large as fits, with black "
               "borders; without this option the whole image is resized")
-@click.option("--background", callback=parse_colour, metavar="COLOUR",
-              help="Put transparent images on it: white, #ff8000, ...  [default: refuse them]")
+@click.option("--alpha", "background", callback=parse_colour, metavar="COLOUR",
+              help="Put transparent images on this colour: white, #ff8000, ...  [default: refuse them]")
 @click.option("--white", type=click.IntRange(min=1, max=65535), metavar="VALUE",
               help="Take 16-bit gray images; this value becomes white: 65535, or 4095 for 12 bits")
 @click.option("--split", type=click.Choice(list(SPLITS)), help="Split of IDX files and CIFAR-10.  [default: train]")
@@ -130,9 +132,9 @@ def main(
     )
     progress.close()
     for note in (*images.notes, *(notes_on_labels(images.labels) if images.labels is not None else ())):
-        click.echo(note.encode(errors="backslashreplace"), err=True)
+        click.echo(one_line(note), err=True)
     described = describe_labels(images.labels) if images.labels is not None else "no labels"
-    click.echo(f"{dest}: {counted(count, 'image')}, {kind}, {described}")
+    click.echo(one_line(f"{dest}: {counted(count, 'image')}, {kind}, {described}"))
 
 
 if __name__ == "__main__":

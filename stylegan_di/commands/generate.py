@@ -103,6 +103,7 @@ def draw_seeds(
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
 @click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
+@click.option("--autoencoder", metavar="DIR|hf:NAME", help="[teacher] That of a teacher of latents.")
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.  [default: 0-63]")
 @click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
               help="[GAN] Draw a result of stylegan-di project (proj00.png, ...) instead of seeds.")
@@ -140,6 +141,7 @@ def draw_seeds(
 def main(
     network: str,
     which: str | None,
+    autoencoder: str | None,
     seeds: list[int] | None,
     projected_w: Path | None,
     classes: str | None,
@@ -153,7 +155,8 @@ def main(
     keep_freed_memory()
     given = {name: value for name, value in options.items() if value is not None}
     if projected_w is not None:
-        others: dict[str, Any] = {"--seeds": seeds, "--class": classes, "--label": label, "--grid": grid}
+        others: dict[str, Any] = {"--seeds": seeds, "--class": classes, "--label": label, "--grid": grid,
+                                  "--autoencoder": autoencoder}  # fmt: skip
         others |= {option_name(name): value for name, value in given.items()}
         return draw_projection(network, projected_w, outdir, device or default_device(), others)
     seeds = list(range(64)) if seeds is None else seeds
@@ -164,7 +167,7 @@ def main(
         raise UserError(f"--grid={grid}: its name must end in {', '.join(GRID_FORMATS)}")
     device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
-    generator = open_generator(network, which).with_options(**given).to(device)
+    generator = open_generator(network, which, autoencoder).with_options(**given).to(device)
     asked = asked_for(generator, classes, label)
     if grid is not None:
         writable_folder(f"--grid={grid}", grid.parent)

@@ -11,6 +11,7 @@ import json
 import click
 
 from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.snapshots.inspection import Inspection, inspect_file
 
 
@@ -27,7 +28,7 @@ def report(found: Inspection) -> str:
     lines += [f"provenance  {key}: {value}" for key, value in found.metadata.items()]
     lines += [f"embedded    source with SHA-256 {digest}, not run" for digest in found.embedded]
     lines += [f"warning     {text}" for text in found.warnings]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))

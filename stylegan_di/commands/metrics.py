@@ -13,6 +13,7 @@ metric-<name>.jsonl in --outdir or in the network's run folder. docs/metrics.md 
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -27,14 +28,16 @@ from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.safe_files import open_plain
 from stylegan_di.dnnlib.util import UserError, say
+from stylegan_di.explore.opening import open_generator
 from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.references import SUFFIXES, label_law_of
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_labels, need_reals
+from stylegan_di.runs import processes
 from stylegan_di.sampling.ablation import SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
-from stylegan_di.snapshots.checkpoint import as_shown, load_snapshot
 from stylegan_di.snapshots.formats import open_contents
+from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
 from stylegan_di.torch_utils.precision import AMP_TYPES
@@ -117,6 +120,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", metavar="NAME|PATH|URL", help="Network file, or a known name.")
 @click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
+@click.option("--autoencoder", metavar="DIR|hf:NAME", help="[teacher] That of a teacher of latents.")
 @click.option("--images", metavar="DIR|ZIP", help="Images to measure, instead of a network's.")
 @click.option("--data", metavar="DIR|ZIP", help="Data set to compare with; its statistics are cached.")
 @click.option("--ref", metavar="NAME|NPZ|PKL", help="Statistics to compare with.  [default: a known network's]")
@@ -133,6 +137,8 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
               help="Number of sets of samples, seeded from --seed on; reports mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
 @click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes that share the images, each with a GPU or a CPU core of its own.")
 @click.option("--amp", type=click.Choice(AMP_TYPES),
               help="[network] Type in which the network computes, by autocast.  [default: float32]")
 @click.option("--detector-amp", type=click.Choice(AMP_TYPES),
@@ -149,6 +155,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 def main(
     network: str | None,
     which: str | None,
+    autoencoder: str | None,
     images: str | None,
     data: str | None,
     ref: str | None,
@@ -160,6 +167,7 @@ def main(
     repeat: int,
     batch: int | None,
     device: str | None,
+    gpus: int,
     amp: str | None,
     detector_amp: str | None,
     detector_file: str | None,
@@ -172,9 +180,9 @@ def main(
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images, to say what to measure")
-    of_networks = (amp, trunc, trunc_mode, steps, solver)
+    of_networks = (autoencoder, amp, trunc, trunc_mode, steps, solver)
     if images is not None and (any(value is not None for value in of_networks) or repeat > 1):
-        options = "--amp, --trunc, --trunc-mode, --steps, --solver and --repeat"
+        options = "--autoencoder, --amp, --trunc, --trunc-mode, --steps, --solver and --repeat"
         raise UserError(f"{options} are for --network; leave them out with --images")
     seed = seed or 0
     if images is not None and which is not None:
@@ -187,7 +195,14 @@ def main(
     if folder is None and (Path(network or "").parent / "training_options.json").is_file():
         folder = Path(network or "").parent  # a run's
     device = device or default_device()
-    kernels.load(device.partition(":")[0], may_build=False)
+    if gpus > 1 and not processes.started():
+        processes.check_count(gpus, device)
+        raise click.exceptions.Exit(processes.run(sys.orig_argv, gpus))
+    processes.follow_parent()
+    where = distributed.local_device(device)
+    distributed.init(where)
+    click.get_current_context().call_on_close(distributed.finish)
+    kernels.load(where.type, may_build=False)
     reference = reference_of(names, network, data, ref, mirror)
     if any_size and reference == data and data is not None:
         reference = ImageDataset(data, use_labels=need_labels(names), any_size=True)
@@ -195,10 +210,10 @@ def main(
     if network is not None:
         given = {"trunc": trunc, "trunc_mode": trunc_mode, "steps": steps, "solver": solver}
         given = {name: value for name, value in given.items() if value is not None}
-        generator = as_shown(load_snapshot(network, which)).with_options(**given).to(device)
+        generator = open_generator(network, which, autoencoder).with_options(**given).to(where)
         generator = with_labels_of(reference, generator)
     evaluator = Evaluator(
-        names, reference, num, batch=batch, detector_file=detector_file, device=device,
+        names, reference, num, batch=batch, detector_file=detector_file, device=where,
         amp=AMP_TYPES.get(amp or ""), detector_amp=AMP_TYPES.get(detector_amp or ""), report=PassProgress(),
     )  # fmt: skip
     if generator is not None:
@@ -210,11 +225,13 @@ def main(
         num = len(dataset)
         blocks = [evaluator.measure_dataset(dataset)]
 
+    if distributed.rank() != 0:
+        return
     source, seconds = network or images or "", time.monotonic() - start
     samples = f"{num} images" if repeat == 1 else f"mean and standard deviation of {repeat} sets of {num} images"
     click.echo(table(*mean_and_spread(blocks), repeat, f"{source}, {samples}:"))
-    common = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": 1, "num_samples": num,
-              "snapshot_pkl": source, "seed": seed}  # fmt: skip
+    common = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": distributed.world_size(),
+              "num_samples": num, "snapshot_pkl": source, "seed": seed}  # fmt: skip
     for name, line in zip(names, json_lines(blocks, names, common), strict=True):
         click.echo(line)
         if folder is not None:

@@ -29,7 +29,8 @@ from stylegan_di.journal.journal import Journal
 from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.metrics.table import is_better
 from stylegan_di.options import options_of
-from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER, DiffusionSampler
+from stylegan_di.sampling.decoded import image_sampler
+from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.methods import DiffInstruct, build
 
@@ -54,7 +55,7 @@ def measured(config: TrainConfig, method: DiffInstruct, samples: int) -> Iterato
     yield f"GAN        {first} {gan[first]:.4g} on {samples} samples"
     found = []
     for each in method.instructions:
-        teacher = evaluator(DiffusionSampler(each.teacher, solver=DPM_SOLVER), seed=config.seed)
+        teacher = evaluator(image_sampler(each.teacher, solver=DPM_SOLVER), seed=config.seed)
         found.append(teacher[first])
         yield f"teacher    {first} {teacher[first]:.4g}, drawn with 8 evaluations"
     if not any(is_better(name, value, gan[first]) for value in found) and not config.force:

@@ -10,6 +10,7 @@ not there. Log in before with `hf auth login`. Paths of this machine are shorten
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from PIL import Image
 from stylegan_di import hub, zoo
 from stylegan_di.dnnlib.cli import user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.images import save_grid, to_uint8
+from stylegan_di.images import open_picture, save_grid, to_uint8
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.snapshots import card as cards
 from stylegan_di.snapshots.checkpoint import Snapshot, as_model, load_snapshot, save_snapshot
 
 SAMPLES, COLUMNS = 32, 8  # of the picture of a network that no run's folder has one of
-WIDTH = 640  # pixels
+WIDTH, LARGEST = 640, 2560  # pixels: pictures are at least so wide, but no side is longer than that
 README, SAMPLES_PICTURE = "README.md", "samples.png"
 
 
@@ -37,7 +38,10 @@ README, SAMPLES_PICTURE = "README.md", "samples.png"
 @click.option("--dest", help="Write what would be sent into this folder, and send nothing.")
 @user_errors
 def main(network: str, repo: str, licence: str | None, private: bool, dest: str | None) -> None:
-    hub.parse(hub.HUB + repo)
+    if hub.parse(hub.HUB + repo).repo != repo:
+        raise UserError(f"{repo}: accepted is owner/name")
+    if licence is not None and not re.fullmatch(r"[\w.-]+", licence):
+        raise UserError(f"--licence={licence[:80]!r}: accepted is an identifier of the hub, such as mit or other")
     source, run = chosen(network)
     snapshot = load_snapshot(source)
     if zoo.terms_of(source):  # a published file says nothing of itself
@@ -68,11 +72,13 @@ def chosen(network: str) -> tuple[str, Path | None]:
     return str(found[0]), path
 
 
-def enlarged(path: Path) -> Image.Image:
-    """A picture, by a whole factor at least WIDTH wide, so that small pixels can be seen on a page."""
-    with Image.open(path) as picture:
-        factor = -(-WIDTH // picture.width)
-        return picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+def fitted(path: Path) -> Image.Image:
+    """A picture, small ones enlarged by a whole factor, so that pixels can be seen, and large ones made smaller."""
+    picture = open_picture(path)
+    factor = max(min(-(-WIDTH // picture.width), LARGEST // max(picture.size)), 1)
+    picture = picture.resize((factor * picture.width, factor * picture.height), Image.Resampling.NEAREST)
+    picture.thumbnail((LARGEST, LARGEST))
+    return picture
 
 
 def write(folder: Path, snapshot: Snapshot, repo: str, licence: str | None, run: Path | None) -> None:
@@ -83,12 +89,12 @@ def write(folder: Path, snapshot: Snapshot, repo: str, licence: str | None, run:
         before = cards.metrics_before(run)
         if (run / cards.PICTURE).is_file():
             picture = cards.PICTURE
-            enlarged(run / picture).save(folder / picture)
+            fitted(run / picture).save(folder / picture)
     model = as_model(snapshot)
-    if not picture and not isinstance(model, Denoiser):
+    if not picture and not isinstance(model, Denoiser) and model.img_channels in (1, 3):
         picture = SAMPLES_PICTURE
         save_grid(to_uint8(model.draw(list(range(SAMPLES)))), folder / picture, COLUMNS)
-        enlarged(folder / picture).save(folder / picture)
+        fitted(folder / picture).save(folder / picture)
     text = cards.card(repo, snapshot, licence, before, picture)
     (folder / README).write_text(text, encoding="utf-8")
     told = cards.published(snapshot.metadata)

@@ -21,6 +21,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.cli import Device, default_device, user_errors
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, atomic_file, not_installed
+from stylegan_di.explore.opening import of_pictures
 from stylegan_di.metrics.features import Batches, batch_size, dataset_images, generated_images
 from stylegan_di.metrics.spectrum import Spectrum, band_ratios, radial_power
 from stylegan_di.snapshots.checkpoint import load_generator
@@ -106,7 +107,7 @@ def main(
     resolution = ImageDataset(data).resolution
     sources = {name: first_images(name, num, resolution) for name in folders}
     for name in networks:
-        generator = load_generator(name).to(device)
+        generator = of_pictures(load_generator(name), name).to(device)
         check_size(name, generator.img_resolution, resolution)
         sources[name] = generated_images(generator, num=num, batch=batch_size(resolution), seed=seed, device=device)
     reals, real_bands = mean_powers(first_images(data, num), data, device)

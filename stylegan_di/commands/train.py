@@ -22,7 +22,7 @@ import click
 from stylegan_di import preflight, zoo
 from stylegan_di.config import TrainConfig, uses_teacher
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import GroupedCommand, declared_options, default_device, user_errors
+from stylegan_di.dnnlib.cli import GroupedCommand, declared_options, default_device, message_of, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.options import Option, options_of
 from stylegan_di.presets import KIND_DEFAULTS
@@ -101,7 +101,7 @@ def main(dry_run: bool, **given: Any) -> None:
     except UserError as error:
         if not processes.has_parent():
             raise
-        click.echo(f"Error: {' '.join(str(error).splitlines())}", err=True)
+        click.echo(f"Error: {message_of(error)}", err=True)
         status = error.status
     if processes.started():
         leave(status)

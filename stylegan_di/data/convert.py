@@ -48,7 +48,7 @@ def convert_mode(
         lowest, _ = image.getchannel("A").getextrema()
         if lowest != 255:
             if background is None:
-                raise UserError(f"{where} is partly transparent; say what is behind it, such as --background=white.")
+                raise UserError(f"{where} is partly transparent; say what is behind it, such as --alpha=white.")
             image = Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image)
         image = image.convert("L" if gray else "RGB")
     elif image.mode in DEEP:

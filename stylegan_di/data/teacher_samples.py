@@ -16,10 +16,11 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sources import Source
 from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder, say
 from stylegan_di.images import to_uint8
-from stylegan_di.interfaces import Denoiser
+from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.labels import one_hot
 from stylegan_di.random import SampleRandom
-from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER, DiffusionSampler
+from stylegan_di.sampling.decoded import image_sampler
+from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.hashing import weights_hash
 
@@ -42,7 +43,12 @@ def samples_wanted(data: str | None) -> int | None:
 
 
 def teacher_samples(
-    teacher: Denoiser, num: int, seed: int, device: torch.device, report: Callable[[str, int, int], None] | None = None
+    teacher: Denoiser,
+    num: int,
+    seed: int,
+    device: torch.device,
+    report: Callable[[str, int, int], None] | None = None,
+    given: str = "",
 ) -> Path:
     """A .zip data set of `num` samples with their labels, drawn by all processes where it is not in the cache yet.
 
@@ -56,16 +62,18 @@ def teacher_samples(
         seed: of latents and labels.
         device: where they are drawn.
         report: told how far the drawing is.
+        given: what the samples depend on besides the teacher's weights, such as a prompt.
 
     Raises:
         UserError: the cache cannot be written.
     """
-    key = hashlib.sha256(f"{weights_hash(teacher)}/{DPM_SOLVER}-8/{num}/{seed}/1".encode()).hexdigest()[:32]
+    own = f"{weights_hash(teacher)}/{DPM_SOLVER}-8/{num}/{seed}/1{given}"
+    key = hashlib.sha256(own.encode()).hexdigest()[:32]
     path = cache_folder().parent / "teacher-samples" / f"{key}.zip"
     if distributed.any_process(not _is_whole(path, num)):
         if path.exists() and distributed.rank() == 0:
             say(f"{path} is damaged: the teacher's samples are drawn anew")
-        _draw(DiffusionSampler(teacher, solver=DPM_SOLVER).to(device), num, seed, device, path, report)
+        _draw(image_sampler(teacher, solver=DPM_SOLVER).to(device), num, seed, device, path, report)
         teacher.to("cpu")
     return path
 
@@ -83,7 +91,7 @@ def _is_whole(path: Path, num: int) -> bool:
 
 @torch.no_grad()
 def _draw(
-    sampler: DiffusionSampler,
+    sampler: Generator,
     num: int,
     seed: int,
     device: torch.device,

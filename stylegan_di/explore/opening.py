@@ -10,35 +10,48 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
 from stylegan_di.labels import Chosen
+from stylegan_di.sampling.decoded import image_sampler
+from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.checkpoint import as_gan, as_of_w, as_shown, load_snapshot
+from stylegan_di.snapshots.teacher_files import open_latents
 from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 
 
-def open_generator(network: str, which: str | None = None) -> Generator:
+def open_generator(network: str, which: str | None = None, autoencoder: str | None = None) -> Generator:
     """Returns the generator of a network file, or its diffusion teacher with a sampler.
 
     Args:
         network: a path, a URL or a known name.
         which: the entry to take if the file has several networks, such as 'G'.
+        autoencoder: that of a teacher of latents, as --autoencoder names it.
 
     Raises:
-        UserError: if its images do not have 1 or 3 channels.
+        UserError: if its images do not have 1 or 3 channels, or it has no latents for the autoencoder.
     """
-    return _checked(as_shown(load_snapshot(network, which)), network)
+    shown = as_shown(load_snapshot(network, which))
+    if autoencoder is not None:
+        if not isinstance(shown, DiffusionSampler):
+            raise UserError(
+                f"--autoencoder={autoencoder}: --network={network} is a {shown.kind}, which makes no latents; leave it "
+                "out"
+            )
+        shown.network.space = open_latents(autoencoder, shown.network)
+        shown = image_sampler(shown.network)
+    return of_pictures(shown, network)
 
 
 def open_gan(network: str) -> StyleGAN2Student:
     """Returns the GAN of a network file; see `open_generator`, which accepts other networks too."""
     gan = as_gan(load_snapshot(network))
-    _checked(gan, network)
+    of_pictures(gan, network)
     return gan
 
 
 def open_of_w(network: str) -> StyleGAN2Student | RefinerStudent:
     """Returns the GAN of a network file, or its refiner; see `open_gan`."""
     student = as_of_w(load_snapshot(network))
-    _checked(student, network)
+    of_pictures(student, network)
     return student
 
 
@@ -83,8 +96,16 @@ def one_label(generator: Generator, chosen: Chosen | None) -> Tensor | None:
     return generator.label_law.chosen(torch.zeros(1, dtype=torch.int64), chosen)
 
 
-def _checked(generator: Generator, network: str) -> Generator:
+def of_pictures(generator: Generator, network: str) -> Generator:
+    """Returns the generator of a network file.
+
+    Raises:
+        UserError: if its images are neither gray nor RGB.
+    """
     if generator.img_channels not in (1, 3):
         channels = generator.img_channels
-        raise UserError(f"--network={network}: its images have {channels} channels; pictures have 1 or 3")
+        raise UserError(
+            f"{network}: its images have {channels} channels, and pictures 1 or 3; a diffusion model of "
+            "latents wants --autoencoder, for EDM2's networks hf:stabilityai/sd-vae-ft-mse"
+        )
     return generator

@@ -7,6 +7,7 @@ written anew at each snapshot and at the end. Its charts are drawn by uPlot, whi
 from __future__ import annotations
 
 import base64
+import contextlib
 import html
 import io
 import json
@@ -22,8 +23,9 @@ from PIL import Image
 
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
-from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, untrusted
+from stylegan_di.dnnlib.untrusted import Budget, RefusedFileError, open_untrusted, read_json, untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_write, option_name
+from stylegan_di.images import open_picture
 from stylegan_di.journal.sinks import Sink
 from stylegan_di.metrics.table import is_better
 from stylegan_di.metrics.table import metric as described
@@ -34,6 +36,7 @@ NAME = "report.html"
 MOMENTS = 9  # pictures of so many snapshots are kept on the page
 POINTS = 800  # of a curve
 WIDTH = 1280  # pixels; wider grids are made smaller
+MAX_LINES = 1 << 25  # bytes of a .jsonl file
 MAX_OPTIONS = 1 << 20  # bytes of training_options.json
 NO_DIFFERENCE = ("outdir", "desc")  # options that say nothing of a training
 
@@ -111,8 +114,9 @@ def contents(folder: Path, ending: str = "", pictures: dict[str, str] | None = N
         ending: 'complete', why the run ended early, or '' while it goes on.
         pictures: those encoded before, by file; new ones are added.
     """
-    options, stats = read_options(folder), rows(folder / "stats.jsonl")
-    measured = measurements(folder, options["metrics"])
+    left_out: list[str] = []
+    options, stats = read_options(folder), rows(folder / "stats.jsonl", left_out)
+    measured = measurements(folder, options["metrics"], left_out)
     last = stats[-1] if stats else {}
     kimg = _mean(last, "Progress/kimg") or 0.0
     state = {"": "running", "complete": "complete"}.get(ending, "ended early")
@@ -131,10 +135,11 @@ def contents(folder: Path, ending: str = "", pictures: dict[str, str] | None = N
         "verdict": verdict,
         "facts": {name: text for name, text in facts.items() if text},
         "figures": _figures(measured),
-        "pictures": list(_moments(folder, measured, {} if pictures is None else pictures)),
+        "pictures": list(_moments(folder, {} if pictures is None else pictures, left_out)),
         "charts": [*_metric_charts(measured), *_charts(stats)],
         "options": _options(options),
-        "previous": previous(folder, options, measured),
+        "previous": previous(folder, options, measured, left_out),
+        "left_out": left_out,
     }
 
 
@@ -158,25 +163,38 @@ def read_options(folder: Path) -> dict[str, Any]:
         return known | {name: tuple(v) if isinstance(v, list) else v for name, v in found.items()}
 
 
-def rows(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of a .jsonl file; one that a crash left incomplete is left out."""
-    found = []
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(row, dict):
-                found.append(row)
+def rows(path: Path, left_out: list[str]) -> list[dict[str, Any]]:
+    """Returns the lines of a .jsonl file; one that a crash left incomplete is left out.
+
+    `left_out` gets a sentence about a file that is too large, or costs too much memory.
+    """
+    found: list[dict[str, Any]] = []
+    if not path.is_file():
+        return found
+    try:
+        with untrusted(str(path)), open_untrusted(path, MAX_LINES) as (file, size):
+            budget = Budget(size)
+            for line in file:
+                with contextlib.suppress(ValueError):
+                    row = read_json(line, budget)
+                    if isinstance(row, dict):
+                        found.append(row)
+    except RefusedFileError as error:
+        left_out.append(_left_out(error))
+        return []
     return found
 
 
-def measurements(folder: Path, metrics: Sequence[str]) -> Measured:
-    """Returns what was measured, before training (kimg 0) and at each snapshot."""
+def _left_out(error: RefusedFileError) -> str:
+    path = Path(error.source)
+    return f"{path.parent.name}/{path.name} is not on this page: {error.found}."
+
+
+def measurements(folder: Path, metrics: Sequence[str], left_out: list[str]) -> Measured:
+    """Returns what was measured, before training (kimg 0) and at each snapshot; see `rows`."""
     found: Measured = {}
     for metric in metrics:
-        for row in rows(folder / f"metric-{metric}.jsonl"):
+        for row in rows(folder / f"metric-{metric}.jsonl", left_out):
             kimg = re.search(r"(\d+)\.\w+$", str(row.get("snapshot_pkl")))
             results = row.get("results")
             figures = _numbers(results) if isinstance(results, dict) else {}
@@ -308,7 +326,9 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
-def previous(folder: Path, options: Mapping[str, Any], measured: Measured) -> dict[str, Any] | None:
+def previous(
+    folder: Path, options: Mapping[str, Any], measured: Measured, left_out: list[str]
+) -> dict[str, Any] | None:
     """Returns what differs from the last run before of the same GAN in the same outdir; None if there is none."""
     for other in sorted(folder.parent.iterdir(), key=lambda path: path.name, reverse=True):
         if other.name >= folder.name or not re.match(r"\d{5}-", other.name) or other.is_symlink():
@@ -324,7 +344,7 @@ def previous(folder: Path, options: Mapping[str, Any], measured: Measured) -> di
             for name in options.keys() & theirs.keys() - set(NO_DIFFERENCE)
             if theirs[name] != options[name]
         ]
-        then = {row["name"]: row for row in _figures(measurements(other, options["metrics"]))}
+        then = {row["name"]: row for row in _figures(measurements(other, options["metrics"], left_out))}
         figures = [
             {"name": row["name"], "then": then[row["name"]]["now"], "now": row["now"]}
             for row in _figures(measured)
@@ -343,8 +363,8 @@ def _subject(options: Mapping[str, Any]) -> tuple[str, str | None]:
 # Pictures and curves.
 
 
-def _moments(folder: Path, measured: Measured, known: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """The grids of the start, of the newest snapshot, and of some in between: kimg and data URL."""
+def _moments(folder: Path, known: dict[str, str], left_out: list[str]) -> Iterator[dict[str, Any]]:
+    """The grids of the start, of the newest snapshot, and of some in between: kimg and data URL; see `rows`."""
     paths = sorted(folder.glob("fakes*.png"))
     at_kimg = {int(path.stem[5:]): path for path in paths if path.stem[5:].isdigit()}
     start = folder / "fakes_init.png"
@@ -354,14 +374,23 @@ def _moments(folder: Path, measured: Measured, known: dict[str, str]) -> Iterato
     wanted = {steps[round(i * (len(steps) - 1) / (MOMENTS - 2))] for i in range(MOMENTS - 1)} if steps else set()
     for kimg, path in [(0, start), *((kimg, at_kimg[kimg]) for kimg in sorted(wanted))]:
         if path.name not in known:
-            known[path.name] = data_url(path)
+            try:
+                known[path.name] = data_url(path)
+            except RefusedFileError as error:
+                left_out.append(_left_out(error))
+                if path == start:
+                    return
+                continue
         yield {"kimg": kimg, "start": path == start, "src": known[path.name]}
 
 
 def data_url(path: Path) -> str:
-    """Returns the upper half of a grid, at most twice as wide as high, for the page; large ones as JPEG."""
-    with Image.open(path) as image:
-        shown = image.convert("L" if image.mode == "L" else "RGB")
+    """Returns the upper half of a grid, at most twice as wide as high, for the page; large ones as JPEG.
+
+    Raises:
+        RefusedFileError: see `open_picture`.
+    """
+    shown = open_picture(path)
     shown = shown.crop((0, 0, shown.width, min(shown.height, max(shown.width // 2, 1))))
     large = shown.width > WIDTH
     if large:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from stylegan_di.dnnlib.progress import TERMINAL_SECONDS, LiveLine
 from stylegan_di.dnnlib.safe_files import open_plain
+from stylegan_di.dnnlib.util import naming
 from stylegan_di.images import save_grid
 
 
@@ -86,7 +87,8 @@ class JSONLines(Sink):
         self._append(name, row)
 
     def _append(self, name: str, values: Mapping[str, Any]) -> None:
-        with open_plain(self.folder / f"{name}.jsonl", "a", encoding="utf-8") as file:
+        path = self.folder / f"{name}.jsonl"
+        with naming(path), open_plain(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(dict(values) | {"timestamp": time.time()}) + "\n")
 
 

@@ -14,7 +14,7 @@ import torch
 from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.interfaces import Classifier, FeatureExtractor, Generator
+from stylegan_di.interfaces import Classifier, Generator
 from stylegan_di.metrics.equivariance import motion_errors, psnr
 from stylegan_di.metrics.extractors import detector_files, open_extractor
 from stylegan_di.metrics.features import (
@@ -27,7 +27,7 @@ from stylegan_di.metrics.features import (
     generated_images,
 )
 from stylegan_di.metrics.path_length import path_distances, trimmed_mean
-from stylegan_di.metrics.references import SUFFIXES, load_references
+from stylegan_di.metrics.references import SUFFIXES, load_references, picked
 from stylegan_di.metrics.statistics import FeatureStats
 from stylegan_di.metrics.table import Metric, MotionMetric, PathMetric, metric, need_labels, need_reals
 from stylegan_di.metrics.vgg16 import VGG16, load_lpips
@@ -209,7 +209,7 @@ class Evaluator:
                 return {}
             found = load_references(zoo.resolve(reference))
             source = os.fspath(reference)
-            return {name: _pick(found, self.extractors[e.extractor], e, source) for name, e in entries.items()}
+            return {name: picked(found, e, source, self.extractors[e.extractor].dim) for name, e in entries.items()}
         labels = need_labels(self.metrics)
         dataset = reference if isinstance(reference, ImageDataset) else ImageDataset(reference, use_labels=labels)
         if labels and not dataset.has_labels:
@@ -258,27 +258,3 @@ def mean_and_spread(blocks: Sequence[Mapping[str, float]]) -> tuple[dict[str, fl
     mean = {name: statistics.fmean(figures) for name, figures in values.items()}
     spread = {name: statistics.stdev(figures) if len(figures) > 1 else 0.0 for name, figures in values.items()}
     return mean, spread
-
-
-def _pick(found: Mapping[str, FeatureStats], extractor: FeatureExtractor, entry: Metric, source: str) -> FeatureStats:
-    """The statistics of the extractor's features among those in a file."""
-    stats = found.get(extractor.name)
-    if stats is None or len(stats.mean) != extractor.dim:
-        held = " and ".join(f"{name} features of {len(other.mean)} dimensions" for name, other in found.items())
-        raise UserError(
-            f"--ref={source} holds {held}; the metrics asked for need {extractor.name} features of {extractor.dim}: "
-            "choose other --metrics, or give images to compare with (a ZIP as --ref, or as --data of "
-            "stylegan-di metrics)"
-        )
-    if entry.needs_features and stats.features is None:
-        raise UserError(
-            f"--ref={source} holds no features, only their mean and covariance; precision, recall and kernel distances "
-            "need the features: give images to compare with (a ZIP as --ref)"
-        )
-    if entry.needs_labels and stats.labels is None:
-        raise UserError(
-            f"--ref={source} holds no labels, and recall by class needs those of the real images: give a data set that "
-            "has labels (as --ref, or as --data of stylegan-di metrics), or statistics that stylegan-di reference made "
-            "of one"
-        )
-    return stats

@@ -20,6 +20,7 @@ import numpy as np
 
 from stylegan_di import zoo
 from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, untrusted
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.labels import LabelLaw
 from stylegan_di.metrics.statistics import (
     MAX_DIM,
@@ -29,6 +30,7 @@ from stylegan_di.metrics.statistics import (
     load_label_counts,
     load_stats,
 )
+from stylegan_di.metrics.table import Metric
 from stylegan_di.torch_utils.persistence import read_pickle
 
 SUFFIXES = (".npz", ".pkl")  # suffixes of files that hold statistics
@@ -57,6 +59,41 @@ def load_references(path: str | os.PathLike[str]) -> dict[str, FeatureStats]:
             found = {_EDM2_NAMES[name]: entry for name, entry in content.items() if name in _EDM2_NAMES}
             return {name: checked_stats({"mu": entry["mu"], "sigma": entry["sigma"]}) for name, entry in found.items()}
         raise ValueError("it is neither stylegan2-ada's nor EDM2's")
+
+
+def picked(found: Mapping[str, FeatureStats], entry: Metric, source: str, dim: int | None = None) -> FeatureStats:
+    """Returns the statistics that a metric compares with.
+
+    Args:
+        found: those in a file, by extractor.
+        entry: the metric.
+        source: the file, for messages.
+        dim: how many features the extractor has; None where it has not been opened.
+
+    Raises:
+        UserError: the file has others, or not all that the metric needs.
+    """
+    stats = found.get(entry.extractor)
+    if stats is None or dim not in (None, len(stats.mean)):
+        held = " and ".join(f"{name} features of {len(other.mean)} dimensions" for name, other in found.items())
+        wanted = f"{entry.extractor} features" + ("" if dim is None else f" of {dim}")
+        raise UserError(
+            f"--ref={source} holds {held}; the metrics asked for need {wanted}: "
+            "choose other --metrics, or give images to compare with (a ZIP as --ref, or as --data of "
+            "stylegan-di metrics)"
+        )
+    if entry.needs_features and stats.features is None:
+        raise UserError(
+            f"--ref={source} holds no features, only their mean and covariance; precision, recall and kernel distances "
+            "need the features: give images to compare with (a ZIP as --ref)"
+        )
+    if entry.needs_labels and stats.labels is None:
+        raise UserError(
+            f"--ref={source} holds no labels, and recall by class needs those of the real images: give a data set that "
+            "has labels (as --ref, or as --data of stylegan-di metrics), or statistics that stylegan-di reference made "
+            "of one"
+        )
+    return stats
 
 
 def label_law_of(source: str | os.PathLike[str], label_dim: int) -> LabelLaw | None:

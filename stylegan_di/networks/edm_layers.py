@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
 
+from stylegan_di.torch_utils.ops import winograd
 from stylegan_di.torch_utils.ops.bias_act import bias_act
 from stylegan_di.torch_utils.ops.bias_add import bias_add
 from stylegan_di.torch_utils.ops.group_norm_silu import group_norm_silu
@@ -150,12 +151,20 @@ class Conv2d(PersistentModule):
         """Convolves x [B,in_channels,H,W] and multiplies by gain, which is applied to weight and bias to save time."""
         resample = upsample if self.up else downsample
         filter_pad = (self.resample_filter.shape[-1] - 1) // 2 if self.up or self.down else 0
-        if self.weight is None:
+        weight = self.weight
+        if weight is None:
             x = resample(x, self.resample_filter, filter_pad) if self.up or self.down else x
             return x if gain == 1 else x * gain
-        weight, bias = self.weight.to(x.dtype), cast(self.bias, x) if add_bias else None
+        bias = cast(self.bias, x) if add_bias else None
+        if gain != 1 and bias is not None:
+            bias = bias * gain
+        if not self.fused_resample and (self.up or self.down):
+            x = resample(x, self.resample_filter, filter_pad)
+        if not self.fused_resample and (ready := winograd.prepared(weight, x)) is not None:
+            return ready.convolve(x, gain, bias)
+        weight = weight.to(x.dtype)
         if gain != 1:
-            weight, bias = weight * gain, None if bias is None else bias * gain
+            weight = weight * gain
         weight_pad = weight.shape[-1] // 2
         if self.fused_resample and self.up:
             x = upsample(x, self.resample_filter, max(filter_pad - weight_pad, 0))
@@ -163,9 +172,13 @@ class Conv2d(PersistentModule):
         if self.fused_resample and self.down:
             x = convolve(x, weight, bias, padding=weight_pad + filter_pad)
             return downsample(x, self.resample_filter, 0)  # its taps sum to 1, so the bias can be added before it
-        if self.up or self.down:
-            x = resample(x, self.resample_filter, filter_pad)
         return convolve(x, weight, bias, padding=weight_pad)
+
+
+def prepare_convolutions(network: torch.nn.Module) -> int:
+    """Makes the filters of a network that stays frozen ready for `ops.winograd`, on a CPU; returns how many."""
+    layers = [module for module in network.modules() if isinstance(module, Conv2d) and not module.fused_resample]
+    return winograd.prepare(layer.weight for layer in layers if layer.weight is not None)
 
 
 class GroupNorm(PersistentModule):

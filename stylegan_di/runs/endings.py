@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
+import torch
+
+from stylegan_di.dnnlib.untrusted import brief
 from stylegan_di.dnnlib.util import UserError
 
 #: Signals that stop a run with its state saved; Windows has no SIGHUP.
@@ -59,6 +62,18 @@ def storage_errors(path: Path, need: int | None = None) -> Iterator[None]:
             f"{error.filename or path}: cannot write ({error.strerror}): {needed}{free / 1e6:.1f} MB are free in "
             f"{folder}; what was saved before is intact: make room, then continue with --resume={folder}"
         ) from error
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns errors of memory that does not suffice, of the machine or of a GPU, into a UserError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            remedy = "give --batch-gpu, a smaller --batch, or smaller networks"
+            raise UserError(f"memory does not suffice ({brief(error)}): {remedy}") from error
+        raise
 
 
 class StopRequest:

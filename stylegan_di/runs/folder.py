@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,7 +14,8 @@ from typing import IO
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.dnnlib.safe_files import open_plain, try_lock
-from stylegan_di.dnnlib.util import UserError, atomic_write, sync_directory
+from stylegan_di.dnnlib.terminal import one_line
+from stylegan_di.dnnlib.util import UserError, atomic_write, naming, sync_directory
 from stylegan_di.runs import statefile
 
 
@@ -73,22 +75,28 @@ class RunFolder:
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
-            self._lock.close()
+            with contextlib.suppress(OSError):  # nothing was written into it, and the lock ends with the process
+                self._lock.close()
 
     def line_files(self) -> dict[str, int]:
-        """Returns the sizes of the files that grow by lines (stats.jsonl, metric-*.jsonl), by name."""
-        return {path.name: path.stat().st_size for path in self.path.glob("*.jsonl")}
+        """Flushes the files that grow by lines (stats.jsonl, metric-*.jsonl) to disk; returns their sizes by name."""
+        sizes = {}
+        for path in self.path.glob("*.jsonl"):
+            with naming(path), open_plain(path, "ab") as file:
+                os.fsync(file.fileno())
+                sizes[path.name] = file.tell()
+        return sizes
 
     def cut_line_files(self, sizes: Mapping[str, int]) -> None:
         """Removes the lines written after `line_files` returned these sizes; the run will write them again."""
         for path in self.path.glob("*.jsonl"):
-            with open_plain(path, "r+b") as file:
+            with naming(path), open_plain(path, "r+b") as file:
                 file.truncate(min(path.stat().st_size, max(sizes.get(path.name, 0), 0)))
 
     def note(self, text: str) -> None:
         """Writes a line to the log only."""
         with open_plain(self.path / "log.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(text + "\n")
+            file.write(one_line(text) + "\n")
 
     def state_path(self, nimg: int) -> Path:
         return statefile.state_path(self.path, nimg)

@@ -14,10 +14,10 @@ from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.download import is_url
-from stylegan_di.dnnlib.util import UserError, option_name
+from stylegan_di.dnnlib.util import DEVICE, UserError, option_name
 from stylegan_di.hub import HUB
 from stylegan_di.options import Option, options_of
-from stylegan_di.presets import KIND_DEFAULTS
+from stylegan_di.presets import KIND_DEFAULTS, check_cfg
 from stylegan_di.runs import statefile
 from stylegan_di.runs.statefile import State
 from stylegan_di.teachers.mixed import parse_teachers
@@ -28,6 +28,7 @@ from stylegan_di.teachers.mixed import parse_teachers
 MAY_CHANGE = ("outdir", "data", "device", "gpus", "workers", "batch_gpu", "kimg", "snap", "state", "snap_format",
               "metrics", "metric_samples", "detector_file", "max_skips", "on_divergence", "fsdp",
               "heartbeat", "track")  # fmt: skip
+MOST_NOTES = 3  # on damaged states
 _ALTERED = "the state was altered, or is of another version; pass one that stylegan-di train wrote"
 
 
@@ -116,31 +117,31 @@ def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
         if wrong := statefile.damage(path):
             raise UserError(f"--resume={source}: the file is damaged, {wrong}; pass its folder to use the one before")
         return path, []
-    folder = path
+    folders = [path]
     if source == "latest" or not _states(path):
-        folder = _latest_folder(outdir if source == "latest" else path, source)
+        folders = _latest_folders(outdir if source == "latest" else path, source)
     notes: list[str] = []
-    for state in reversed(statefile.complete_states(folder)):
+    for state in (state for folder in folders for state in reversed(_states(folder))):
         wrong = statefile.damage(state)
         if wrong is None:
-            return state, notes
+            return state, notes[:MOST_NOTES]
         notes.append(f"{state}: damaged ({wrong}); the state before it is used")
     raise UserError(
-        f"--resume={source}: {folder} holds no intact training state"
-        + (f" ({'; '.join(notes)})" if notes else "")
+        f"--resume={source}: {' and '.join(map(str, folders[:2]))} holds no intact training state"
+        + (f" ({'; '.join(notes[:MOST_NOTES])})" if notes else "")
         + "; start a new run: leave --resume out"
     )
 
 
-def _latest_folder(outdir: Path, source: str) -> Path:
-    """Returns outdir's run folder of the highest number that has a state; outdir itself where it is a run's folder."""
+def _latest_folders(outdir: Path, source: str) -> list[Path]:
+    """Returns outdir's run folders that have states, highest number first; outdir itself where it is a run's folder."""
     folders = {}
     for folder in outdir.iterdir() if outdir.is_dir() else ():
         number = re.match(r"(\d{5,9})-", folder.name)
         if number and not folder.is_symlink() and (states := _states(folder)):
             folders[int(number[1]), states[-1].name] = folder
     if not folders and (outdir / "training_options.json").is_file():
-        return outdir
+        return [outdir]
     if not folders and source != "latest":
         raise UserError(f"--resume={source}: the folder holds no training state, nor a run's folder that does")
     if not folders:
@@ -148,7 +149,7 @@ def _latest_folder(outdir: Path, source: str) -> Path:
             f"--resume=latest: no run in --outdir={outdir} holds a training state, as seen from {Path.cwd()}; "
             "give a run's folder"
         )
-    return folders[max(folders)]
+    return [folders[key] for key in sorted(folders, reverse=True)]
 
 
 def _states(folder: Path) -> list[Path]:
@@ -193,6 +194,10 @@ def _checked_options(state: State) -> dict[str, Any]:
             found = f"{option_name(name)}={str(value)[:40]}, a {type(value).__name__}"
             raise UserError(f"{state.path}: {found}; {_ALTERED}")
         declared[name].check(value)
+    if not re.fullmatch(DEVICE, str(stored.get("device", "cpu"))):
+        raise UserError(f"{state.path}: --device={stored['device']}; {_ALTERED}")
+    if stored.get("cfg") is not None:
+        check_cfg(str(stored["kind"]), str(stored["cfg"]))
     if stored_hash(state.config) != statefile.manifest(state.path)["config_sha256"]:
         raise UserError(f"{state.path}: its options are not those that its manifest was written for; {_ALTERED}")
     return stored | {"gpus": None}

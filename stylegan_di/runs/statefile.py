@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, safetensors_budget, untrusted
-from stylegan_di.dnnlib.util import UserError, atomic_file, atomic_write, sha256_of_file
+from stylegan_di.dnnlib.util import UserError, atomic_file, atomic_write, sha256_of
 from stylegan_di.runs.endings import storage_errors
 
 FORMAT = 1
@@ -187,9 +187,11 @@ def damage(path: Path) -> str | None:
     try:
         with untrusted(str(path)):
             found = manifest(path)
-            if path.stat().st_size != found["bytes"]:
-                return f"it has {path.stat().st_size} bytes, not {str(found['bytes'])[:20]}"
-            if (digest := sha256_of_file(path)) != found["sha256"]:
+            with open_untrusted(path) as (file, size):
+                if size != found["bytes"]:
+                    return f"it has {size} bytes, not {str(found['bytes'])[:20]}"
+                digest = sha256_of(file)
+            if digest != found["sha256"]:
                 return f"its SHA-256 is {digest[:12]}..., not {found['sha256'][:12]}..."
     except UserError as error:
         return str(error)

@@ -21,7 +21,7 @@ from stylegan_di.torch_utils.persistence import RefusedFileError
 HEAD_CHANNELS = 64
 M = 1000
 LABELS = "label_emb.weight"
-KNOWN = "Known are guided-diffusion's denoisers for 64, 128, 256 and 512 pixels."
+KNOWN = "Known are guided-diffusion's denoisers for 64, 128, 256 and 512 pixels, and EDM's network of ADM's form."
 #: Our names of a residual block's and an attention's layers -> ADM's.
 RESIDUAL = {
     "norm0": "in_layers.0", "conv0": "in_layers.2", "affine": "emb_layers.1", "norm1": "out_layers.0",

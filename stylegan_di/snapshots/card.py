@@ -5,6 +5,7 @@ It is filled from the provenance in the file and, where the file lies in a run's
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from stylegan_di.teachers.mixed import parse_teachers
 
 METRIC = "metric/"  # what names of metrics in the provenance begin with
 MAX_RESULT = 1 << 20  # bytes of result.json
+MAX_TEXT = 2000  # characters of a text on the card
 PICTURE = "before_after.png"
 TAGS = {"di": ("gan", "diff-instruct"), "edm": ("diffusion", "edm"), "gan": ("gan", "stylegan2")}  # by --kind
 SHIPPED = "apache-2.0"  # the licence of networks that are made from the shipped ones alone
@@ -36,10 +38,9 @@ def card(repo: str, snapshot: Snapshot, licence: str, before: Mapping[str, float
         picture: the name of a picture beside it, '' for none.
     """
     told = snapshot.metadata
-    source = str(told.get("gan_pkl", ""))
     front = ["---", "library_name: stylegan-di", "pipeline_tag: unconditional-image-generation", f"license: {licence}"]
-    if source.startswith(HUB):
-        front.append(f"base_model: {parse(source).repo}")
+    with contextlib.suppress(UserError):  # it is no name of the hub
+        front.append(f"base_model: {parse(str(told.get('gan_pkl'))).repo}")
     front += ["tags:", *(f"- {tag}" for tag in TAGS.get(str(told.get("kind")), ("gan",))), "---"]
     lines = [*front, "", f"# {repo.rpartition('/')[2]}", "", _what(snapshot), ""]
     if picture:
@@ -94,6 +95,21 @@ def sources(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "images", str(data)
 
 
+def cell(value: Any) -> str:
+    """Returns a value of a provenance, which may hold anything, as a cell of a table: a number, a word, or code."""
+    if isinstance(value, int | float):
+        return f"{value:.4g}"
+    text = "".join(letter if letter.isprintable() else " " for letter in str(value))
+    text = " ".join(without_folders(text).split())
+    if len(text) > MAX_TEXT:
+        text = text[:MAX_TEXT] + "..."
+    if re.fullmatch(r"[\w.-]*", text):
+        return text
+    fence = max(re.findall("`*", text), key=len) + "`"  # code ends at a fence of the length of that which began it
+    space = " " if "`" in text else ""
+    return re.sub(r"\\*\|", r"\\|", f"{fence}{space}{text}{space}{fence}")  # a bar ends a cell, in code too
+
+
 def without_folders(text: str) -> str:
     """Returns a text whose paths of this machine are shortened to the names of their files."""
     text = text.replace("file:///", "/")
@@ -133,8 +149,8 @@ def _metrics(told: Mapping[str, Any], before: Mapping[str, float]) -> list[str]:
     head = ["| metric | before | after |", "|---|---|---|"] if before else ["| metric | |", "|---|---|"]
     rows = []
     for name, value in found.items():
-        old = f" {before[name]:.4g} |" if name in before else " |" if before else ""
-        rows.append(f"| {name} |{old} {float(value):.4g} |")
+        old = f" {cell(before[name])} |" if name in before else " |" if before else ""
+        rows.append(f"| {cell(name)} |{old} {cell(value)} |")
     return [*head, *rows]
 
 
@@ -142,14 +158,9 @@ def _provenance(told: Mapping[str, Any]) -> list[str]:
     rows = []
     for role, source in sources(told):
         terms = zoo.terms_of(source) or "terms not known"
-        rows.append(f"| {role} | `{without_folders(source)}`: {terms} |")
-    names = {"kimg": "thousands of images", "seed": "seed", "date": "date"}
-    for name, title in names.items():
-        if name in told:
-            value = told[name]
-            rows.append(f"| {title} | {value if isinstance(value, str) else format(value, 'g')} |")
-    if command := told.get("command"):
-        rows.append(f"| command | `{without_folders(str(command))}` |")
+        rows.append(f"| {role} | {cell(source)}: {terms} |")
+    names = {"kimg": "thousands of images", "seed": "seed", "date": "date", "command": "command"}
+    rows += [f"| {title} | {cell(told[name])} |" for name, title in names.items() if name in told]
     return ["| | |", "|---|---|", *rows] if rows else ["The file does not say."]
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from stylegan_di.diffusion import discrete_levels
 from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.snapshots.blueprint import Bounded
-from stylegan_di.snapshots.pipelines import Part, Pipeline, TeacherOptions, check_words, weights_files
+from stylegan_di.snapshots.pipelines import Part, Pipeline, TeacherOptions, check_words, downsampling, weights_files
 from stylegan_di.spaces.latents import Latents
 from stylegan_di.teachers.discrete import DiscreteTeacher, FlowTimes, Texts, Times
 
@@ -43,16 +43,26 @@ def open_pipeline(pipeline: Pipeline, options: TeacherOptions) -> DiscreteTeache
 
 
 class Encoder(torch.nn.Module):
-    """The encoder of diffusers' autoencoder: images -> the mean of their latents. Its decoder is dropped."""
+    """The encoder of diffusers' autoencoder: images -> the mean of their latents."""
 
     def __init__(self, autoencoder: Any) -> None:
         super().__init__()
-        autoencoder.decoder = None
         self.autoencoder = autoencoder
 
     def forward(self, images: Tensor) -> Tensor:
         encoded = self.autoencoder.encode(images)
         return encoded.latent_dist.mean if hasattr(encoded, "latent_dist") else encoded.latents
+
+
+class Decoder(torch.nn.Module):
+    """The decoder of diffusers' autoencoder: latents -> images."""
+
+    def __init__(self, autoencoder: Any) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        return self.autoencoder.decode(latents).sample
 
 
 def latents_of(part: Part, side: int, option: str, standard: tuple[list[float], list[float]] | None = None) -> Latents:
@@ -71,8 +81,9 @@ def latents_of(part: Part, side: int, option: str, standard: tuple[list[float], 
         shift, scale = config["latents_mean"], [scale / std for std in config["latents_std"]]
     if standard is not None:
         shift, scale = standard
-    encoder = Encoder(_network(part, option)).eval()
-    return Latents(encoder, side, config.get("latent_channels", 4), shift, scale)
+    autoencoder = _network(part, option)
+    channels, images = config.get("latent_channels", 4), (side * downsampling(part), config.get("in_channels", 3))
+    return Latents(Encoder(autoencoder), side, channels, shift, scale, Decoder(autoencoder), images)
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ A pickle holds what NVlabs' training loops write, in their order: stylegan2-ada'
 G, D, G_ema, augment_pipe}, EDM's {ema, loss_fn, augment_pipe, dataset_kwargs}, or the TensorFlow era's triple
 (G, D, Gs). Our pickles add `provenance`; a one-step student's also adds `sigma_init`, which distinguishes it from a
 teacher. A safetensors file holds the weights as '<network>.<key>' and the rest as JSON in its metadata. A .pt file of
-guided-diffusion is a state dict that torch.save wrote.
+guided-diffusion and a .bin of DMD2 are state dicts that torch.save wrote.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, untr
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks.r3gan import Generator as R3GANGenerator
 from stylegan_di.networks.stylegan3 import Generator as StyleGAN3
-from stylegan_di.snapshots import adm, r3gan, stylegan3, tensorflow
+from stylegan_di.snapshots import adm, edm_weights, r3gan, stylegan3, tensorflow
 from stylegan_di.snapshots.blueprint import R3GAN, ROLES, STYLEGAN3, Blueprint, class_name
 from stylegan_di.snapshots.portable import STYLEGAN2_MODULES, nvlabs_source, portable_source
 from stylegan_di.torch_utils.persistence import (
@@ -48,8 +48,8 @@ STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
 R3GAN_ORDER = ("G", "D", "G_ema", "training_set_kwargs")
 EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
 OPTIMIZERS = ("D_opt_state", "G_opt_state")  # R3GAN's
-DIFF_INSTRUCT, EMA_ALONE = "Diff-Instruct", "EDM's networks without its training (SiD's, for one)"
-STATE_DICTS = (".pt", ".pth")  # suffixes of what torch.save wrote
+DIFF_INSTRUCT, EMA_ALONE = "Diff-Instruct", "EDM's networks without its training (SiD's, DMD2's)"
+STATE_DICTS = (".pt", ".pth", ".bin")  # suffixes of what torch.save wrote
 TARGETS = tuple(STYLEGAN2_MODULES)  # repositories whose StyleGAN2 a pickle may be written for alone
 AMBIGUOUS = (DIFF_INSTRUCT, EMA_ALONE)  # their 'ema' may be a one-step student; the file does not say
 
@@ -114,6 +114,8 @@ def read_contents(data: bytes, source: str, suffix: str = ".pkl") -> Contents:
             return _from_safetensors(data, source, budget)
         if suffix in STATE_DICTS:
             weights = read_state_dict(data, source, budget)
+            if edm_weights.MARK in weights:
+                return Contents(source, EMA_ALONE, {"ema": edm_weights.to_blueprint(weights)})
             return Contents(source, "guided-diffusion", {"ema": adm.to_blueprint(weights, source)})
         return _read(data, source, budget)
 

@@ -12,16 +12,19 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.util import not_installed
+from stylegan_di.dnnlib.untrusted import brief
+from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.random import SampleRandom
 
 OPSET = 18
+TRIED = "torch 2.13 with onnx 1.20 and onnxscript 0.6.2 can: install these or newer"
 _NAMESPACE = "stylegan_di"  # the namespace of the project's operators
 _EXAMPLES = 2  # samples the graph is traced with; it accepts any batch size
 
@@ -42,15 +45,19 @@ def to_onnx(
         outputs: their names.
 
     Raises:
-        UserError: if the packages that write ONNX are not installed.
+        UserError: if the packages that write ONNX are not installed, or too old for the model.
     """
     missing = [name for name in ("onnx", "onnxscript") if importlib.util.find_spec(name) is None]
     if missing:
         raise not_installed("ONNX", missing[0], "onnx")
-    with torch.no_grad(), _quiet():
-        program = torch.onnx.export(
-            exported(model, inputs), output_names=list(outputs), opset_version=OPSET, dynamo=True, verbose=False
-        )
+    try:
+        with torch.no_grad(), _quiet():
+            program = torch.onnx.export(
+                exported(model, inputs), output_names=list(outputs), opset_version=OPSET, dynamo=True, verbose=False
+            )
+    except Exception as error:  # the exporter's are of many types, and long
+        found = ", ".join(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript"))
+        raise UserError(f"ONNX: {found} cannot write this network ({brief(error)}); {TRIED}") from error
     assert program is not None
     proto = program.model_proto
     for name, value in metadata.items():

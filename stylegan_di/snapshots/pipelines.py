@@ -193,7 +193,8 @@ def locate(source: str, option: str) -> Path:
         raise UserError(f"{option}: accepted is hf:owner/name or hf:owner/name@revision, without a file")
     with hub.told(f"{option} could not be downloaded") as library:
         patterns = {"allow_patterns": list(FETCHED), "ignore_patterns": list(NOT_FETCHED)}
-        return Path(library.snapshot_download(name.repo, revision=name.revision, **patterns))
+        options = {"revision": name.revision, "force_download": hub.anew()}
+        return Path(library.snapshot_download(name.repo, **options, **patterns))
 
 
 def _is_there(entry: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
+from stylegan_di.networks import edm2
 from stylegan_di.snapshots import diffusers_parts
 from stylegan_di.snapshots.blueprint import ImageShape
 from stylegan_di.snapshots.checkpoint import as_denoiser, load_snapshot
@@ -16,8 +17,11 @@ from stylegan_di.snapshots.pipelines import (
     read_pipeline,
     refuse_texts,
 )
+from stylegan_di.spaces.latents import Latents
+from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.teachers.guided import Guided
 
-LATENT_CHANNELS = 4
+LATENT_CHANNELS = 4  # of an autoencoder that does not say
 #: Shift and scale of the latents that EDM2's networks work on (arXiv 2312.02696), by channel: those of Stable
 #: Diffusion's autoencoder (stabilityai/sd-vae-ft-mse), brought to a mean of 0 and a standard deviation of 0.5.
 EDM2_LATENTS = [5.81, 3.25, 0.12, -2.15], [0.5 / std for std in (4.17, 4.62, 3.71, 3.28)]
@@ -41,11 +45,31 @@ def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser
     shape = ImageShape(teacher.img_resolution, teacher.img_channels, teacher.label_dim)
     student_shape(source, shape, options)
     if options.autoencoder is not None:
-        part = read_autoencoder(options.autoencoder)
-        option = f"--autoencoder={options.autoencoder}"
-        with untrusted(option):
-            teacher.space = diffusers_parts.latents_of(part, teacher.img_resolution, option, EDM2_LATENTS)
-    return teacher
+        teacher.space = open_latents(options.autoencoder, teacher)
+    return teacher if options.guidance == 1 else Guided(teacher, options.guidance)
+
+
+def open_latents(source: str, of: Denoiser | int) -> Latents:
+    """Opens the autoencoder in whose latents a denoiser works.
+
+    EDM2's networks have their own shift and scale, others those of the autoencoder's config.
+
+    Args:
+        source: the value of --autoencoder.
+        of: the denoiser of a network file; for a new one, the resolution of the images.
+
+    Raises:
+        UserError: if it cannot be opened, or the denoiser has other channels.
+    """
+    option = f"--autoencoder={source}"
+    part = read_autoencoder(source)
+    side = of // downsampling(part) if isinstance(of, int) else of.img_resolution
+    edm2s = isinstance(of, EDMTeacher) and isinstance(of.network, edm2.Precond)
+    with untrusted(option):
+        latents = diffusers_parts.latents_of(part, side, option, EDM2_LATENTS if edm2s else None)
+    if not isinstance(of, int) and of.img_channels != latents.channels:
+        raise UserError(f"{option}: the network has {of.img_channels} channels, and its latents {latents.channels}")
+    return latents
 
 
 def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> ImageShape:
@@ -56,8 +80,11 @@ def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> Im
     """
     option = f"--teacher={source}"
     refuse_texts(options, option)
-    if options.guidance != 1:
-        raise UserError(f"--guidance={options.guidance:g} is for pipelines, which {option} is not: leave it out")
+    if options.guidance != 1 and not shape.classes:
+        raise UserError(
+            f"--guidance={options.guidance:g}: {option} has no classes, so no null label to be guided away from; leave "
+            "it out"
+        )
     if options.checkpointing:
         raise UserError(f"--checkpointing is for pipelines in diffusers' layout, which {option} is not: leave it out")
     if options.autoencoder is None:
@@ -68,7 +95,7 @@ def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> Im
             )
         return shape
     part = read_autoencoder(options.autoencoder)
-    if shape.channels != LATENT_CHANNELS or part.config.get("latent_channels", 4) != shape.channels:
+    if part.config.get("latent_channels", LATENT_CHANNELS) != shape.channels:
         raise UserError(
             f"--autoencoder={options.autoencoder}: {option} has {shape.channels} channels, not those of its latents; "
             "leave it out, or give another"

@@ -16,18 +16,25 @@ class Resized(Space):
 
     Images that are already as the teacher's come back as they are. Gradients reach only what the teacher can see: where
     the student's images are larger, their finest detail is left to the student.
+
+    Args:
+        resolution, channels: of the images that the teacher was trained on.
+        inner: what it sees of these, such as an autoencoder's latents; None for their pixels.
     """
 
-    def __init__(self, resolution: int, channels: int) -> None:
-        self.resolution = resolution
-        self.channels = channels
+    def __init__(self, resolution: int, channels: int, inner: Space | None = None) -> None:
+        self.size, self.depth, self.inner = resolution, channels, inner
+        self.resolution = resolution if inner is None else inner.resolution
+        self.channels = channels if inner is None else inner.channels
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images [B,1 or 3,H,W] of any size -> [B,channels,resolution,resolution]."""
+        """Images [B,1 or 3,H,W] of any size -> x [B,channels,resolution,resolution]."""
         x = images
-        if x.shape[1] == 3 and self.channels == 1:
+        if x.shape[1] == 3 and self.depth == 1:
             x = (x * torch.tensor(LUMA, dtype=x.dtype, device=x.device)[:, None, None]).sum(dim=1, keepdim=True)
-        elif x.shape[1] == 1 and self.channels == 3:
+        elif x.shape[1] == 1 and self.depth == 3:
             x = x.expand(-1, 3, -1, -1)
-        size = [self.resolution, self.resolution]
-        return x if list(x.shape[2:]) == size else F.interpolate(x, size=size, mode="bicubic", antialias=True)
+        size = [self.size, self.size]
+        if list(x.shape[2:]) != size:
+            x = F.interpolate(x, size=size, mode="bicubic", antialias=True)
+        return x if self.inner is None else self.inner.encode(x)

@@ -2,26 +2,31 @@
 
 Hu et al. 2021, arXiv 2106.09685: where a layer of the teacher has the weight W, the fake score's has W + B A, with B A
 of rank r; A is random and B zero at the start, so that it starts as its teacher, and only A and B have gradients and
-moments. The layers are peft's.
+moments. PyTorch's own layers, which networks of diffusers are made of, get peft's; EDM's layers, which peft does not
+know, compute with W + B A.
 """
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
+from torch.nn.utils import parametrize
 
 from stylegan_di.dnnlib.util import not_installed
 from stylegan_di.interfaces import Denoiser
+from stylegan_di.networks import edm2, edm_layers
+from stylegan_di.teachers.wrapped import Wrapped
 
-if TYPE_CHECKING:
-    from stylegan_di.teachers.discrete import DiscreteTeacher
-
-ADAPTER = ".lora_"  # in the names of peft's adapters
+D = TypeVar("D", bound=Denoiser)
+ADAPTER = ".lora_"  # in the names of adapters, as peft has them
+EDM_LAYERS = (edm_layers.Linear, edm_layers.Conv2d, edm2.MPConv)
 
 
 class AdaptedRows:
@@ -54,7 +59,7 @@ class AdaptedRows:
 
 
 def add_adapters(network: torch.nn.Module, rank: int) -> AdaptedRows:
-    """Puts adapters beside every matrix and convolution of a network, whose own weights stay the same tensors.
+    """Puts peft's adapters beside every matrix and convolution of PyTorch's, whose weights stay the same tensors.
 
     Returns what restricts the adapters to a part of a batch.
 
@@ -77,37 +82,38 @@ def add_adapters(network: torch.nn.Module, rank: int) -> AdaptedRows:
     return rows
 
 
-class Adapted(Denoiser):
+class LowRank(torch.nn.Module):
+    """W -> W + B A, for a weight W [out,...] of which a row has as many numbers as A."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        width = weight[0].numel()
+        self.lora_A = Parameter(weight.new_empty([rank, width]).normal_(std=1 / math.sqrt(width)))
+        self.lora_B = Parameter(weight.new_zeros([len(weight), rank]))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + (self.lora_B @ self.lora_A).view(weight.shape)
+
+
+def adapt_edm_layers(network: torch.nn.Module, rank: int) -> None:
+    """Makes every layer of EDM's networks compute with W + B A; their own weights stay the same tensors."""
+    for module in list(network.modules()):
+        if isinstance(module, EDM_LAYERS) and module.weight is not None:
+            parametrize.register_parametrization(module, "weight", LowRank(module.weight, rank), unsafe=True)
+
+
+def sharing_copy(denoiser: D) -> D:
+    """A copy that has the very same parameters, buffers and space."""
+    shared = [*denoiser.parameters(), *denoiser.buffers(), denoiser.space]
+    return copy.deepcopy(denoiser, {id(each): each for each in shared})
+
+
+class Adapted(Wrapped):
     """A denoiser with adapters, to which its parameters and its state are restricted.
 
     Args:
-        denoiser: one whose network `add_adapters` was given; the weights that it shares are not to be trained.
-        teacher: the one that it shares them with.
-        rows: what `add_adapters` returned.
+        denoiser: one whose network has got adapters; the weights that it shares are not to be trained.
     """
-
-    def __init__(self, denoiser: DiscreteTeacher, teacher: DiscreteTeacher, rows: AdaptedRows) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self._shares = (teacher, rows)  # in a tuple, so that the teacher is no part of this module
-        self.training = denoiser.training
-        for name in ("img_resolution", "img_channels", "label_dim", "sigma_min", "sigma_max", "space"):
-            setattr(self, name, getattr(denoiser, name))
-
-    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-        return self.denoiser(x, sigma, labels)
-
-    def beside(
-        self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor] | None:
-        shared, rows = self._shares
-        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels) if teacher is shared else None
-
-    def round_sigma(self, sigma: Tensor) -> Tensor:
-        return self.denoiser.round_sigma(sigma)
-
-    def compile_network(self) -> None:
-        self.denoiser.compile_network()
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Parameter]]:
         """The adapters: what an optimizer moves, `requires_grad_` switches, and gradients are averaged of."""

@@ -23,8 +23,10 @@ from stylegan_di.diffusion import (
 )
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.networks.edm_unets import last_of_each_level
-from stylegan_di.teachers.adapters import Adapted, AdaptedRows, add_adapters
+from stylegan_di.teachers.adapters import Adapted, AdaptedRows, add_adapters, sharing_copy
 from stylegan_di.torch_utils.precision import moved
+
+MOST_JOINED = 4  # images up to which one pass of a joined batch is faster (docs/measurements/adapters.md)
 
 
 class Times(torch.nn.Module):
@@ -230,10 +232,9 @@ class DiscreteTeacher(Denoiser):
         return copied
 
     def adapted_copy(self, rank: int) -> Denoiser:
-        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
-        copied = copy.deepcopy(self, {**shared, id(self.space): self.space})
+        copied = sharing_copy(self)
         copied.guidance = 1.0
-        return Adapted(copied, self, add_adapters(copied.network, rank))
+        return AdaptedRowwise(copied, self, add_adapters(copied.network, rank))
 
     def denoised_beside(
         self, teacher: DiscreteTeacher, rows: AdaptedRows, x: Tensor, sigma: Tensor, labels: Tensor | None
@@ -256,6 +257,30 @@ class DiscreteTeacher(Denoiser):
 
     def compile_network(self) -> None:
         self.network.compile()
+
+
+class AdaptedRowwise(Adapted):
+    """Adapters that can be restricted to some samples of a batch, so that one pass also says what the teacher says.
+
+    Args:
+        denoiser: as Adapted's.
+        teacher: the one that it shares its weights with.
+        rows: what `add_adapters` returned.
+    """
+
+    denoiser: DiscreteTeacher
+
+    def __init__(self, denoiser: DiscreteTeacher, teacher: DiscreteTeacher, rows: AdaptedRows) -> None:
+        super().__init__(denoiser)
+        self._shares = (teacher, rows)  # in a tuple, so that the teacher is no part of this module
+
+    def beside(
+        self, teacher: Denoiser, x: Tensor, sigma: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        shared, rows = self._shares
+        if teacher is not shared or len(x) > MOST_JOINED:
+            return None
+        return self.denoiser.denoised_beside(shared, rows, x, sigma, labels)
 
 
 def joined(conditions: Sequence[Any]) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.networks.edm import Precond
+from stylegan_di.teachers.adapters import Adapted, adapt_edm_layers, sharing_copy
 
 
 class EDMTeacher(Denoiser):
@@ -52,6 +53,11 @@ class EDMTeacher(Denoiser):
 
     def entries(self) -> dict[str, torch.nn.Module]:
         return {"ema": self.network}
+
+    def adapted_copy(self, rank: int) -> Denoiser:
+        copied = sharing_copy(self)
+        adapt_edm_layers(copied.network, rank)
+        return Adapted(copied)
 
     def compile_network(self) -> None:
         self.network.compile()

@@ -142,6 +142,10 @@ class MixedDenoiser(Denoiser):
         """A copy of the teacher with the largest weight."""
         return self._leading().trainable_copy()
 
+    def adapted_copy(self, rank: int) -> Denoiser:
+        """A copy of the teacher with the largest weight, with adapters."""
+        return self._leading().adapted_copy(rank)
+
     def compile_network(self) -> None:
         for each in self.members():
             each.compile_network()

@@ -19,6 +19,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.dnnlib.untrusted import brief
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.interfaces import Space
 from stylegan_di.journal.journal import Journal
 from stylegan_di.loss_di import denoising_loss
 from stylegan_di.networks.edm import PRECONDITIONERS, Precond
@@ -38,15 +39,24 @@ class Denoising:
         law: the noise levels.
         role: of the denoiser in the training state.
         prefix: of its random numbers' keys.
+        space: what the denoiser sees of images; None for their pixels.
     """
 
-    def __init__(self, config: TrainConfig, law: NoiseLaw, role: str = "model", prefix: str = "") -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        law: NoiseLaw,
+        role: str = "model",
+        prefix: str = "",
+        space: Space | None = None,
+    ) -> None:
         self.label_dropout = config.label_dropout
         self.augment = augment_edm.AugmentPipe(p=config.augment, **augment_edm.TRAINING) if config.augment else None
         self.law = law
         self.role = role
         self.loss = LOSS if role == "model" else f"Loss/{role}"
         self.prefix = prefix
+        self.space = space
 
     def step(self, state: TrainState, batch: Batch, reals: Reals, journal: Journal) -> None:
         """Updates the denoiser on a batch of real images; it is conditioned on their augmentation."""
@@ -61,6 +71,9 @@ class Denoising:
                 if self.augment is not None:
                     images, augment_labels = self.augment(images, rng=batch.random(f"{prefix}augment", chunk))
                     denoiser = partial(model, augment_labels=augment_labels)
+                if self.space is not None:
+                    with torch.no_grad():
+                        images = self.space.encode(images)
                 noise, sigma = batch.noise(self.law, f"{prefix}denoiser", chunk, images)
                 batch.seed_dropout(chunk)
                 loss = denoising_loss(denoiser, images, noise, sigma, labels, self.law.weight)
@@ -71,15 +84,18 @@ class Denoising:
             journal.shared({f"Gradient/{self.role}": apply_gradients(state, self.role)})
 
 
-def new_network(config: TrainConfig, dataset: ImageDataset) -> Precond:
-    """Makes a new network for a data set.
+def new_network(config: TrainConfig, dataset: ImageDataset, space: Space | None = None) -> Precond:
+    """Makes a new network for a data set, or for what a space shows of it.
 
     Raises:
         UserError: its numbers of channels do not go together.
     """
+    side, width, channels = dataset.resolution, dataset.width, dataset.num_channels
+    if space is not None:
+        side, width, channels = space.resolution, space.resolution, space.channels
     kwargs: dict[str, Any] = dict(
-        img_resolution=dataset.resolution,
-        img_channels=dataset.num_channels,
+        img_resolution=side,
+        img_channels=channels,
         label_dim=dataset.label_dim,
         **ARCHITECTURES[config.arch],
         model_channels=config.model_channels,
@@ -90,12 +106,11 @@ def new_network(config: TrainConfig, dataset: ImageDataset) -> Precond:
     )
     if config.augment:
         kwargs["augment_dim"] = augment_edm.TRAINING_LABELS
-    if dataset.width != dataset.resolution:
-        kwargs["img_width"] = dataset.width
+    if width != side:
+        kwargs["img_width"] = width
     try:
         with torch.device("meta"), torch.no_grad():  # no memory, no arithmetic
-            images = torch.ones(1, dataset.num_channels, dataset.resolution, dataset.width)
-            PRECONDITIONERS[config.precond](**kwargs)(images, torch.ones(1))
+            PRECONDITIONERS[config.precond](**kwargs)(torch.ones(1, channels, side, width), torch.ones(1))
     except Exception as error:  # whatever PyTorch raises for shapes that do not fit
         factors = ",".join(map(str, config.channel_mult))
         raise UserError(

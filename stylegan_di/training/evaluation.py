@@ -82,8 +82,11 @@ class Evaluation:
 
     def restore(self, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Restores what `values` and `tensors` returned."""
-        self.before, self.after = values["before"], values["after"]
-        self.best, self.best_kimg = values["best"], values["best_kimg"]
+        self.before, self.after, self.best = (dict(values[name]) for name in ("before", "after", "best"))
+        self.best_kimg = values["best_kimg"]
+        for figure in (*self.before.values(), *self.after.values(), *self.best.values(), self.best_kimg):
+            if type(figure) not in (int, float):
+                raise ValueError(f"a figure of {str(figure)[:40]}")
         if distributed.rank() == 0:
             self._start = tensors["evaluation.start"].to(self.method.device)
 

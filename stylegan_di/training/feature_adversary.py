@@ -56,9 +56,9 @@ class FeatureAdversary:
 
         purpose: keys the noise; it ends in '/reals' for real samples.
         """
-        x = images
-        if not (self.teachers_own and purpose.endswith("/reals")):
-            x = self.space.encode(images)
+        own = self.teachers_own and purpose.endswith("/reals")
+        x = images if own and self.critic.teacher.space is None else self.space.encode(images)
+        if not own:
             labels = self.classes(labels, lambda classes: batch.labels(purpose, chunk, LabelLaw.uniform(classes)))
         noise, sigma = batch.noise(self.law, purpose, chunk, x, within=self.critic.teacher)
         return self.critic.logits(x, noise, sigma, labels)

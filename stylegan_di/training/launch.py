@@ -13,12 +13,13 @@ from stylegan_di import preflight, zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.logger import Logger
+from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal import SINKS, TRACKERS
 from stylegan_di.journal.journal import Journal
 from stylegan_di.journal.sinks import Sink
 from stylegan_di.metrics.table import need_reals
-from stylegan_di.runs.endings import Interrupted, StopRequest, storage_errors
+from stylegan_di.runs.endings import Interrupted, StopRequest, memory_errors, storage_errors
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.processes import follow_parent
 from stylegan_di.runs.resume import Resumed
@@ -34,6 +35,7 @@ from stylegan_di.training.methods import Method, build
 from stylegan_di.training.trainer import Trainer
 
 
+@memory_errors()
 def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any]:
     """Trains as configured; returns the contents of result.json. `config` is that of the run to continue if any.
 
@@ -173,4 +175,4 @@ def describe(method: Method, ops: str, found: Sequence[tuple[str, str]] = (), re
     lines.append(("ops", ops))
     lines.append(("length", f"{config.kimg:g} kimg, seed {config.seed}"))
     lines += [("resumed", note) for note in (resumed.notes if resumed else ())]
-    return "\n".join(f"{title:<15} {text}" for title, text in lines)
+    return "\n".join(f"{title:<15} {one_line(text)}" for title, text in lines)

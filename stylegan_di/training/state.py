@@ -13,6 +13,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.torch_utils import distributed
 
 COUNTERS = ("cur_nimg", "cur_tick", "cur_step", "snapshot_due", "history", "returns")  # TrainState's, for JSON
+MOMENTS = {"step", "exp_avg", "exp_avg_sq"}  # Adam's, of each parameter
 
 
 @dataclass
@@ -106,17 +107,25 @@ def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _optimizer_state(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Makes an optimizer's state dict from '<index>.<name>' -> tensor; its rates and betas are kept."""
+    """Makes an optimizer's state dict from '<index>.<name>' -> tensor; its rates and betas are kept.
+
+    Raises:
+        ValueError: for moments that are not those of its parameters.
+    """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in moments.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        if value.shape != parameter.shape:  # the step count
+        if value.shape != (torch.Size([]) if name == "step" else parameter.shape):
+            raise ValueError(f"the moment {key} of shape {list(value.shape)}")
+        if name == "step":
             own = value
         elif distributed.is_sharded(parameter):
             own = distributed.spread_like(value, parameter)
         else:  # fused Adam reads moments in the parameter's memory layout
             own = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         state.setdefault(int(index), {})[name] = own
+    if incomplete := [index for index, own in state.items() if own.keys() != MOMENTS]:
+        raise ValueError(f"the moments of parameter {incomplete[0]} alone are {', '.join(state[incomplete[0]])}")
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

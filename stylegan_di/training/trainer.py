@@ -230,8 +230,9 @@ class Trainer:
             )
         if state.returns == MAX_RETURNS:
             raise Diverged(f"{where}, after {MAX_RETURNS} returns to the best snapshot; lower the learning rates")
-        state.recover(best.tensors)
-        kimg = best.values["state"]["cur_nimg"] / 1000
+        with untrusted(str(best_path)):
+            state.recover(best.tensors)
+            kimg = best.values["state"]["cur_nimg"] / 1000
         self.journal.say(f"{where}; back to the best snapshot, kimg {kimg:g} ({state.returns} of {MAX_RETURNS})")
 
     def snapshot(self) -> None:

@@ -25,10 +25,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from stylegan_di.diffusion import discrete_levels
 from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.util import atomic_write
+from stylegan_di.interfaces import Denoiser
+from stylegan_di.networks.edm import EDMPrecond
 from stylegan_di.teachers.discrete import DiscreteTeacher, Texts, Times
+from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.optimize import adam, trainable
 
-#: Class and arguments of a network: a tiny one, google/ddpm-church-256's, Stable Diffusion 1's.
+EDM = "EDMPrecond"  # the class whose networks are not diffusers', and have no checkpointing
+#: Class and arguments of a network: a tiny one, google/ddpm-church-256's, Stable Diffusion 1's, EDM's for CIFAR-10 and
+#: for ImageNet-64, which is ADM's.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("UNet2DModel", dict(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4,
@@ -41,6 +46,10 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
         up_block_types=("UpBlock2D", "AttnUpBlock2D") + ("UpBlock2D",) * 4,
     )),
     "sd1": ("UNet2DConditionModel", dict(sample_size=64, cross_attention_dim=768, attention_head_dim=8)),
+    "edm-cifar10": (EDM, dict(img_resolution=32, img_channels=3, model_type="SongUNet", model_channels=128,
+                              channel_mult=[2, 2, 2])),
+    "edm-imagenet64": (EDM, dict(img_resolution=64, img_channels=3, label_dim=1000, model_type="DhariwalUNet",
+                                 model_channels=192, channel_mult=[1, 2, 3, 4])),
 }  # fmt: skip
 #: Whether the fake score has adapters, and whether activations are computed again.
 ROWS = {
@@ -57,20 +66,30 @@ def size_of(tensors: Iterable[Tensor | None]) -> int:
     return sum(found.values())
 
 
-def measure(network: str, rank: int | None, checkpointing: bool, batch: int, device: str) -> dict[str, int]:
-    """Bytes of one way: teacher, weights of both networks, gradients and moments of the fake score, and the peak."""
-    import diffusers
-
-    cuda = device.startswith("cuda")
-    before = _resident()
+def opened(network: str, checkpointing: bool) -> Denoiser:
+    """A teacher with random weights."""
     torch.manual_seed(0)
     class_name, arguments = NETWORKS[network]
+    if class_name == EDM:
+        return EDMTeacher(EDMPrecond(**arguments))
+    import diffusers
+
     made = getattr(diffusers, class_name)(**arguments)
     if checkpointing:
         made.enable_gradient_checkpointing()
     texts = Texts(torch.zeros(2, 77, arguments["cross_attention_dim"])) if "cross_attention_dim" in arguments else None
     levels = discrete_levels(diffusers.DDPMScheduler().alphas_cumprod)
-    teacher = DiscreteTeacher(made, Times(levels, "epsilon"), texts=texts).eval().requires_grad_(False).to(device)
+    return DiscreteTeacher(made, Times(levels, "epsilon"), texts=texts)
+
+
+def measure(network: str, rank: int | None, checkpointing: bool, batch: int, device: str) -> dict[str, int]:
+    """Bytes of one way: teacher, weights of both networks, gradients and moments of the fake score, and the peak."""
+    if NETWORKS[network][0] != EDM:
+        import diffusers  # noqa: F401  so that its own memory is none of the networks'
+
+    cuda = device.startswith("cuda")
+    before = _resident()
+    teacher = opened(network, checkpointing).eval().requires_grad_(False).to(device)
     fake_score = teacher.trainable_copy() if rank is None else teacher.adapted_copy(rank)
     fake_score.to(device).eval().requires_grad_(False)
     optimizer = adam(fake_score, 1e-5, beta1=0.0, beta2=0.99)
@@ -110,6 +129,8 @@ def _resident() -> int:
 def main(network: str, rank: int, batch: int, device: str, path: str | None) -> None:
     rows: dict[str, dict[str, int]] = {}
     for name, (adapted, checkpointing) in ROWS.items():
+        if checkpointing and NETWORKS[network][0] == EDM:
+            continue
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows[name] = pool.apply(measure, (network, rank if adapted else None, checkpointing, batch, device))
         shown = "  ".join(f"{what} {size / 1e6:.1f}" for what, size in rows[name].items())

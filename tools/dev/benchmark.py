@@ -31,7 +31,7 @@ from stylegan_di.dnnlib.cli import Device, user_errors
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build
-from stylegan_di.training.methods.base import AMP_TYPES
+from stylegan_di.torch_utils.precision import AMP_TYPES
 from tools.dev.benchmark_rows import Row, Side, rows
 
 AUTOCAST_TOLERANCE = 0.1  # the two sides round to 8 (bf16) or 11 (fp16) bits at different places

@@ -19,6 +19,7 @@ from stylegan_di.loss_di import IKL
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception import Inception
 from stylegan_di.networks.edm import EDMPrecond
+from stylegan_di.networks.edm_layers import prepare_convolutions
 from stylegan_di.networks.stylegan2 import Generator as StyleGAN2
 from stylegan_di.presets import ARCHITECTURES
 from stylegan_di.spaces.pixels import Pixels
@@ -119,6 +120,12 @@ def network_sides(
             return run(other)
 
     return lambda: run(network), plain
+
+
+def frozen_sides(network: EDMPrecond, batch: int, device: torch.device) -> tuple[Side, Side]:
+    """A forward pass of a network whose filters are prepared, as a teacher's with --winograd."""
+    prepare_convolutions(network)
+    return network_sides(network, batch, device, False)
 
 
 def step_of(student: Generator, teacher: Denoiser, fake_score: Denoiser, device: torch.device) -> DiffInstruct:
@@ -243,4 +250,8 @@ def rows(device: torch.device) -> list[Row]:
     ]
     if large:  # these take minutes per step on a CPU
         return [*table, step("EDM student", None, "cifar"), step("StyleGAN2", None, "cifar")]
-    return [*table, Row("Frechet distance, 2048 features", 6, 1, frechet_sides, 1e-6)]
+    return [
+        *table,
+        Row("Frechet distance, 2048 features", 6, 1, frechet_sides, 1e-6),
+        Row("55.7M SongUNet forward, --winograd", 1.4, big, lambda: frozen_sides(unet("cifar", device), big, device)),
+    ]

@@ -54,7 +54,7 @@ part step 110 bash -c "parts step --machine='$OUT/machine.json' --json='$OUT/ste
 for only in graphs compiled; do
     asked $only 110 bash -c "parts step --$only --machine='$OUT/machine.json' --json='$OUT/$only.json'"
 done
-part metrics 60 bash -c "parts metrics --json='$OUT/metrics.json'"
+part metrics 90 bash -c "parts metrics --json='$OUT/metrics.json'"
 part processes 40 bash -c "parts processes --json='$OUT/processes.json'"
 ROWS=${TINY:+FIR chain forward}
 part benchmark-bf16 60 $PY tools/dev/benchmark.py --device="$DEVICE" --amp=bf16 --rounds=3 --rows="$ROWS" \

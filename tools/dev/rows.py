@@ -47,7 +47,7 @@ class Row:
         {device}, {datasets}, the folder of the data sets, {network}, the row's own so far, and {row:NAME}, that of
         another row with this seed.
     network: what is judged, a shipped name or a pattern whose last match counts; "": nothing is judged.
-    metrics: what it is judged by, options of calc_metrics.py.
+    metrics: what it is judged by, options of calc_metrics.py; "": nothing, it is there for other rows.
     seeded: whether the seed matters; else the row is run once, as seed 0.
     figures: patterns of JSON files of the commands, whose numbers are kept too: pixel_distance, before_fd_fashion.
     """
@@ -140,7 +140,7 @@ def measured(place: Place, name: str, seed: int) -> dict[str, Any]:
             result |= numbers_of(json.loads(Path(path).read_text()))
     if row.commands:
         result |= {"seconds": round(clock() - before, 1), "commands": list(row.commands)}
-    if row.network:
+    if row.network and row.metrics:
         metrics = place.filled(row.metrics, folder, seed)
         printed = called(f"calc_metrics.py --network={place.network(name, seed)} --device={place.device} {metrics}")
         for line in printed.splitlines():

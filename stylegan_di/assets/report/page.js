@@ -40,6 +40,8 @@ function showHead() {
     pair.append(make("dt", name), make("dd", text));
     find("#facts").append(pair);
   }
+  find("#left-out").textContent = data.left_out.join(" ");
+  find("#left-out").hidden = !data.left_out.length;
 }
 
 function showPictures() {

@@ -28,6 +28,7 @@ from stylegan_di.students.stylegan2 import StyleGAN2Student
 ORT_VERSION = "1.30.0"  # with which the page is tested
 ORT_FOLDER = Path("node_modules/onnxruntime-web/dist")
 ORT_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
+MAX_TOTAL = 1 << 32  # of a label law: for more, numpy draws two words
 GRAPHS = ("a.onnx", "b.onnx")
 
 
@@ -90,8 +91,9 @@ def export(viewer: Viewer, dest: Path, ort: Path) -> str:
     for (name, generator), source in zip(graphs.items(), viewer.names, strict=True):
         files[name] = _graph(generator, viewer.num_ws > 0, {"converted_from": source})
     described = viewer.described()
-    for network in described["networks"]:
+    for network, generator in zip(described["networks"], viewer.generators, strict=True):
         network["given"] = network["name"]  # which folder it lay in is nobody else's concern
+        network |= _label_law(generator, f"--export={dest}: {network['name']}")
     if not viewer.num_ws:
         described |= {"trunc": False, "noise": []}  # which only a Blend has as inputs
     described |= {
@@ -115,6 +117,14 @@ def _graph(generator: Generator, styles: bool, metadata: Mapping[str, str]) -> b
         return to_onnx(generator, metadata)
     blend = Blend(generator.network)
     return to_onnx(blend, metadata, inputs=blend.inputs(), outputs=("images", "ws"))
+
+
+def _label_law(generator: Generator, what: str) -> dict[str, Any]:
+    """What a seed without a class draws from: see `LabelLaw.ends` and `vectors`."""
+    law = generator.label_law.by_seed
+    if law.total > MAX_TOTAL:
+        raise UserError(f"{what} has labels of {law.total} positions; a page can draw from {MAX_TOTAL}")
+    return {"ends": law.ends, "vectors": None if law.vectors is None else law.vectors.tolist()}
 
 
 def _embedded(name: str, content: bytes) -> str:

@@ -134,12 +134,21 @@ class Viewer:
                 for name, given, generator in zip(self.names, self.given, self.generators, strict=True)
             ],
             "classes": self.label_dim,
+            "class_names": self._class_names(),
             "trunc": "trunc" in self.options,
             "noise": list(NOISE_MODES) if "noise_mode" in self.options else [],
             "styles": self.num_ws,
             "coarse": len(coarse_styles(self.num_ws)) if self.num_ws else 0,
             "origins": self.origins,
         }
+
+    def _class_names(self) -> list[str]:
+        """What can be chosen: the classes, in their order; none where labels are vectors."""
+        laws = [generator.label_law for generator in self.generators]
+        if any(law.vectors is not None for law in laws):
+            return []
+        named = next((law.names for law in laws if law.names), None)
+        return list(named or map(str, range(self.label_dim)))
 
     def _generator(self, look: Look) -> Generator:
         options = {name: getattr(look, name) for name in self.options}

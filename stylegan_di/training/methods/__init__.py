@@ -8,7 +8,6 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import samples_wanted, teacher_samples
 from stylegan_di.dnnlib.progress import PassProgress
-from stylegan_di.dnnlib.util import UserError
 from stylegan_di.random import stream
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.torch_utils import distributed
@@ -44,11 +43,10 @@ def _open_dataset(config: TrainConfig, device: torch.device) -> ImageDataset | N
     if (num := samples_wanted(config.data)) is not None:
         assert config.teacher is not None
         teacher = open_teachers(config.teacher, config.teacher_options)[0][1]
-        if teacher.space is not None:
-            latents = f"--teacher={config.teacher} works on an autoencoder's latents"
-            raise UserError(f"--data={config.data}: {latents}, so its samples are no images; give images")
         use_labels, classes = teacher.label_dim > 0, teacher.label_dim or None
-        path = str(teacher_samples(teacher, num, config.seed, device, progress if distributed.rank() == 0 else None))
+        report = progress if distributed.rank() == 0 else None
+        given = "" if teacher.space is None else f"{config.teacher_options}"
+        path = str(teacher_samples(teacher, num, config.seed, device, report, given))
     dataset = ImageDataset(
         path, use_labels=use_labels, max_size=config.subset, xflip=config.mirror, seed=config.seed, classes=classes
     )

@@ -25,10 +25,12 @@ from stylegan_di.explore.headroom import look
 from stylegan_di.interfaces import Denoiser, Generator, Space
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import class_map
+from stylegan_di.networks.edm_layers import prepare_convolutions
 from stylegan_di.presets import RECIPES, use_of
 from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.spaces import SPACES
+from stylegan_di.spaces.latents import Latents
 from stylegan_di.spaces.shown import Shown
 from stylegan_di.specs import parse
 from stylegan_di.students import STUDENTS
@@ -98,6 +100,11 @@ class DiffInstruct(GeneratorMethod):
             self.inputs["teacher"] = f"weights with SHA-256 {', '.join(hashes)}"
         scores = [network for each in self.instructions for network in (each.teacher, each.fake_score)]
         self.prepare(networks, helpers=teachers, sharded=scores, compiled=[self.model, *scores])
+        self.prepared = 0
+        if config.winograd:
+            self.prepared = sum(prepare_convolutions(teacher) for teacher in dict.fromkeys(teachers))
+            if not self.prepared:
+                raise UserError(f"--winograd: {config.teacher} has no layers of EDM's U-Nets: leave it out")
         lr = config.fake_lr or config.lr
         for each in self.instructions:
             self.state.optimizers[each.role] = adam(each.fake_score, lr, beta1=config.beta1, beta2=config.beta2)
@@ -266,6 +273,8 @@ class DiffInstruct(GeneratorMethod):
             lines.append(("teacher", f"{config.teacher}, {count_parameters(each.teacher)}{share}"))
             lines += _conversions(self.model, each)
             lines.append(("divergence", f"{config.divergence}, adversarial weight {config.adv_weight:g}"))
+        if self.prepared:
+            lines.append(("winograd", f"{self.prepared} convolutions of the teacher"))
         if self.feature_adversary is not None:
             heads = count_parameters(self.feature_adversary.critic.heads)
             lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}"))
@@ -305,12 +314,12 @@ def _check_latents(config: TrainConfig) -> None:
     latents = f"--teacher={config.teacher} works on an autoencoder's latents, and"
     if config.gan_pkl is None:
         raise UserError(f"{latents} a student makes images: give --gan-pkl, a GAN to refine")
-    if config.match != "pixels":
-        raise UserError(f"{latents} --match={config.match} is for teachers of pixels: leave it out")
     divergence = parse_divergence(config.divergence)
-    if config.critic != "none" or (divergence is not None and divergence.needs_critic):
-        option = f"--divergence={config.divergence}" if config.critic == "none" else f"--critic={config.critic}"
-        raise UserError(f"{latents} {option} needs a critic that sees what the teacher sees: leave it out")
+    if config.critic == "none" and divergence is not None and divergence.needs_critic:
+        raise UserError(
+            f"{latents} --divergence={config.divergence} asks the GAN's own discriminator, which sees pixels; add "
+            "--critic=features"
+        )
 
 
 def _new_student(student: str, teacher: Denoiser) -> Generator:
@@ -358,7 +367,15 @@ def instruction(
 def _space(config: TrainConfig, teacher: Denoiser) -> Space:
     """The space that --match, --clip and --clip-return name, in the teacher's size."""
     cls: Any = SPACES[config.match]
-    space: Space = teacher.space or cls(teacher.img_resolution, teacher.img_channels)
+    space: Space
+    if teacher.space is None:
+        space = cls(teacher.img_resolution, teacher.img_channels)
+    elif config.match == "pixels":
+        space = teacher.space
+    else:
+        assert isinstance(teacher.space, Latents)
+        assert teacher.space.images is not None
+        space = cls(*teacher.space.images, teacher.space)
     return Shown(space, config.clip_return) if config.clip else space
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -14,8 +13,9 @@ from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
 from stylegan_di.journal.journal import Journal
-from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
+from stylegan_di.sampling.decoded import image_sampler
 from stylegan_di.snapshots.checkpoint import load_denoiser
+from stylegan_di.snapshots.teacher_files import open_latents
 from stylegan_di.specs import parse
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.batch import Batch
@@ -29,20 +29,29 @@ class EDM(Method):
     watched: ClassVar[Mapping[str, float]] = {LOSS: 100.0}
 
     def __init__(
-        self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None, model: EDMTeacher
+        self,
+        config: TrainConfig,
+        device: torch.device,
+        dataset: ImageDataset | None,
+        model: EDMTeacher,
     ) -> None:
-        """Takes a Method's arguments and the denoiser to train."""
+        """Takes a Method's arguments and the denoiser to train, whose space is what it sees of the images."""
         super().__init__(config, device, dataset)
-        self.denoising = Denoising(config, parse(config.noise_law, NOISE_LAWS, "--noise-law"))
-        self.model, self.ema = model, copy.deepcopy(model)
+        self.denoising = Denoising(config, parse(config.noise_law, NOISE_LAWS, "--noise-law"), space=model.space)
+        self.model, self.ema = model, model.trainable_copy()
         self.prepare({"model": self.model, "ema": self.ema}, compiled=[self.model])
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> EDM:
         assert dataset is not None
-        if config.transfer is None:
-            return cls(config, device, dataset, EDMTeacher(new_network(config, dataset)))
-        model = load_denoiser(config.transfer)
+        model = None if config.transfer is None else load_denoiser(config.transfer)
+        space = None
+        if config.autoencoder is not None:
+            space = open_latents(config.autoencoder, model or dataset.resolution)
+        if model is None:
+            model = EDMTeacher(new_network(config, dataset, space))
+            model.space = space
+            return cls(config, device, dataset, model)
         if not isinstance(model, EDMTeacher):
             raise UserError(f"--transfer={config.transfer}: it is no EDM network, which --kind=edm trains")
         if config.augment and getattr(getattr(model.network, "model", None), "map_augment", None) is None:
@@ -50,6 +59,7 @@ class EDM(Method):
                 f"--augment={config.augment:g}: the network of --transfer={config.transfer} is not told of "
                 "augmentations; give --augment=0"
             )
+        model.space = space
         return cls(config, device, dataset, model)
 
     def hinders_graph(self) -> str:
@@ -61,7 +71,7 @@ class EDM(Method):
             self.denoising.step(self.state, batch, self.reals.take(batch), journal)
 
     def shown(self) -> Generator:
-        return DiffusionSampler(self.ema)
+        return image_sampler(self.ema)
 
     def entries(self) -> dict[str, torch.nn.Module | None]:
         return {**self.ema.entries()}

@@ -107,7 +107,7 @@ function show() {
 }
 
 function command() {
-  const parts = ["python generate.py", `--network=${described.networks[last].given}`, `--seeds=${state.seed}`];
+  const parts = ["stylegan-di generate", `--network=${described.networks[last].given}`, `--seeds=${state.seed}`];
   if (state.class !== "") parts.push(`--class=${state.class}`);
   if (described.trunc && state.trunc !== 1) parts.push(`--trunc=${state.trunc}`);
   if (described.noise.length && state.noise !== "const") parts.push(`--noise-mode=${state.noise}`);
@@ -219,11 +219,11 @@ const nearby = Array.from({ length: NEARBY }, () => {
 });
 
 $("title").textContent = last ? "Before and after, at the same latent" : described.networks[0].name;
-$("subtitle").textContent = `${described.networks[last].size.join(" × ")} pixels${described.classes ? `, ${described.classes} classes` : ""}`;
+$("subtitle").textContent = `${described.networks[last].size.join(" × ")} pixels${described.class_names.length ? `, ${described.classes} classes` : ""}`;
 document.title = `${described.networks.map(({ name }) => name).join(" → ")} · stylegan-di`;
 $("origins").textContent = described.origins.join(" ");
 $("origins").hidden = !described.origins.length;
-for (let index = 0; index < described.classes; index++) $("class").add(new Option(index));
+for (const [index, name] of described.class_names.entries()) $("class").add(new Option(name, index));
 const noises = { const: "fixed", random: "of the seed", none: "none" };
 for (const mode of described.noise) $("noise").add(new Option(noises[mode], mode));
 for (const style of every) {

@@ -60,10 +60,13 @@ class RandomState {
   }
 }
 
-function latentOf(seed, size, classes) {
+// `ends` are the sums of the first 1, 2, ... counts of the labels that occur; `drawn` is the index of one of them.
+function latentOf(seed, size, ends) {
   const random = new RandomState(seed);
   const z = Float32Array.from({ length: size }, () => random.normal());
-  return { z, drawn: classes ? random.below(classes) : null };
+  if (!ends.length) return { z, drawn: null };
+  const position = random.below(ends.at(-1));
+  return { z, drawn: ends.findIndex((end) => position < end) };
 }
 
 let ort, described, sessions;
@@ -79,7 +82,8 @@ async function load(told) {
 
 async function run(look) {
   const seeds = described.styles ? [look.seed, look.second] : [look.seed];
-  const latents = seeds.map((seed) => latentOf(seed, described.z, described.classes));
+  const { ends, vectors } = described.networks[look.network];
+  const latents = seeds.map((seed) => latentOf(seed, described.z, ends));
   const tensor = (values, ...dims) => new ort.Tensor("float32", values, dims);
   const feeds = { z: tensor(latents.flatMap(({ z }) => [...z]), seeds.length, described.z) };
   if (described.styles) {
@@ -91,7 +95,11 @@ async function run(look) {
   }
   if (described.classes) {
     const labels = new Float32Array(seeds.length * described.classes);
-    for (const [row, { drawn }] of latents.entries()) labels[row * described.classes + (look.class_index ?? drawn)] = 1;
+    for (const [row, { drawn }] of latents.entries()) {
+      const chosen = look.class_index ?? null;
+      if (vectors && chosen === null) labels.set(vectors[drawn], row * described.classes);
+      else labels[row * described.classes + (chosen ?? drawn)] = 1;
+    }
     feeds.labels = tensor(labels, seeds.length, described.classes);
   }
   return sessions[look.network].run(feeds);
