@@ -1,5 +1,6 @@
 """Images that are not square: a denoiser of 12x8 pixels is trained, continued, drawn, measured and distilled."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from stylegan_di.interfaces import Denoiser
 from stylegan_di.networks.edm import EDMPrecond, Precond
 from stylegan_di.preflight import shape_of
 from stylegan_di.random import SampleRandom
+from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import ImageShape
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator, save_snapshot
 from stylegan_di.snapshots.formats import open_contents
@@ -24,6 +26,8 @@ from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.portable import edm as portable
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.teachers.guided import Guided
+from stylegan_di.teachers.mixed import MixedDenoiser, TeacherTerm
 from tests.golden_edm import NETWORKS, load_network
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import save_dataset, save_gan
@@ -136,6 +140,14 @@ def test_a_critic_sees_the_features_of_rectangles() -> None:
     assert FeatureCritic(teacher).logits(noise, noise, sigma, torch.eye(3)[:2]).shape == (2, 1)
 
 
+def test_what_is_around_a_denoiser_has_its_shape() -> None:
+    teacher = EDMTeacher(edm_network())
+    mixed = MixedDenoiser([teacher, teacher], [TeacherTerm("a", 1, 0, math.inf), TeacherTerm("b", 1, 0, math.inf)])
+    for around in (Guided(teacher, 2), mixed, Guided(mixed, 2), teacher.trainable_copy()):
+        assert around.image_shape == (1, 8, 12)
+        assert DiffusionSampler(around, steps=2).draw([0], class_index=1).shape == (1, 1, 8, 12)
+
+
 def test_latents_of_a_student_have_the_teachers_shape() -> None:
     rng = SampleRandom(0, "rectangles", 0, range(2))
     for steps, shape in ((1, (2, 1, 8, 12)), (3, (2, 3, 1, 8, 12))):
@@ -235,6 +247,15 @@ def test_new_networks_make_squares(files: dict[str, Path], student: str) -> None
 def test_levels_that_do_not_divide_a_side(files: dict[str, Path]) -> None:
     told = invoke("--kind=edm", f"--data={files['data']}", "--channel-mult=1,1,1,1", "--device=cpu").output
     assert "has images of 12x8; --channel-mult of 4 resolutions needs sides divisible by 8" in told
+
+
+def test_an_autoencoder_is_for_squares(files: dict[str, Path], tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    from tests import tiny_pipelines
+
+    tiny_pipelines.autoencoder(in_channels=1, out_channels=1).save_pretrained(str(tmp_path))
+    told = invoke("--kind=edm", f"--data={files['data']}", f"--autoencoder={tmp_path}", "--device=cpu").output
+    assert f"has images of 12x8; --autoencoder={tmp_path} is for square ones" in told
 
 
 def test_data_of_another_shape_than_the_network_to_start_from(files: dict[str, Path]) -> None:
