@@ -142,7 +142,7 @@ _FASHION: dict[str, Any] = dict(
 )  # fmt: skip
 _FASHION_USES: dict[str, dict[str, Any]] = {
     REFINEMENT: _FASHION | dict(
-        kimg=28.0, divergence="sid", lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05, whitening=1.45, clip=True,
+        kimg=30.0, divergence="sid", lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05, whitening=1.0, clip=True,
         clip_return=0.0,
     ),
     DISTILLATION: _FASHION | dict(kimg=24.0, lr=5e-4),

@@ -41,7 +41,8 @@ def refined(options: str) -> Row:
 
 ROWS = {
     "recipe": refined(""),
-    "recipe-long": refined("--kimg=84"),
+    "recipe-long": refined("--kimg=90"),
+    "sid-whitened-more": refined("--kimg=28 --whitening=1.45"),
     "before": Row((), "fashion-gan.pkl", seeded=False),
     "teacher": Row((), "fashion-teacher.pkl", f"--solver=dpmpp {Row.metrics}", seeded=False),
     "ikl": refined(f"{IKL} --kimg=44 {PLAIN}"),
@@ -56,10 +57,9 @@ ROWS = {
     "critic-mended": refined(f"{IKL} --kimg=28 {FEATURES} {MENDED}"),
     "critic-alone": refined(f"--kimg=60 --divergence=none {FEATURES} {PLAIN}"),
     "critic-alone-mended": refined(f"--kimg=60 --divergence=none {FEATURES} {MENDED}"),
-    "refiner": refined(f"{IKL} --kimg=28 --student=refiner {PLAIN}"),
-    "refiner-mended": refined(f"{IKL} --kimg=28 --student=refiner {MENDED}"),
+    "refiner": refined("--student=refiner --kimg=21"),
+    "refiner-long": refined("--student=refiner --kimg=63"),
     "ikl-mended-long": refined(f"{IKL} --kimg=132 {MENDED}"),
-    "sid-mended-long": refined(f"--kimg=90 --divergence=sid {MENDED}"),
     # What does which part, with the recipe's two options and at about equal processor time.
     "ikl-one": refined(f"--kimg=44 --divergence=ikl:weight=one {MENDED}"),
     "ikl-dmd": refined(f"--kimg=44 --divergence=ikl:weight=dmd {MENDED}"),

@@ -25,6 +25,8 @@ TILE = 4  # results along an edge
 PLACES = (TILE + 2) ** 2
 MIN_CHANNELS = 192  # with fewer, the transforms cost what the products save
 MIN_SIZE = 16  # pixels along an edge
+#: Whether PyTorch has oneDNN's products as an operator, which is not a public one.
+ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 _B = torch.tensor([[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0],
                    [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0], [0, 4, 0, -5, 0, 1]], dtype=torch.float64)  # fmt: skip
@@ -74,7 +76,7 @@ class Prepared:
 
 def product(x: Tensor, weight: Tensor) -> Tensor:
     """x [n,in] @ weight [out,in]^T -> [n,out]."""
-    if x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if x.dtype == torch.float32 and ONEDNN:
         return torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return F.linear(x, weight)
 
