@@ -160,7 +160,9 @@ def _watched(library: ModuleType) -> Iterator[None]:
     Raises:
         UserError: if the library is too old to be watched.
     """
-    session = library.utils.get_session()
+    from huggingface_hub.utils import get_session
+
+    session = get_session()
     if not hasattr(session, "event_hooks"):
         raise UserError(f"huggingface_hub {library.__version__} is too old: pip install -U 'huggingface_hub>=1.0'")
     hooks = session.event_hooks

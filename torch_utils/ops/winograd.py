@@ -105,7 +105,7 @@ def prepare(filters: Iterable[Tensor]) -> int:
 
 def prepared(weight: Tensor, x: Tensor) -> Prepared | None:
     """The filter `weight`, where `prepare` has made it ready and it can be used for x [N,C,H,W]."""
-    if len(_PREPARED) == 0 or torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if torch.compiler.is_compiling() or len(_PREPARED) == 0 or torch.is_grad_enabled():
         return None
     if x.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
         return None
