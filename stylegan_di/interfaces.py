@@ -25,8 +25,16 @@ if TYPE_CHECKING:
 class Conditional(torch.nn.Module):
     """A network of images that may have labels: `label_dim` numbers, 0: unconditional."""
 
+    img_resolution: int  # the images' height
+    img_channels: int
+    img_width: int | None = None  # where they are not square
     label_dim: int
     known_labels: LabelLaw | None = None  # how often each label occurs, where that is known
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image."""
+        return self.img_channels, self.img_resolution, self.img_width or self.img_resolution
 
     @property
     def label_law(self) -> LabelLaw:
@@ -41,8 +49,6 @@ class Conditional(torch.nn.Module):
 class Denoiser(Conditional, ABC):
     """D(x; sigma) = E[x0 | x = x0 + sigma * n], n ~ N(0, I) (Karras et al. 2022, arXiv 2206.00364, eq. 2-3)."""
 
-    img_resolution: int
-    img_channels: int
     sigma_min: float
     sigma_max: float
     space: Space | None = None  # what it sees of a student's images, where that is not their pixels
@@ -112,8 +118,6 @@ class Generator(Conditional, ABC):
     parts: Sequence[str] = ()  # names of the parts that can be frozen
     frozen: Sequence[str] = ()  # names of those that are
     network: torch.nn.Module  # the bare network, for code that needs its particular type
-    img_resolution: int
-    img_channels: int
 
     @abstractmethod
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
@@ -262,7 +266,10 @@ class Space(ABC):
 
     @abstractmethod
     def encode(self, images: Tensor) -> Tensor:
-        """Maps images [B,C,H,W], nominally in [-1,1], to x [B,channels,resolution,resolution], std about sigma_data."""
+        """Maps images [B,C,H,W], nominally in [-1,1], to x, std about sigma_data.
+
+        x is [B,channels,resolution,resolution]; of pixels as they are, it has the images' shape.
+        """
 
     def decode(self, x: Tensor) -> Tensor:
         """Maps x back to images, as far as it can; only where `images` is given."""

@@ -7,7 +7,7 @@ this machine: nothing is downloaded for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 
@@ -236,10 +236,16 @@ def _reference(config: TrainConfig, fetch: bool) -> Iterator[str]:
 
 def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
     gan, resized = shape_of(files.gan), config.match == "resize"
+    sizes = sorted({teacher.size for teacher in files.teachers.values()})
+    if len(sizes) > 1 and any(teacher.width is not None for teacher in files.teachers.values()):
+        yield f"--teacher: images of {' and '.join(sizes)}; where they are not square, choose teachers of one size"
     for source, teacher in files.teachers.items():
         if gan is None:
             continue
         unlike = f"--teacher={source} and --gan-pkl={config.gan_pkl} do not match: "
+        if teacher.width is not None:
+            yield f"{unlike}images of {teacher.size} against square ones; choose another teacher, or distil it alone"
+            continue
         for what in ("resolution", "channels") if not resized else ():
             if getattr(teacher, what) != getattr(gan, what):
                 yield (
@@ -285,8 +291,9 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     data = files.data
     if data is None:
         return
-    side, channels = data.resolution, data.num_channels
-    unfit = f"--data={config.data} has images of side {side}"
+    side, width, channels = data.resolution, data.width, data.num_channels
+    found = ImageShape(side, channels, data.label_dim, None if width == side else width)
+    unfit = f"--data={config.data} has images of " + (f"side {side}" if width == side else found.size)
     factor = 1
     if (autoencoder := files.autoencoder) is not None:
         factor, known = downsampling(autoencoder), autoencoder.config.get("in_channels", 3)
@@ -295,14 +302,21 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
                 f"--data={config.data} has images of {channels} channels, and --autoencoder={config.autoencoder} takes "
                 f"images of {known}: make them so with stylegan-di dataset (--channels)"
             )
+        if width != side:
+            yield f"{unfit}; --autoencoder={config.autoencoder} is for square ones: leave it out, or crop them"
         channels = autoencoder.config.get("latent_channels", LATENT_CHANNELS)
-    levels = len(config.channel_mult) if config.kind == "edm" and config.transfer is None else 1
-    if side % (multiple := factor * 2 ** (levels - 1)):
+    makes_network = config.trains_teacher or (config.kind == "edm" and config.transfer is None)
+    levels = len(config.channel_mult) if makes_network else 1
+    multiple = factor * 2 ** (levels - 1)
+    if side % multiple or width % multiple:
+        needed = "one" if width == side else "sides"
         yield (
-            f"{unfit}; --channel-mult of {levels} resolutions needs one divisible by {multiple}: resize with "
+            f"{unfit}; --channel-mult of {levels} resolutions needs {needed} divisible by {multiple}: resize with "
             "stylegan-di dataset"
         )
-    if config.kind == "gan" and (side < 4 or side & (side - 1)):
+    if config.kind == "gan" and width != side:
+        yield f"{unfit}; --kind=gan needs square ones: crop with stylegan-di dataset --transform=center-crop"
+    elif config.kind == "gan" and (side < 4 or side & (side - 1)):
         yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with stylegan-di dataset"
     if config.kind == "gan" and config.resume is None and config.cbase < side:
         yield f"--cbase={config.cbase} leaves no channels at {side} pixels: give {side} or more"
@@ -312,11 +326,11 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     for start, name in ((files.transfer, "network to start from"), (files.gan, "GAN")):
         if start is not None:
             network, whose = shape_of(start), name
-    found = ImageShape(side // factor, channels, data.label_dim)
+    found = ImageShape(side // factor, channels, data.label_dim, found.width)
     if network is not None and found != network:
         yield (
-            f"--data={config.data}: resolution, channels, classes are {astuple(found)}, the {whose}'s "
-            f"{astuple(network)}; --cond=true reads the labels of the data set, stylegan-di dataset resizes it "
+            f"--data={config.data}: resolution, channels, classes are {found}, the {whose}'s "
+            f"{network}; --cond=true reads the labels of the data set, stylegan-di dataset resizes it "
             "(--resolution) and makes it gray or RGB (--channels)"
         )
     if config.trains_critic and config.aug != "noaug":

@@ -172,10 +172,13 @@ def test_bad_first_image(target: Path, case: str) -> None:
 
 
 def test_images_that_are_not_square(target: Path) -> None:
-    write(target, {f"{name}.png": encode(pixels(0)[:4]) for name in "ab"})
-    message = f"{where(target, 'a.png')} is 8x4; images must be square. Crop with stylegan-di dataset."
-    wrong = f"{target} holds images of 8x4 RGB; they must be square, and their side a power of two. {CONVERT}"
-    assert_refused(target, message, check=wrong)
+    """They are for a denoiser whose levels divide both sides."""
+    write(target, {f"{name}.png": encode(pixels(0)[:6]) for name in "ab"})
+    needs = f"--data={target} has images of 8x6; {{}}"
+    square = "--kind=gan needs square ones: crop with stylegan-di dataset --transform=center-crop"
+    assert_training_refuses(target, needs.format(square), False)
+    divisible = "--channel-mult of 3 resolutions needs sides divisible by 4: resize with stylegan-di dataset"
+    assert_training_refuses(target, needs.format(divisible), False, kind="edm")
 
 
 def test_images_whose_side_is_no_power_of_two(target: Path) -> None:

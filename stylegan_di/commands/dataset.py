@@ -70,7 +70,8 @@ def check(source: Path) -> None:
 @click.option("--dest", type=click.Path(path_type=Path), help="A .zip file or a new folder")
 @click.option("--check", "only_check", is_flag=True,
               help="Read a whole data set and list everything wrong with it; exit status 2 if there is anything")
-@click.option("--resolution", "size", callback=parse_resolution, metavar="WxH", help="Size of the images: 32x32 or 32")
+@click.option("--resolution", "size", callback=parse_resolution, metavar="WxH",
+              help="Size of the images: 32x32 or 32; 24x16 for a denoiser")
 @click.option("--transform", type=click.Choice(TRANSFORMS),
               help="center-crop: resize the largest crop of that shape; center-crop-wide: the same on a black square "
               "of that width; center-crop-dhariwal: resize the shorter side, then crop; pad: add black borders and "

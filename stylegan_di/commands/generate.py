@@ -83,7 +83,7 @@ def draw_seeds(
     """Writes an image a seed into a folder, and all of them as a grid, `batch` at a time."""
     writable_folder(f"--outdir={outdir}", outdir)
     draw = partial(generator.draw, class_index=chosen)
-    size = call_size(next(generator.parameters()).device, generator.img_resolution)
+    size = call_size(next(generator.parameters()).device, max(generator.image_shape[1:]))
     progress = Progress("Images", len(seeds))
     kept = []
     for start in range(0, len(seeds), batch):

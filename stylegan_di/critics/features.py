@@ -67,9 +67,8 @@ class FeatureCritic(Critic):
     def __init__(self, teacher: Denoiser, scales: int = 2, width: int = 64) -> None:
         self.teacher = teacher
         parameter = next(teacher.parameters())
-        shape = [1, teacher.img_channels, teacher.img_resolution, teacher.img_resolution]
         with torch.no_grad():
-            x = torch.zeros(shape, dtype=parameter.dtype, device=parameter.device)
+            x = torch.zeros([1, *teacher.image_shape], dtype=parameter.dtype, device=parameter.device)
             features = teacher.features(x, torch.ones(1, device=x.device))
         self.scales = min(scales, len(features))
         heads = [Head(found.shape[1], width, teacher.label_dim) for found in features[-self.scales :]]

@@ -60,7 +60,7 @@ def check_dataset(
     if not findings.images:
         complain(f"{files.path} holds no images; make a data set with stylegan-di dataset.")
     if shapes:
-        findings.kind = _check_shapes(files, shapes, complain)
+        findings.kind = _check_shapes(files, shapes, findings)
     return findings
 
 
@@ -81,12 +81,15 @@ def notes_on_labels(labels: Sequence[Label]) -> list[str]:
     return [f"no image is of class {listed}: number the classes from 0 without gaps if that is not meant"]
 
 
-def _check_shapes(files: ImageFiles, shapes: dict[str, tuple[int, ...]], complain: Callable[[str], None]) -> str:
-    """Complains unless all images have one shape, square with a power of two as its side; returns the commonest."""
+def _check_shapes(files: ImageFiles, shapes: dict[str, tuple[int, ...]], findings: Findings) -> str:
+    """Complains unless all images have one shape, and a square's side is a power of two; returns the commonest."""
+    complain = findings.complaints.append
     ((common, _),) = Counter(shapes.values()).most_common(1)
     kind = describe_shape(common)
     _, height, width = common
-    if width != height or width & (width - 1):
+    if width != height:
+        findings.notes.append(f"images of {kind} are not square: a denoiser can be trained on them, but no GAN")
+    elif width & (width - 1):
         complain(
             f"{files.path} holds images of {kind}; they must be square, and their side a power of two. "
             "Convert them with stylegan-di dataset."

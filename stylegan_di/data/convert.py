@@ -187,8 +187,8 @@ def convert(
         background, white: see `convert_mode`.
         progress: called after each image with the number done.
 
-    Raises UserError, naming the file, for an image that is unreadable, differs in kind from the first, is not square or
-    whose side is not a power of two.
+    Raises UserError, naming the file, for an image that is unreadable, differs in kind from the first, is not square
+    though no size is given, or whose side as a square is not a power of two.
     """
     first = ""
     labels: list[tuple[str, Label]] = []
@@ -197,10 +197,12 @@ def convert(
             image = convert_mode(source.load(index), channels, where, background=background, white=white)
             image = transform_image(image, transform, size, where)
             kind = f"{image.width}x{image.height} {'gray' if image.mode == 'L' else image.mode}"
-            if image.width != image.height or image.width & (image.width - 1):
+            square = image.width == image.height
+            if (square and image.width & (image.width - 1)) or (size is None and not square):
+                as_is = "" if square else f"; or the resolution {image.width}x{image.height}, for denoisers alone"
                 raise UserError(
                     f"{where} becomes {kind}; images must be square, and their side a power of two. "
-                    "Give a resolution and a transform, center-crop, letterbox or pad."
+                    f"Give a resolution and a transform, center-crop, letterbox or pad{as_is}."
                 )
             first = first or kind
             if kind != first:

@@ -1,4 +1,4 @@
-"""Reads a data set of square images of one size, with optional labels, from a folder or zip in NVlabs' format."""
+"""Reads a data set of images of one size, with optional labels, from a folder or zip in NVlabs' format."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class ImageDataset:
         classes: the number of classes, where the images may not have all of them; None counts up to the highest.
         any_size: images may have any size and shape, and be gray or RGB; they are not kept in memory then.
 
-    Raises UserError, naming the file, if there are no images, if an image is damaged, not square or of another shape
-    than the first, or if labels are wanted and missing or invalid. Images after the first are checked when read.
+    Raises UserError, naming the file, if there are no images, if an image is damaged or of another shape than the
+    first, or if labels are wanted and missing or invalid. Images after the first are checked when read.
     """
 
     def __init__(
@@ -89,8 +89,13 @@ class ImageDataset:
 
     @property
     def resolution(self) -> int:
-        """Height and width of the images in pixels."""
+        """Height of the images in pixels."""
         return self._shape[1]
+
+    @property
+    def width(self) -> int:
+        """Width of the images in pixels; the height of square ones."""
+        return self._shape[2]
 
     @property
     def num_channels(self) -> int:
@@ -158,8 +163,6 @@ class ImageDataset:
     def _first_shape(self) -> tuple[int, int, int]:
         where = self._files.where(self._names[0])
         channels, height, width = decode_image(self._files.read(self._names[0]), where).shape
-        if height != width and not self.any_size:
-            raise UserError(f"{where} is {width}x{height}; images must be square. Crop with stylegan-di dataset.")
         return channels, height, width
 
     def _label(self, number: int) -> np.ndarray:

@@ -128,4 +128,4 @@ def _draw(
             )
             with cache_errors(path.parent):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            convert(source, path)
+            convert(source, path, size=(pixels.shape[2], pixels.shape[1]))

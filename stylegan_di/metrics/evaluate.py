@@ -103,7 +103,7 @@ class Evaluator:
     def __call__(self, generator: Generator, seed: int = 0) -> dict[str, float]:
         """Returns every figure for `num_samples` images of a generator; equal seeds mean equal latents and labels."""
         results: dict[str, float] = {}
-        batch = self.batch or batch_size(generator.img_resolution)
+        batch = self.batch or batch_size(max(generator.image_shape[1:]))
         with distributed.together():
             for name, entry in self.of_paths.items():
                 assert self.lpips is not None
@@ -140,7 +140,7 @@ class Evaluator:
         num = min(self.num_samples, len(dataset))
         self._check_size(dataset)
         with distributed.together():
-            batch = self.batch or batch_size(dataset.resolution)
+            batch = self.batch or batch_size(max(dataset.resolution, dataset.width))
             results = self._measure(dataset_images(dataset, num=num, batch=batch))
         return _of_the_first(results)
 
@@ -221,7 +221,7 @@ class Evaluator:
     def _dataset_features(self, dataset: ImageDataset, entry: Metric) -> FeatureStats | None:
         num = len(dataset) if entry.mirrored else dataset.num_plain
         num = num if entry.max_reals is None else min(num, entry.max_reals)
-        batch = self.batch or batch_size(dataset.resolution)
+        batch = self.batch or batch_size(max(dataset.resolution, dataset.width))
         stats = dataset_features(
             dataset,
             self.extractors[entry.extractor],

@@ -37,7 +37,7 @@ class Spectrum(FeatureExtractor):
         """images uint8 [B,3,H,W] in 0..255, square -> powers float32 [B,4].
 
         Raises:
-            UserError: if they have fewer than 16 pixels per side.
+            UserError: if they have fewer than 16 pixels per side, or are not square.
         """
         size = images.shape[-1]
         if size < SMALLEST:
@@ -57,7 +57,8 @@ def radial_power(images: Tensor) -> Tensor:
 def power(images: Tensor) -> Tensor:
     """images uint8 [B,3,H,W] in 0..255, square -> power of each frequency, float32 [B,H,W], in the order of `fft2`."""
     if images.shape[-1] != images.shape[-2]:
-        raise ValueError(f"images are {list(images.shape)}; expected square ones")
+        width, height = images.shape[-1], images.shape[-2]
+        raise UserError(f"spectrum: images of {width}x{height} pixels are not square; leave it out")
     x = from_uint8(images).mean(dim=1)
     window = torch.hann_window(x.shape[-1], periodic=True, device=x.device)
     window = window[:, None] * window

@@ -40,6 +40,7 @@ class Precond(PersistentModule):
 
     sigma_min: float
     sigma_max: float
+    img_width: int | None = None  # of images that are not square, whose height is img_resolution
 
     def __init__(self, img_resolution: int, img_channels: int, label_dim: int, use_fp16: bool) -> None:
         super().__init__()
@@ -99,6 +100,9 @@ class Precond(PersistentModule):
         self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None, force_fp32: bool = False
     ) -> tuple[Tensor, Preconditioning, tuple[Tensor, Tensor, Tensor | None]]:
         """Returns x in the result's dtype, the coefficients, and the U-Net's inputs: c_in * x, c_noise and labels."""
+        if self.img_width is not None and x.shape[2:] != (self.img_resolution, self.img_width):
+            own = f"{self.img_width}x{self.img_resolution}"
+            raise ValueError(f"images of {x.shape[3]}x{x.shape[2]} for a network of {own}")
         dtype = torch.promote_types(next(self.parameters()).dtype, torch.float32)
         half = self.use_fp16 and not force_fp32 and x.is_cuda and dtype == torch.float32
         x = x.to(dtype)
@@ -112,7 +116,13 @@ class Precond(PersistentModule):
 
 
 class UNetPrecond(Precond):
-    """Preconditions the U-Net `model_type`(**model_kwargs), of whose out_channels it uses the first img_channels."""
+    """Preconditions the U-Net `model_type`(**model_kwargs), of whose out_channels it uses the first img_channels.
+
+    `img_width` among model_kwargs is the width of images that are not square; it must halve as often as the height.
+
+    Raises:
+        ValueError: if height or width cannot be halved so often.
+    """
 
     model: SongUNet | DhariwalUNet
 
@@ -128,6 +138,7 @@ class UNetPrecond(Precond):
     ) -> None:
         super().__init__(img_resolution, img_channels, label_dim, use_fp16)
         check_choice("model_type", model_type, list(MODELS))
+        img_width = model_kwargs.pop("img_width", None)
         self.model = MODELS[model_type](
             img_resolution=img_resolution,
             in_channels=img_channels,
@@ -135,6 +146,11 @@ class UNetPrecond(Precond):
             label_dim=label_dim,
             **model_kwargs,
         )
+        if img_width not in (None, img_resolution):
+            lowest = min(int(key.partition("x")[0]) for key in self.model.enc)
+            if img_width % (img_resolution // lowest):
+                raise ValueError(f"a width of {img_width}, which does not halve as a height of {img_resolution} does")
+            self.img_width = img_width
 
     def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
         return self.model(x, c_noise, labels, **kwargs)[:, : self.img_channels]

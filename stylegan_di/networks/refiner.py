@@ -52,7 +52,8 @@ class Refiner(PersistentModule):
         shape = (img_resolution, img_channels, label_dim)
         for network in (self.generator, self.denoiser):
             classes = getattr(network, "c_dim", None) if network is self.generator else network.label_dim
-            if (network.img_resolution, network.img_channels, classes) != shape:
+            width = getattr(network, "img_width", None)
+            if (network.img_resolution, network.img_channels, classes) != shape or width is not None:
                 raise ValueError(f"a {type(network).__name__} of other images than {shape}")
         self.register_buffer("noise_const", torch.randn(img_channels, img_resolution, img_resolution))
 

@@ -48,7 +48,7 @@ class DiffusionSampler(Generator):
         self.network = denoiser
         self.training = denoiser.training
         self.given = dict(options)
-        self.img_resolution = denoiser.img_resolution
+        self.img_resolution, self.img_width = denoiser.img_resolution, denoiser.img_width
         self.img_channels = denoiser.img_channels
         self.label_dim, self.known_labels = denoiser.label_dim, denoiser.known_labels
         check_sampler(denoiser, options)
@@ -65,7 +65,7 @@ class DiffusionSampler(Generator):
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Draws standard normal latents [n,C,H,W]; rng holds n streams."""
-        return rng.of(n).normal(self.img_channels, self.img_resolution, self.img_resolution)
+        return rng.of(n).normal(*self.image_shape)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """Samples from z [B,C,H,W] without gradient; labels [B,label_dim] one-hot or None; rng draws churn's noise."""

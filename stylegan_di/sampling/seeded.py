@@ -60,7 +60,7 @@ def image_latents(
     model: Denoiser | Generator, noise: SeedNoise, class_index: Chosen | None
 ) -> tuple[Tensor, Tensor | None]:
     """Draws noise [n,C,H,W] and labels for a diffusion network; like EDM, draws a label even where one is given."""
-    z = noise.normal(model.img_channels, model.img_resolution, model.img_resolution)
+    z = noise.normal(*model.image_shape)
     if not model.label_dim:
         return z, None
     law = model.label_law.by_seed

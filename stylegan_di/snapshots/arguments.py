@@ -78,6 +78,7 @@ NETWORKS = ("generator", "denoiser")  # of a refiner: dicts of a class's name an
 ARGUMENTS: dict[str, Accepted] = {
     # All networks.
     "img_resolution": _int(1, 8192), "img_channels": _int(1, 1024), "use_fp16": _FLAG,
+    "img_width": _int(1, 8192, None),
     "c_dim": _int(0, 100_000), "label_dim": _int(0, 100_000),
     "resample_filter": Accepted((int, float), Range(-1e3, 1e3), longest=64),
     # StyleGAN2.

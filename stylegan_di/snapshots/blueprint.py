@@ -79,11 +79,24 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class ImageShape:
-    """The shape of a network's images; `classes` is 0 for an unconditional network."""
+    """The shape of a network's images.
+
+    `resolution` is the height; `classes` is 0 for an unconditional network; `width` is None for square images.
+    """
 
     resolution: int
     channels: int
     classes: int
+    width: int | None = None
+
+    @property
+    def size(self) -> str:
+        """Width and height, such as '24x16'."""
+        return f"{self.width or self.resolution}x{self.resolution}"
+
+    def __str__(self) -> str:
+        side = self.resolution if self.width is None else self.size
+        return f"({side}, {self.channels}, {self.classes})"
 
 
 def class_name(network: torch.nn.Module) -> str | None:
@@ -101,9 +114,12 @@ def image_shape(blueprint: Blueprint) -> ImageShape | None:
     except TypeError:
         return None
     bound.apply_defaults()
-    found = bound.arguments
+    found = _by_name(bound)
     classes = found.get("c_dim", found.get("label_dim"))
-    sizes: list[Any] = [found.get("img_resolution"), found.get("img_channels"), classes]
+    resolution, width = found.get("img_resolution"), found.get("img_width")
+    sizes: list[Any] = [resolution, found.get("img_channels"), classes]
+    if width not in (None, resolution):
+        sizes.append(width)
     return ImageShape(*sizes) if all(type(size) is int for size in sizes) else None
 
 

@@ -128,7 +128,8 @@ def metrics_before(folder: Path) -> dict[str, float]:
 def _what(snapshot: Snapshot) -> str:
     model = as_model(snapshot)
     kind = "diffusion model" if isinstance(model, Denoiser) else model.kind
-    shape = f"{model.img_resolution}x{model.img_resolution} pixels, {model.img_channels} channel(s)"
+    channels, height, width = model.image_shape
+    shape = f"{width}x{height} pixels, {channels} channel(s)"
     classes = f", {model.label_dim} classes" if model.label_dim else ""
     made = ""
     if snapshot.metadata.get("kind") == "di":

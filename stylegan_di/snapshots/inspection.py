@@ -111,7 +111,7 @@ def _size_text(arguments: Mapping[str, Any]) -> str:
     parts = []
     resolution, channels = arguments.get("img_resolution"), arguments.get("img_channels")
     if isinstance(resolution, int) and isinstance(channels, int):
-        parts.append(f" {resolution}x{resolution}x{channels}")
+        parts.append(f" {arguments.get('img_width') or resolution}x{resolution}x{channels}")
     classes = arguments.get("c_dim", arguments.get("label_dim", 0))
     if isinstance(classes, int) and classes > 0:
         parts.append(f" {classes} classes")

@@ -82,8 +82,7 @@ def _inputs(model: Generator | Denoiser) -> dict[str, Tensor]:
     """Returns example inputs, named and ordered as the arguments of the model's forward pass."""
     labels = {"labels": torch.eye(_EXAMPLES, model.label_dim)} if model.label_dim else {}
     if isinstance(model, Denoiser):
-        image = [_EXAMPLES, model.img_channels, model.img_resolution, model.img_resolution]
-        return {"x": torch.randn(image), "sigma": torch.ones([_EXAMPLES])} | labels
+        return {"x": torch.randn(_EXAMPLES, *model.image_shape), "sigma": torch.ones([_EXAMPLES])} | labels
     return {"z": model.sample_latents(_EXAMPLES, rng=SampleRandom(0, "onnx", 0, range(_EXAMPLES)))} | labels
 
 

@@ -22,7 +22,7 @@ def open_teachers(text: str, options: TeacherOptions | None = None) -> list[tupl
     groups: dict[tuple[int, ...], list[tuple[TeacherTerm, Denoiser]]] = {}
     for index, term in enumerate(parse_teachers(text)):
         opened = open_teacher(term.source, options)
-        shape = (opened.img_resolution, opened.img_channels, opened.label_dim)
+        shape = (*opened.image_shape, opened.label_dim)
         own = () if opened.space is None else (index,)
         groups.setdefault(shape + own, []).append((term, opened))
     total = sum(term.weight for group in groups.values() for term, _ in group)

@@ -66,7 +66,7 @@ class OneStepStudent(Generator):
         self.network = network
         self.training = False
         self.sigma_init = float(sigma_init)
-        self.img_resolution = network.img_resolution
+        self.img_resolution, self.img_width = network.img_resolution, network.img_width
         self.img_channels = network.img_channels
         self.label_dim = network.label_dim
 
@@ -89,8 +89,7 @@ class OneStepStudent(Generator):
         return rng.of(n).normal(*self._latent_shape())
 
     def _latent_shape(self) -> tuple[int, ...]:
-        image = (self.img_channels, self.img_resolution, self.img_resolution)
-        return image if len(self.levels) == 1 else (len(self.levels), *image)
+        return self.image_shape if len(self.levels) == 1 else (len(self.levels), *self.image_shape)
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """z as `sample_latents` draws it; labels [B,label_dim] one-hot, None the null label.

@@ -26,7 +26,7 @@ class EDMTeacher(Denoiser):
         super().__init__()
         self.network = network
         self.training = network.training
-        self.img_resolution = network.img_resolution
+        self.img_resolution, self.img_width = network.img_resolution, network.img_width
         self.img_channels = network.img_channels
         self.label_dim = network.label_dim
         self.sigma_min = network.sigma_min

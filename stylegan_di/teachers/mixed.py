@@ -88,6 +88,7 @@ class MixedDenoiser(Denoiser):
         self.training = denoisers[0].training
         first = denoisers[0]
         self.img_resolution, self.img_channels = first.img_resolution, first.img_channels
+        self.img_width = first.img_width
         self.label_dim, self.known_labels = first.label_dim, first.known_labels
         pairs = list(zip(denoisers, terms, strict=True))
         lows = [max(term.low, denoiser.sigma_min) for denoiser, term in pairs]

@@ -19,6 +19,7 @@ class Wrapped(Denoiser):
         self.training = denoiser.training
         for name in ("img_resolution", "img_channels", "label_dim", "known_labels", "sigma_min", "sigma_max", "space"):
             setattr(self, name, getattr(denoiser, name))
+        self.img_width = denoiser.img_width
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         return self.denoiser(x, sigma, labels)

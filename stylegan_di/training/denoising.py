@@ -90,9 +90,9 @@ def new_network(config: TrainConfig, dataset: ImageDataset, space: Space | None 
     Raises:
         UserError: its numbers of channels do not go together.
     """
-    side, channels = dataset.resolution, dataset.num_channels
+    side, width, channels = dataset.resolution, dataset.width, dataset.num_channels
     if space is not None:
-        side, channels = space.resolution, space.channels
+        side, width, channels = space.resolution, space.resolution, space.channels
     kwargs: dict[str, Any] = dict(
         img_resolution=side,
         img_channels=channels,
@@ -106,9 +106,11 @@ def new_network(config: TrainConfig, dataset: ImageDataset, space: Space | None 
     )
     if config.augment:
         kwargs["augment_dim"] = augment_edm.TRAINING_LABELS
+    if width != side:
+        kwargs["img_width"] = width
     try:
         with torch.device("meta"), torch.no_grad():  # no memory, no arithmetic
-            PRECONDITIONERS[config.precond](**kwargs)(torch.ones(1, channels, side, side), torch.ones(1))
+            PRECONDITIONERS[config.precond](**kwargs)(torch.ones(1, channels, side, width), torch.ones(1))
     except Exception as error:  # whatever PyTorch raises for shapes that do not fit
         factors = ",".join(map(str, config.channel_mult))
         raise UserError(

@@ -41,7 +41,7 @@ def _batch(method: Method) -> int:
 
 
 def _seconds(denoiser: Denoiser, method: Method, amp: str, clock: Callable[[], float]) -> float:
-    shape = [_batch(method), denoiser.img_channels, denoiser.img_resolution, denoiser.img_resolution]
+    shape = [_batch(method), *denoiser.image_shape]
     x, sigma = torch.zeros(shape, device=method.device), torch.ones(shape[0], device=method.device)
     labels = torch.zeros([shape[0], denoiser.label_dim], device=method.device) if denoiser.label_dim else None
     with trainable(denoiser, train_mode=False):

@@ -110,7 +110,7 @@ class Viewer:
         def draw(seeds: Sequence[int]) -> Tensor:
             return shown.draw(seeds, class_index=look.class_index)
 
-        size = call_size(next(shown.parameters()).device, shown.img_resolution)
+        size = call_size(next(shown.parameters()).device, max(shown.image_shape[1:]))
         return uint8_images(draw, [look.seed], size)[0]
 
     def latent(self, look: Look) -> bytes:
@@ -130,7 +130,7 @@ class Viewer:
         """What the page has to know, for JSON."""
         return {
             "networks": [
-                {"name": name, "given": shlex.quote(given), "resolution": generator.img_resolution}
+                {"name": name, "given": shlex.quote(given), "size": list(generator.image_shape[:0:-1])}
                 for name, given, generator in zip(self.names, self.given, self.generators, strict=True)
             ],
             "classes": self.label_dim,

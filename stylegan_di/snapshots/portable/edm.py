@@ -207,6 +207,9 @@ class Precond(Module):
         **model_kwargs: object,
     ) -> Tensor:
         """Denoises x [B,C,H,W] of noise levels sigma, [B] or scalar; class_labels [B,label_dim], None for zeros."""
+        width = vars(self).get("img_width")  # of images that are not square
+        if width is not None and list(x.shape[2:]) != [self.img_resolution, width]:
+            raise ValueError(f"images of {x.shape[3]}x{x.shape[2]} for a network of {width}x{self.img_resolution}")
         full = torch.promote_types(next(self.parameters()).dtype, torch.float32)
         half = self.use_fp16 and not force_fp32 and x.is_cuda and full == torch.float32
         x = x.to(full)

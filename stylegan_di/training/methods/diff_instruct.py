@@ -325,6 +325,12 @@ def _check_latents(config: TrainConfig) -> None:
 def _new_student(student: str, teacher: Denoiser) -> Generator:
     """Makes the new network of --student for the teacher's images and classes."""
     spec = parse(student, FRESH_STUDENTS, "--student")
+    _, height, width = teacher.image_shape
+    if width != height:
+        raise UserError(
+            f"--student={student} makes square images, and the teacher's are {width}x{height}: leave it out, for a "
+            "student that is a copy of the teacher's network"
+        )
     try:
         network = spec.network(
             img_resolution=teacher.img_resolution, img_channels=teacher.img_channels, label_dim=teacher.label_dim

@@ -178,7 +178,7 @@ function saving(text, network, make) {
 const every = [...state.styles];
 const labels = last ? ["Before", "After"] : [described.networks[0].name];
 
-const large = described.networks.map(({ name, resolution }, network) => {
+const large = described.networks.map(({ name }, network) => {
   const figure = document.createElement("figure");
   const canvas = document.createElement("canvas");
   canvas.setAttribute("role", "img");
@@ -218,9 +218,8 @@ const nearby = Array.from({ length: NEARBY }, () => {
   return entry;
 });
 
-const { resolution } = described.networks[last];
 $("title").textContent = last ? "Before and after, at the same latent" : described.networks[0].name;
-$("subtitle").textContent = `${resolution} × ${resolution} pixels${described.class_names.length ? `, ${described.classes} classes` : ""}`;
+$("subtitle").textContent = `${described.networks[last].size.join(" × ")} pixels${described.class_names.length ? `, ${described.classes} classes` : ""}`;
 document.title = `${described.networks.map(({ name }) => name).join(" → ")} · stylegan-di`;
 $("origins").textContent = described.origins.join(" ");
 $("origins").hidden = !described.origins.length;
