@@ -151,7 +151,7 @@ _FASHION_USES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 _FASHION_32_USES: dict[str, dict[str, Any]] = {
-    REFINEMENT: _FASHION | dict(kimg=40.0, divergence="ikl", lr=2e-3, fake_lr=1.5e-3, whitening=1.0, clip=True),
+    REFINEMENT: _FASHION | dict(kimg=20.0, divergence="ikl", lr=2e-3, fake_lr=1.5e-3, whitening=1.0, clip=True),
 }
 
 # Diff-Instruct's published settings for distillation (arXiv 2305.18455 and its code) are these together with
