@@ -151,8 +151,11 @@ _FASHION_USES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 _FASHION_32_USES: dict[str, dict[str, Any]] = {
-    REFINEMENT: _FASHION | dict(kimg=20.0, divergence="ikl", lr=2e-3, fake_lr=1.5e-3, whitening=1.0, clip=True),
-}
+    REFINEMENT: _FASHION | dict(
+        kimg=20.0, divergence="ikl", lr=2e-3, fake_lr=1.5e-3, whitening=1.0, clip=True,
+        force=True,  # the GAN's classes are hard to tell apart
+    ),
+}  # fmt: skip
 
 # Diff-Instruct's published settings for distillation (arXiv 2305.18455 and its code) are these together with
 # KIND_DEFAULTS' Adam(0, 0.999), lr 1e-5, batch 128, EMA half-life 500 kimg. None are published for refining GANs.
