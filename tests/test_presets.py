@@ -31,7 +31,7 @@ def config(kind: Any, *, resolution: int = 32, gpus: int = 1, known: str | None 
 
 def images(resolution: int, label_dim: int) -> Any:
     """As much of a data set as building needs."""
-    return SimpleNamespace(resolution=resolution, num_channels=3, label_dim=label_dim)
+    return SimpleNamespace(resolution=resolution, width=resolution, num_channels=3, label_dim=label_dim)
 
 
 def parameters(module: torch.nn.Module) -> int:
