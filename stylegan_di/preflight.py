@@ -6,10 +6,11 @@ this machine: nothing is downloaded for it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from typing import TypeVar
 
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
@@ -33,6 +34,7 @@ from stylegan_di.students.refiner import PARTS as REFINER_PARTS
 from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils.ops import build as kernels
 
+T = TypeVar("T")
 MBSTD_GROUP = 4  # of discriminators whose files do not say
 
 
@@ -94,26 +96,23 @@ class Files:
         on_a_hub = any(name.startswith(HUB) for name in (source, options.autoencoder or ""))
         if on_a_hub and not self.fetch:
             return None
-        try:
+
+        def shape_of_teacher() -> ImageShape | None:
             with untrusted(f"--teacher={source}"):
                 if is_pipeline(source):
                     return read_pipeline(source, options).shape(options)
                 shape = shape_of(self._contents(source))
                 return None if shape is None else student_shape(source, shape, options)
-        except UserError as error:
-            self.problems.append(str(error))
-            return None
+
+        return self._noted(shape_of_teacher)
 
     @cached_property
     def data(self) -> ImageDataset | None:
         """The data set with its first image."""
         if self.config.data is None or not self.config.needs_data or samples_wanted(self.config.data) is not None:
             return None
-        try:
-            return ImageDataset(self.config.data, use_labels=self.config.cond)
-        except UserError as error:
-            self.problems.append(str(error))
-            return None
+        data, labels = self.config.data, self.config.cond
+        return self._noted(lambda: ImageDataset(data, use_labels=labels))
 
     @cached_property
     def autoencoder(self) -> Part | None:
@@ -121,17 +120,17 @@ class Files:
         source = self.config.autoencoder
         if source is None or self.config.kind != "edm" or (source.startswith(HUB) and not self.fetch):
             return None
-        try:
-            return read_autoencoder(source)
-        except UserError as error:
-            self.problems.append(str(error))
-            return None
+        return self._noted(lambda: read_autoencoder(source))
 
     def _contents(self, source: str | None) -> Contents | None:
         if source is None or not (self.fetch or zoo.is_local(source)):
             return None
+        return self._noted(lambda: open_contents(source))
+
+    def _noted(self, opened: Callable[[], T]) -> T | None:
+        """What can be opened; a problem is noted, to be told with the others."""
         try:
-            return open_contents(source)
+            return opened()
         except UserError as error:
             self.problems.append(str(error))
             return None

@@ -16,8 +16,8 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import METRICS, ROOT, Row
-from tools.dev.study import table
+from tools.dev.rows import METRICS, Row
+from tools.dev.study import results_option, table
 
 SIGMAS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.5)
 TEACHER = "--teacher=fashion-teacher.pkl"
@@ -72,12 +72,7 @@ COLUMNS = {
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path, exists=True),
-    default=ROOT / "docs/measurements/generator_study.jsonl",
-    help="The results.  [default: docs/measurements/generator_study.jsonl]",
-)
+@results_option("generator_study")
 @click.option("--rows", default="", metavar="PREFIX", help="Rows whose names begin so.  [default: all]")
 def main(results: Path, rows: str) -> None:
     found = [json.loads(line) for line in results.read_text().splitlines()]

@@ -11,9 +11,9 @@ from __future__ import annotations
 import json
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 from tools.dev.rows import ROOT, Row
 
+F = TypeVar("F", bound=Callable[..., Any])
 FEATURES = "--critic=features --data=teacher:10000"
 IKL = "--divergence=ikl"
 REAL = "--cond=true --data={datasets}/fashion-16.zip"
@@ -108,13 +109,19 @@ def _cell(values: list[float | None], digits: int) -> str:
     return f"{statistics.mean(known):.{digits}f}{spread}"
 
 
+def results_option(study: str) -> Callable[[F], F]:
+    """--results, the file in which tools/dev/rows.py keeps what a study gave."""
+    kept = f"docs/measurements/{study}.jsonl"
+    return click.option(
+        "--results",
+        type=click.Path(path_type=Path, exists=True),
+        default=ROOT / kept,
+        help=f"The results.  [default: {kept}]",
+    )
+
+
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path, exists=True),
-    default=ROOT / "docs/measurements/study.jsonl",
-    help="The results.  [default: docs/measurements/study.jsonl]",
-)
+@results_option("study")
 def main(results: Path) -> None:
     click.echo(table([json.loads(line) for line in results.read_text().splitlines()]))
 

@@ -15,8 +15,8 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import ROOT, Row
-from tools.dev.study import table
+from tools.dev.rows import Row
+from tools.dev.study import results_option, table
 
 RUN = "--device={device} --seed={seed} --outdir={out} --metrics=none --snap=100"
 #: The layers of the shipped teacher and its learning rate, on real images of 16x16 pixels.
@@ -77,12 +77,7 @@ ROWS = {
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@click.option(
-    "--results",
-    type=click.Path(path_type=Path, exists=True),
-    default=ROOT / "docs/measurements/teacher_study.jsonl",
-    help="[default: docs/measurements/teacher_study.jsonl]",
-)
+@results_option("teacher_study")
 def main(results: Path) -> None:
     click.echo(table([json.loads(line) for line in results.read_text().splitlines()], ROWS, COLUMNS))
 
