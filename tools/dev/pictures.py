@@ -23,6 +23,14 @@ from tools.dev.scaling import two_panels
 
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "measurements"
 JUDGES = {"fd_fashion": "FD, the classifier", "fd_effnet": "FD, EfficientNet"}
+#: Rows of the study that are drawn, as the legend names them.
+CURVES = {
+    "recipe": "sid: make demo", "refiner": "refiner", "ikl": "ikl, plain", "ikl-mended": "ikl", "sim": "sim",
+    "critic-mended": "ikl + critic", "critic-alone-mended": "critic alone", "sid-critic": "sid + critic",
+    "own-d": "ikl + the GAN's D", "hybrid-real": "the same, real images", "gan-continued": "GAN continued",
+    "one-step": "one step of the teacher",
+}  # fmt: skip
+DRAWING = 0.0057  # seconds of one thread for a sample of the shipped teacher, in 8 evaluations
 SPEEDS = {"benchmark-cpu.json": "one CPU core, float32", "gpu-h200.json": "one H200, bf16"}
 
 
@@ -31,22 +39,25 @@ def main() -> None:
     pass
 
 
-@main.command(help="FD against the processor's seconds, of each row of the study, by both judges.")
+@main.command(help="FD against the processor's seconds, of the main rows of the study, by both judges.")
 @click.option("--out", type=click.Path(path_type=Path), default=FIGURES / "quality.svg")
 @user_errors
 def quality(out: Path) -> None:
-    results = [json.loads(line) for line in _read("study.jsonl").splitlines()]
+    files = ("study.jsonl", "curves.jsonl")
+    results, states = ([json.loads(line) for line in _read(name).splitlines()] for name in files)
     with two_panels(out) as panels:
         for axes, (metric, title) in zip(panels, JUDGES.items(), strict=True):
             for name, level in levels(results, metric).items():
                 axes.axhline(level, color="0.6", linestyle="--")
                 axes.annotate(name, (0, level), xytext=(4, -10), textcoords="offset points", color="0.4", fontsize=8)
-            for name, own in points(results, metric).items():
-                seconds, values = zip(*own, strict=True)
-                axes.plot(seconds, values, "o", label=name)
-            axes.set(xlim=(0, None), ylim=(0, None), xlabel="processor time of the refinement, s", ylabel=title)
+            for index, (row, label) in enumerate(CURVES.items()):
+                for seconds, values in curves(results, states, row, metric):
+                    style = {"color": f"C{index % 10}", "marker": "os"[index // 10], "markersize": 4}
+                    axes.plot(seconds, values, label=label, **style)
+                    label = "_"  # the legend names a row once
+            axes.set(xlim=(0, None), ylim=(0, None), xlabel="processor time, s", ylabel=title)
             axes.grid(alpha=0.3)
-            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(0.01, 0.62))
+        panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     click.echo(f"written: {out}")
 
 
@@ -89,12 +100,21 @@ def speed(out: Path) -> None:
     click.echo(f"written: {out}")
 
 
-def points(results: list[dict[str, Any]], metric: str) -> dict[str, list[tuple[float, float]]]:
-    """Seconds and metric of each trained row's seeds, by row."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for result in results:
-        if "seconds" in result:
-            found.setdefault(result["row"], []).append((result["seconds"], result[metric]))
+def curves(
+    results: list[dict[str, Any]], states: list[dict[str, Any]], row: str, metric: str
+) -> list[tuple[list[float], list[float]]]:
+    """Seconds and metric of each of a row's seeds: its states, if they were judged, and its end.
+
+    The training begins when the teacher's samples, if it has some, are drawn.
+    """
+    found = []
+    for end in (result for result in results if result["row"] == row):
+        samples = re.search(r"--data=teacher:(\d+)", " ".join(end["commands"]))
+        drawn = DRAWING * int(samples[1]) if samples else 0.0
+        own = [(drawn + state["share"] * (end["seconds"] - drawn), state[metric])
+               for state in states if (state["row"], state["seed"]) == (row, end["seed"])]  # fmt: skip
+        seconds, values = zip(*sorted([*own, (end["seconds"], end[metric])]), strict=True)
+        found.append((list(seconds), list(values)))
     return found
 
 
