@@ -40,8 +40,6 @@ from stylegan_di.labels import Chosen
 from stylegan_di.sampling.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.sampling.seeded import call_size, uint8_images
-from stylegan_di.students.refiner import RefinerStudent
-from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
 
@@ -56,12 +54,12 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, given: 
     A refiner is told the class, which a GAN's w has in it.
     """
     student = open_of_w(network).to(device)
-    refines = isinstance(student, RefinerStudent)
+    accepted = ("--noise-mode",) if student.label_in_w else ("--class", "--label")
     for option, value in given.items():
-        if value is not None and option not in (("--class", "--label") if refines else ("--noise-mode",)):
+        if value is not None and option not in accepted:
             raise UserError(f"{option} is for images of seeds; leave it out with --projected-w")
     labels = None
-    if refines:
+    if not student.label_in_w:
         labels = one_label(student, one_asked_for(student, given["--class"], given["--label"]))
     of_w = student.of_w(None if labels is None else labels.to(device))
     ws, noises = load_projection(path, of_w)
@@ -70,7 +68,6 @@ def draw_projection(network: str, path: Path, outdir: Path, device: str, given: 
     if noise_mode == "const":
         images = draw_ws(of_w, ws, noises)
     else:
-        assert isinstance(student, StyleGAN2Student)
         images = student.with_options(noise_mode=noise_mode).uint8_of_ws(ws, range(len(ws)))
     for index, image in enumerate(images):
         save_image(image, outdir / f"proj{index:02d}.png")
