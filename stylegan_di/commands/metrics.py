@@ -184,6 +184,8 @@ def main(
         raise UserError("--any-size is for --images and --data without --mirror; leave it out")
     start = time.monotonic()
     names = [name.strip() for name in metrics.split(",")]
+    for name in names:
+        metric(name)  # a wrong name is told before anything is written
     folder = None if outdir is None else writable_folder("--outdir", outdir)
     if folder is None and (Path(network or "").parent / "training_options.json").is_file():
         folder = Path(network or "").parent  # a run's
