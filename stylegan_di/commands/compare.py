@@ -97,7 +97,3 @@ def main(
     atomic_write(outdir / "compare.json", (json.dumps(report, indent=2) + "\n").encode())
     click.echo(table(found))
     click.echo(f"{outdir / 'compare.png'}: OLD above NEW, row by row; {outdir / 'compare.json'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -166,7 +166,3 @@ def main(
     for each in asked:
         its_grid = None if grid is None else grid.with_name(f"{grid.stem}-class{each}{grid.suffix}")
         draw_seeds(generator, seeds, each, outdir / f"class{each}", its_grid, batch)
-
-
-if __name__ == "__main__":
-    main()

@@ -94,7 +94,3 @@ def main(
     save_video(pictures(), output, fps)
     progress.close()
     click.echo(f"{output}: {len(path)} frames, a loop of {len(path) / fps:.2f} s")
-
-
-if __name__ == "__main__":
-    main()

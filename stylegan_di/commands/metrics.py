@@ -229,7 +229,3 @@ def main(
         if folder is not None:
             with open_plain(folder / f"metric-{name}.jsonl", "a", encoding="utf-8") as file:
                 file.write(line + "\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -135,7 +135,3 @@ def project_one(
     if video is not None:
         save_video(way_there(projection, network, pixels), video, FPS)
     click.echo(f"{outdir}: distance {projection.start:.4g} at the mean image, {projection.end:.4g} at the projection")
-
-
-if __name__ == "__main__":
-    main()

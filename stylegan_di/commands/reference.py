@@ -70,7 +70,3 @@ def main(
         stats = dataclasses.replace(stats, features=stats.features.astype(features), labels=classes)
     save_stats(dest, stats, {} if classes is None else {"label_counts": np.bincount(classes)})
     click.echo(f"{dest}: {extractor} features of {len(dataset)} images, {Path(dest).stat().st_size / 1e6:.2f} MB")
-
-
-if __name__ == "__main__":
-    main()

@@ -119,7 +119,3 @@ def main(
         click.echo(f"{name}: power in octaves from coarse to fine, over that of real images: {figures}")
     draw(ratios, out)
     click.echo(f"{out}: the ratio over the frequency")
-
-
-if __name__ == "__main__":
-    main()

@@ -85,7 +85,3 @@ def main(
         pictures += [row_image, *images]
     save_grid(torch.stack(pictures), outdir / "grid.png", columns=len(col_names) + 1)
     click.echo(f"{len(row_names) * len(col_names)} images in {outdir}, all in {outdir / 'grid.png'}")
-
-
-if __name__ == "__main__":
-    main()
