@@ -37,6 +37,7 @@ _unet = partial(option, group="Denoiser, or the teacher that is trained on the w
 _gan = partial(option, group="Generator and discriminator", kinds=("gan",))
 _critic = partial(option, group="Discriminator's training", kinds=("gan", "di"))
 _di = partial(option, group="Diff-Instruct", kinds=("di",))
+HEADROOM = 1000  # samples on which GAN and teacher are compared on a GPU
 ONLINE = "online"  # --teacher's value for one that is trained on the way
 _LAW = f"a spec: {usage(NOISE_LAWS)}."
 
@@ -297,7 +298,13 @@ class TrainConfig:
         0.0, "Thousands of images on which only the fake score learns, inside --kimg.", NOT_NEGATIVE
     )
     force: bool = _di(
-        False, "Start although the teacher does not fit the GAN's samples in classes, colours or values."
+        False, "Start although the teacher does not fit the GAN's samples in classes, colours or values, or is worse."
+    )
+    headroom: int | None = _di(
+        None,
+        "Samples of GAN and teacher on which the first metric is measured before the run, which is refused where the "
+        "teacher's is twice as bad; 0: none. [default: 1000 on a GPU, else 0]",
+        Range(0),
     )
     teacher_lr: float | None = _di(
         None, "Learning rate of a teacher that is trained on the way. [default: --lr]", POSITIVE
@@ -366,6 +373,13 @@ class TrainConfig:
     def needs_teacher(self) -> bool:
         """Whether a teacher takes part in --kind=di."""
         return uses_teacher(vars(self))
+
+    @property
+    def headroom_samples(self) -> int:
+        """Samples on which GAN and teacher are compared before a run."""
+        if self.headroom is not None:
+            return self.headroom
+        return HEADROOM if self.device.startswith("cuda") else 0
 
     @property
     def teacher_options(self) -> TeacherOptions:

@@ -105,6 +105,16 @@ class Denoiser(Conditional, ABC):
         """
         raise UserError(f"a {type(self).__name__} cannot be written to a snapshot")
 
+    def checkpoint_activations(self) -> None:
+        """Makes the backward pass compute the activations inside the network's blocks again instead of keeping them.
+
+        Copies made from then on do so too.
+
+        Raises:
+            UserError: if networks of this class cannot.
+        """
+        raise UserError(f"--checkpointing: a {type(self).__name__} keeps all its activations; leave it out")
+
     def compile_network(self) -> None:
         """Makes PyTorch compile the network when it is first called."""
         self.compile()

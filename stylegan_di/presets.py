@@ -143,16 +143,18 @@ _FASHION: dict[str, Any] = dict(
 _FASHION_USES: dict[str, dict[str, Any]] = {
     REFINEMENT: _FASHION | dict(
         kimg=30.0, divergence="sid", lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05, whitening=1.0, clip=True,
-        clip_return=0.0,
+        clip_return=0.0, headroom=500,
     ),
     DISTILLATION: _FASHION | dict(kimg=24.0, lr=5e-4),
-    REFINER: _FASHION | dict(kimg=28.0, lr=1e-3, fake_lr=1e-3, dlr=2e-3, gamma=0.05, clip=True, clip_return=0.0),
+    REFINER: _FASHION | dict(
+        kimg=28.0, lr=1e-3, fake_lr=1e-3, dlr=2e-3, gamma=0.05, clip=True, clip_return=0.0, headroom=500
+    ),
     NEW_NETWORK: _FASHION | dict(kimg=44.0, lr=2e-3, fake_lr=1.5e-3),
 }  # fmt: skip
 
 _FASHION_32_USES: dict[str, dict[str, Any]] = {
     REFINEMENT: _FASHION | dict(
-        kimg=20.0, divergence="ikl", lr=2e-3, fake_lr=1.5e-3, whitening=1.0, clip=True,
+        kimg=20.0, divergence="ikl", lr=2e-3, fake_lr=1.5e-3, whitening=1.0, clip=True, headroom=500,
         force=True,  # the GAN's classes are hard to tell apart
     ),
 }  # fmt: skip

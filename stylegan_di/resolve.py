@@ -37,7 +37,7 @@ REAL_IMAGES = ("data", "cond", "mirror", "subset", "workers")
 #: Options of StyleGAN2's and StyleGAN3's networks and losses that R3GAN has no use for.
 NOT_R3GANS = ("map_depth", "noise_inputs", "d_arch", "freezed", "mixing", "pl_weight", "pl_interval", "blur_sigma",
               "blur_fade", "mbstd_group", "freeze", "r1_interval")  # fmt: skip
-TEACHER = ("prompt", "negative_prompt", "guidance", "autoencoder", "checkpointing")
+TEACHER = ("prompt", "negative_prompt", "guidance", "autoencoder")
 DIVERGENCE = (
     "noise_law", "fake_lr", "fake_noise_law", "fake_rank", "fake_steps", "fake_warmup", "one_noise", "compile",
     "winograd", "fsdp"
@@ -102,13 +102,16 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
         if not config.trains_teacher:
             yield ONLINE_TEACHER, "without --teacher=online, a teacher that is trained on the way" + leave
         else:
-            yield TEACHER, "with --teacher=online, a denoiser of pixels that is trained on the way" + leave
+            why = "with --teacher=online, a denoiser of pixels that is trained on the way"
+            yield (*TEACHER, "headroom"), why + leave
         if config.gan_pkl is None or not config.needs_teacher:
-            yield ("match", "classes", "force"), "without a GAN to refine and its teacher" + leave
+            yield ("match", "classes", "force", "headroom"), "without a GAN to refine and its teacher" + leave
         if not config.trains_critic:
             yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
         if not config.needs_data:
             yield REAL_IMAGES, "without --adv-weight, --critic or a divergence that sees real images: leave it out"
+        if not config.metrics:
+            yield ("headroom",), "with --metrics=none" + leave
         if not config.clip:
             yield ("clip_return",), "without --clip=true" + leave
         if not config.trains_critic and config.critic == "none":
@@ -118,7 +121,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
         if config.divergence == "none":
             yield DIVERGENCE, "with --divergence=none" + leave
             if not config.needs_teacher:
-                yield ("teacher", *TEACHER), "with --divergence=none" + leave
+                yield ("teacher", "checkpointing", *TEACHER), "with --divergence=none" + leave
         if config.gan_pkl is not None:
             yield ("student_steps",), "with --gan-pkl, which makes its images in one: leave it out"
         if config.makes_student:

@@ -48,7 +48,7 @@ SHORTER: dict[str, list[str] | None] = {
     "interpolate": ["--frames=2", "--seeds=0-1", "--grid=1x1"],
     "style-mix": [],
     "project": ["--num-steps=1"],
-    "preflight": ["--samples=8", "--steps=1", "--batch=8", "--force=true"],
+    "preflight": ["--headroom=8", "--steps=1", "--batch=8", "--force=true"],
     "spectrum": ["--num=8"],
     "push": None,  # asks the hub; its own test has a server that stands in
     "view": None,  # serves until it is stopped; tests/test_view.py runs it

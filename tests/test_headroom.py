@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from click.testing import CliRunner
 from torch import Tensor
 
 from stylegan_di.commands import preflight
-from stylegan_di.explore.headroom import Headroom, look
+from stylegan_di.explore.headroom import WORSE, Figures, Headroom, look
 from stylegan_di.interfaces import Generator
 from stylegan_di.labels import ClassMap
 from stylegan_di.random import SampleRandom
@@ -21,7 +22,7 @@ from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator
 from stylegan_di.spaces.pixels import Pixels
 from tests.gaussians import GaussianDenoiser
 from tests.test_resume import SHORT, invoke, whole_run
-from tests.tiny import save_files
+from tests.tiny import save_files, save_teacher
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -121,18 +122,71 @@ def said(*arguments: str) -> Any:
 
 def test_the_tool_measures_both_and_the_cost(files: dict[str, str]) -> None:
     own = [f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}", f"--ref={files['ref']}"]
-    own += ["--metrics=fd_fashion", "--samples=32"]
+    own += ["--metrics=fd_fashion", "--headroom=32"]
     result = said(*own, "--force=true")
     assert result.exit_code == 0, result.output
-    lines = dict(line.split(maxsplit=1) for line in result.output.splitlines() if "/s" not in line.split(",")[0])
-    assert float(lines["GAN"].split()[1]) > 0
-    assert float(lines["teacher"].split()[1].rstrip(",")) > 0
-    assert "s/kimg over 1 steps" in result.output
-    assert float(lines["memory"].split()[0]) > 0
-    worse = float(lines["teacher"].split()[1].rstrip(",")) >= float(lines["GAN"].split()[1])
+    assert re.search(r"time +[\d.]+ s/kimg: .* for [\d.]+ kimg, [\d.]+ GiB of memory, from 1 steps", result.output)
+    found = re.search(r"fd_fashion ([\d.]+) of the GAN, ([\d.]+) of the teacher drawn in 8 eval", result.output)
+    assert found is not None
+    gan, teacher = map(float, found.groups())
+    assert min(gan, teacher) > 0
     refused = said(*own)
-    assert refused.exit_code == (2 if worse else 0)
-    assert ("is no better than --gan-pkl" in refused.output) == worse
+    assert refused.exit_code == (2 if teacher >= gan else 0)
+    assert ("the teacher is no better than the GAN" in refused.output) == (teacher >= gan)
+
+
+def test_a_run_says_whether_the_teacher_is_better_and_what_it_takes(tmp_path: Path) -> None:
+    arguments = ["--kind=di", "--metrics=fd_fashion", "--metric-samples=16", "--headroom=200", "--device=cpu",
+                 "--batch=2", "--kimg=0.022", "--tick=0.022", "--snap=1"]  # fmt: skip
+    log = (whole_run(tmp_path / "runs", *arguments, "--gan-pkl=fashion-gan.pkl") / "log.txt").read_text()
+    found = re.search(r"headroom +fd_fashion ([\d.]+) of the GAN, ([\d.]+) of the teacher .* on 200 samples\n", log)
+    assert found is not None
+    assert float(found[2]) < 0.5 * float(found[1])
+    assert len(re.findall(r"estimate +[\d.]+ s/kimg: \d+s for 0.022 kimg, [\d.]+ GiB of memory\n", log)) == 1
+
+
+def test_a_teacher_that_is_far_worse_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher of random weights, and the shipped GAN; what is seen of their samples is not to refuse it before."""
+    monkeypatch.setattr(Headroom, "problem", lambda self: None)
+    teacher = save_teacher(tmp_path / "noise.pkl", label_dim=10)
+    arguments = ["--kind=di", "--gan-pkl=fashion-gan.pkl", f"--teacher={teacher}", "--match=resize",
+                 "--metrics=fd_fashion", "--headroom=100", *SHORT]  # fmt: skip
+    result = invoke(*arguments, "--classes=null", f"--outdir={tmp_path / 'runs'}")
+    assert result.exit_code == 2
+    assert "the teacher is no better than the GAN (fd_fashion" in result.output
+    assert "start all the same with --force" in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("gan", "teachers", "higher", "factor", "hopeless"),
+    [
+        (10.0, (5.0,), False, 1.0, False),
+        (10.0, (12.0,), False, 1.0, True),
+        (10.0, (12.0,), False, WORSE, False),
+        (10.0, (25.0, 30.0), False, WORSE, True),
+        (10.0, (25.0, 3.0), False, WORSE, False),
+        (0.5, (0.3,), True, WORSE, False),
+        (0.5, (0.2,), True, WORSE, True),
+    ],
+)
+def test_figures_are_judged_by_the_best_teacher(
+    gan: float, teachers: tuple[float, ...], higher: bool, factor: float, hopeless: bool
+) -> None:
+    assert (Figures("fd", gan, teachers, higher, 100).problem(factor) is not None) == hopeless
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        (["--metrics=none"], "--headroom=9 has no effect with --metrics=none"),
+        (["--metrics=fd_fashion", "--teacher=online", "--data=x"], "--headroom=9 has no effect with --teacher=online"),
+    ],
+)
+def test_where_it_has_no_effect_it_is_refused(option: list[str], why: str) -> None:
+    result = invoke("--kind=di", "--gan-pkl=fashion-gan.pkl", "--headroom=9", *option)
+    assert result.exit_code == 2
+    assert why in result.output
 
 
 def test_the_tool_wants_a_gan_and_a_teacher(files: dict[str, str]) -> None:

@@ -218,7 +218,6 @@ def test_options_that_a_pipeline_has_no_use_for_are_refused(tmp_path: Path) -> N
     assert "wants more than a text (addition_embed_type=image)" in tiny.refused(texts, prompt="a")
     network = save_teacher(tmp_path / "edm.pkl")
     assert "--prompt=a is for a text-to-image pipeline" in tiny.refused(network, prompt="a")
-    assert "--checkpointing is for pipelines" in tiny.refused(network, checkpointing=True)
     assert "has 1 channels, not those of its latents" in tiny.refused(network, autoencoder=str(tmp_path / "vae"))
 
 

@@ -1,4 +1,4 @@
-"""Whether a teacher can help a GAN at all, by looking at the GAN's samples through the teacher.
+"""Whether a teacher can help a GAN at all: what it says of the GAN's samples, and whether its own are better.
 
 A denoiser errs least on what it knows. So its error on the GAN's noised samples tells, for each class of the GAN, which
 of its own classes it takes them for, and whether red and blue are exchanged; no classifier is needed.
@@ -6,7 +6,7 @@ of its own classes it takes them for, and whether red and blue are exchanged; no
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +16,17 @@ from stylegan_di.diffusion import add_noise
 from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser, Generator, Space
 from stylegan_di.labels import ClassMap, one_hot
+from stylegan_di.metrics.evaluate import Evaluator
+from stylegan_di.metrics.table import metric
 from stylegan_di.random import SampleRandom
+from stylegan_di.sampling.decoded import image_sampler
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER, DiffusionSampler
 
 SIGMA = 1.0  # where shapes are hidden and classes still tell
 SAMPLES = 16  # of each class
 MAX_CLASSES = 12  # looked at, because each is asked about each
 TELLING = 0.01  # relative gap of errors from which the teacher tells classes, or channel orders, apart
+WORSE = 2.0  # times as far from real images as the GAN is a hopeless teacher; 8 evaluations do not show its best
 FAR = 0.5  # in [-1,1]: between the mean brightness of the GAN and of the teacher; latents have no such scale
 
 
@@ -103,6 +107,53 @@ def look(generator: Generator, teacher: Denoiser, space: Space, classes: ClassMa
     drawn = sampler(sampler.sample_latents(n, rng=rng)[few], None if told is None else told[few])
     far = FAR if teacher.space is None else float("inf")
     return Headroom(taken_for, swapped, _moments(x, teacher), _moments(drawn, teacher), far)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The first figure of a metric, of a GAN and of the teachers that are to refine it, as drawn in 8 evaluations."""
+
+    name: str
+    gan: float
+    teachers: tuple[float, ...]
+    higher: bool  # is better
+    samples: int
+
+    def sentence(self) -> str:
+        """For the header of a run: 'fd_fashion 29.4 of the GAN, 2.3 of the teacher drawn in 8 evaluations, ...'."""
+        teachers = " and ".join(f"{value:.4g}" for value in self.teachers)
+        which = "teacher" if len(self.teachers) == 1 else "teachers"
+        end = f"{which} drawn in 8 evaluations, on {self.samples} samples"
+        return f"{self.name} {self.gan:.4g} of the GAN, {teachers} of the {end}"
+
+    def problem(self, factor: float = 1.0) -> str | None:
+        """Says so if every teacher is as bad as the GAN, or that times factor; None if one is better."""
+        best = max(self.teachers) if self.higher else min(self.teachers)
+        hopeless = best * factor <= self.gan if self.higher else best >= self.gan * factor
+        if not hopeless:
+            return None
+        return f"the teacher is no better than the GAN ({self.sentence()}); choose another"
+
+
+def compare(
+    evaluator: Evaluator, generator: Generator, teachers: Sequence[Denoiser], seed: int = 0
+) -> Figures | None:
+    """Measures the first metric of a GAN and of its teachers; None where it does not tell better from worse.
+
+    Args:
+        evaluator: of that metric, on a few samples; all processes have one and call this.
+        generator: the GAN.
+        teachers: what is to refine it; those of latents are judged by the images that these stand for.
+        seed: of the samples.
+    """
+    higher = metric(evaluator.metrics[0]).higher_is_better
+    if higher is None:
+        return None
+    samplers = (image_sampler(each, solver=DPM_SOLVER) for each in teachers)
+    found = [evaluator(each, seed=seed) for each in (generator, *samplers)]
+    name = next(iter(found[0]))
+    gan, *others = (each[name] for each in found)
+    return Figures(name, gan, tuple(others), higher, evaluator.num_samples)
 
 
 def _taken_for(

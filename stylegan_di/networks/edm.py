@@ -54,7 +54,7 @@ class Precond(PersistentModule):
         """Returns F(x) [B,C,H,W] for the scaled x [B,C,H,W], c_noise [B] or [1] and labels [B or 1,label_dim]."""
 
     @abstractmethod
-    def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> list[Tensor]:
+    def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> list[Tensor]:
         """Returns the encoder's outputs of F for the arguments of `raw`; see `edm_unets.UNet.features`."""
 
     @abstractmethod
@@ -80,7 +80,8 @@ class Precond(PersistentModule):
             sigma: noise levels [B] or scalar, > 0.
             class_labels: [B,label_dim] one-hot; None for the null label (zeros); ignored by an unconditional network.
             force_fp32: computes in float32 even if the network has use_fp16.
-            model_kwargs: `augment_labels` [B,augment_dim], for networks trained with augmentation.
+            model_kwargs: `augment_labels` [B,augment_dim], for networks trained with augmentation; `recompute`, whether
+                the backward pass computes the activations inside blocks again.
 
         Returns:
             Denoised images shaped like x, in float32 (float64 if the parameters are).
@@ -88,13 +89,15 @@ class Precond(PersistentModule):
         x, (c_skip, c_out, _, _), inputs = self._precondition(x, sigma, class_labels, force_fp32)
         return c_skip * x + c_out * self.raw(*inputs, **model_kwargs).to(x.dtype)
 
-    def features(self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None) -> list[Tensor]:
+    def features(
+        self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None = None, **model_kwargs: Any
+    ) -> list[Tensor]:
         """Runs the U-Net's encoder alone, on the inputs that `forward` would give it for the same arguments.
 
         Returns the encoder's last output at each level, [B,C_i,H/2^i,W/2^i] from the highest resolution to the lowest
         (see `edm_unets.UNet.features`), in the dtype in which the U-Net computes.
         """
-        return self.raw_features(*self._precondition(x, sigma, class_labels)[2])
+        return self.raw_features(*self._precondition(x, sigma, class_labels)[2], **model_kwargs)
 
     def _precondition(
         self, x: Tensor, sigma: Tensor | float, class_labels: Tensor | None, force_fp32: bool = False
@@ -155,8 +158,8 @@ class UNetPrecond(Precond):
     def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
         return self.model(x, c_noise, labels, **kwargs)[:, : self.img_channels]
 
-    def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> list[Tensor]:
-        return self.model.features(x, c_noise, labels)
+    def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> list[Tensor]:
+        return self.model.features(x, c_noise, labels, **kwargs)
 
 
 class VPPrecond(UNetPrecond):

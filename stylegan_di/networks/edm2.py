@@ -21,7 +21,7 @@ from torch.nn import ModuleDict, Parameter
 from stylegan_di.diffusion import Preconditioning, edm_preconditioning
 from stylegan_di.networks import edm
 from stylegan_di.networks.checks import check_choice
-from stylegan_di.networks.edm_layers import attention, downsample, upsample
+from stylegan_di.networks.edm_layers import attention, downsample, run, upsample
 from stylegan_di.networks.edm_unets import last_of_each_level, plan_decoder, plan_encoder
 from stylegan_di.torch_utils.persistence import PersistentModule
 
@@ -228,20 +228,25 @@ class UNet(PersistentModule):
             self.dec[layer.key] = block(layer.cin, layer.cout, flavor="dec", resample_mode=mode, attention=attend)
         self.out_conv = MPConv(widths[0], img_channels, kernel=(3, 3))
 
-    def forward(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> Tensor:
-        """Returns F(x) [B,C,H,W]; noise_labels [B] or [1]; class_labels [B or 1,label_dim], None without label_dim."""
-        skips, emb = self._embed_and_encode(x, noise_labels, class_labels)
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, recompute: bool = False
+    ) -> Tensor:
+        """Returns F(x) [B,C,H,W]; arguments as those of `edm_unets.UNet.forward`."""
+        skips, emb = self._embed_and_encode(x, noise_labels, class_labels, recompute)
         x = skips[-1]
         for key, layer in self.dec.items():
-            x = layer(mp_cat(x, skips.pop(), self.concat_balance) if "block" in key else x, emb)
+            x = mp_cat(x, skips.pop(), self.concat_balance) if "block" in key else x
+            x = run(layer, x, emb, recompute)
         return self.out_conv(x, gain=self.out_gain)
 
-    def features(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> list[Tensor]:
+    def features(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, recompute: bool = False
+    ) -> list[Tensor]:
         """Runs the encoder alone; see `edm_unets.UNet.features`. Arguments as forward's."""
-        return last_of_each_level(self._embed_and_encode(x, noise_labels, class_labels)[0])
+        return last_of_each_level(self._embed_and_encode(x, noise_labels, class_labels, recompute)[0])
 
     def _embed_and_encode(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, recompute: bool
     ) -> tuple[list[Tensor], Tensor]:
         """The outputs of the encoder's layers, in their order, and the embedding."""
         emb = self.emb_noise(self.emb_fourier(noise_labels))
@@ -253,7 +258,7 @@ class UNet(PersistentModule):
         x = torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
         outputs: list[Tensor] = []
         for key, layer in self.enc.items():
-            x = layer(x) if key.endswith("conv") else layer(x, emb)
+            x = layer(x) if key.endswith("conv") else run(layer, x, emb, recompute)
             outputs.append(x)
         return outputs, emb
 
@@ -286,8 +291,8 @@ class Precond(edm.Precond):
     def raw(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> Tensor:
         return self.unet(x, c_noise, labels, **kwargs)
 
-    def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None) -> list[Tensor]:
-        return self.unet.features(x, c_noise, labels)
+    def raw_features(self, x: Tensor, c_noise: Tensor, labels: Tensor | None, **kwargs: Any) -> list[Tensor]:
+        return self.unet.features(x, c_noise, labels, **kwargs)
 
     def logvar(self, sigma: Tensor) -> Tensor:
         """u(sigma), the logarithm of the expected loss at noise levels sigma [B]: [B,1,1,1] (eq. 21)."""

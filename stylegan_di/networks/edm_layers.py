@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Parameter
+from torch.utils.checkpoint import checkpoint
 
 from stylegan_di.torch_utils.ops import winograd
 from stylegan_di.torch_utils.ops.bias_act import bias_act
@@ -294,6 +295,16 @@ def projections(layer: Conv2d, x: Tensor, num_heads: int) -> list[Tensor]:
 def adds_late(x: Tensor) -> bool:
     """Whether a block leaves biases out of its convolutions: on a GPU, where their own pass over memory costs time."""
     return x.is_cuda
+
+
+def run(block: torch.nn.Module, x: Tensor, emb: Tensor, recompute: bool) -> Tensor:
+    """block(x, emb), whose activations are computed again in the backward pass instead of being kept if recompute."""
+    output: Tensor
+    if recompute:
+        output = checkpoint(block, x, emb, use_reentrant=False, preserve_rng_state=block.training)
+    else:
+        output = block(x, emb)
+    return output
 
 
 def joined(h: Tensor, other: Tensor, alpha: float, gain: float, *layers: Conv2d) -> Tensor:

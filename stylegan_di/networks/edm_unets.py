@@ -28,6 +28,7 @@ from stylegan_di.networks.edm_layers import (
     Linear,
     PositionalEmbedding,
     UNetBlock,
+    run,
 )
 from stylegan_di.torch_utils.persistence import PersistentModule
 
@@ -172,7 +173,12 @@ class UNet(PersistentModule):
     dec: ModuleDict
 
     def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """Returns F(x) [B,out_channels,H,W].
 
@@ -181,19 +187,25 @@ class UNet(PersistentModule):
             noise_labels: [B] or [1].
             class_labels: [B or 1,label_dim]; None without label_dim.
             augment_labels: [B,augment_dim], None for no augmentation.
+            recompute: whether the backward pass computes the activations inside blocks again.
         """
         emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
-        return self.decode(self.encode(x, emb), emb)
+        return self.decode(self.encode(x, emb, recompute), emb, recompute)
 
     def features(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None = None,
+        recompute: bool = False,
     ) -> list[Tensor]:
         """Runs the encoder alone and returns its last output at each level, from the highest resolution to the lowest.
 
         Element i is [B,C_i,H/2^i,W/2^i] with C_i = model_channels * channel_mult[i]. Arguments as forward's.
         """
         emb = self.embed(noise_labels, class_labels, augment_labels, batch=x.shape[0])
-        return last_of_each_level(self.encode(x, emb))
+        return last_of_each_level(self.encode(x, emb, recompute))
 
     @abstractmethod
     def embed(
@@ -201,7 +213,7 @@ class UNet(PersistentModule):
     ) -> Tensor:
         """The embedding [B or 1,emb_channels] that conditions every block."""
 
-    def encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+    def encode(self, x: Tensor, emb: Tensor, recompute: bool = False) -> list[Tensor]:
         """Returns the outputs of all layers in order; the last one is the deepest level's."""
         x = x.to(memory_format=LAYOUT)
         skips: list[Tensor] = []
@@ -215,12 +227,12 @@ class UNet(PersistentModule):
                 case "aux_residual":
                     x = skips[-1] = aux = (x + layer(aux)) / math.sqrt(2)
                 case kind:
-                    x = layer(x).to(memory_format=LAYOUT) if kind == "conv" else layer(x, emb)
+                    x = layer(x).to(memory_format=LAYOUT) if kind == "conv" else run(layer, x, emb, recompute)
                     skips.append(x)
         return skips
 
     @abstractmethod
-    def decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+    def decode(self, skips: list[Tensor], emb: Tensor, recompute: bool = False) -> Tensor:
         """Returns the output image from the encoder's outputs, which it uses up."""
 
 
@@ -305,7 +317,7 @@ class SongUNet(UNet):
             emb = emb + self.map_augment(augment_labels.to(emb.dtype))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
-    def decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+    def decode(self, skips: list[Tensor], emb: Tensor, recompute: bool = False) -> Tensor:
         """See `UNet.decode`; decoder_type 'skip' sums the image from upsampled images of all levels."""
         x, image = skips[-1], None
         for key, layer in self.dec.items():
@@ -317,7 +329,8 @@ class SongUNet(UNet):
                 case "aux_conv":
                     image = layer(features) if image is None else image + layer(features)
                 case kind:
-                    x = layer(torch.cat([x, skips.pop()], dim=1) if kind.startswith("block") else x, emb)
+                    x = torch.cat([x, skips.pop()], dim=1) if kind.startswith("block") else x
+                    x = run(layer, x, emb, recompute)
         assert image is not None
         return image
 
@@ -376,10 +389,11 @@ class DhariwalUNet(UNet):
         self.out_norm = GroupNorm(widths[0])
         self.out_conv = Conv2d(widths[0], out_channels, kernel=3, **init_zero)
 
-    def decode(self, skips: list[Tensor], emb: Tensor) -> Tensor:
+    def decode(self, skips: list[Tensor], emb: Tensor, recompute: bool = False) -> Tensor:
         x = skips[-1]
         for key, layer in self.dec.items():
-            x = layer(torch.cat([x, skips.pop()], dim=1) if "_block" in key else x, emb)
+            x = torch.cat([x, skips.pop()], dim=1) if "_block" in key else x
+            x = run(layer, x, emb, recompute)
         return self.out_conv(self.out_norm.then_silu(x))
 
     def embed(

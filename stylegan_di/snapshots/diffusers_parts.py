@@ -31,14 +31,14 @@ def open_pipeline(pipeline: Pipeline, options: TeacherOptions) -> DiscreteTeache
     """
     option = f"--teacher={pipeline.source}"
     network = _network(pipeline.network, option)
-    if options.checkpointing:
-        network.enable_gradient_checkpointing()
     space = None
     if (autoencoder := pipeline.autoencoder) is not None:
         space = latents_of(autoencoder, pipeline.network.config["sample_size"], option)
     times = _times(pipeline.scheduler, option)
     texts = _texts(pipeline, options, option) if pipeline.reads_texts else None
     teacher = DiscreteTeacher(network, times, texts=texts, guidance=options.guidance, space=space)
+    if options.checkpointing:
+        teacher.checkpoint_activations()
     return teacher.eval().requires_grad_(False)
 
 

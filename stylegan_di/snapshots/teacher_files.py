@@ -46,6 +46,8 @@ def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser
     student_shape(source, shape, options)
     if options.autoencoder is not None:
         teacher.space = open_latents(options.autoencoder, teacher)
+    if options.checkpointing:
+        teacher.checkpoint_activations()
     return teacher if options.guidance == 1 else Guided(teacher, options.guidance)
 
 
@@ -85,8 +87,6 @@ def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> Im
             f"--guidance={options.guidance:g}: {option} has no classes, so no null label to be guided away from; leave "
             "it out"
         )
-    if options.checkpointing:
-        raise UserError(f"--checkpointing is for pipelines in diffusers' layout, which {option} is not: leave it out")
     if options.autoencoder is None:
         if shape.channels not in (1, 3):
             raise UserError(

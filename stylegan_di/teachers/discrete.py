@@ -255,6 +255,10 @@ class DiscreteTeacher(Denoiser):
         denoised, *null, own = everything.chunk(parts)
         return teacher._guided(denoised, *null) if null else denoised, own
 
+    def checkpoint_activations(self) -> None:
+        network: Any = self.network
+        network.enable_gradient_checkpointing()
+
     def compile_network(self) -> None:
         self.network.compile()
 

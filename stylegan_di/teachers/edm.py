@@ -24,6 +24,7 @@ class EDMTeacher(Denoiser):
 
     def __init__(self, network: Precond) -> None:
         super().__init__()
+        self.how: dict[str, bool] = {}  # arguments of each pass of the network
         self.network = network
         self.training = network.training
         self.img_resolution, self.img_width = network.img_resolution, network.img_width
@@ -37,14 +38,17 @@ class EDMTeacher(Denoiser):
     ) -> Tensor:
         """As a Denoiser; augment_labels [B,9] tell a network trained with EDM's augmentation what was done to x."""
         if augment_labels is None:
-            return self.network(x, sigma, labels)
-        return self.network(x, sigma, labels, augment_labels=augment_labels)
+            return self.network(x, sigma, labels, **self.how)
+        return self.network(x, sigma, labels, augment_labels=augment_labels, **self.how)
 
     def round_sigma(self, sigma: Tensor) -> Tensor:
         return self.network.round_sigma(sigma)
 
     def features(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> list[Tensor]:
-        return self.network.features(x, sigma, labels)
+        return self.network.features(x, sigma, labels, **self.how)
+
+    def checkpoint_activations(self) -> None:
+        self.how = {"recompute": True}
 
     @classmethod
     def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> EDMTeacher | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stylegan_di import preflight, zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.images import tile, to_uint8
@@ -16,7 +17,7 @@ from stylegan_di.journal.clock import comparison_table
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import one_hot
 from stylegan_di.metrics.evaluate import Evaluator
-from stylegan_di.metrics.table import figures_of, is_better
+from stylegan_di.metrics.table import figures_of, is_better, need_reals
 from stylegan_di.random import SampleRandom
 from stylegan_di.runs.endings import StopRequest
 from stylegan_di.runs.folder import RunFolder
@@ -163,15 +164,27 @@ class Evaluation:
         self.journal.images("before_after", to_uint8(torch.cat(images, dim=1))[None], 1)
 
 
+def reference_of(method: Method) -> str | ImageDataset | None:
+    """Returns what metrics compare with: --ref, else a known name's reference, else all of --data despite --subset."""
+    config = method.config
+    if not need_reals(config.metrics):
+        return None
+    source = preflight.reference_of(config)
+    if source is not None:
+        return str(zoo.resolve(source))
+    return method.dataset if config.subset is None else ImageDataset(
+        config.data or "", use_labels=config.cond, xflip=config.mirror
+    )
+
+
 def make_evaluator(
-    method: Method, reference: str | ImageDataset | None, stop: StopRequest
+    method: Method, reference: str | ImageDataset | None, stop: StopRequest, metrics: Sequence[str], samples: int
 ) -> Evaluator | None:
-    """Makes the evaluator of --metrics on --metric-samples samples in every process; None for --metrics=none.
+    """Makes an evaluator of metrics on so many samples in every process; None for no metrics.
 
     If a stop is requested while it measures, it raises Interrupted, and distributed.Abandoned in other processes.
     """
-    config = method.config
-    if not config.metrics:
+    if not metrics:
         return None
     progress = PassProgress()
 
@@ -181,10 +194,10 @@ def make_evaluator(
             progress(label, done, total)
 
     return Evaluator(
-        metrics=list(config.metrics),
+        metrics=metrics,
         reference=reference,
-        num_samples=config.metric_samples,
-        detector_file=config.detector_file,
+        num_samples=samples,
+        detector_file=method.config.detector_file,
         device=method.device,
         report=report,
     )

@@ -11,14 +11,12 @@ from typing import Any
 
 from stylegan_di import preflight, zoo
 from stylegan_di.config import TrainConfig
-from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.logger import Logger
 from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal import SINKS, TRACKERS
 from stylegan_di.journal.journal import Journal
 from stylegan_di.journal.sinks import Sink
-from stylegan_di.metrics.table import need_reals
 from stylegan_di.runs.endings import Interrupted, StopRequest, memory_errors, storage_errors
 from stylegan_di.runs.folder import RunFolder
 from stylegan_di.runs.processes import follow_parent
@@ -30,7 +28,7 @@ from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops import build as kernels
 from stylegan_di.training import graphs, precision
-from stylegan_di.training.evaluation import Evaluation, make_evaluator
+from stylegan_di.training.evaluation import Evaluation, make_evaluator, reference_of
 from stylegan_di.training.methods import Method, build
 from stylegan_di.training.trainer import Trainer
 
@@ -57,9 +55,13 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
             chosen, why = precision.choose(method)
             method.config = config = replace(config, amp=chosen)  # type: ignore[arg-type]
             settled.append(("amp", why))
-        found = [*settled, *(method.examine() if resumed is None else []), *graphs.header(method)]
-        stop = StopRequest()
-        evaluator = make_evaluator(method, _reference(method), stop)
+        stop, reference = StopRequest(), reference_of(method)
+        if resumed is None:
+            few = config.headroom_samples if config.kind == "di" else 0
+            glance = make_evaluator(method, reference, stop, config.metrics[:1], few) if few else None
+            settled += method.examine(glance)
+        found = [*settled, *graphs.header(method)]
+        evaluator = make_evaluator(method, reference, stop, config.metrics, config.metric_samples)
         with (
             _open_folder(config, resumed) as folder, stop, _noted(folder), storage_errors(folder.path), _log(folder),
             Journal(_sinks(config, folder), device) as journal,
@@ -129,19 +131,6 @@ def _noted(folder: RunFolder) -> Iterator[None]:
             with suppress(OSError):  # if the disk is full, the error itself says so
                 folder.note(str(ending))
         raise
-
-
-def _reference(method: Method) -> str | ImageDataset | None:
-    """Returns what metrics compare with: --ref, else a known name's reference, else all of --data despite --subset."""
-    config = method.config
-    if not need_reals(config.metrics):
-        return None
-    source = preflight.reference_of(config)
-    if source is not None:
-        return str(zoo.resolve(source))
-    return method.dataset if config.subset is None else ImageDataset(
-        config.data or "", use_labels=config.cond, xflip=config.mirror
-    )
 
 
 def load_kernels(device: str) -> str:

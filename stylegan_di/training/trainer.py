@@ -17,7 +17,7 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.journal.clock import Clock
 from stylegan_di.journal.journal import Journal
-from stylegan_di.journal.resources import resources
+from stylegan_di.journal.resources import estimate, resources
 from stylegan_di.random import SampleRandom
 from stylegan_di.runs import statefile
 from stylegan_di.runs.endings import Diverged, Interrupted, StopRequest, storage_errors
@@ -35,6 +35,7 @@ from stylegan_di.training.schedule import annealing, ema_beta, lr_scale, update_
 from stylegan_di.training.state import TrainState
 
 SKIPS_INTERVAL = 10  # steps between checks for skipped updates
+TRIED = range(5, 10)  # steps of a run by which its length is estimated; earlier ones choose algorithms and make graphs
 MAX_RETURNS = 3  # returns to the best snapshot with --on-divergence=best
 
 
@@ -66,6 +67,7 @@ class Trainer:
             "state": self.state, "evaluation": evaluation, "journal": journal
         }  # fmt: skip
         self.saved: Path | None = None  # the newest state on disk
+        self.tried: float | None = None  # when the steps began by which the run's length is estimated
         seconds = 0.0 if saved is None else self.restore(saved)
         self.total_nimg = round(self.config.kimg * 1000)
         self.clock = Clock(self.total_nimg, self.state.cur_nimg, seconds)
@@ -114,11 +116,23 @@ class Trainer:
             else:
                 self.step()
                 self.journal.live(self.clock.live(state.cur_nimg))
+                self.estimate()
                 self.after_step()
             if distributed.any_process(self.stop.requested):
                 self.save()
                 raise Interrupted(f"{self._stopped()}: the state is saved; continue with --resume={self.folder.path}")
         return self.evaluation.finish(self.clock.elapsed())
+
+    def estimate(self) -> None:
+        """Says, once the first steps of a run are done, what time and memory the whole of it takes without metrics."""
+        step, config, device = self.state.cur_step, self.config, self.method.device
+        if step in (TRIED.start, TRIED.stop) and device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if step == TRIED.start:
+            self.tried = time.monotonic()
+        if step == TRIED.stop and self.tried is not None and distributed.rank() == 0:
+            seconds = (time.monotonic() - self.tried) / len(TRIED) / config.batch * 1000
+            self.journal.say(f"estimate        {estimate(seconds, config.kimg, device)}")
 
     def begin(self) -> None:
         with contextlib.suppress(Interrupted, distributed.Abandoned):

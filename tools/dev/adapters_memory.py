@@ -30,7 +30,7 @@ from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.optimize import adam, trainable
 from tools.dev.benchmark import report_file, write_report
 
-EDM = "EDMPrecond"  # the class whose networks are not diffusers', and have no checkpointing
+EDM = "EDMPrecond"  # the class whose networks are not diffusers'
 #: Class and arguments of a network: a tiny one, google/ddpm-church-256's, Stable Diffusion 1's, EDM's for CIFAR-10 and
 #: for ImageNet-64, which is ADM's.
 NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,12 +70,18 @@ def opened(network: str, checkpointing: bool) -> Denoiser:
     torch.manual_seed(0)
     class_name, arguments = NETWORKS[network]
     if class_name == EDM:
-        return EDMTeacher(EDMPrecond(**arguments))
+        teacher: Denoiser = EDMTeacher(EDMPrecond(**arguments))
+    else:
+        teacher = _pipeline(class_name, arguments)
+    if checkpointing:
+        teacher.checkpoint_activations()
+    return teacher
+
+
+def _pipeline(class_name: str, arguments: dict[str, Any]) -> Denoiser:
     import diffusers
 
     made = getattr(diffusers, class_name)(**arguments)
-    if checkpointing:
-        made.enable_gradient_checkpointing()
     texts = Texts(torch.zeros(2, 77, arguments["cross_attention_dim"])) if "cross_attention_dim" in arguments else None
     levels = discrete_levels(diffusers.DDPMScheduler().alphas_cumprod)
     return DiscreteTeacher(made, Times(levels, "epsilon"), texts=texts)
@@ -128,8 +134,6 @@ def _resident() -> int:
 def main(network: str, rank: int, batch: int, device: str, target: Path | None) -> None:
     rows: dict[str, dict[str, int]] = {}
     for name, (adapted, checkpointing) in ROWS.items():
-        if checkpointing and NETWORKS[network][0] == EDM:
-            continue
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows[name] = pool.apply(measure, (network, rank if adapted else None, checkpointing, batch, device))
         shown = "  ".join(f"{what} {size / 1e6:.1f}" for what, size in rows[name].items())

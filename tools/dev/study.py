@@ -55,9 +55,9 @@ ROWS = {
     "sid-mended": refined(f"--kimg=26 --divergence=sid {MENDED}"),
     "sid-mended-33": refined(f"--kimg=33 --divergence=sid {MENDED}"),
     "critic": refined(f"{IKL} --kimg=28 {FEATURES} {PLAIN}"),
-    "critic-mended": refined(f"{IKL} --kimg=28 {FEATURES} {MENDED}"),
+    "critic-mended": refined(f"{IKL} --kimg=22 {FEATURES} {MENDED}"),
     "critic-alone": refined(f"--kimg=60 --divergence=none {FEATURES} {PLAIN}"),
-    "critic-alone-mended": refined(f"--kimg=60 --divergence=none {FEATURES} {MENDED}"),
+    "critic-alone-mended": refined(f"--kimg=58 --divergence=none {FEATURES} {MENDED}"),
     "refiner": refined("--student=refiner --kimg=21"),
     "refiner-long": refined("--student=refiner --kimg=63"),
     "ikl-mended-long": refined(f"{IKL} --kimg=132 {MENDED}"),
@@ -65,19 +65,19 @@ ROWS = {
     "ikl-one": refined(f"--kimg=44 --divergence=ikl:weight=one {MENDED}"),
     "ikl-dmd": refined(f"--kimg=44 --divergence=ikl:weight=dmd {MENDED}"),
     "sim": refined(f"--kimg=30 --divergence=sim {MENDED}"),
-    "ikl-js": refined(f"--kimg=28 --divergence=ikl:f=js {FEATURES} {MENDED}"),
-    "sid-critic": refined(f"--kimg=22 --divergence=sid {FEATURES} {MENDED}"),
-    "critic-5000": refined(f"{IKL} --kimg=28 --critic=features --data=teacher:5000 {MENDED}"),
-    "critic-20000": refined(f"{IKL} --kimg=28 --critic=features --data=teacher:20000 {MENDED}"),
-    "critic-real": refined(f"{IKL} --kimg=28 --critic=features {REAL} {MENDED}"),
-    "own-d": refined(f"{IKL} --kimg=28 --adv-weight=1 --data=teacher:10000 {MENDED}"),
+    "ikl-js": refined(f"--kimg=22 --divergence=ikl:f=js {FEATURES} {MENDED}"),
+    "sid-critic": refined(f"--kimg=17 --divergence=sid {FEATURES} {MENDED}"),
+    "critic-5000": refined(f"{IKL} --kimg=26 --critic=features --data=teacher:5000 {MENDED}"),
+    "critic-20000": refined(f"{IKL} --kimg=14 --critic=features --data=teacher:20000 {MENDED}"),
+    "critic-real": refined(f"{IKL} --kimg=30 --critic=features {REAL} {MENDED}"),
+    "own-d": refined(f"{IKL} --kimg=20 --adv-weight=1 --data=teacher:10000 {MENDED}"),
     "hybrid-real": refined(f"{IKL} --kimg=28 --adv-weight=1 {REAL} {MENDED}"),
     "own-d-alone-real": refined(f"--kimg=58 --adv-weight=1 --divergence=none {REAL} {PLAIN}"),
     "gan-continued": trained(
-        f"--kind=gan --resume=fashion-gan.pkl --kimg=58 {REAL} --batch=32 --mixing=0 --pl-weight=0 --aug=noaug "
+        f"--kind=gan --resume=fashion-gan.pkl --kimg=53 {REAL} --batch=32 --mixing=0 --pl-weight=0 --aug=noaug "
         "--gamma=0.05 --lr=2e-3 --ema=5"
     ),
-    "one-step": trained("--kind=di --teacher=fashion-teacher.pkl"),
+    "one-step": trained("--kind=di --teacher=fashion-teacher.pkl --kimg=29"),
 }
 COLUMNS = {
     "FD": "fd_fashion", "precision": "pr_fashion_precision", "recall": "pr_fashion_recall",

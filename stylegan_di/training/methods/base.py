@@ -14,6 +14,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.interfaces import Conditional, Denoiser, Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import LabelLaw
+from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.precision import AMP_TYPES, autocast
 from stylegan_di.training.adversary import PIPE, ROLE
@@ -102,8 +103,11 @@ class Method(ABC):
             UserError: if a file cannot be used.
         """
 
-    def examine(self) -> list[tuple[str, str]]:
+    def examine(self, evaluator: Evaluator | None = None) -> list[tuple[str, str]]:
         """Looks at the networks before a new run; returns lines of its header.
+
+        Args:
+            evaluator: of the first metric, on a few samples; None for a look without it.
 
         Raises:
             UserError: if the run is hopeless, and not wanted all the same (--force).

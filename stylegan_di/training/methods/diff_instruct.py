@@ -21,10 +21,11 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.divergences import parse_divergence
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.explore.headroom import look
+from stylegan_di.explore.headroom import WORSE, compare, look
 from stylegan_di.interfaces import Denoiser, Generator, Space
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import class_map
+from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.networks.edm_layers import prepare_convolutions
 from stylegan_di.presets import RECIPES, use_of
 from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
@@ -121,7 +122,10 @@ class DiffInstruct(GeneratorMethod):
         online = None
         if config.trains_teacher:
             assert dataset is not None
-            online = OnlineTeacher(config, EDMTeacher(new_network(config, dataset)))
+            network = EDMTeacher(new_network(config, dataset))
+            if config.checkpointing:
+                network.checkpoint_activations()
+            online = OnlineTeacher(config, network)
             teachers = [(1.0, cast("Denoiser", online.average))]
         else:
             teachers = [] if config.teacher is None else open_teachers(config.teacher, config.teacher_options)
@@ -135,15 +139,28 @@ class DiffInstruct(GeneratorMethod):
         adversary = None if config.critic == "none" else _feature_adversary(config, teachers[0][1], model.label_dim)
         return cls(config, device, dataset, model, instructions, discriminator, adversary, online)
 
-    def examine(self) -> list[tuple[str, str]]:
-        lines = []
-        for each in self.instructions if self.config.gan_pkl is not None and self.online is None else ():
-            found = look(self.model, each.teacher, each.space, each.classes, self.config.seed)
-            problem = found.problem()
-            if problem is not None and not self.config.force:
-                raise UserError(f"--teacher={self.config.teacher}: {problem}; or start all the same with --force")
-            lines.append(("headroom", found.sentence() if problem is None else f"{found.sentence()}; {problem}"))
+    def examine(self, evaluator: Evaluator | None = None) -> list[tuple[str, str]]:
+        if self.config.gan_pkl is None or self.online is not None or not self.instructions:
+            return []
+        seed, lines = self.config.seed, []
+        for each in self.instructions:
+            found = look(self.model, each.teacher, each.space, each.classes, seed)
+            lines.append(self._judged(found.sentence(), found.problem()))
+        if evaluator is not None:
+            figures = compare(evaluator, self.model.origin, [each.teacher for each in self.instructions], seed)
+            if figures is not None:
+                lines.append(self._judged(figures.sentence(), figures.problem(WORSE)))
         return lines
+
+    def _judged(self, found: str, problem: str | None) -> tuple[str, str]:
+        """A line of the header for what was found of the teacher.
+
+        Raises:
+            UserError: there is a problem, and no --force.
+        """
+        if problem is not None and not self.config.force:
+            raise UserError(f"--teacher={self.config.teacher}: {problem}; or start all the same with --force")
+        return "headroom", found if problem is None else f"{found}; {problem}"
 
     def phase(self) -> bool:
         """Whether the student moves: the warm-up is over."""
