@@ -92,7 +92,7 @@ def main(steps: int, seed: int, spec: str, out: Path) -> None:
     before = student(z).detach()
     out.parent.mkdir(parents=True, exist_ok=True)
     for step in range(steps + 1):
-        if step % (steps // 5) == 0:
+        if step % (steps // 5) == 0 or step == steps:
             now = student(z).detach()
             print(f"step {step:5d}: distance {distance(now, target):.4f}, drawn: {out}", flush=True)
             save_grid(torch.stack([picture(points) for points in (before, now, target)]), out, columns=3)
