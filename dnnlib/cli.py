@@ -175,18 +175,6 @@ class GroupedCommand(click.Command):
                 formatter.write_dl(rows)
 
 
-def class_options(several: str = "") -> Callable[[Function], Function]:
-    """Gives a command --class and --label, texts and numbers; `several` says what several classes do."""
-
-    def decorate(function: Function) -> Function:
-        help_text = f"Class of a conditional network, its number or its name{several}.  [default: drawn from the seed]"
-        label = "Label of a network whose labels are vectors."
-        function = click.option("--label", type=CommaList(float), metavar="X,Y,...", help=label)(function)
-        return click.option("--class", "classes", metavar="N|NAME", help=help_text)(function)
-
-    return decorate
-
-
 def writable_folder(option: str, path: Path) -> Path:
     """Returns an option's folder, which is made if it is missing.
 
@@ -199,14 +187,6 @@ def writable_folder(option: str, path: Path) -> Path:
             return path
     except OSError as error:
         raise UserError(f"{option}: cannot write into {path} ({error.strerror}); choose another folder") from None
-
-
-def truncation_options(function: Function) -> Function:
-    """Gives a command that draws a GAN's images --trunc and --trunc-mode."""
-    help_text = "Truncate towards the mean of all w, or of the class."
-    mode = click.Choice(["mean", "class"])
-    function = click.option("--trunc-mode", type=mode, default="mean", show_default=True, help=help_text)(function)
-    return click.option("--trunc", type=float, default=1, show_default=True, help="Truncation psi.")(function)
 
 
 def at_home(value: Any) -> Any:

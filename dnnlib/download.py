@@ -80,7 +80,6 @@ def open_url(
     *,
     sha256: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
-    verbose: bool = True,
 ) -> Path:
     """Returns the local file of a path or URL; a URL is downloaded once and then taken from the cache.
 
@@ -88,7 +87,6 @@ def open_url(
         path_or_url: a path, file://, http:// or https://.
         sha256: the expected hash of the contents; if given, a file already in the cache is checked too.
         cache_dir: see `dnnlib.util.cache_folder`.
-        verbose: whether to report progress on stderr.
 
     Raises:
         UserError: if there is no such file, the download fails, or the hash differs.
@@ -112,7 +110,7 @@ def open_url(
             if copy.is_file():
                 _check_hash(copy, f"{text}, at the mirror {copy}", sha256, f"Repair the mirror ({MIRRORS}).")
                 return copy
-        _download(text, [m for m in mirrors if not m.startswith("file://")], path, sha256, verbose)
+        _download(text, [m for m in mirrors if not m.startswith("file://")], path, sha256)
     return path
 
 
@@ -155,7 +153,7 @@ def _check_hash(path: Path, source: str, sha256: str | None, remedy: str) -> Non
         raise UserError(f"{source}: its SHA-256 is {found}, not {sha256}. {remedy}")
 
 
-def _download(url: str, mirrors: list[str], path: Path, sha256: str | None, verbose: bool) -> None:
+def _download(url: str, mirrors: list[str], path: Path, sha256: str | None) -> None:
     """Downloads a file to `path`, from the first source that has it complete."""
     failures = []
     try:
@@ -165,7 +163,7 @@ def _download(url: str, mirrors: list[str], path: Path, sha256: str | None, verb
                 return
             for source in [*mirrors, url]:
                 try:
-                    _fetch(source, partial, sha256, verbose)
+                    _fetch(source, partial, sha256)
                     partial.finish(path, sha256)
                     return
                 except Exception as error:  # whatever a server can make the libraries raise
@@ -292,12 +290,12 @@ def _partial_file(path: Path) -> Iterator[_Partial]:
                 name.unlink()
 
 
-def _fetch(source: str, partial: _Partial, sha256: str | None, verbose: bool) -> None:
+def _fetch(source: str, partial: _Partial, sha256: str | None) -> None:
     """Downloads a file into `partial`, and resumes broken transfers as long as attempts bring new bytes."""
     failures, most = 0, 0
     while True:
         try:
-            return _attempt(source, partial, resumable=sha256 is not None, verbose=verbose)
+            return _attempt(source, partial, resumable=sha256 is not None)
         except (requests.RequestException, urllib3.exceptions.HTTPError, BrokenTransferError) as error:
             if isinstance(error, requests.HTTPError) and error.response.status_code < 500:
                 raise  # asking again will not help
@@ -308,7 +306,7 @@ def _fetch(source: str, partial: _Partial, sha256: str | None, verbose: bool) ->
             time.sleep(PAUSE_SECONDS * 2 ** (failures - 1))
 
 
-def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) -> None:
+def _attempt(source: str, partial: _Partial, *, resumable: bool) -> None:
     """Makes one request, for the whole file or for its missing part.
 
     resumable: whether to join parts even if the server does not identify versions, because a hash will be checked.
@@ -344,7 +342,7 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
             partial.discard()
             raise BrokenTransferError(f"the answer is of a file of {total} bytes, the one before was of {begun.total}")
         partial.begin(_Origin(source, validator or before, total), start)
-        _receive(response, partial, source, total, verbose)
+        _receive(response, partial, source, total)
     if total is not None and partial.size() != total:
         size = partial.size()
         if size > total:
@@ -352,7 +350,7 @@ def _attempt(source: str, partial: _Partial, *, resumable: bool, verbose: bool) 
         raise BrokenTransferError(f"{size} of {total} bytes received")
 
 
-def _receive(response: requests.Response, partial: _Partial, source: str, total: int | None, verbose: bool) -> None:
+def _receive(response: requests.Response, partial: _Partial, source: str, total: int | None) -> None:
     """Appends a response's bytes to the partial file, within the limits; `total` is the file's size, if known."""
     start = partial.size()
     if (total or 0) > MAX_BYTES:
@@ -363,8 +361,7 @@ def _receive(response: requests.Response, partial: _Partial, source: str, total:
         while data := response.raw.read1(_CHUNK, decode_content=True):
             partial.file.write(data)
             watch.count(len(data))
-            if verbose:
-                progress.update(-(-(watch.size - start) // 10**6))
+            progress.update(-(-(watch.size - start) // 10**6))
     except TooLargeError:
         partial.discard()
         raise

@@ -23,15 +23,12 @@ class Logger:
     last. Both get `terminal.plain` text.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, append: bool = True) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        self.append = append
 
     def __enter__(self) -> Logger:
         # Line buffering keeps the log complete up to its last line even if the process is killed.
         self.file = open_plain(self.path, "a", encoding="utf-8", errors="backslashreplace", buffering=1)
-        if not self.append:
-            self.file.truncate(0)
         self.streams = sys.stdout, sys.stderr
         self.tees = [_Tee(stream, self.file) for stream in self.streams]
         sys.stdout, sys.stderr = (cast("TextIO", tee) for tee in self.tees)

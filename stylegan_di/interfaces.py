@@ -128,6 +128,7 @@ class Generator(Conditional, ABC):
     parts: Sequence[str] = ()  # names of the parts that can be frozen
     frozen: Sequence[str] = ()  # names of those that are
     network: torch.nn.Module  # the bare network, for code that needs its particular type
+    num_ws: int = 0  # styles of its w, which `mapped` and `uint8_of_ws` are for; 0: it has no w
 
     @abstractmethod
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
@@ -149,6 +150,11 @@ class Generator(Conditional, ABC):
     def origin(self) -> Generator:
         """What a training that starts from this is compared with: this, unless it was made of another generator."""
         return self
+
+    @property
+    def effective_options(self) -> Sequence[str]:
+        """Those of `options` that change this network's images."""
+        return self.options
 
     # In a training.
 
@@ -265,6 +271,22 @@ class Generator(Conditional, ABC):
                 labels = law.chosen(rng.integers(law.total), class_index)
             images.append(self(z, labels))
         return torch.cat(images)
+
+    def mapped(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:
+        """Returns w of n seeds, [n,num_ws,w_dim]; class_index as for `draw`.
+
+        Raises:
+            UserError: if it has no w.
+        """
+        raise UserError(f"a {self.kind} has no w; its latent is the seed's")
+
+    def uint8_of_ws(self, ws: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Draws images of ws [n,num_ws,w_dim], uint8 [n,C,H,W] on the CPU; n seeds key any random noise.
+
+        Raises:
+            UserError: if it has no w.
+        """
+        raise UserError(f"a {self.kind} makes no images of w")
 
 
 class Space(ABC):

@@ -199,3 +199,8 @@ def test_mistakes_are_one_line_and_status_2(arguments: list[str], message: str) 
     assert result.exit_code == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_wrong_name_is_told_before_a_folder_is_made(tmp_path: Path) -> None:
+    assert run(f"--network={GAN}", REF, "--metrics=fid", f"--outdir={tmp_path / 'new'}").exit_code == 2
+    assert not list(tmp_path.iterdir())

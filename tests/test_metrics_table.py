@@ -55,7 +55,6 @@ def samples(name: str, quality: str, seed: int) -> FeatureStats:
 def test_entries_are_complete(name: str) -> None:
     entry = METRICS[name]
     assert entry.extractor in {*EXTRACTORS, "lpips", None}
-    assert entry.estimator
     assert len(set(entry.suffixes)) == len(entry.suffixes) > 0
     expected = {PathMetric: "lpips", MotionMetric: None}.get(type(entry), entry.extractor)
     assert entry.extractor == expected

@@ -51,7 +51,4 @@ def test_logger(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Logger(tmp_path / "log.txt"):
         print("more", flush=True)
     assert (tmp_path / "log.txt").read_text() == "out\nerr\nmore\n"
-    with Logger(tmp_path / "log.txt", append=False):
-        pass
-    assert (tmp_path / "log.txt").read_text() == ""
     assert capsys.readouterr() == ("out\nmore\n", "err\n")

@@ -263,26 +263,29 @@ def _tell(error: Exception) -> None:
 
 
 def share_out(
-    count: int,
-    compute: Callable[[int], Sequence[Tensor]],
+    num: int,
+    batch: int,
+    compute: Callable[[range], Sequence[Tensor]],
     combine: Callable[[Sequence[Tensor]], None],
-    done: Callable[[int], None],
+    report: Callable[[int], None] | None = None,
 ) -> None:
-    """Computes items 0 to count - 1 in all processes inside `together`, item i in the process of rank i mod world_size.
+    """Computes batches of items 0 to num - 1 in all processes inside `together`, batch k in rank k mod world_size.
 
     The first process combines the results in order, so that what it makes of them has the same bits as in one process.
 
     Args:
-        compute: gives an item's results, on any device.
-        combine: takes an item's results, in the first process only; on the CPU where there are several processes.
-        done: called in every process after each round of world_size items, with the number of items that are done.
+        compute: gives a batch's results, on any device.
+        combine: takes a batch's results, in the first process only; on the CPU where there are several processes.
+        report: called in every process after each round of batches, with the number of items that are done.
     """
-    for start in range(0, count, world_size()):
-        item = start + rank()
-        results = compute(item) if item < count else None
+    batches = [range(start, min(start + batch, num)) for start in range(0, num, batch)]
+    for start in range(0, len(batches), world_size()):
+        at_once = batches[start : start + world_size()]
+        results = compute(at_once[rank()]) if rank() < len(at_once) else None
         for gathered in _gather_results(results):
             combine(gathered)
-        done(min(start + world_size(), count))
+        if report is not None:
+            report(at_once[-1].stop)
 
 
 def _gather_results(results: Sequence[Tensor] | None) -> list[Sequence[Tensor]]:

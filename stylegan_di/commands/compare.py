@@ -15,7 +15,8 @@ from pathlib import Path
 import click
 import torch
 
-from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
+from stylegan_di.commands.options import device_option
+from stylegan_di.dnnlib.cli import user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.explore.comparison import Comparison, check_comparable, compare
 from stylegan_di.explore.opening import of_pictures
@@ -62,7 +63,7 @@ def table(found: Comparison) -> str:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True,
               help="Folder for compare.png and compare.json.")
-@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@device_option
 @user_errors
 def main(
     old: str,
@@ -75,10 +76,9 @@ def main(
     detector_file: str | None,
     seed: int,
     outdir: Path,
-    device: str | None,
+    device: str,
 ) -> None:
     psis = parse_psis(psi)
-    device = device or default_device()
     first, second = (of_pictures(load_generator(name), name).to(device) for name in (old, new))
     check_comparable(first, second)
     network = open_extractor(extractor, detector_file).to(device)
@@ -97,7 +97,3 @@ def main(
     atomic_write(outdir / "compare.json", (json.dumps(report, indent=2) + "\n").encode())
     click.echo(table(found))
     click.echo(f"{outdir / 'compare.png'}: OLD above NEW, row by row; {outdir / 'compare.json'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -95,7 +95,3 @@ def main(
         except TypeError as error:  # the format cannot hold one of the entries beside the networks
             raise UserError(f"{network}: not all of it can be written as {dest.suffix}: {error}") from None
     click.echo(f"{dest}: {dest.stat().st_size:,} bytes, SHA-256 {sha256_of_file(dest)}")
-
-
-if __name__ == "__main__":
-    main()

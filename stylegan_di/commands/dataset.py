@@ -135,7 +135,3 @@ def main(
         click.echo(one_line(note), err=True)
     described = describe_labels(images.labels) if images.labels is not None else "no labels"
     click.echo(one_line(f"{dest}: {counted(count, 'image')}, {kind}, {described}"))
-
-
-if __name__ == "__main__":
-    main()

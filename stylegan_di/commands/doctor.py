@@ -107,7 +107,3 @@ def main() -> None:
             well &= fine
     click.echo("all is well" if well else "something is wrong: see above")
     raise click.exceptions.Exit(0 if well else 1)
-
-
-if __name__ == "__main__":
-    main()

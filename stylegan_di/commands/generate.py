@@ -20,15 +20,16 @@ from typing import Any
 import click
 import torch
 
-from stylegan_di.dnnlib.cli import (
-    CommaList,
-    Device,
-    Seeds,
+from stylegan_di.commands.options import (
     class_options,
-    default_device,
-    user_errors,
-    writable_folder,
+    device_option,
+    entry_options,
+    given,
+    noise_mode_option,
+    sampler_options,
+    truncation_options,
 )
+from stylegan_di.dnnlib.cli import CommaList, Seeds, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.explore.opening import asked_for, one_asked_for, one_label, open_generator, open_of_w
@@ -37,11 +38,8 @@ from stylegan_di.explore.projection import load_projection
 from stylegan_di.images import save_grid, save_image
 from stylegan_di.interfaces import Generator
 from stylegan_di.labels import Chosen
-from stylegan_di.sampling.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES, SOLVERS
-from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
+from stylegan_di.sampling.ablation import DISCRETIZATIONS, SCALINGS, SCHEDULES
 from stylegan_di.sampling.seeded import call_size, uint8_images
-from stylegan_di.students.refiner import RefinerStudent
-from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build as kernels
 
@@ -50,27 +48,26 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 NOT_NEGATIVE = click.FloatRange(min=0)
 
 
-def draw_projection(network: str, path: Path, outdir: Path, device: str, given: dict[str, Any]) -> None:
-    """Draws the result of stylegan-di project; given: options by name, few of which apply to it.
+def draw_projection(network: str, path: Path, outdir: Path, device: str, others: dict[str, Any]) -> None:
+    """Draws the result of stylegan-di project; others: options by name, few of which apply to it.
 
     A refiner is told the class, which a GAN's w has in it.
     """
     student = open_of_w(network).to(device)
-    refines = isinstance(student, RefinerStudent)
-    for option, value in given.items():
-        if value is not None and option not in (("--class", "--label") if refines else ("--noise-mode",)):
+    accepted = ("--noise-mode",) if student.label_in_w else ("--class", "--label")
+    for option, value in others.items():
+        if value is not None and option not in accepted:
             raise UserError(f"{option} is for images of seeds; leave it out with --projected-w")
     labels = None
-    if refines:
-        labels = one_label(student, one_asked_for(student, given["--class"], given["--label"]))
+    if not student.label_in_w:
+        labels = one_label(student, one_asked_for(student, others["--class"], others["--label"]))
     of_w = student.of_w(None if labels is None else labels.to(device))
     ws, noises = load_projection(path, of_w)
-    noise_mode = given.get("--noise-mode") or "const"
+    noise_mode = others.get("--noise-mode") or "const"
     writable_folder(f"--outdir={outdir}", outdir)
     if noise_mode == "const":
         images = draw_ws(of_w, ws, noises)
     else:
-        assert isinstance(student, StyleGAN2Student)
         images = student.with_options(noise_mode=noise_mode).uint8_of_ws(ws, range(len(ws)))
     for index, image in enumerate(images):
         save_image(image, outdir / f"proj{index:02d}.png")
@@ -102,8 +99,7 @@ def draw_seeds(
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
-@click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
-@click.option("--autoencoder", metavar="DIR|hf:NAME", help="[teacher] That of a teacher of latents.")
+@entry_options
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.  [default: 0-63]")
 @click.option("--projected-w", type=click.Path(path_type=Path), metavar="FILE",
               help="[GAN] Draw a result of stylegan-di project (proj00.png, ...) instead of seeds.")
@@ -112,18 +108,15 @@ def draw_seeds(
               help="Folder for seed0000.png, ...")
 @click.option("--grid", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Also write all images as one grid.")
-@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@device_option
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True,
               help="Images to make before they are written; does not change the images.")
-@click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
-@click.option("--trunc-mode", type=click.Choice(["mean", "class"]),
-              help="[GAN] Truncate towards the mean of all w, or of the image's class.  [default: mean]")
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
-              help="[GAN] StyleGAN2's noise inputs; random draws them from the seed.  [default: const]")
+@truncation_options
+@noise_mode_option
 @click.option("--translate", type=CommaList(float), metavar="X,Y",
               help="[StyleGAN3] Move the picture right and down, in pictures.  [default: 0,0]")
 @click.option("--rotate", type=float, metavar="DEG", help="[StyleGAN3] Turn it anticlockwise.  [default: 0]")
-@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Sampler steps.  [default: 18, dpmpp: 8]")
+@sampler_options
 @click.option("--sigma-min", type=POSITIVE, help="[teacher] Lowest noise level.  [default: 0.002 with heun, edm]")
 @click.option("--sigma-max", type=POSITIVE, help="[teacher] Highest noise level.  [default: 80 with heun, edm]")
 @click.option("--rho", type=POSITIVE, help="[teacher] Higher puts more levels at the low end.  [default: 7]")
@@ -131,8 +124,6 @@ def draw_seeds(
 @click.option("--S_min", "S_min", type=NOT_NEGATIVE, help="[teacher] Lowest noise level with churn.  [default: 0]")
 @click.option("--S_max", "S_max", type=NOT_NEGATIVE, help="[teacher] Highest noise level with churn.  [default: inf]")
 @click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Deviation of churn's noise.  [default: 1]")
-@click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]),
-              help="[teacher] Solver; dpmpp: DPM-Solver++(2M), good at 8 steps.  [default: heun]")
 @click.option("--disc", type=click.Choice(list(DISCRETIZATIONS)),
               help="[teacher] Noise levels.  [default: edm]")
 @click.option("--schedule", type=click.Choice(SCHEDULES), help="[teacher] sigma(t).  [default: linear]")
@@ -148,35 +139,30 @@ def main(
     label: tuple[float, ...] | None,
     outdir: Path,
     grid: Path | None,
-    device: str | None,
+    device: str,
     batch: int,
     **options: float | str | tuple[float, ...] | None,
 ) -> None:
     keep_freed_memory()
-    given = {name: value for name, value in options.items() if value is not None}
+    own = given(**options)
     if projected_w is not None:
         others: dict[str, Any] = {"--seeds": seeds, "--class": classes, "--label": label, "--grid": grid,
                                   "--autoencoder": autoencoder}  # fmt: skip
-        others |= {option_name(name): value for name, value in given.items()}
-        return draw_projection(network, projected_w, outdir, device or default_device(), others)
+        others |= {option_name(name): value for name, value in own.items()}
+        return draw_projection(network, projected_w, outdir, device, others)
     seeds = list(range(64)) if seeds is None else seeds
-    for name, value in given.items():
+    for name, value in own.items():
         if isinstance(value, float) and not math.isfinite(value) and (name, value) != ("S_max", math.inf):
             raise UserError(f"{option_name(name)}={value}: accepted are finite numbers")
     if grid is not None and grid.suffix.lower() not in GRID_FORMATS:
         raise UserError(f"--grid={grid}: its name must end in {', '.join(GRID_FORMATS)}")
-    device = device or default_device()
     kernels.load(device.partition(":")[0], may_build=False)
-    generator = open_generator(network, which, autoencoder).with_options(**given).to(device)
+    generator = open_generator(network, which, autoencoder).with_options(**own).to(device)
     asked = asked_for(generator, classes, label)
     if grid is not None:
         writable_folder(f"--grid={grid}", grid.parent)
     if len(asked) < 2:
         return draw_seeds(generator, seeds, asked[0] if asked else None, outdir, grid, batch)
     for each in asked:
-        own = None if grid is None else grid.with_name(f"{grid.stem}-class{each}{grid.suffix}")
-        draw_seeds(generator, seeds, each, outdir / f"class{each}", own, batch)
-
-
-if __name__ == "__main__":
-    main()
+        its_grid = None if grid is None else grid.with_name(f"{grid.stem}-class{each}{grid.suffix}")
+        draw_seeds(generator, seeds, each, outdir / f"class{each}", its_grid, batch)

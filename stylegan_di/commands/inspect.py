@@ -38,7 +38,3 @@ def report(found: Inspection) -> str:
 def main(network: str, as_json: bool) -> None:
     found = inspect_file(network)
     click.echo(json.dumps(found.as_dict(), indent=2) if as_json else report(found))
-
-
-if __name__ == "__main__":
-    main()

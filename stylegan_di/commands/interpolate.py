@@ -6,7 +6,8 @@
     python tools/interpolate.py --network=ffhq.pkl --projected-w=me/projected_w.npz --seeds=3-5 --output=loop.gif
 
 The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid shows two keyframes. Projections
-(stylegan-di project) are keyframes before the seeds; their noise maps are not used, as they belong to one image.
+(stylegan-di project) are keyframes before the seeds; their noise maps are not used, as they belong to one image. With
+--noise-mode=random, all frames of a cell have the noise of its first seed.
 """
 
 from __future__ import annotations
@@ -16,23 +17,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.cli import (
-    Device,
-    Seeds,
-    class_options,
-    default_device,
-    truncation_options,
-    user_errors,
-    writable_folder,
-)
+from stylegan_di.commands.options import class_options, device_option, given, noise_mode_option, truncation_options
+from stylegan_di.dnnlib.cli import Seeds, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import loop
 from stylegan_di.explore.opening import one_asked_for, open_gan
-from stylegan_di.explore.projection import load_ws
+from stylegan_di.explore.projection import joined_ws
 from stylegan_di.explore.video import check_video, save_video
 from stylegan_di.images import tile
 
@@ -57,10 +50,9 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
 @click.option("--frames", type=click.IntRange(min=2), help=f"Frames in the loop.  [default: {FRAMES} per keyframe]")
 @click.option("--fps", type=click.IntRange(min=1, max=240), default=25, show_default=True, help="Frames per second.")
 @truncation_options
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
-              help="[StyleGAN2] Noise inputs; random: of a cell's first seed, in all frames.  [default: const]")
+@noise_mode_option
 @class_options()
-@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@device_option
 @user_errors
 def main(
     network: str,
@@ -70,12 +62,10 @@ def main(
     grid: tuple[int, int],
     frames: int | None,
     fps: int,
-    trunc: float,
-    trunc_mode: str,
-    noise_mode: str | None,
     classes: str | None,
     label: tuple[float, ...] | None,
-    device: str | None,
+    device: str,
+    **options: float | str | None,
 ) -> None:
     cells = grid[0] * grid[1]
     seeds = seeds or []
@@ -85,31 +75,22 @@ def main(
         kinds = "seeds and projections" if projected_w else "seeds"
         raise UserError(f"--seeds: {found} {kinds}; a grid of {cells} takes {2 * cells}, {3 * cells} or more so")
     check_video("--output", output, fps)
-    noise = {} if noise_mode is None else {"noise_mode": noise_mode}
-    gan = open_gan(network).with_options(trunc=trunc, trunc_mode=trunc_mode, **noise)
-    gan.to(device or default_device())
+    gan = open_gan(network).with_options(**given(**options)).to(device)
     chosen = one_asked_for(gan, classes, label)
     writable_folder(f"--output={output}", output.parent)
 
-    parts = [load_ws(projected_w, gan.network)] if projected_w else []
-    ws = torch.cat([*parts, *([gan.mapped(seeds, class_index=chosen)] if seeds else [])])
+    ws, noise_seeds = joined_ws(gan, projected_w, seeds, chosen)
     if len(ws) != found:
         raise UserError(f"--projected-w: {len(ws) - len(seeds)} w in {len(projected_w)} files; accepted is one in each")
     path = loop(ws.unflatten(0, (cells, keyframes)).transpose(0, 1), frames or FRAMES * keyframes)
     progress = Progress("Frames", len(path))
 
-    noise_of_cells = [*([0] * len(projected_w)), *seeds][::keyframes]  # seeds of it, for --noise-mode=random
-
     def pictures() -> Iterator[Tensor]:
         for done, cell_ws in enumerate(path, start=1):
-            images = gan.uint8_of_ws(cell_ws.to(ws.device), noise_of_cells)
+            images = gan.uint8_of_ws(cell_ws.to(ws.device), noise_seeds[::keyframes])
             yield tile(images, columns=grid[0])
             progress.update(done)
 
     save_video(pictures(), output, fps)
     progress.close()
     click.echo(f"{output}: {len(path)} frames, a loop of {len(path) / fps:.2f} s")
-
-
-if __name__ == "__main__":
-    main()

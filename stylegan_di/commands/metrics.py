@@ -23,8 +23,9 @@ from typing import Any
 import click
 
 from stylegan_di import zoo
+from stylegan_di.commands.options import device_option, entry_options, given, sampler_options, truncation_options
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import Device, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import user_errors, writable_folder
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.safe_files import open_plain
 from stylegan_di.dnnlib.util import UserError, say
@@ -34,8 +35,6 @@ from stylegan_di.metrics.evaluate import Evaluator, mean_and_spread
 from stylegan_di.metrics.references import SUFFIXES, label_law_of
 from stylegan_di.metrics.table import METRICS, Metric, figures_of, metric, need_labels, need_reals
 from stylegan_di.runs import processes
-from stylegan_di.sampling.ablation import SOLVERS
-from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.snapshots.formats import open_contents
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.allocator import keep_freed_memory
@@ -119,8 +118,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--network", metavar="NAME|PATH|URL", help="Network file, or a known name.")
-@click.option("--which", metavar="ENTRY", help="Entry of a file with several networks.  [default: G_ema or ema]")
-@click.option("--autoencoder", metavar="DIR|hf:NAME", help="[teacher] That of a teacher of latents.")
+@entry_options
 @click.option("--images", metavar="DIR|ZIP", help="Images to measure, instead of a network's.")
 @click.option("--data", metavar="DIR|ZIP", help="Data set to compare with; its statistics are cached.")
 @click.option("--ref", metavar="NAME|NPZ|PKL", help="Statistics to compare with.  [default: a known network's]")
@@ -136,7 +134,7 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @click.option("--repeat", type=click.IntRange(min=1), default=1, show_default=True,
               help="Number of sets of samples, seeded from --seed on; reports mean and spread.")
 @click.option("--batch", type=click.IntRange(min=1), help="Images at a time.  [default: 64, fewer from 256x256 on]")
-@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@device_option
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
               help="Processes that share the images, each with a GPU or a CPU core of its own.")
 @click.option("--amp", type=click.Choice(AMP_TYPES),
@@ -145,11 +143,8 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
               help="Type in which the extractors of features compute, by autocast.  [default: float32]")
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
               help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2.")
-@click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]")
-@click.option("--trunc-mode", type=click.Choice(["mean", "class"]),
-              help="[GAN] Truncate towards the mean of all w, or of the image's class.  [default: mean]")
-@click.option("--steps", type=click.IntRange(min=1), help="[teacher] Steps of the sampler.  [default: 18, dpmpp: 8]")
-@click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]), help="[teacher] Solver.  [default: heun]")
+@truncation_options
+@sampler_options
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Folder for metric-<name>.jsonl.")
 @user_errors
 def main(
@@ -166,24 +161,22 @@ def main(
     seed: int | None,
     repeat: int,
     batch: int | None,
-    device: str | None,
+    device: str,
     gpus: int,
     amp: str | None,
     detector_amp: str | None,
     detector_file: str | None,
-    trunc: float | None,
-    trunc_mode: str | None,
-    steps: int | None,
-    solver: str | None,
     outdir: Path | None,
+    **options: float | str | None,
 ) -> None:
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images, to say what to measure")
-    of_networks = (autoencoder, amp, trunc, trunc_mode, steps, solver)
-    if images is not None and (any(value is not None for value in of_networks) or repeat > 1):
-        options = "--autoencoder, --amp, --trunc, --trunc-mode, --steps, --solver and --repeat"
-        raise UserError(f"{options} are for --network; leave them out with --images")
+    if images is not None and (given(autoencoder=autoencoder, amp=amp, **options) or repeat > 1):
+        raise UserError(
+            "--autoencoder, --amp, --trunc, --trunc-mode, --steps, --solver and --repeat are for --network; leave them "
+            "out with --images"
+        )
     seed = seed or 0
     if images is not None and which is not None:
         raise UserError(f"--which={which} is for --network; leave it out with --images")
@@ -191,10 +184,11 @@ def main(
         raise UserError("--any-size is for --images and --data without --mirror; leave it out")
     start = time.monotonic()
     names = [name.strip() for name in metrics.split(",")]
+    for name in names:
+        metric(name)  # a wrong name is told before anything is written
     folder = None if outdir is None else writable_folder("--outdir", outdir)
     if folder is None and (Path(network or "").parent / "training_options.json").is_file():
         folder = Path(network or "").parent  # a run's
-    device = device or default_device()
     if gpus > 1 and not processes.started():
         processes.check_count(gpus, device)
         raise click.exceptions.Exit(processes.run(sys.orig_argv, gpus))
@@ -208,9 +202,7 @@ def main(
         reference = ImageDataset(data, use_labels=need_labels(names), any_size=True)
     generator = None
     if network is not None:
-        given = {"trunc": trunc, "trunc_mode": trunc_mode, "steps": steps, "solver": solver}
-        given = {name: value for name, value in given.items() if value is not None}
-        generator = open_generator(network, which, autoencoder).with_options(**given).to(where)
+        generator = open_generator(network, which, autoencoder).with_options(**given(**options)).to(where)
         generator = with_labels_of(reference, generator)
     evaluator = Evaluator(
         names, reference, num, batch=batch, detector_file=detector_file, device=where,
@@ -237,7 +229,3 @@ def main(
         if folder is not None:
             with open_plain(folder / f"metric-{name}.jsonl", "a", encoding="utf-8") as file:
                 file.write(line + "\n")
-
-
-if __name__ == "__main__":
-    main()

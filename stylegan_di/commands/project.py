@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from stylegan_di import zoo
+from stylegan_di.commands.options import class_options, device_option
 from stylegan_di.data.convert import load_picture
 from stylegan_di.data.files import ImageFiles
-from stylegan_di.dnnlib.cli import Device, class_options, default_device, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.opening import one_asked_for, one_label, open_of_w
@@ -74,7 +75,7 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
 @click.option("--detector-file", metavar="vgg16=FILE,lpips=FILE",
               help="Weights of LPIPS.  [default: those in the cache]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
-@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@device_option
 @user_errors
 def main(
     network: str,
@@ -87,9 +88,8 @@ def main(
     label: tuple[float, ...] | None,
     detector_file: str | None,
     outdir: Path,
-    device: str | None,
+    device: str,
 ) -> None:
-    device = device or default_device()
     if with_video:
         check_video("--video-format", outdir / f"proj.{video_format}", FPS)
     student = open_of_w(network).to(device)
@@ -135,7 +135,3 @@ def project_one(
     if video is not None:
         save_video(way_there(projection, network, pixels), video, FPS)
     click.echo(f"{outdir}: distance {projection.start:.4g} at the mean image, {projection.end:.4g} at the projection")
-
-
-if __name__ == "__main__":
-    main()

@@ -46,6 +46,7 @@ def main(network: str, repo: str, licence: str | None, private: bool, dest: str 
     snapshot = load_snapshot(source)
     if zoo.terms_of(source):  # a published file says nothing of itself
         snapshot.metadata |= {"converted_from": source}
+    licence = licence or cards.licence_of(snapshot.metadata)
     if dest is not None:
         folder = writable_folder(f"--dest={dest}", Path(dest))
         write(folder, snapshot, repo, licence, run)
@@ -81,9 +82,8 @@ def fitted(path: Path) -> Image.Image:
     return picture
 
 
-def write(folder: Path, snapshot: Snapshot, repo: str, licence: str | None, run: Path | None) -> None:
+def write(folder: Path, snapshot: Snapshot, repo: str, licence: str, run: Path | None) -> None:
     """Writes the files of a repository: the network, its card and a picture."""
-    licence = licence or cards.licence_of(snapshot.metadata)
     before, picture = {}, ""
     if run is not None:
         before = cards.metrics_before(run)

@@ -15,8 +15,9 @@ from pathlib import Path
 import click
 import numpy as np
 
+from stylegan_di.commands.options import device_option
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import Device, default_device, user_errors
+from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
@@ -43,7 +44,7 @@ def classes_of(data: str) -> np.ndarray | None:
 @click.option("--features", type=click.Choice(["none", "float16", "float32"]), default="float16", show_default=True,
               help="Type in which to store the features themselves, which precision and recall need.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
-@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@device_option
 @user_errors
 def main(
     data: str,
@@ -52,12 +53,11 @@ def main(
     detector_file: str | None,
     features: str,
     batch: int,
-    device: str | None,
+    device: str,
 ) -> None:
     if Path(dest).suffix != ".npz":
         raise UserError(f"--dest={dest}: its name must end in .npz")
     extractor = extractor or ("fashion" if "fashion" in Path(data).name.lower() else "inception")
-    device = device or default_device()
     network = open_extractor(extractor, detector_file).to(device)
     dataset = ImageDataset(data)
     progress = Progress("Images", len(dataset))
@@ -70,7 +70,3 @@ def main(
         stats = dataclasses.replace(stats, features=stats.features.astype(features), labels=classes)
     save_stats(dest, stats, {} if classes is None else {"label_counts": np.bincount(classes)})
     click.echo(f"{dest}: {extractor} features of {len(dataset)} images, {Path(dest).stat().st_size / 1e6:.2f} MB")
-
-
-if __name__ == "__main__":
-    main()

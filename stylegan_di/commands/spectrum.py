@@ -17,8 +17,9 @@ import click
 import torch
 from torch import Tensor
 
+from stylegan_di.commands.options import device_option
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import Device, default_device, user_errors
+from stylegan_di.dnnlib.cli import user_errors
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, atomic_file, not_installed
 from stylegan_di.explore.opening import of_pictures
@@ -92,18 +93,17 @@ def load_matplotlib(what: str) -> tuple[Any, Any]:
               help="Picture to write: .png or .svg.")
 @click.option("--num", type=click.IntRange(min=1), default=2000, show_default=True, help="Images of each, at most.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of latents and labels.")
-@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@device_option
 @user_errors
 @torch.no_grad()
 def main(
-    networks: tuple[str, ...], folders: tuple[str, ...], data: str, out: Path, num: int, seed: int, device: str | None
+    networks: tuple[str, ...], folders: tuple[str, ...], data: str, out: Path, num: int, seed: int, device: str
 ) -> None:
     if not networks and not folders:
         raise UserError("give --network or --images: what is to be compared with --data")
     if out.suffix not in (".png", ".svg"):
         raise UserError(f"--out={out}: accepted are names that end in .png or .svg")
     load_matplotlib("spectrum")
-    device = device or default_device()
     resolution = ImageDataset(data).resolution
     sources = {name: first_images(name, num, resolution) for name in folders}
     for name in networks:
@@ -119,7 +119,3 @@ def main(
         click.echo(f"{name}: power in octaves from coarse to fine, over that of real images: {figures}")
     draw(ratios, out)
     click.echo(f"{out}: the ratio over the frequency")
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,8 @@
     python tools/style_mixing.py --network=ffhq.pkl --rows-w=me/projected_w.npz --cols=55,821 --outdir=out
 
 Writes <row>-<column>.png and grid.png, whose first row and column show the unmixed images. Projections
-(stylegan-di project) come before the seeds, and are named w0, w1, ...; their noise maps are not used.
+(stylegan-di project) come before the seeds, and are named w0, w1, ...; their noise maps are not used. The noise of
+--noise-mode=random is that of the row's seed.
 """
 
 from __future__ import annotations
@@ -16,19 +17,12 @@ import click
 import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.cli import (
-    Device,
-    Seeds,
-    class_options,
-    default_device,
-    truncation_options,
-    user_errors,
-    writable_folder,
-)
+from stylegan_di.commands.options import class_options, device_option, given, noise_mode_option, truncation_options
+from stylegan_di.dnnlib.cli import Seeds, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import coarse_styles, mix_styles
 from stylegan_di.explore.opening import one_asked_for, open_gan
-from stylegan_di.explore.projection import load_ws
+from stylegan_di.explore.projection import joined_ws
 from stylegan_di.images import save_grid, save_image
 
 
@@ -43,11 +37,10 @@ from stylegan_di.images import save_grid, save_image
 @click.option("--styles", type=Seeds(), metavar="LIST",
               help="Styles to take from the column, from 0 (coarse).  [default: 0-6 of 18, in proportion]")
 @truncation_options
-@click.option("--noise-mode", type=click.Choice(["const", "random", "none"]),
-              help="[StyleGAN2] Noise inputs; random: drawn from the row's seed.  [default: const]")
+@noise_mode_option
 @class_options()
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)
-@click.option("--device", type=Device(), help="cuda, cuda:N, cpu or mps.  [default: cuda when there]")
+@device_option
 @user_errors
 def main(
     network: str,
@@ -56,21 +49,17 @@ def main(
     rows_w: tuple[Path, ...],
     cols_w: tuple[Path, ...],
     styles: list[int] | None,
-    trunc: float,
-    trunc_mode: str,
-    noise_mode: str | None,
     classes: str | None,
     label: tuple[float, ...] | None,
     outdir: Path,
-    device: str | None,
+    device: str,
+    **options: float | str | None,
 ) -> None:
     rows, cols = rows or [], cols or []
-    for name, given in (("rows", rows or rows_w), ("cols", cols or cols_w)):
-        if not given:
+    for name, asked in (("rows", rows or rows_w), ("cols", cols or cols_w)):
+        if not asked:
             raise UserError(f"--{name} is missing: give seeds, or projections by --{name}-w")
-    noise = {} if noise_mode is None else {"noise_mode": noise_mode}
-    gan = open_gan(network).with_options(trunc=trunc, trunc_mode=trunc_mode, **noise)
-    gan.to(device or default_device())
+    gan = open_gan(network).with_options(**given(**options)).to(device)
     chosen = one_asked_for(gan, classes, label)
     num_ws = gan.network.num_ws
     if styles is not None and max(styles) >= num_ws:
@@ -79,10 +68,9 @@ def main(
 
     def side(seeds: list[int], files: tuple[Path, ...]) -> tuple[Tensor, list[int], list[str]]:
         """ws of projections and seeds, the seeds of their noise, and their names."""
-        parts = [load_ws(files, gan.network)] if files else []
-        projected = len(parts[0]) if parts else 0
-        ws = torch.cat([*parts, *([gan.mapped(seeds, class_index=chosen)] if seeds else [])])
-        return ws, [0] * projected + seeds, [*(f"w{index}" for index in range(projected)), *map(str, seeds)]
+        ws, noise_seeds = joined_ws(gan, files, seeds, chosen)
+        names = [f"w{index}" for index in range(len(ws) - len(seeds))]
+        return ws, noise_seeds, [*names, *map(str, seeds)]
 
     row_ws, row_seeds, row_names = side(rows, rows_w)
     col_ws, col_seeds, col_names = side(cols, cols_w)
@@ -97,7 +85,3 @@ def main(
         pictures += [row_image, *images]
     save_grid(torch.stack(pictures), outdir / "grid.png", columns=len(col_names) + 1)
     click.echo(f"{len(row_names) * len(col_names)} images in {outdir}, all in {outdir / 'grid.png'}")
-
-
-if __name__ == "__main__":
-    main()

@@ -58,7 +58,3 @@ def main(
             server.serve_forever()
         except KeyboardInterrupt:
             click.echo()
-
-
-if __name__ == "__main__":
-    main()

@@ -102,8 +102,8 @@ def _draw(
     images: list[torch.Tensor] = []
     classes: list[torch.Tensor] = []
 
-    def batch(index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rng = SampleRandom(seed, "teacher samples", 0, range(index * BATCH, min((index + 1) * BATCH, num)), device)
+    def batch(indices: range) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = SampleRandom(seed, "teacher samples", 0, indices, device)
         drawn = rng.integers(max(sampler.label_dim, 1))
         labels = one_hot(drawn, sampler.label_dim) if sampler.label_dim else None
         return to_uint8(sampler(sampler.sample_latents(len(rng), rng=rng), labels)).cpu(), drawn.cpu()
@@ -112,12 +112,12 @@ def _draw(
         images.append(results[0])
         classes.append(results[1])
 
-    def done(batches: int) -> None:
+    def done(samples: int) -> None:
         if report is not None:
-            report("Teacher's samples", min(batches * BATCH, num), num)
+            report("Teacher's samples", samples, num)
 
     with distributed.together():
-        distributed.share_out(-(-num // BATCH), batch, keep, done)
+        distributed.share_out(num, BATCH, batch, keep, done)
         if distributed.rank() == 0:
             stacked, labels = torch.cat(images).permute(0, 2, 3, 1), torch.cat(classes).tolist()
             pixels = (stacked[..., 0] if stacked.shape[3] == 1 else stacked).numpy()

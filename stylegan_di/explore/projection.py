@@ -24,9 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
+from stylegan_di import interfaces
 from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.images import from_uint8, to_uint8
+from stylegan_di.labels import Chosen
 from stylegan_di.metrics.statistics import read_npz
 from stylegan_di.metrics.vgg16 import LPIPS
 from stylegan_di.networks.refiner import RefinerOfW
@@ -199,9 +201,19 @@ def save_projection(projection: Projection, network: OfW, path: Path) -> None:
     atomic_write(path, buffer.getvalue())
 
 
-def load_ws(paths: Sequence[Path], network: OfW) -> Tensor:
-    """Loads the ws [N,num_ws,w_dim] of several projections, one after the other; see `load_projection`."""
-    return torch.cat([load_projection(path, network)[0] for path in paths])
+def joined_ws(
+    gan: interfaces.Generator, paths: Sequence[Path], seeds: Sequence[int], class_index: Chosen | None
+) -> tuple[Tensor, list[int]]:
+    """Returns ws [n,num_ws,w_dim] of projections and, after them, of seeds, and the n seeds of their random noise.
+
+    Projections have the noise of seed 0; for class_index see `Generator.draw`.
+    """
+    network: Any = gan.network
+    parts = [load_projection(path, network)[0] for path in paths]
+    projected = sum(map(len, parts))
+    if seeds:
+        parts.append(gan.mapped(seeds, class_index=class_index))
+    return torch.cat(parts), [0] * projected + list(seeds)
 
 
 def load_projection(path: Path, network: OfW) -> tuple[Tensor, dict[str, Tensor]]:

@@ -68,8 +68,8 @@ def motion_errors(
     device = network.mapping.w_avg.device
     found: list[Tensor] = []
 
-    def errors(index: int) -> list[Tensor]:
-        rng = SampleRandom(seed, "motion", 0, range(index * batch, min((index + 1) * batch, num)), device)
+    def errors(indices: range) -> list[Tensor]:
+        rng = SampleRandom(seed, "motion", 0, indices, device)
         labels = generator.sample_labels(rng=rng)
         ws = network.mapping(rng.normal(network.z_dim), labels)
 
@@ -79,12 +79,8 @@ def motion_errors(
 
         return [errors_of(draw, motion, rng.uniform(2).cpu().double(), network.img_resolution).cpu()]
 
-    def done(batches: int) -> None:
-        if report is not None:
-            report(min(batches * batch, num))
-
     with torch.no_grad(), evaluation_mode(generator):
-        distributed.share_out(-(-num // batch), errors, found.extend, done)
+        distributed.share_out(num, batch, errors, found.extend, report)
     return torch.cat(found) if found else torch.empty([0, 2], dtype=torch.float64)
 
 

@@ -159,8 +159,8 @@ def extract(
     is_first = distributed.rank() == 0
     sums = {net.name: FeatureSums(net.dim, keep_features=net.name in keep) for net in extractors if is_first}
 
-    def features(index: int) -> list[Tensor]:
-        chunk = images[index].to(device)
+    def features(indices: range) -> list[Tensor]:
+        chunk = images.make(indices).to(device)
         with torch.no_grad(), autocast(device, amp):
             return [extractor(chunk).float() for extractor in extractors]
 
@@ -168,11 +168,7 @@ def extract(
         for extractor, result in zip(extractors, results, strict=True):
             sums[extractor.name].append(result.to(device))
 
-    def done(batches: int) -> None:
-        if report is not None:
-            report(min(batches * images.batch, images.num))
-
-    distributed.share_out(len(images), features, append, done)
+    distributed.share_out(images.num, images.batch, features, append, report)
     return {name: total.finish(extractor=name) for name, total in sums.items()}
 
 

@@ -83,8 +83,7 @@ def path_distances(
     device = next(network.parameters()).device
     found: list[Tensor] = []
 
-    def distances(index: int) -> list[Tensor]:
-        indices = range(index * batch, min((index + 1) * batch, num))
+    def distances(indices: range) -> list[Tensor]:
         ends = []
         for ws in _points(generator, network, path, SampleRandom(seed, "path", 0, indices, device)):
             noise: dict[str, Any] = {}
@@ -94,12 +93,8 @@ def path_distances(
             ends.append(lpips(_prepare(images, path.crop)))
         return [((ends[0] - ends[1]).square().sum(dim=1) / EPSILON**2).cpu()]
 
-    def done(batches: int) -> None:
-        if report is not None:
-            report(min(batches * batch, num))
-
     with torch.no_grad(), evaluation_mode(generator):
-        distributed.share_out(-(-num // batch), distances, found.extend, done)
+        distributed.share_out(num, batch, distances, found.extend, report)
     return torch.cat(found).numpy() if found else np.empty(0)
 
 

@@ -24,8 +24,8 @@ from stylegan_di.specs import did_you_mean
 class Metric:
     """One entry of the table.
 
-    `extractor` names the features; `estimator` says what is estimated and how. `compute(reals, fakes, device)` gives
-    one figure, or several, whose names are the metric's with the `suffixes`; it does slow computations on the device.
+    `extractor` names the features. `compute(reals, fakes, device)` gives one figure, or several, whose names are the
+    metric's with the `suffixes`; it does slow computations on the device.
     The metric compares with the first `max_reals` real images (None: all), and with their mirrored copies too if they
     are `mirrored`, or with none unless it `uses_reals`. If it `needs_features`, mean and covariance are not enough; if
     it `needs_labels`, it wants the images' classes too. If it is `of_classes`, its features are the class probabilities
@@ -33,7 +33,6 @@ class Metric:
     """
 
     extractor: str
-    estimator: str
     compute: Callable[[FeatureStats, FeatureStats, torch.device], tuple[float, ...]]
     suffixes: tuple[str, ...] = ("",)
     max_reals: int | None = None
@@ -51,7 +50,6 @@ class PathMetric:
 
     path: Path
     extractor: str = "lpips"
-    estimator: str = "mean without the lowest and highest 1 %"
     suffixes: tuple[str, ...] = ("",)
     uses_reals: bool = False
     higher_is_better: bool = False
@@ -63,7 +61,6 @@ class MotionMetric:
 
     motion: Motion
     extractor: str | None = None
-    estimator: str = "PSNR in dB of all errors together"
     suffixes: tuple[str, ...] = ("",)
     uses_reals: bool = False
     higher_is_better: bool = True
@@ -100,52 +97,45 @@ def _on(device: torch.device, stats: FeatureStats) -> torch.Tensor:
     return torch.from_numpy(_features(stats)).to(device)
 
 
-_N1 = "Frechet distance, covariances over N - 1"
-_KID = "unbiased squared MMD, cubic kernel, 100 subsets of 1000"
-_PR = "balls to the third neighbour, float32"
 _PR_NAMES = ("_precision", "_recall")
-_DC = "balls of the real images out to the fifth neighbour, float32"
 _DC_NAMES = ("_density", "_coverage")
 # fmt: off
 METRICS: dict[str, Metric | PathMetric | MotionMetric] = {
-    "fid50k_full":   Metric("inception", _N1, _frechet),
-    "kid50k_full":   Metric("inception", _KID, _kernel, max_reals=1_000_000, needs_features=True),
-    "pr50k3_full":   Metric("vgg16", _PR, _precision_recall, _PR_NAMES, max_reals=200_000, needs_features=True,
+    "fid50k_full":   Metric("inception", _frechet),
+    "kid50k_full":   Metric("inception", _kernel, max_reals=1_000_000, needs_features=True),
+    "pr50k3_full":   Metric("vgg16", _precision_recall, _PR_NAMES, max_reals=200_000, needs_features=True,
                             higher_is_better=True),
-    "is50k":         Metric("inception", "mean and deviation (over N) of 10 parts",
-                            lambda _reals, fakes, _device: inception_score(_features(fakes), splits=10),
+    "is50k":         Metric("inception", lambda _reals, fakes, _device: inception_score(_features(fakes), splits=10),
                             ("_mean", "_std"), uses_reals=False, needs_features=True, of_classes=True,
                             higher_is_better=True),
     "ppl2_wend":     PathMetric(Path("w", "end", crop=False)),
     "eqt50k_int":    MotionMetric("int"),
     "eqt50k_frac":   MotionMetric("frac"),
     "eqr50k":        MotionMetric("rotation"),
-    "fid50k":        Metric("inception", _N1, _frechet, max_reals=50_000, mirrored=True),
-    "kid50k":        Metric("inception", _KID, _kernel, max_reals=50_000, mirrored=True, needs_features=True),
-    "pr50k3":        Metric("vgg16", _PR, _precision_recall, _PR_NAMES, max_reals=50_000, mirrored=True,
+    "fid50k":        Metric("inception", _frechet, max_reals=50_000, mirrored=True),
+    "kid50k":        Metric("inception", _kernel, max_reals=50_000, mirrored=True, needs_features=True),
+    "pr50k3":        Metric("vgg16", _precision_recall, _PR_NAMES, max_reals=50_000, mirrored=True,
                             needs_features=True, higher_is_better=True),
     "ppl_zfull":     PathMetric(Path("z", "full", crop=True)),
     "ppl_wfull":     PathMetric(Path("w", "full", crop=True)),
     "ppl_zend":      PathMetric(Path("z", "end", crop=True)),
     "ppl_wend":      PathMetric(Path("w", "end", crop=True)),
-    "fd_dinov2":     Metric("dinov2", _N1, _frechet),
-    "fd_fashion":    Metric("fashion", _N1, _frechet),
-    "pr_fashion":    Metric("fashion", _PR, _precision_recall, _PR_NAMES, needs_features=True, higher_is_better=True),
-    "kid_fashion":   Metric("fashion", _KID, _kernel, needs_features=True),
-    "dc_fashion":    Metric("fashion", _DC, _density_coverage, _DC_NAMES, needs_features=True, higher_is_better=True),
-    "cr_fashion":    Metric("fashion", "recall in each class, balls to the third neighbour, float32", _class_recall,
-                            ("_mean", "_min"), needs_features=True, needs_labels=True, higher_is_better=True),
-    "fd_effnet":     Metric("efficientnet_lite0", _N1, _frechet),
-    "pr_effnet":     Metric("efficientnet_lite0", _PR, _precision_recall, _PR_NAMES, needs_features=True,
+    "fd_dinov2":     Metric("dinov2", _frechet),
+    "fd_fashion":    Metric("fashion", _frechet),
+    "pr_fashion":    Metric("fashion", _precision_recall, _PR_NAMES, needs_features=True, higher_is_better=True),
+    "kid_fashion":   Metric("fashion", _kernel, needs_features=True),
+    "dc_fashion":    Metric("fashion", _density_coverage, _DC_NAMES, needs_features=True, higher_is_better=True),
+    "cr_fashion":    Metric("fashion", _class_recall, ("_mean", "_min"), needs_features=True, needs_labels=True,
                             higher_is_better=True),
-    "kid_effnet":    Metric("efficientnet_lite0", _KID, _kernel, needs_features=True),
-    "dc_effnet":     Metric("efficientnet_lite0", _DC, _density_coverage, _DC_NAMES, needs_features=True,
+    "fd_effnet":     Metric("efficientnet_lite0", _frechet),
+    "pr_effnet":     Metric("efficientnet_lite0", _precision_recall, _PR_NAMES, needs_features=True,
                             higher_is_better=True),
-    "spectrum":      Metric("spectrum", "ratio of the mean powers in each octave, and the largest |log2| of them",
-                            lambda reals, fakes, _device: band_ratios(reals.mean, fakes.mean),
+    "kid_effnet":    Metric("efficientnet_lite0", _kernel, needs_features=True),
+    "dc_effnet":     Metric("efficientnet_lite0", _density_coverage, _DC_NAMES, needs_features=True,
+                            higher_is_better=True),
+    "spectrum":      Metric("spectrum", lambda reals, fakes, _device: band_ratios(reals.mean, fakes.mean),
                             ("_worst", *(f"_{band + 1}" for band in range(len(BANDS))))),
-    "texture":       Metric("texture", "mean over pixels and images",
-                            lambda _reals, fakes, _device: tuple(fakes.mean.tolist()), ("_detail", "_black"),
+    "texture":       Metric("texture", lambda _reals, fakes, _device: tuple(fakes.mean.tolist()), ("_detail", "_black"),
                             uses_reals=False, higher_is_better=None),
 }
 # fmt: on

@@ -95,7 +95,7 @@ class _Resampler(PersistentModule):
 
     Kernel: Tensor
 
-    def __init__(self, taps: Sequence[float]) -> None:
+    def __init__(self, taps: Sequence[float] = RESAMPLING_FILTER) -> None:
         super().__init__()
         f = torch.tensor(taps, dtype=torch.float32)
         f = F.pad(f, [0, 1]) + F.pad(f, [1, 0])  # with that of two equal pixels
@@ -108,9 +108,6 @@ class InterpolativeUpsamplerCUDA(_Resampler):
 
     _file_class: ClassVar = ("R3GAN.Resamplers", "InterpolativeUpsamplerCUDA")
 
-    def __init__(self, taps: Sequence[float] = RESAMPLING_FILTER) -> None:
-        super().__init__(taps)
-
     def forward(self, x: Tensor) -> Tensor:
         return upsample2d(x, self.Kernel)
 
@@ -119,9 +116,6 @@ class InterpolativeDownsamplerCUDA(_Resampler):
     """Halves the size of x [N,C,H,W]."""
 
     _file_class: ClassVar = ("R3GAN.Resamplers", "InterpolativeDownsamplerCUDA")
-
-    def __init__(self, taps: Sequence[float] = RESAMPLING_FILTER) -> None:
-        super().__init__(taps)
 
     def forward(self, x: Tensor) -> Tensor:
         return downsample2d(x, self.Kernel)
@@ -214,17 +208,11 @@ class GeneratorStage(_Stage):
 
     _file_class: ClassVar = ("R3GAN.Networks", "GeneratorStage")
 
-    def __init__(self, layers: Sequence[torch.nn.Module], half: bool) -> None:
-        super().__init__(layers, half)
-
 
 class DiscriminatorStage(_Stage):
     """Residual blocks, then a transition or a basis."""
 
     _file_class: ClassVar = ("R3GAN.Networks", "DiscriminatorStage")
-
-    def __init__(self, layers: Sequence[torch.nn.Module], half: bool) -> None:
-        super().__init__(layers, half)
 
 
 class _Layout:

@@ -8,7 +8,7 @@ that a small synthesis network lacks. Both are trained by the same method (--stu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ class RefinerStudent(Generator):
     kind = "refiner"
     options = StyleGAN2Student.options
     parts = PARTS
+    label_in_w: ClassVar[bool] = False
     network: Refiner
     starts_as_gan = False  # whether the denoiser in it is a teacher's, which has not been trained here
 

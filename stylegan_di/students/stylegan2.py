@@ -40,6 +40,7 @@ class StyleGAN2Student(Generator):
     options: ClassVar[Sequence[str]] = ("trunc", "trunc_mode", "noise_mode")
     #: The steps of a GAN's training whose samples move the running means.
     means_move_with: ClassVar[Sequence[str]] = ("generator", "path_length")
+    label_in_w: ClassVar[bool] = True  # else images of w want the label beside it
     network: stylegan2.Generator
 
     def __init__(
@@ -56,6 +57,7 @@ class StyleGAN2Student(Generator):
         self.trunc, self.trunc_mode = trunc, trunc_mode
         self._class_means: dict[bytes, Tensor] = {}  # w [w_dim] by label
         self.noise_mode = noise_mode
+        self.num_ws = network.num_ws
         self.img_resolution = network.img_resolution
         self.img_channels = network.img_channels
         self.label_dim = network.c_dim
@@ -64,6 +66,13 @@ class StyleGAN2Student(Generator):
     def _with(self, **options: Any) -> StyleGAN2Student:
         own: dict[str, Any] = {"trunc": self.trunc, "noise_mode": self.noise_mode, "trunc_mode": self.trunc_mode}
         return StyleGAN2Student(self.network, **(own | options))
+
+    @property
+    def effective_options(self) -> Sequence[str]:
+        """Truncation counts where there is a mean of w, and the noise mode where there are noise inputs."""
+        has_noise = any(name.endswith("noise_const") for name, _ in self.network.named_buffers())
+        has = {"trunc": self.network.mapping.w_avg_beta is not None, "noise_mode": has_noise}
+        return [name for name in self.options if has.get(name, True)]
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         """Standard normal latents [n, z_dim]."""

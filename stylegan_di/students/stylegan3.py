@@ -14,7 +14,7 @@ from torch import Tensor
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks import stylegan2, stylegan3
 from stylegan_di.random import SampleRandom
-from stylegan_di.students.stylegan2 import StyleGAN2Student, checked_labels, mean_w
+from stylegan_di.students.stylegan2 import StyleGAN2Student, checked_labels
 
 NUM_LAYERS = 14  # of a network whose file does not say
 
@@ -97,12 +97,6 @@ class StyleGAN3Student(StyleGAN2Student):
 
     def synthesized_in_training(self, ws: Tensor, rng: SampleRandom, *, moves: bool) -> Tensor:
         return self.network.synthesis(ws, update_emas=moves)
-
-    @torch.no_grad()
-    def settle(self, rng: SampleRandom) -> None:
-        """Sets w_avg to the mean over the streams of rng, labels by `label_law`; a frozen mapping is left alone."""
-        if "mapping" not in self.frozen:
-            self.network.mapping.w_avg.copy_(mean_w(self, rng))
 
     # On disk.
 

@@ -9,7 +9,6 @@ beyond what it had before the networks.
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import sys
 from collections.abc import Iterable
@@ -24,12 +23,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stylegan_di.diffusion import discrete_levels
 from stylegan_di.dnnlib.cli import user_errors
-from stylegan_di.dnnlib.util import atomic_write
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.networks.edm import EDMPrecond
 from stylegan_di.teachers.discrete import DiscreteTeacher, Texts, Times
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.optimize import adam, trainable
+from tools.dev.benchmark import report_file, write_report
 
 EDM = "EDMPrecond"  # the class whose networks are not diffusers'
 #: Class and arguments of a network: a tiny one, google/ddpm-church-256's, Stable Diffusion 1's, EDM's for CIFAR-10 and
@@ -130,18 +129,16 @@ def _resident() -> int:
 @click.option("--rank", type=click.IntRange(1, 4096), default=64, show_default=True, help="Rank of the adapters.")
 @click.option("--batch", type=click.IntRange(1), default=2, show_default=True, help="Images in the update.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
-@click.option("--json", "path", type=click.Path(dir_okay=False), help="File for all figures, in bytes.")
+@report_file
 @user_errors
-def main(network: str, rank: int, batch: int, device: str, path: str | None) -> None:
+def main(network: str, rank: int, batch: int, device: str, target: Path | None) -> None:
     rows: dict[str, dict[str, int]] = {}
     for name, (adapted, checkpointing) in ROWS.items():
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             rows[name] = pool.apply(measure, (network, rank if adapted else None, checkpointing, batch, device))
         shown = "  ".join(f"{what} {size / 1e6:.1f}" for what, size in rows[name].items())
         click.echo(f"{name:<24} MB: {shown}")
-    if path is not None:
-        figures = {"network": network, "rank": rank, "batch": batch, "device": device, "torch": torch.__version__}
-        atomic_write(path, json.dumps(figures | {"rows": rows}, indent=2).encode() + b"\n")
+    write_report(target, {"network": network, "rank": rank, "batch": batch, "device": device, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ from tools.dev.benchmark_rows import Row, Side, rows
 AUTOCAST_TOLERANCE = 0.1  # the two sides round to 8 (bf16) or 11 (fp16) bits at different places
 
 
+report_file = click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False),
+                           help="Write the results here too.")  # fmt: skip
+
 Measured = Mapping[str, Any]  # a row of a table, by column
 COLUMNS = {
     "row": "{name}", "ratio": "{ratio:.2f}", "quartiles": "{quartiles[0]:.2f}-{quartiles[1]:.2f}", "target": "{target}",
@@ -167,7 +170,7 @@ def convolution_rate(device: torch.device) -> float:
 @click.option("--device", type=Device(), default="cpu", show_default=True)
 @click.option("--amp", type=click.Choice(["none", *AMP_TYPES]), default="none", help="Autocast of both sides.")
 @click.option("--profile", is_flag=True, help="List the operators that take most of our side's time.")
-@click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False), help="Write the results here too.")
+@report_file
 @user_errors
 def main(names: str | None, rounds: int, device: str, amp: str, profile: bool, target: Path | None) -> None:
     keep_freed_memory()

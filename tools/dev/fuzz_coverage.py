@@ -53,7 +53,7 @@ import torch
 from PIL import Image
 
 from tools.dev.benchmark import kib_of_process
-from tools.dev.fuzz_pickles import MUTATIONS, WATCHED, Base, base_files, mutate, opcode_starts
+from tools.dev.fuzz_pickles import MUTATIONS, WATCHED, Base, base_files, mutate, opcode_starts, small_denoiser
 
 MAX_LENGTH = 1 << 16  # bytes of an input
 MAX_SECONDS = 2.0
@@ -136,13 +136,6 @@ def seeds(format: str, folder: Path) -> list[bytes]:
         statefile.save_state(path, {"a": torch.zeros(3)}, {"state": {"cur_nimg": 4}}, config, "0" * 64)
         return [path.read_bytes()]
     return [zip_of_images("PNG"), zip_of_images("JPEG")]
-
-
-def small_denoiser() -> torch.nn.Module:
-    from stylegan_di.networks.edm import EDMPrecond
-
-    return EDMPrecond(img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=4, channel_mult=[1],
-                      num_blocks=1, attn_resolutions=[])  # fmt: skip
 
 
 def zip_of_images(kind: str) -> bytes:

@@ -77,8 +77,7 @@ def base_files() -> list[Base]:
     widths: dict[str, Any] = dict(channel_base=8, channel_max=2)
     generator = Generator(z_dim=2, w_dim=2, mapping_kwargs=dict(num_layers=1), synthesis_kwargs=widths, **common)
     discriminator = Discriminator(**common | dict(img_resolution=8), **widths, mapping_kwargs=dict(num_layers=1))
-    denoiser = EDMPrecond(img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=4, channel_mult=[1],
-                          num_blocks=1, attn_resolutions=[])  # fmt: skip
+    denoiser = small_denoiser()
     gan = {"training_set_kwargs": {"path": "x"}, "G": generator, "D": discriminator, "G_ema": None}
     average = {"G_ema": generator}
     edm = {"ema": denoiser, "loss_fn": None, "augment_pipe": None, "dataset_kwargs": {"path": "x", "n": [1, (2.5,)]}}
@@ -97,6 +96,11 @@ def base_files() -> list[Base]:
     files |= {f"r3gan-protocol-{p}": write_pickle({"G_ema": residual}, protocol=p) for p in (2, 4)}
     files |= {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("*.pkl"))}
     return [Base(name, data, opcode_starts(data)) for name, data in files.items()]
+
+
+def small_denoiser() -> EDMPrecond:
+    return EDMPrecond(img_resolution=4, img_channels=1, model_type="SongUNet", model_channels=4, channel_mult=[1],
+                      num_blocks=1, attn_resolutions=[])  # fmt: skip
 
 
 def opcode_starts(data: bytes) -> tuple[int, ...]:

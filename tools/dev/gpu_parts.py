@@ -37,7 +37,7 @@ from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS
 from stylegan_di.torch_utils.ops.reference import reference_kernels
 from stylegan_di.training.graphs import USUAL_STEPS, StepGraph
 from stylegan_di.training.schedule import update_ema
-from tools.dev.benchmark import peak_mib, seconds, write_report
+from tools.dev.benchmark import peak_mib, report_file, seconds, write_report
 from tools.dev.benchmark_rows import Step, inputs_of, stylegan2, unet
 
 ROUNDS = 5
@@ -47,8 +47,7 @@ REQUIREMENTS = ("torch", "numpy", "scipy", "click", "pillow", "requests", "safet
 
 def options(command: Callable[..., None]) -> Callable[..., None]:
     """The options of every part."""
-    command = click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results here.")(command)
-    command = click.option("--tiny", is_flag=True, help="Small sizes: a rehearsal.")(command)
+    command = click.option("--tiny", is_flag=True, help="Small sizes: a rehearsal.")(report_file(command))
     return click.option("--device", type=Device(), default="cuda", show_default=True)(command)
 
 

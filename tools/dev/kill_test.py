@@ -192,6 +192,11 @@ def disturbed_run(
         return folder
 
 
+def note(digest: Any, name: str, tensor: torch.Tensor) -> None:
+    """Adds a tensor with its name to a hash."""
+    digest.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
 def groups(folder: Path) -> Iterator[tuple[str, str]]:
     """Yields (name, hash) for what is compared: weights, EMA, moments, the other tensors, counters, statistics."""
     path = statefile.complete_states(folder)[-1]
@@ -202,8 +207,7 @@ def groups(folder: Path) -> Iterator[tuple[str, str]]:
              "discriminator": "weights"}  # fmt: skip
     digests: dict[str, Any] = {}
     for name, tensor in sorted(state.tensors.items()):
-        digest = digests.setdefault(kinds.get(name.split(".")[0], "ADA p and statistics"), hashlib.sha256())
-        digest.update(name.encode() + tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        note(digests.setdefault(kinds.get(name.split(".")[0], "ADA p and statistics"), hashlib.sha256()), name, tensor)
     digests["counters"] = hashlib.sha256(json.dumps(state.values["state"]).encode())
     lines = [json.loads(line) for line in (folder / "stats.jsonl").read_text().splitlines()]
     lines = [{name: value for name, value in line.items() if not name.startswith(UNSTEADY)} for line in lines]

@@ -28,7 +28,7 @@ from stylegan_di.runs import processes as runs
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops import build
 from stylegan_di.training.batch import Batch
-from tools.dev.benchmark import table, write_report
+from tools.dev.benchmark import report_file, table, write_report
 from tools.dev.benchmark_rows import Step
 
 CPU = torch.device("cpu")
@@ -89,7 +89,7 @@ def measured_step(method: Any, batch: Batch) -> dict[str, float]:
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images over all processes.")
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="After one that warms up.")
 @click.option("--size", type=click.Choice(["small", "cifar"]), default="small", show_default=True, help="Of networks.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results here.")
+@report_file
 @user_errors
 def main(processes: int, batch: int, steps: int, size: str, target: Path | None) -> None:
     if processes > 1 and not runs.started():

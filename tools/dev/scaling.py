@@ -51,15 +51,13 @@ from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
-from tools.dev.benchmark import Measured, peak_mib, seconds, table, write_report
+from tools.dev.benchmark import Measured, peak_mib, report_file, seconds, table, write_report
 from tools.dev.benchmark_rows import step_of, stylegan2, unet
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")
 COSTS = {"images/s": "{images_per_second:.1f}", "MiB": "{peak_mib:.0f}"}
 
-report_file = click.option("--json", "target", type=click.Path(path_type=Path, dir_okay=False),
-                           help="Write the results here too.")  # fmt: skip
 picture_file = click.option("--plot", "picture", type=click.Path(path_type=Path, dir_okay=False),
                             help="Draw them: .svg or .png.")  # fmt: skip
 

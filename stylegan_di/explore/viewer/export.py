@@ -21,9 +21,8 @@ from stylegan_di.explore.projection import noise_maps, render
 from stylegan_di.explore.viewer.looks import Viewer
 from stylegan_di.explore.viewer.page import asset, page
 from stylegan_di.interfaces import Generator
+from stylegan_di.networks import r3gan, stylegan2, stylegan3
 from stylegan_di.snapshots.onnx import to_onnx
-from stylegan_di.students.r3gan import R3GANStudent
-from stylegan_di.students.stylegan2 import StyleGAN2Student
 
 ORT_VERSION = "1.30.0"  # with which the page is tested
 ORT_FOLDER = Path("node_modules/onnxruntime-web/dist")
@@ -77,7 +76,7 @@ def export(viewer: Viewer, dest: Path, ort: Path) -> str:
         UserError: if a network is no StyleGAN or R3GAN, or a file is missing or cannot be written.
     """
     for name, generator in zip(viewer.names, viewer.generators, strict=True):
-        if not isinstance(generator, StyleGAN2Student | R3GANStudent):
+        if not isinstance(generator.network, stylegan2.Generator | stylegan3.Generator | r3gan.Generator):
             raise UserError(
                 f"--export={dest}: {name} is a {generator.kind}, and a page can hold StyleGAN2, StyleGAN3 and R3GAN "
                 "networks; leave --export out to look at it here"

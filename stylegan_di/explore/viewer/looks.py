@@ -21,11 +21,9 @@ from stylegan_di import zoo
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import coarse_styles
 from stylegan_di.explore.opening import open_generator
-from stylegan_di.explore.projection import noise_maps
 from stylegan_di.interfaces import Generator
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import call_size, uint8_images
-from stylegan_di.students.stylegan2 import StyleGAN2Student
 
 NOISE_MODES = ("const", "random", "none")
 MAX_SEED = 2**32 - 1
@@ -75,8 +73,9 @@ class Viewer:
                     "latents, such as a GAN and what it was refined to"
                 )
         self.label_dim = first.label_dim
-        self.options = [name for name in ("trunc", "noise_mode") if all(_takes(g, name) for g in self.generators)]
-        styles = {g.network.num_ws if isinstance(g, StyleGAN2Student) else 0 for g in self.generators}
+        shared = set.intersection(*(set(generator.effective_options) for generator in self.generators))
+        self.options = [name for name in ("trunc", "noise_mode") if name in shared]
+        styles = {generator.num_ws for generator in self.generators}
         self.num_ws = styles.pop() if len(styles) == 1 else 0
 
     def look(self, asked: Mapping[str, Any]) -> Look:
@@ -104,7 +103,7 @@ class Viewer:
     def picture(self, look: Look) -> Tensor:
         """The picture, uint8 [C,H,W] on the CPU; equal to generate.py's where the amount is 0."""
         shown = self._generator(look)
-        if isinstance(shown, StyleGAN2Student):
+        if look.amount and look.styles:
             return shown.uint8_of_ws(ws_of(shown, look), [look.seed])[0]
 
         def draw(seeds: Sequence[int]) -> Tensor:
@@ -119,11 +118,8 @@ class Viewer:
         Raises:
             UserError: if the network has no w.
         """
-        shown = self._generator(look)
-        if not isinstance(shown, StyleGAN2Student):
-            raise UserError(f"a {shown.kind} has no w; its latent is the seed's")
         buffer = io.BytesIO()
-        np.savez(buffer, w=ws_of(shown, look).cpu().numpy())
+        np.savez(buffer, w=ws_of(self._generator(look), look).cpu().numpy())
         return buffer.getvalue()
 
     def described(self) -> dict[str, Any]:
@@ -155,7 +151,7 @@ class Viewer:
         return self.generators[look.network].with_options(**options)
 
 
-def ws_of(gan: StyleGAN2Student, look: Look) -> Tensor:
+def ws_of(gan: Generator, look: Look) -> Tensor:
     """The mapped latents [1,num_ws,w_dim] of a look."""
     ws = gan.mapped([look.seed], class_index=look.class_index)
     styles = list(look.styles)
@@ -163,15 +159,6 @@ def ws_of(gan: StyleGAN2Student, look: Look) -> Tensor:
         second = gan.mapped([look.second], class_index=look.class_index)
         ws[:, styles] = ws[:, styles].lerp(second[:, styles], look.amount)
     return ws
-
-
-def _takes(generator: Generator, option: str) -> bool:
-    """Whether an option changes a generator's pictures: some StyleGANs keep no mean of w, and some have no noise."""
-    if isinstance(generator, StyleGAN2Student):
-        network = generator.network
-        has = {"trunc": network.mapping.w_avg_beta is not None, "noise_mode": bool(noise_maps(network))}
-        return option in generator.options and has[option]
-    return option in generator.options
 
 
 def _latent_shape(generator: Generator) -> list[int]:

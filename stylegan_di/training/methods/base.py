@@ -166,6 +166,7 @@ class GeneratorMethod(Method):
 
     model: Generator
     ema: Generator
+    notes: tuple[str, ...] = ()  # what of networks from a file is new, for the header
 
     def running_means(self) -> list[Tensor]:
         return self.model.running_means()
@@ -180,6 +181,9 @@ class GeneratorMethod(Method):
 
     def extras(self, data: Mapping[str, Any]) -> dict[str, Any]:
         return self.ema.extras(data)
+
+    def header(self) -> list[tuple[str, str]]:
+        return super().header() + [("start", note) for note in self.notes]
 
 
 def count_parameters(module: torch.nn.Module) -> str:

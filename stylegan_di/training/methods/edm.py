@@ -11,7 +11,7 @@ from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.interfaces import Generator
+from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.sampling.decoded import image_sampler
 from stylegan_di.snapshots.checkpoint import load_denoiser
@@ -33,7 +33,7 @@ class EDM(Method):
         config: TrainConfig,
         device: torch.device,
         dataset: ImageDataset | None,
-        model: EDMTeacher,
+        model: Denoiser,
     ) -> None:
         """Takes a Method's arguments and the denoiser to train, whose space is what it sees of the images."""
         super().__init__(config, device, dataset)
@@ -50,11 +50,7 @@ class EDM(Method):
             space = open_latents(config.autoencoder, model or dataset.resolution)
         if model is None:
             model = EDMTeacher(new_network(config, dataset, space))
-            model.space = space
-            return cls(config, device, dataset, model)
-        if not isinstance(model, EDMTeacher):
-            raise UserError(f"--transfer={config.transfer}: it is no EDM network, which --kind=edm trains")
-        if config.augment and getattr(getattr(model.network, "model", None), "map_augment", None) is None:
+        elif config.augment and not any(name.endswith("map_augment") for name, _ in model.named_modules()):
             raise UserError(
                 f"--augment={config.augment:g}: the network of --transfer={config.transfer} is not told of "
                 "augmentations; give --augment=0"

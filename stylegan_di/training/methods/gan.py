@@ -70,9 +70,6 @@ class GAN(GeneratorMethod):
         reals = self.reals.take(batch)
         self.adversary.step(self.state, batch, reals, lambda chunk: self.fakes(batch, chunk), journal)
 
-    def header(self) -> list[tuple[str, str]]:
-        return super().header() + [("start", note) for note in self.notes]
-
     def fakes(self, batch: Batch, chunk: range) -> Samples:
         """Generates images and labels for the discriminator; StyleGAN3's running means move with these."""
         self.model.train("discriminator" in self.model.means_move_with)

@@ -36,7 +36,6 @@ class R3GAN(GeneratorMethod):
     """Trains discriminator and generator by the relativistic loss, the discriminator with R1 and R2."""
 
     model: R3GANStudent
-    notes: tuple[str, ...] = ()  # what of networks from a file is new
 
     def __init__(
         self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None, networks: Networks
@@ -58,9 +57,6 @@ class R3GAN(GeneratorMethod):
         method = cls(config, device, dataset, networks)
         method.notes = notes
         return method
-
-    def header(self) -> list[tuple[str, str]]:
-        return super().header() + [("start", note) for note in self.notes]
 
     def step(self, batch: Batch, journal: Journal) -> None:
         """Updates the discriminator, then the generator, each with latents of its own."""
