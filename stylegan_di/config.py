@@ -381,7 +381,7 @@ class TrainConfig:
         """Samples on which GAN and teacher are compared before a run."""
         if self.headroom is not None:
             return self.headroom
-        return HEADROOM if self.device.startswith("cuda") else 0
+        return HEADROOM if self.kind == "di" and self.device.startswith("cuda") else 0
 
     @property
     def teacher_options(self) -> TeacherOptions:

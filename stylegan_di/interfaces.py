@@ -52,6 +52,8 @@ class Denoiser(Conditional, ABC):
     sigma_min: float
     sigma_max: float
     space: Space | None = None  # what it sees of a student's images, where that is not their pixels
+    #: Shift and scale of each channel of the latents that it works on, where they are not the autoencoder's own.
+    latents: tuple[list[float], list[float]] | None = None
 
     @abstractmethod
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -10,9 +10,10 @@ import safetensors.torch
 import torch
 
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.networks.edm2 import LATENTS
 from stylegan_di.sampling.heun import heun_sampler
 from stylegan_di.snapshots.pipelines import TeacherOptions
-from stylegan_di.snapshots.teacher_files import EDM2_LATENTS, open_teacher
+from stylegan_di.snapshots.teacher_files import open_teacher
 from stylegan_di.spaces import latents
 from stylegan_di.spaces.latents import Latents
 from tests import tiny_pipelines as tiny
@@ -292,7 +293,7 @@ def test_edm2s_networks_of_latents_take_an_autoencoder(tmp_path: Path) -> None:
     expected = (raw - shift.view(4, 1, 1)) / std.view(4, 1, 1) * 0.5
     torch.testing.assert_close(teacher.space.encode(images), expected)
     assert teacher(expected, torch.ones(1)).shape == expected.shape
-    assert len(EDM2_LATENTS[0]) == len(EDM2_LATENTS[1]) == 4
+    assert len(LATENTS[0]) == len(LATENTS[1]) == 4
 
 
 def test_a_fake_score_starts_as_its_teacher_and_shares_the_autoencoder(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ class Precond(PersistentModule):
     sigma_min: float
     sigma_max: float
     img_width: int | None = None  # of images that are not square, whose height is img_resolution
+    latents: tuple[list[float], list[float]] | None = None  # see `interfaces.Denoiser`
 
     def __init__(self, img_resolution: int, img_channels: int, label_dim: int, use_fp16: bool) -> None:
         super().__init__()

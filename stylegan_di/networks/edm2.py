@@ -263,11 +263,17 @@ class UNet(PersistentModule):
         return outputs, emb
 
 
+#: Shift and scale of the latents that the networks work on (arXiv 2312.02696), by channel: those of Stable Diffusion's
+#: autoencoder (stabilityai/sd-vae-ft-mse), brought to a mean of 0 and a standard deviation of 0.5.
+LATENTS = [5.81, 3.25, 0.12, -2.15], [0.5 / std for std in (4.17, 4.62, 3.71, 3.28)]
+
+
 class Precond(edm.Precond):
     """EDM's preconditioning around `UNet`(**unet_kwargs), with an estimate of the log loss for training."""
 
     sigma_min: float = 0.0
     sigma_max: float = math.inf
+    latents = LATENTS
 
     def __init__(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from stylegan_di.dnnlib.untrusted import untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
-from stylegan_di.networks import edm2
 from stylegan_di.snapshots import diffusers_parts
 from stylegan_di.snapshots.blueprint import ImageShape
 from stylegan_di.snapshots.checkpoint import as_denoiser, load_snapshot
@@ -18,13 +17,9 @@ from stylegan_di.snapshots.pipelines import (
     refuse_texts,
 )
 from stylegan_di.spaces.latents import Latents
-from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.teachers.guided import Guided
 
 LATENT_CHANNELS = 4  # of an autoencoder that does not say
-#: Shift and scale of the latents that EDM2's networks work on (arXiv 2312.02696), by channel: those of Stable
-#: Diffusion's autoencoder (stabilityai/sd-vae-ft-mse), brought to a mean of 0 and a standard deviation of 0.5.
-EDM2_LATENTS = [5.81, 3.25, 0.12, -2.15], [0.5 / std for std in (4.17, 4.62, 3.71, 3.28)]
 
 
 def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser:
@@ -54,7 +49,7 @@ def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser
 def open_latents(source: str, of: Denoiser | int) -> Latents:
     """Opens the autoencoder in whose latents a denoiser works.
 
-    EDM2's networks have their own shift and scale, others those of the autoencoder's config.
+    Some networks, as EDM2's, have their own shift and scale, others those of the autoencoder's config.
 
     Args:
         source: the value of --autoencoder.
@@ -66,9 +61,8 @@ def open_latents(source: str, of: Denoiser | int) -> Latents:
     option = f"--autoencoder={source}"
     part = read_autoencoder(source)
     side = of // downsampling(part) if isinstance(of, int) else of.img_resolution
-    edm2s = isinstance(of, EDMTeacher) and isinstance(of.network, edm2.Precond)
     with untrusted(option):
-        latents = diffusers_parts.latents_of(part, side, option, EDM2_LATENTS if edm2s else None)
+        latents = diffusers_parts.latents_of(part, side, option, None if isinstance(of, int) else of.latents)
     if not isinstance(of, int) and of.img_channels != latents.channels:
         raise UserError(f"{option}: the network has {of.img_channels} channels, and its latents {latents.channels}")
     return latents

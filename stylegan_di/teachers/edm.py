@@ -32,6 +32,7 @@ class EDMTeacher(Denoiser):
         self.label_dim = network.label_dim
         self.sigma_min = network.sigma_min
         self.sigma_max = network.sigma_max
+        self.latents = network.latents
 
     def forward(
         self, x: Tensor, sigma: Tensor, labels: Tensor | None = None, *, augment_labels: Tensor | None = None

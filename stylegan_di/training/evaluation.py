@@ -145,7 +145,7 @@ class Evaluation:
         }  # fmt: skip
         if distributed.rank() != 0:
             return result
-        if config.kind == "di":
+        if self.method.compares:
             assert self._start is not None
             self._draw_before_after(self._start, self.grid_images())
         self.folder.write_json("result.json", result)

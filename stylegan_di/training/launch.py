@@ -57,7 +57,7 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
             settled.append(("amp", why))
         stop, reference = StopRequest(), reference_of(method)
         if resumed is None:
-            few = config.headroom_samples if config.kind == "di" else 0
+            few = config.headroom_samples
             glance = make_evaluator(method, reference, stop, config.metrics[:1], few) if few else None
             settled += method.examine(glance)
         found = [*settled, *graphs.header(method)]

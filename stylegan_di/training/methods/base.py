@@ -31,6 +31,8 @@ class Method(ABC):
 
     #: Watched statistics, and the largest accepted ratio of each to its median over the earlier ticks.
     watched: ClassVar[Mapping[str, float]] = {}
+    #: Whether it starts from a network that makes images already, so that before and after are drawn in one picture.
+    compares: ClassVar[bool] = False
     state: TrainState
 
     def __init__(self, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> None:
@@ -149,7 +151,7 @@ class Method(ABC):
     def header(self) -> list[tuple[str, str]]:
         """Returns lines of the run's header, each a title and a text."""
         lines = [("kind", self.config.kind), ("model", count_parameters(self.state.networks["model"]))]
-        if self.config.cfg is not None and self.config.kind != "di":
+        if self.config.cfg is not None:
             lines.append(("preset", self.config.cfg))
         return lines
 

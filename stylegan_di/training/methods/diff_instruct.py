@@ -59,6 +59,7 @@ class DiffInstruct(GeneratorMethod):
     """Alternates updates of the fake score, on the student's samples, and of the student, by the divergence."""
 
     watched: ClassVar[Mapping[str, float]] = {FAKE_LOSS: 100.0, STUDENT_GRADIENT: 1000.0}
+    compares = True
 
     def __init__(
         self,
