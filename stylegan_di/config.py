@@ -216,7 +216,9 @@ class TrainConfig:
     freezed: int = _gan(
         0, "Layers of the discriminator that are not trained, from the highest resolution on.", Range(0, 1000)
     )
-    fp16_res: int = _gan(0, "Highest resolutions computed in float16. [default: 4 on CUDA, else 0]", Range(0, 32))
+    fp16_res: int = _gan(
+        0, "Highest resolutions computed in float16 on a GPU. [default: 4 on CUDA, else 0]", Range(0, 32)
+    )
     mixing: float = _gan(0.9, "Probability of style mixing.", SHARE)
     pl_weight: float = _gan(2.0, "Weight of path length regularisation; 0: none.", NOT_NEGATIVE)
     pl_interval: int = _gan(4, "Steps between path length updates.", POSITIVE)

@@ -153,6 +153,19 @@ def test_golden_w_avg(name: str) -> None:
     assert not network.mapping.w_avg.requires_grad
 
 
+@pytest.fixture
+def half_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets blocks with use_fp16 compute in float16 here, as they do on a GPU."""
+    monkeypatch.setattr(stylegan2, "HALF_ON", ("cpu", "cuda"))
+
+
+def test_a_cpu_computes_in_float32() -> None:
+    network, arrays, _ = load_network(Generator, "sg2g_uncond_skip_fp16", torch.float32)
+    with torch.no_grad():
+        assert_near(network(arrays["z"], arrays["c"], noise_mode="const"), arrays["img_fp32_const"], 1e-5)
+
+
+@pytest.mark.usefixtures("half_on_a_cpu")
 def test_golden_float16() -> None:
     network, arrays, _ = load_network(Generator, "sg2g_uncond_skip_fp16", torch.float32)
     z, c = arrays["z"], arrays["c"]
@@ -342,6 +355,7 @@ def test_conditional_networks_see_labels() -> None:
     assert not torch.allclose(logits[0], logits[1])
 
 
+@pytest.mark.usefixtures("half_on_a_cpu")
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_float16_blocks(channels_last: bool) -> None:
     """Close to float32, of both networks, forward and backward; parameters and results stay float32."""

@@ -4,8 +4,8 @@ Karras et al. 2020 (arXiv 1912.04958 and 2006.06676). Names of classes, argument
 those of NVlabs' file format; the layers are in `stylegan2_layers`.
 
 Symbols: z is the latent, c the labels, w the mapped latent, ws one w per layer, w_avg their mean, psi the truncation.
-A network made `.double()` computes in float64 throughout. Blocks with use_fp16 compute in float16 from float32
-parameters, and RGB images in the parameters' dtype.
+A network made `.double()` computes in float64 throughout. On a GPU, blocks with use_fp16 compute in float16 from
+float32 parameters, and RGB images in the parameters' dtype.
 """
 
 from __future__ import annotations
@@ -34,11 +34,12 @@ from stylegan_di.torch_utils.persistence import PersistentModule
 
 LAYOUT = torch.channels_last  # the faster layout for activations in float32 and float64
 ARCHITECTURES = ("orig", "skip", "resnet")
+HALF_ON = ("cuda",)  # where blocks with use_fp16 compute in float16; a CPU takes forty times as long, or more
 
 
 def block_precision(weight: Tensor, use_fp16: bool, channels_last: bool) -> tuple[torch.dtype, torch.memory_format]:
-    """Returns the dtype and layout of a block's activations; float16 is used only with float32 parameters."""
-    if use_fp16 and weight.dtype == torch.float32:
+    """Returns the dtype and layout of a block's activations; float16 is used on a GPU, with float32 parameters."""
+    if use_fp16 and weight.dtype == torch.float32 and weight.device.type in HALF_ON:
         return torch.float16, torch.channels_last if channels_last else torch.contiguous_format
     return weight.dtype, LAYOUT
 
