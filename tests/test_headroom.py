@@ -155,7 +155,7 @@ def test_a_teacher_that_is_far_worse_is_refused(tmp_path: Path, monkeypatch: pyt
                  "--metrics=fd_fashion", "--headroom=100", *SHORT]  # fmt: skip
     result = invoke(*arguments, "--classes=null", f"--outdir={tmp_path / 'runs'}")
     assert result.exit_code == 2
-    assert "the teacher is no better than the GAN (fd_fashion" in result.output
+    assert "on 100 samples; the teacher is no better than the GAN: choose another" in result.output
     assert "start all the same with --force" in result.output
     assert not (tmp_path / "runs").exists()
 
