@@ -17,7 +17,7 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.divergences import DIVERGENCES, parse_divergence
 from stylegan_di.dnnlib.util import UserError, option_name
-from stylegan_di.metrics.table import metric
+from stylegan_di.metrics.table import judge, metric
 from stylegan_di.options import option, options_of
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.snapshots.pipelines import TeacherOptions
@@ -304,8 +304,8 @@ class TrainConfig:
     )
     headroom: int | None = _di(
         None,
-        "Samples of GAN and teacher on which the first metric is measured before the run, which is refused where the "
-        "teacher's is twice as bad; 0: none. [default: 1000 on a GPU, else 0]",
+        "Samples of GAN and teacher on which the first metric that judges images is measured before the run, which is "
+        "refused where the teacher's is more than twice as bad; 0: none. [default: 1000 on a GPU, else 0]",
         Range(0),
     )
     teacher_lr: float | None = _di(
@@ -378,10 +378,13 @@ class TrainConfig:
 
     @property
     def headroom_samples(self) -> int:
-        """Samples on which GAN and teacher are compared before a run."""
+        """Samples on which GAN and teacher are compared before a run; 0 where there are not both, or nothing judges."""
+        both = self.gan_pkl is not None and self.divergence != "none" and not self.trains_teacher
+        if self.kind != "di" or not both or judge(self.metrics) is None:
+            return 0
         if self.headroom is not None:
             return self.headroom
-        return HEADROOM if self.kind == "di" and self.device.startswith("cuda") else 0
+        return HEADROOM if self.device.startswith("cuda") else 0
 
     @property
     def teacher_options(self) -> TeacherOptions:
@@ -403,6 +406,8 @@ class TrainConfig:
             raise UserError(f"--on-divergence=best: the first metric, {self.metrics[0]}, tells no better from worse")
         if self.on_divergence == "best" and not self.metrics:
             raise UserError("--on-divergence=best needs --metrics, whose first tells which snapshot is best")
+        if self.headroom == 1:
+            raise UserError("--headroom=1: nothing is measured on one sample; accepted are 0, for none, or 2 and more")
         if self.kind in ("edm", "gan") and self.data is None:
             raise UserError(
                 f"--kind={self.kind} needs --data=ZIP|DIR, the images to learn from (see stylegan-di dataset)"

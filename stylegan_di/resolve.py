@@ -8,6 +8,7 @@ from typing import Any
 from stylegan_di.config import ONLINE, Kind, TrainConfig, check_specs, uses_teacher
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError, option_name
+from stylegan_di.metrics.table import judge
 from stylegan_di.options import options_of
 from stylegan_di.presets import (
     BY_RESOLUTION,
@@ -110,8 +111,9 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
             yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
         if not config.needs_data:
             yield REAL_IMAGES, "without --adv-weight, --critic or a divergence that sees real images: leave it out"
-        if not config.metrics:
-            yield ("headroom",), "with --metrics=none" + leave
+        if judge(config.metrics) is None:
+            why = f"with --metrics={','.join(config.metrics) or 'none'}, by which GAN and teacher cannot be compared"
+            yield ("headroom",), why + leave
         if not config.clip:
             yield ("clip_return",), "without --clip=true" + leave
         if not config.trains_critic and config.critic == "none":
@@ -119,7 +121,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
         if samples_wanted(config.data) is not None:
             yield ("cond", "subset"), "with --data=teacher:N, whose labels and number are the teacher's" + leave
         if config.divergence == "none":
-            yield DIVERGENCE, "with --divergence=none" + leave
+            yield (*DIVERGENCE, "headroom", "force"), "with --divergence=none" + leave
             if not config.needs_teacher:
                 yield ("teacher", "checkpointing", *TEACHER), "with --divergence=none" + leave
         if config.gan_pkl is not None:

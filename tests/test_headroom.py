@@ -20,8 +20,10 @@ from stylegan_di.labels import ClassMap
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import load_denoiser, load_generator
 from stylegan_di.spaces.pixels import Pixels
+from stylegan_di.training.methods import DiffInstruct
+from stylegan_di.training.trainer import Trainer
 from tests.gaussians import GaussianDenoiser
-from tests.test_resume import SHORT, invoke, whole_run
+from tests.test_resume import SHORT, invoke, killed_run, whole_run
 from tests.tiny import save_files, save_teacher
 
 pytestmark = pytest.mark.usefixtures("small_grids")
@@ -125,7 +127,7 @@ def test_the_tool_measures_both_and_the_cost(files: dict[str, str]) -> None:
     own += ["--metrics=fd_fashion", "--headroom=32"]
     result = said(*own, "--force=true")
     assert result.exit_code == 0, result.output
-    assert re.search(r"time +[\d.]+ s/kimg: .* for [\d.]+ kimg, [\d.]+ GiB of memory, from 1 steps", result.output)
+    assert re.search(r"time +[\d.]+ s/kimg: .* for [\d.]+ kimg, [\d.]+ GiB of memory, from 1 step\n", result.output)
     found = re.search(r"fd_fashion ([\d.]+) of the GAN, ([\d.]+) of the teacher drawn in 8 eval", result.output)
     assert found is not None
     gan, teacher = map(float, found.groups())
@@ -153,7 +155,7 @@ def test_a_teacher_that_is_far_worse_is_refused(tmp_path: Path, monkeypatch: pyt
                  "--metrics=fd_fashion", "--headroom=100", *SHORT]  # fmt: skip
     result = invoke(*arguments, "--classes=null", f"--outdir={tmp_path / 'runs'}")
     assert result.exit_code == 2
-    assert "the teacher is no better than the GAN (fd_fashion" in result.output
+    assert "on 100 samples; the teacher is no better than the GAN: choose another" in result.output
     assert "start all the same with --force" in result.output
     assert not (tmp_path / "runs").exists()
 
@@ -168,6 +170,9 @@ def test_a_teacher_that_is_far_worse_is_refused(tmp_path: Path, monkeypatch: pyt
         (10.0, (25.0, 3.0), False, WORSE, False),
         (0.5, (0.3,), True, WORSE, False),
         (0.5, (0.2,), True, WORSE, True),
+        (0.0, (0.0,), True, WORSE, False),
+        (-0.02, (-0.03,), False, WORSE, False),
+        (-0.02, (0.01,), False, WORSE, True),
     ],
 )
 def test_figures_are_judged_by_the_best_teacher(
@@ -180,6 +185,8 @@ def test_figures_are_judged_by_the_best_teacher(
     ("option", "why"),
     [
         (["--metrics=none"], "--headroom=9 has no effect with --metrics=none"),
+        (["--metrics=texture,ppl2_wend"], "--headroom=9 has no effect with --metrics=texture,ppl2_wend, by which"),
+        (["--divergence=none", "--critic=features", "--data=x"], "--headroom=9 has no effect with --divergence=none"),
         (["--metrics=fd_fashion", "--teacher=online", "--data=x"], "--headroom=9 has no effect with --teacher=online"),
     ],
 )
@@ -187,6 +194,80 @@ def test_where_it_has_no_effect_it_is_refused(option: list[str], why: str) -> No
     result = invoke("--kind=di", "--gan-pkl=fashion-gan.pkl", "--headroom=9", *option)
     assert result.exit_code == 2
     assert why in result.output
+
+
+def test_the_first_metric_that_judges_images_compares_them_and_one_that_wants_more_samples_says_so(
+    files: dict[str, str], tmp_path: Path
+) -> None:
+    own = ["--kind=di", f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}", f"--ref={files['ref']}", *SHORT,
+           "--metric-samples=8", "--force=true", "--tick=0.032"]  # fmt: skip
+    folder = whole_run(tmp_path / "runs", *own, "--metrics=texture,fd_fashion", "--headroom=8")
+    assert re.search(r"headroom +fd_fashion [\d.]+ of the GAN", (folder / "log.txt").read_text())
+    few = invoke(*own, "--metrics=pr_fashion", "--headroom=3", f"--outdir={tmp_path / 'few'}")
+    assert (few.exit_code, "--headroom=3: precision and recall need more than 3" in few.output) == (2, True)
+    one = invoke(*own, "--metrics=fd_fashion", "--headroom=1")
+    assert (one.exit_code, "--headroom=1: nothing is measured on one sample" in one.output) == (2, True)
+
+
+def test_the_estimate_is_of_steps_like_the_rest(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not of the warm-up's, and not of the time that snapshots take; a run that goes on has one of its own."""
+    monkeypatch.setattr(Trainer, "snapshot", snapshot_of_minutes)
+    arguments = ["--kind=di", f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}", "--metrics=none",
+                 "--device=cpu", "--batch=4", "--kimg=0.064", "--fake-warmup=0.008", "--tick=0.008", "--snap=1",
+                 "--state=1"]  # fmt: skip
+    folder = killed_run(tmp_path / "runs", 6, *arguments)
+    assert invoke("--resume=latest", f"--outdir={tmp_path / 'runs'}").exit_code == 0
+    assert estimates(folder)[0][1] == pytest.approx(0.064 - 0.024)
+    undisturbed = whole_run(tmp_path / "whole", *arguments)
+    ((seconds, kimg),) = estimates(undisturbed)
+    assert kimg == pytest.approx(0.056)
+    assert seconds < 5000  # the two snapshots in these steps would add 10000
+
+
+def snapshot_of_minutes(self: Trainer) -> None:
+    self.clock._start -= 100.0
+    self.clock._all_maintenance += 100.0
+    self.state.snapshot_due = False
+
+
+def estimates(folder: Path) -> list[tuple[float, float]]:
+    """Seconds a kimg, and of how many kimg, as a run's log has them."""
+    found = re.findall(r"estimate +([\d.]+) s/kimg: \S+ for ([\d.]+) kimg", (folder / "log.txt").read_text())
+    return [(float(seconds), float(kimg)) for seconds, kimg in found]
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--gpus=2"], "--gpus=2: the preflight measures in one process; leave it out"),
+        (["--amp=auto"], ": a pass of 4 images takes"),
+        (["--divergence=none", "--critic=features", "--data=teacher:8"], "time "),
+    ],
+)
+def test_the_tool_takes_what_a_run_takes_or_says_so(files: dict[str, str], option: list[str], told: str) -> None:
+    both = f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}"
+    result = said(*both, "--metrics=none", *option)
+    assert told in result.output
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+
+
+def test_the_tool_times_steps_in_which_the_student_moves(
+    files: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moved = []
+    monkeypatch.setattr(DiffInstruct, "student_update", lambda *_: moved.append(True))
+    result = said(f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}", "--metrics=none", "--fake-warmup=0.005")
+    assert result.exit_code == 0, result.output
+    assert len(moved) == 2
+
+
+def test_latents_are_called_so() -> None:
+    far = ((), False, (0.0, 1.0), (9.0, 1.0))
+    assert Headroom(*far).problem() is not None
+    assert Headroom(*far, values="latents").problem() is None
+    assert Headroom(*far, values="latents").sentence().startswith("latents 0.00")
 
 
 def test_the_tool_wants_a_gan_and_a_teacher(files: dict[str, str]) -> None:

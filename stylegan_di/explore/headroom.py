@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.diffusion import add_noise
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser, Generator, Space
 from stylegan_di.labels import ClassMap, one_hot
@@ -43,7 +44,12 @@ class Headroom:
     swapped: bool
     gan: tuple[float, float]
     teacher: tuple[float, float]
-    far: float = FAR  # between their means
+    values: str = "pixels"  # or latents, which have no scale of their own
+
+    @property
+    def far(self) -> bool:
+        """Whether the means differ too much."""
+        return self.values == "pixels" and abs(self.gan[0] - self.teacher[0]) > FAR
 
     @property
     def agreeing(self) -> int:
@@ -54,7 +60,7 @@ class Headroom:
         """For the header of a run: 'classes 10 of 10 as the teacher's, brightness -0.43 +- 0.66 against ...'."""
         parts = [f"{self.agreeing} of {len(self.taken_for)} classes fit the teacher's"] if self.taken_for else []
         sizes = [f"{mean:.2f} +- {std:.2f}" for mean, std in (self.gan, self.teacher)]
-        return "; ".join([*parts, f"pixels {sizes[0]} against {sizes[1]}"])
+        return "; ".join([*parts, f"{self.values} {sizes[0]} against {sizes[1]}"])
 
     def problem(self) -> str | None:
         """Why refining is hopeless, with a remedy; None if nothing speaks against it."""
@@ -63,7 +69,7 @@ class Headroom:
             return f"the teacher's classes are in another order ({wrong}); give --classes=map.json"
         if self.swapped:
             return "red and blue of the GAN are exchanged for the teacher; use networks trained on the same order"
-        if abs(self.gan[0] - self.teacher[0]) > self.far:
+        if self.far:
             return (
                 f"the GAN's pixels are {self.gan[0]:.2f} in the mean, the teacher's {self.teacher[0]:.2f}: they were "
                 "trained on other images, or on another range of values"
@@ -105,13 +111,13 @@ def look(generator: Generator, teacher: Denoiser, space: Space, classes: ClassMa
     sampler = DiffusionSampler(teacher, solver=DPM_SOLVER)
     few = slice(4 * SAMPLES)
     drawn = sampler(sampler.sample_latents(n, rng=rng)[few], None if told is None else told[few])
-    far = FAR if teacher.space is None else float("inf")
-    return Headroom(taken_for, swapped, _moments(x, teacher), _moments(drawn, teacher), far)
+    values = "pixels" if teacher.space is None else "latents"
+    return Headroom(taken_for, swapped, _moments(x, teacher), _moments(drawn, teacher), values)
 
 
 @dataclass(frozen=True)
 class Figures:
-    """The first figure of a metric, of a GAN and of the teachers that are to refine it, as drawn in 8 evaluations."""
+    """The first figure of a metric, of a GAN and of the teachers that are to refine it, drawn in 8 evaluations."""
 
     name: str
     gan: float
@@ -127,33 +133,40 @@ class Figures:
         return f"{self.name} {self.gan:.4g} of the GAN, {teachers} of the {end}"
 
     def problem(self, factor: float = 1.0) -> str | None:
-        """Says so if every teacher is as bad as the GAN, or that times factor; None if one is better."""
-        best = max(self.teachers) if self.higher else min(self.teachers)
-        hopeless = best * factor <= self.gan if self.higher else best >= self.gan * factor
-        if not hopeless:
-            return None
-        return f"the teacher is no better than the GAN ({self.sentence()}); choose another"
+        """Says so if every teacher is as bad as the GAN, or that times factor; None if one is better.
+
+        A share of 0, which small samples have, says nothing; and a distance may be below 0, if it is unbiased.
+        """
+        if self.higher:
+            hopeless = max(self.teachers) * factor <= self.gan and self.gan > 0
+        else:
+            hopeless = min(self.teachers) >= max(self.gan, self.gan * factor)
+        return "the teacher is no better than the GAN: choose another" if hopeless else None
 
 
 def compare(
     evaluator: Evaluator, generator: Generator, teachers: Sequence[Denoiser], seed: int = 0
-) -> Figures | None:
-    """Measures the first metric of a GAN and of its teachers; None where it does not tell better from worse.
+) -> Figures:
+    """Measures a metric of a GAN and of its teachers.
 
     Args:
-        evaluator: of that metric, on a few samples; all processes have one and call this.
+        evaluator: of that metric, which judges images, on a few samples; all processes have one and call this.
         generator: the GAN.
         teachers: what is to refine it; those of latents are judged by the images that these stand for.
         seed: of the samples.
+
+    Raises:
+        UserError: the metric needs more samples.
     """
-    higher = metric(evaluator.metrics[0]).higher_is_better
-    if higher is None:
-        return None
     samplers = (image_sampler(each, solver=DPM_SOLVER) for each in teachers)
-    found = [evaluator(each, seed=seed) for each in (generator, *samplers)]
+    try:
+        found = [evaluator(each, seed=seed) for each in (generator, *samplers)]
+    except UserError as error:
+        raise UserError(f"--headroom={evaluator.num_samples}: {error}") from error
     name = next(iter(found[0]))
     gan, *others = (each[name] for each in found)
-    return Figures(name, gan, tuple(others), higher, evaluator.num_samples)
+    higher = metric(evaluator.metrics[0]).higher_is_better
+    return Figures(name, gan, tuple(others), bool(higher), evaluator.num_samples)
 
 
 def _taken_for(

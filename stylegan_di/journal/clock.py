@@ -28,6 +28,7 @@ class Clock:
         self._start = time.monotonic()
         self._last = (self._start, nimg)
         self._maintenance = 0.0  # seconds since the last tick
+        self._all_maintenance = 0.0
         self._rate = 0.0  # images a second up to the last tick
 
     def elapsed(self) -> float:
@@ -41,7 +42,13 @@ class Clock:
         try:
             yield
         finally:
-            self._maintenance += time.monotonic() - start
+            seconds = time.monotonic() - start
+            self._maintenance += seconds
+            self._all_maintenance += seconds
+
+    def trained(self) -> float:
+        """Returns the seconds of training since the start or the resumption, without maintenance."""
+        return time.monotonic() - self._start - self._all_maintenance
 
     def tick(self, nimg: int) -> dict[str, float]:
         """Ends a tick; returns its timing by stylegan2-ada's names. A tick's seconds are without maintenance."""

@@ -165,6 +165,16 @@ def need_labels(names: Iterable[str]) -> bool:
     return any(isinstance(entry, Metric) and entry.needs_labels for entry in map(metric, names))
 
 
+def judge(names: Iterable[str]) -> str | None:
+    """The first metric that tells better images from worse by the images alone; None if there is none."""
+    entries = {name: metric(name) for name in names}
+    able = (
+        name for name, entry in entries.items()
+        if isinstance(entry, Metric) and entry.higher_is_better is not None and not entry.needs_labels
+    )  # fmt: skip
+    return next(able, None)
+
+
 def is_better(name: str, new: float, old: float) -> bool:
     """Whether the first figure of a metric is better than an older one; true where the metric does not judge."""
     higher = metric(name).higher_is_better

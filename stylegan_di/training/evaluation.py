@@ -17,7 +17,7 @@ from stylegan_di.journal.clock import comparison_table
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import one_hot
 from stylegan_di.metrics.evaluate import Evaluator
-from stylegan_di.metrics.table import figures_of, is_better, need_reals
+from stylegan_di.metrics.table import figures_of, is_better, judge, need_reals
 from stylegan_di.random import SampleRandom
 from stylegan_di.runs.endings import StopRequest
 from stylegan_di.runs.folder import RunFolder
@@ -175,6 +175,15 @@ def reference_of(method: Method) -> str | ImageDataset | None:
     return method.dataset if config.subset is None else ImageDataset(
         config.data or "", use_labels=config.cond, xflip=config.mirror
     )
+
+
+def make_glance(method: Method, reference: str | ImageDataset | None, stop: StopRequest) -> Evaluator | None:
+    """Makes the evaluator by which GAN and teacher are compared before a run; None if they are not."""
+    config = method.config
+    name = judge(config.metrics)
+    if name is None or not config.headroom_samples:
+        return None
+    return make_evaluator(method, reference, stop, [name], config.headroom_samples)
 
 
 def make_evaluator(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops import build as kernels
 from stylegan_di.training import graphs, precision
-from stylegan_di.training.evaluation import Evaluation, make_evaluator, reference_of
+from stylegan_di.training.evaluation import Evaluation, make_evaluator, make_glance, reference_of
 from stylegan_di.training.methods import Method, build
 from stylegan_di.training.trainer import Trainer
 
@@ -50,16 +50,11 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
         preflight.check(config, processes=distributed.world_size(), fetch=True)
         method = build(config, device)
         ops = load_kernels(device.type)
-        settled = []
-        if config.amp == "auto":
-            chosen, why = precision.choose(method)
-            method.config = config = replace(config, amp=chosen)  # type: ignore[arg-type]
-            settled.append(("amp", why))
+        settled = precision.settle(method)
+        config = method.config
         stop, reference = StopRequest(), reference_of(method)
         if resumed is None:
-            few = config.headroom_samples
-            glance = make_evaluator(method, reference, stop, config.metrics[:1], few) if few else None
-            settled += method.examine(glance)
+            settled += method.examine(make_glance(method, reference, stop))
         found = [*settled, *graphs.header(method)]
         evaluator = make_evaluator(method, reference, stop, config.metrics, config.metric_samples)
         with (

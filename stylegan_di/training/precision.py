@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -16,6 +17,15 @@ from stylegan_di.training.optimize import trainable
 IMAGES = 16  # in a pass that is timed, or the run's batch where that is smaller
 ROUNDS = 3  # passes in each type; the fastest counts, as other work can only slow one down
 CHOICES = ("none", "bf16")
+
+
+def settle(method: Method) -> list[tuple[str, str]]:
+    """Puts what `choose` says in the place of --amp=auto in a method's options; returns lines of the run's header."""
+    if method.config.amp != "auto":
+        return []
+    chosen, why = choose(method)
+    method.config = replace(method.config, amp=chosen)  # type: ignore[arg-type]
+    return [("amp", why)]
 
 
 def choose(method: Method, clock: Callable[[], float] = time.perf_counter) -> tuple[str, str]:

@@ -35,7 +35,7 @@ from stylegan_di.training.schedule import annealing, ema_beta, lr_scale, update_
 from stylegan_di.training.state import TrainState
 
 SKIPS_INTERVAL = 10  # steps between checks for skipped updates
-TRIED = range(5, 10)  # steps of a run by which its length is estimated; earlier ones choose algorithms and make graphs
+TRIED = range(5, 10)  # steps by which the time of a run is estimated; earlier ones choose algorithms and make graphs
 MAX_RETURNS = 3  # returns to the best snapshot with --on-divergence=best
 
 
@@ -67,7 +67,8 @@ class Trainer:
             "state": self.state, "evaluation": evaluation, "journal": journal
         }  # fmt: skip
         self.saved: Path | None = None  # the newest state on disk
-        self.tried: float | None = None  # when the steps began by which the run's length is estimated
+        self.tries = 0  # steps so far that are like those of the rest of the run
+        self.tried = 0.0  # what the clock said when those began by which its time is estimated
         seconds = 0.0 if saved is None else self.restore(saved)
         self.total_nimg = round(self.config.kimg * 1000)
         self.clock = Clock(self.total_nimg, self.state.cur_nimg, seconds)
@@ -114,9 +115,11 @@ class Trainer:
                 with self.clock.maintenance():
                     self.snapshot()
             else:
+                warms_up = self.method.phase() is False
                 self.step()
                 self.journal.live(self.clock.live(state.cur_nimg))
-                self.estimate()
+                if not warms_up:
+                    self.estimate()
                 self.after_step()
             if distributed.any_process(self.stop.requested):
                 self.save()
@@ -124,15 +127,20 @@ class Trainer:
         return self.evaluation.finish(self.clock.elapsed())
 
     def estimate(self) -> None:
-        """Says, once the first steps of a run are done, what time and memory the whole of it takes without metrics."""
-        step, config, device = self.state.cur_step, self.config, self.method.device
-        if step in (TRIED.start, TRIED.stop) and device.type == "cuda":
+        """Says after some steps what time and memory the run takes from the first of them on, without metrics.
+
+        These are the first steps of a run, or after its warm-up, or since it was resumed.
+        """
+        self.tries += 1
+        batch, device = self.config.batch, self.method.device
+        if self.tries in (TRIED.start, TRIED.stop) and device.type == "cuda":
             torch.cuda.synchronize(device)
-        if step == TRIED.start:
-            self.tried = time.monotonic()
-        if step == TRIED.stop and self.tried is not None and distributed.rank() == 0:
-            seconds = (time.monotonic() - self.tried) / len(TRIED) / config.batch * 1000
-            self.journal.say(f"estimate        {estimate(seconds, config.kimg, device)}")
+        if self.tries == TRIED.start:
+            self.tried = self.clock.trained()
+        if self.tries == TRIED.stop and distributed.rank() == 0:
+            seconds = (self.clock.trained() - self.tried) / len(TRIED) / batch * 1000
+            kimg = (self.total_nimg - self.state.cur_nimg + TRIED.stop * batch) / 1000
+            self.journal.say(f"estimate        {estimate(seconds, kimg, device)}")
 
     def begin(self) -> None:
         with contextlib.suppress(Interrupted, distributed.Abandoned):

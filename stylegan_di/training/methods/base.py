@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -105,23 +105,26 @@ class Method(ABC):
             UserError: if a file cannot be used.
         """
 
-    def examine(self, evaluator: Evaluator | None = None) -> list[tuple[str, str]]:
-        """Looks at the networks before a new run; returns lines of its header.
+    def examine(self, evaluator: Evaluator | None = None) -> Iterator[tuple[str, str]]:
+        """Looks at the networks before a new run; yields lines of its header.
 
         Args:
-            evaluator: of the first metric, on a few samples; None for a look without it.
+            evaluator: of a metric that judges images, on a few samples; None for a look without it.
 
         Raises:
             UserError: if the run is hopeless, and not wanted all the same (--force).
         """
-        return []
+        return iter(())
 
     @abstractmethod
     def step(self, batch: Batch, journal: Journal) -> None:
         """Updates the networks on one batch."""
 
     def phase(self) -> object:
-        """Returns what tells steps apart that do different things; those of a phase can repeat one CUDA graph."""
+        """Returns what tells steps apart that do different things; those of a phase can repeat one CUDA graph.
+
+        False is the phase of a warm-up, by whose steps the run's length is not estimated.
+        """
         return None
 
     def hinders_graph(self) -> str:

@@ -7,7 +7,7 @@ or a critic on the teacher's features, may add an adversarial term to the diverg
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, cast
 
 import torch
@@ -140,18 +140,17 @@ class DiffInstruct(GeneratorMethod):
         adversary = None if config.critic == "none" else _feature_adversary(config, teachers[0][1], model.label_dim)
         return cls(config, device, dataset, model, instructions, discriminator, adversary, online)
 
-    def examine(self, evaluator: Evaluator | None = None) -> list[tuple[str, str]]:
-        if self.config.gan_pkl is None or self.online is not None or not self.instructions:
-            return []
-        seed, lines = self.config.seed, []
+    def examine(self, evaluator: Evaluator | None = None, factor: float = WORSE) -> Iterator[tuple[str, str]]:
+        """As a Method; factor: how many times as bad as the GAN the teacher must be to be hopeless."""
+        if self.config.gan_pkl is None or self.online is not None:
+            return
+        seed = self.config.seed
         for each in self.instructions:
             found = look(self.model, each.teacher, each.space, each.classes, seed)
-            lines.append(self._judged(found.sentence(), found.problem()))
+            yield self._judged(found.sentence(), found.problem())
         if evaluator is not None:
             figures = compare(evaluator, self.model.origin, [each.teacher for each in self.instructions], seed)
-            if figures is not None:
-                lines.append(self._judged(figures.sentence(), figures.problem(WORSE)))
-        return lines
+            yield self._judged(figures.sentence(), figures.problem(factor))
 
     def _judged(self, found: str, problem: str | None) -> tuple[str, str]:
         """A line of the header for what was found of the teacher.
@@ -159,9 +158,10 @@ class DiffInstruct(GeneratorMethod):
         Raises:
             UserError: there is a problem, and no --force.
         """
+        line = found if problem is None else f"{found}; {problem}"
         if problem is not None and not self.config.force:
-            raise UserError(f"--teacher={self.config.teacher}: {problem}; or start all the same with --force")
-        return "headroom", found if problem is None else f"{found}; {problem}"
+            raise UserError(f"--teacher={self.config.teacher}: {line}; or start all the same with --force")
+        return "headroom", line
 
     def phase(self) -> bool:
         """Whether the student moves: the warm-up is over."""
