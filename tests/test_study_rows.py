@@ -9,7 +9,10 @@ import pytest
 from click.testing import CliRunner
 
 from stylegan_di.dnnlib.util import UserError
-from tools.dev import rows, study
+from stylegan_di.runs import statefile
+from tests.test_resume import SHORT, whole_run
+from tests.tiny import save_files
+from tools.dev import curves, pictures, rows, study
 from tools.dev.rows import Place, Row
 
 LINES = {
@@ -76,3 +79,29 @@ def test_numbers_of_the_files_that_a_row_leaves(tmp_path: Path, monkeypatch: pyt
     assert result["before_fd"] == 3.5
     assert result["seconds"] < 9.5
     assert "old" not in result
+
+
+@pytest.mark.usefixtures("small_grids")
+def test_the_states_of_a_run_are_points_of_a_curve(tmp_path: Path) -> None:
+    files = save_files(tmp_path)
+    own = [f"--gan-pkl={files['gan']}", f"--teacher={files['teacher']}", "--metrics=none", "--tick=0.008"]
+    folder = whole_run(tmp_path / "row-1", "--kind=di", *own, *SHORT)
+    kept = statefile.complete_states(folder)
+    found = list(curves.states(tmp_path / "row-1"))
+    assert [share for share, _ in found] == [0.5, 0.75]
+    for path, (_, generator) in zip(kept, found, strict=False):
+        tensors = statefile.load_state(path).tensors
+        for name, value in generator.state_dict().items():
+            assert value.equal(tensors[f"ema.{name}"])
+    with pytest.raises(UserError, match="there is no snapshot"):
+        list(curves.states(tmp_path))
+
+
+def test_a_curve_begins_when_the_teachers_samples_are_drawn() -> None:
+    ends = [{"row": "a", "seed": seed, "seconds": 100.0 + seed, "fd": 3.0, "commands": [line]}
+            for seed, line in ((1, "train.py --data=teacher:10000"), (2, "train.py"))]  # fmt: skip
+    states = [{"row": "a", "seed": 1, "share": 0.5, "fd": 5.0}, {"row": "b", "seed": 1, "share": 0.5, "fd": 9.0}]
+    drawn = 10000 * pictures.DRAWING
+    assert pictures.curves(ends, states, "a", "fd") == [
+        ([drawn + (101 - drawn) / 2, 101.0], [5.0, 3.0]), ([102.0], [3.0])
+    ]  # fmt: skip

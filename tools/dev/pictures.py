@@ -109,7 +109,7 @@ def curves(
     """
     found = []
     for end in (result for result in results if result["row"] == row):
-        samples = re.search(r"--data=teacher:(\d+)", " ".join(end["commands"]))
+        samples = re.search(r"--data=teacher:(\d+)", " ".join(end.get("commands", ())))
         drawn = DRAWING * int(samples[1]) if samples else 0.0
         own = [(drawn + state["share"] * (end["seconds"] - drawn), state[metric])
                for state in states if (state["row"], state["seed"]) == (row, end["seed"])]  # fmt: skip
