@@ -123,10 +123,10 @@ def test_its_samples_are_decoded_by_the_commands(files: dict[str, str], tmp_path
     gan = save_gan(tmp_path / "gan.pkl")
     ref = save_reference(tmp_path / "ref.npz")
     looked = [f"--gan-pkl={gan}", f"--teacher={network}", given[1], f"--ref={ref}", "--metrics=fd_fashion",
-              "--samples=8", "--steps=1", "--batch=4", "--force=true", "--device=cpu"]  # fmt: skip
+              "--headroom=8", "--steps=1", "--batch=4", "--force=true", "--device=cpu"]  # fmt: skip
     result = CliRunner().invoke(preflight.main, looked)
     assert result.exit_code == 0, result.output
-    assert "drawn with 8 evaluations" in result.output
+    assert "drawn in 8 evaluations" in result.output
     result = CliRunner().invoke(generate.main, [f"--network={gan}", given[1], f"--outdir={tmp_path / 'none'}"])
     assert result.exit_code == 2
     assert f"--network={gan} is a GAN, which makes no latents" in result.output

@@ -11,14 +11,19 @@ from tools.dev import pictures
 pytest.importorskip("matplotlib")
 
 
-def test_points_are_the_trained_rows_and_levels_the_others() -> None:
-    results = [
-        {"row": "before", "fd": 29.0},
-        {"row": "ikl", "seconds": 200, "fd": 14.0},
-        {"row": "ikl", "seconds": 210, "fd": 15.0},
-    ]
-    assert pictures.points(results, "fd") == {"ikl": [(200, 14.0), (210, 15.0)]}
+def test_levels_are_the_rows_that_train_nothing() -> None:
+    results = [{"row": "before", "fd": 29.0}, {"row": "ikl", "seconds": 200, "fd": 14.0}]
     assert pictures.levels(results, "fd") == {"before": 29.0}
+
+
+def test_a_curve_begins_when_the_teachers_samples_are_drawn() -> None:
+    ends = [{"row": "a", "seed": seed, "seconds": 100.0 + seed, "fd": 3.0, "commands": [line]}
+            for seed, line in ((1, "train.py --data=teacher:10000"), (2, "train.py"))]  # fmt: skip
+    states = [{"row": "a", "seed": 1, "share": 0.5, "fd": 5.0}, {"row": "b", "seed": 1, "share": 0.5, "fd": 9.0}]
+    drawn = 10000 * pictures.DRAWING
+    assert pictures.curves(ends, states, "a", "fd") == [
+        ([drawn + (101 - drawn) / 2, 101.0], [5.0, 3.0]), ([102.0], [3.0])
+    ]  # fmt: skip
 
 
 def test_the_sweep_of_refiners_is_in_the_order_of_sigma() -> None:

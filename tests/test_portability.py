@@ -15,11 +15,11 @@ from types import SimpleNamespace
 import pytest
 
 from stylegan_di import zoo
-from stylegan_di.commands import preflight
 from stylegan_di.config import TrainConfig
 from stylegan_di.dnnlib import safe_files
 from stylegan_di.dnnlib.safe_files import lock, locked, open_plain, try_lock
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.journal import resources
 from stylegan_di.runs.folder import run_name
 from stylegan_di.torch_utils import allocator
 
@@ -72,15 +72,15 @@ def test_only_linux_is_asked_for_its_malloc(system: str, monkeypatch: pytest.Mon
 
 
 def test_peak_memory_is_in_bytes_on_every_system_that_says_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    linux = preflight.peak_memory()
+    linux = resources.peak_memory()
     assert linux is not None
     assert 1 << 26 < linux < 1 << 40
-    monkeypatch.setattr(preflight, "sys", SimpleNamespace(platform="darwin"))
-    darwin = preflight.peak_memory()
+    monkeypatch.setattr(resources, "sys", SimpleNamespace(platform="darwin"))
+    darwin = resources.peak_memory()
     assert darwin is not None
     assert linux <= darwin * 1024 < 2 * linux
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert preflight.peak_memory() is None
+    assert resources.peak_memory() is None
 
 
 def test_the_clone_holds_no_names_that_windows_refuses() -> None:

@@ -12,7 +12,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.runs import statefile
 from tests.test_resume import SHORT, whole_run
 from tests.tiny import save_files
-from tools.dev import curves, pictures, rows, study
+from tools.dev import curves, rows, study
 from tools.dev.rows import Place, Row
 
 LINES = {
@@ -95,13 +95,3 @@ def test_the_states_of_a_run_are_points_of_a_curve(tmp_path: Path) -> None:
             assert value.equal(tensors[f"ema.{name}"])
     with pytest.raises(UserError, match="there is no snapshot"):
         list(curves.states(tmp_path))
-
-
-def test_a_curve_begins_when_the_teachers_samples_are_drawn() -> None:
-    ends = [{"row": "a", "seed": seed, "seconds": 100.0 + seed, "fd": 3.0, "commands": [line]}
-            for seed, line in ((1, "train.py --data=teacher:10000"), (2, "train.py"))]  # fmt: skip
-    states = [{"row": "a", "seed": 1, "share": 0.5, "fd": 5.0}, {"row": "b", "seed": 1, "share": 0.5, "fd": 9.0}]
-    drawn = 10000 * pictures.DRAWING
-    assert pictures.curves(ends, states, "a", "fd") == [
-        ([drawn + (101 - drawn) / 2, 101.0], [5.0, 3.0]), ([102.0], [3.0])
-    ]  # fmt: skip

@@ -196,9 +196,9 @@ def test_metrics_compare_with_the_whole_data_set_whatever_subset_is_trained_on(
     compared: list[tuple[int, int]] = []
     original = launch.make_evaluator
 
-    def make(method: Any, reference: Any, stop: Any) -> Any:
+    def make(method: Any, reference: Any, *rest: Any) -> Any:
         compared.append((len(method.dataset), len(reference)))
-        return original(method, reference, stop)
+        return original(method, reference, *rest)
 
     monkeypatch.setattr(launch, "make_evaluator", make)
     metrics = ["--metrics=fd_fashion", "--metric-samples=4"]

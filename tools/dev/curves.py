@@ -55,7 +55,7 @@ def states(folder: Path) -> Iterator[tuple[float, Generator]]:
 
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
 @click.option("--data", required=True, metavar="ZIP", help="The test images.")
 @click.option("--num", type=click.IntRange(2), default=10000, show_default=True, help="Samples.")
 @click.option(
