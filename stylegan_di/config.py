@@ -17,7 +17,7 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.divergences import DIVERGENCES, parse_divergence
 from stylegan_di.dnnlib.util import UserError, option_name
-from stylegan_di.metrics.table import judge, metric
+from stylegan_di.metrics.table import metric
 from stylegan_di.options import option, options_of
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
 from stylegan_di.snapshots.pipelines import TeacherOptions
@@ -378,9 +378,9 @@ class TrainConfig:
 
     @property
     def headroom_samples(self) -> int:
-        """Samples on which GAN and teacher are compared before a run; 0 where there are not both, or nothing judges."""
+        """Samples on which GAN and teacher are compared before a run; 0 where there are not both."""
         both = self.gan_pkl is not None and self.divergence != "none" and not self.trains_teacher
-        if self.kind != "di" or not both or judge(self.metrics) is None:
+        if self.kind != "di" or not both:
             return 0
         if self.headroom is not None:
             return self.headroom

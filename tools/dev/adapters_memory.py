@@ -23,7 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stylegan_di.diffusion import discrete_levels
 from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
+from stylegan_di.journal.resources import peak_memory
 from stylegan_di.networks.edm import EDMPrecond
 from stylegan_di.teachers.discrete import DiscreteTeacher, Texts, Times
 from stylegan_di.teachers.edm import EDMTeacher
@@ -93,7 +95,7 @@ def measure(network: str, rank: int | None, checkpointing: bool, batch: int, dev
         import diffusers  # noqa: F401  so that its own memory is none of the networks'
 
     cuda = device.startswith("cuda")
-    before = _resident()
+    before = 0 if cuda else _resident()
     teacher = opened(network, checkpointing).eval().requires_grad_(False).to(device)
     fake_score = teacher.trainable_copy() if rank is None else teacher.adapted_copy(rank)
     fake_score.to(device).eval().requires_grad_(False)
@@ -118,10 +120,15 @@ def measure(network: str, rank: int | None, checkpointing: bool, batch: int, dev
 
 
 def _resident() -> int:
-    """The most memory that this process has had resident, in bytes."""
-    import resource  # not on Windows
+    """The most memory that this process has had resident, in bytes.
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    Raises:
+        UserError: the system does not say.
+    """
+    found = peak_memory()
+    if found is None:
+        raise UserError("--device=cpu: this system does not say what memory a process takes; give --device=cuda")
+    return found
 
 
 @click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
