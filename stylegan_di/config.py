@@ -377,9 +377,14 @@ class TrainConfig:
         return uses_teacher(vars(self))
 
     @property
+    def shows_teacher(self) -> bool:
+        """Whether the teacher of --kind=di looks at the student's images."""
+        return self.divergence != "none" or self.critic != "none"
+
+    @property
     def headroom_samples(self) -> int:
         """Samples on which GAN and teacher are compared before a run; 0 where there are not both."""
-        both = self.gan_pkl is not None and self.divergence != "none" and not self.trains_teacher
+        both = self.gan_pkl is not None and self.shows_teacher and not self.trains_teacher
         if self.kind != "di" or not both:
             return 0
         if self.headroom is not None:

@@ -121,7 +121,9 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
         if samples_wanted(config.data) is not None:
             yield ("cond", "subset"), "with --data=teacher:N, whose labels and number are the teacher's" + leave
         if config.divergence == "none":
-            yield (*DIVERGENCE, "headroom", "force"), "with --divergence=none" + leave
+            yield DIVERGENCE, "with --divergence=none" + leave
+            if not config.shows_teacher:
+                yield ("headroom", "force"), "with --divergence=none and no --critic" + leave
             if not config.needs_teacher:
                 yield ("teacher", "checkpointing", *TEACHER), "with --divergence=none" + leave
         if config.gan_pkl is not None:

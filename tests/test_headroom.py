@@ -97,10 +97,11 @@ def test_classes_are_judged_where_there_are_enough(taken_for: tuple[tuple[int, i
     assert (found.problem() is not None) == hopeless
 
 
-def test_a_hopeless_run_is_refused_unless_forced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--divergence=none", "--critic=features", "--data=teacher:8"]])
+def test_a_hopeless_run_is_refused_unless_forced(options: list[str], tmp_path: Path) -> None:
     path = tmp_path / "rolled.json"
     path.write_text(json.dumps([9, 0, 1, 2, 3, 4, 5, 6, 7, 8]))
-    arguments = ["--kind=di", "--gan-pkl=fashion-gan.pkl", f"--classes={path}", "--metrics=none", *SHORT]
+    arguments = ["--kind=di", "--gan-pkl=fashion-gan.pkl", f"--classes={path}", "--metrics=none", *SHORT, *options]
     result = invoke(*arguments, f"--outdir={tmp_path / 'runs'}")
     assert result.exit_code == 2
     assert "in another order" in result.output
@@ -186,7 +187,7 @@ def test_figures_are_judged_by_the_best_teacher(
     [
         (["--metrics=none"], "--headroom=9 has no effect with --metrics=none"),
         (["--metrics=texture,ppl2_wend"], "--headroom=9 has no effect with --metrics=texture,ppl2_wend, by which"),
-        (["--divergence=none", "--critic=features", "--data=x"], "--headroom=9 has no effect with --divergence=none"),
+        (["--divergence=none", "--adv-weight=1", "--data=teacher:9"], "has no effect with --divergence=none and no"),
         (["--metrics=fd_fashion", "--teacher=online", "--data=x"], "--headroom=9 has no effect with --teacher=online"),
     ],
 )

@@ -158,8 +158,8 @@ def test_a_process_that_is_killed_ends_the_run_which_then_goes_on(files: dict[st
     assert status == 5
     assert time.monotonic() - began < ENDING_SECONDS
     assert err == (
-        "Error: process 1 of 2 was killed by SIGKILL; the others have been ended; go on from the last state with "
-        "--resume=latest"
+        "Error: process 1 of 2 was killed by SIGKILL; the others have been ended; go on from the last state, if one "
+        "was saved, with --resume=latest"
     )
     assert all(session_is_empty(rank) for rank in ranks)
     assert "process 0 of 2 lost another one" in (folder / "log.txt").read_text()

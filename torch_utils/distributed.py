@@ -53,7 +53,7 @@ def _exchange() -> Iterator[None]:
         reason = str(error).splitlines()[0][:200]
         raise ProcessLost(
             f"process {rank()} of {world_size()} lost another one, which has died or failed ({reason}); "
-            "go on from the last state with --resume"
+            "go on from the last state, if one was saved, with --resume"
         ) from error
 
 

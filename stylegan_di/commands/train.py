@@ -110,7 +110,7 @@ def main(dry_run: bool, **given: Any) -> None:
 
 def lost(message: str) -> NoReturn:
     """Ends this process at once because another one hangs."""
-    click.echo(f"Error: {message}; go on from the last state with --resume=latest", err=True)
+    click.echo(f"Error: {message}; go on from the last state, if one was saved, with --resume=latest", err=True)
     leave(ProcessLost.status)
 
 

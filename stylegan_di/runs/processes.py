@@ -124,9 +124,10 @@ def _explain(cause: int, children: Sequence[subprocess.Popen[bytes]], outputs: S
     outputs[cause].seek(0)
     told = " ".join(outputs[cause].read().decode(errors="replace").split())[-2000:]
     if status < 0:
+        name, output = signal.Signals(-status).name, f" (its output: {told})" if told else ""
         raise ProcessLost(
-            f"process {cause} of {count} was killed by {signal.Signals(-status).name}; the others have been ended; "
-            "go on from the last state with --resume=latest" + (f" (its output: {told})" if told else "")
+            f"process {cause} of {count} was killed by {name}; the others have been ended; go on from the last state, "
+            f"if one was saved, with --resume=latest{output}"
         )
     if status == ProcessLost.status:
         raise ProcessLost(f"the {count} processes of the run lost each other; its log.txt says at which exchange")

@@ -145,11 +145,15 @@ class DiffInstruct(GeneratorMethod):
         if self.config.gan_pkl is None or self.online is not None:
             return
         seed = self.config.seed
-        for each in self.instructions:
-            found = look(self.model, each.teacher, each.space, each.classes, seed)
+        views = [(each.teacher, each.space, each.classes) for each in self.instructions]
+        if self.feature_adversary is not None and not views:
+            judge = self.feature_adversary
+            views = [(judge.critic.teacher, judge.space, judge.classes)]
+        for teacher, space, classes in views:
+            found = look(self.model, teacher, space, classes, seed)
             yield self._judged(found.sentence(), found.problem())
         if evaluator is not None:
-            figures = compare(evaluator, self.model.origin, [each.teacher for each in self.instructions], seed)
+            figures = compare(evaluator, self.model.origin, [teacher for teacher, *_ in views], seed)
             yield self._judged(figures.sentence(), figures.problem(factor))
 
     def _judged(self, found: str, problem: str | None) -> tuple[str, str]:
