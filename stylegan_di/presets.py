@@ -145,7 +145,7 @@ _FASHION_USES: dict[str, dict[str, Any]] = {
         kimg=30.0, divergence="sid", lr=2e-3, fake_lr=1.5e-3, dlr=2e-3, gamma=0.05, whitening=1.0, clip=True,
         clip_return=0.0, headroom=500,
     ),
-    DISTILLATION: _FASHION | dict(kimg=24.0, lr=5e-4),
+    DISTILLATION: _FASHION | dict(kimg=24.0, lr=5e-4, clip=True, clip_return=0.0),
     REFINER: _FASHION | dict(
         kimg=28.0, lr=1e-3, fake_lr=1e-3, dlr=2e-3, gamma=0.05, clip=True, clip_return=0.0, headroom=500
     ),

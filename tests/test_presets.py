@@ -179,7 +179,7 @@ def test_what_a_training_is_for_has_options_of_its_own() -> None:
     refinement, refiner = config("di", **gan), config("di", **gan, student="refiner")
     distillation, flow = config("di", **teacher), config("di", **teacher, student="flow")
     found = [(c.kimg, c.whitening, c.clip) for c in (refinement, refiner, distillation, flow)]
-    assert found == [(30, 1, True), (28, 0, True), (24, 0, False), (44, 0, False)]
+    assert found == [(30, 1, True), (28, 0, True), (24, 0, True), (44, 0, False)]
     assert refiner.sigma_init == 1
     assert config("di", cfg="cifar10-cond", gan_pkl="mine.pkl", student="refiner").sigma_init == 1
 

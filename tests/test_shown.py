@@ -9,7 +9,7 @@ from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.spaces.resized import Resized
 from stylegan_di.spaces.shown import Shown
 from stylegan_di.teachers.edm import EDMTeacher
-from stylegan_di.training.methods.diff_instruct import instruction
+from stylegan_di.training.instruction import Instruction
 from tests.test_methods import make_batch
 from tests.tiny import edm_network
 
@@ -44,7 +44,7 @@ def test_a_pixel_that_is_clipped_is_led_back_gently_and_never_further_out() -> N
     batch, labels = make_batch(), torch.eye(3)[[0, 1, 2, 0]]
     x = torch.randn(4, 1, 8, 8).requires_grad_()
     for clip in (False, True):
-        made = instruction(TrainConfig("di", gan_pkl="a", teacher="b", clip=clip), teacher, 3)
+        made = Instruction.configured(TrainConfig("di", gan_pkl="a", teacher="b", clip=clip), teacher, 3)
         for parameter in made.fake_score.parameters():
             parameter.data += 0.1
         gradient, _ = made.gradient(x, labels, batch, batch.chunks[0], "some", None)

@@ -8,14 +8,19 @@ import torch
 from torch import Tensor
 
 from stylegan_di import loss_gan
+from stylegan_di.config import TrainConfig
+from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.critics.features import FeatureCritic, FeatureCriticSpec
-from stylegan_di.diffusion import NoiseLaw
+from stylegan_di.data.teacher_samples import samples_wanted
+from stylegan_di.diffusion import NOISE_LAWS, NoiseLaw
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.journal.journal import Journal
-from stylegan_di.labels import ClassMap, LabelLaw
+from stylegan_di.labels import ClassMap, LabelLaw, class_map
+from stylegan_di.specs import parse
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training.adversary import logistic_update
 from stylegan_di.training.batch import Batch, Reals, Samples
+from stylegan_di.training.instruction import space_of
 from stylegan_di.training.optimize import adam
 from stylegan_di.training.state import TrainState
 
@@ -47,6 +52,19 @@ class FeatureAdversary:
         self.law = law
         self.space, self.classes = space, classes
         self.teachers_own = teachers_own
+
+    @classmethod
+    def configured(cls, config: TrainConfig, teacher: Denoiser, label_dim: int) -> FeatureAdversary:
+        """Makes the configured critic on the teacher's features; label_dim is the student's."""
+        law = "lognormal" if config.critic_noise_law == "none" else config.critic_noise_law
+        return cls(
+            parse(config.critic, CRITIC_SPECS, "--critic"),
+            teacher,
+            parse(law, NOISE_LAWS, "--critic-noise-law"),
+            space_of(config, teacher),
+            class_map(config.classes, label_dim, teacher.label_dim),
+            teachers_own=samples_wanted(config.data) is not None,
+        )
 
     def optimizer(self) -> torch.optim.Optimizer:
         return adam(self.critic.heads, self.spec.lr, beta1=0.0, beta2=0.99)

@@ -8,10 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di.diffusion import NoiseLaw
-from stylegan_di.interfaces import Critic, Denoiser, Space
-from stylegan_di.labels import ClassMap, LabelLaw
+from stylegan_di.config import TrainConfig
+from stylegan_di.diffusion import NOISE_LAWS, NoiseLaw
+from stylegan_di.divergences import parse_divergence
+from stylegan_di.interfaces import Critic, Denoiser, Generator, Space
+from stylegan_di.labels import ClassMap, LabelLaw, class_map
 from stylegan_di.loss_di import Divergence, Noised
+from stylegan_di.spaces import SPACES
+from stylegan_di.spaces.latents import Latents
+from stylegan_di.spaces.shown import Shown
+from stylegan_di.specs import parse
 from stylegan_di.training.batch import Batch, Samples
 
 
@@ -43,6 +49,29 @@ class Instruction:
     weight: float = 1.0
     role: str = "fake_score"
     classes: ClassMap = field(default_factory=ClassMap)
+
+    @classmethod
+    def configured(
+        cls, config: TrainConfig, teacher: Denoiser, label_dim: int, weight: float = 1.0, index: int = 0
+    ) -> Instruction:
+        """Makes the configured instruction of a teacher, with a copy of it, or adapters on it, as the fake score.
+
+        label_dim: the student's; index: of the teacher among several.
+        """
+        divergence = parse_divergence(config.divergence)
+        assert divergence is not None
+        rank = config.fake_rank
+        return cls(
+            teacher=teacher,
+            space=space_of(config, teacher),
+            fake_score=teacher.trainable_copy() if rank is None else teacher.adapted_copy(rank),
+            divergence=divergence,
+            student_law=parse(config.noise_law, NOISE_LAWS, "--noise-law"),
+            fake_law=parse(config.fake_noise_law, NOISE_LAWS, "--fake-noise-law"),
+            weight=weight,
+            role=f"fake_score{index + 1}" if index else "fake_score",
+            classes=class_map(config.classes, label_dim, teacher.label_dim),
+        )
 
     def score_loss(
         self, samples: Samples, batch: Batch, chunk: range, purpose: str, reals: Samples | None
@@ -96,3 +125,30 @@ class Instruction:
     def _labels(self, labels: Tensor | None, batch: Batch, chunk: range, purpose: str) -> Tensor | None:
         """Labels of the student as the teacher takes them."""
         return self.classes(labels, lambda classes: batch.labels(purpose, chunk, LabelLaw.uniform(classes)))
+
+    def conversions(self, model: Generator) -> list[tuple[str, str]]:
+        """Lines of the header: how the teacher sees the student's images and classes where they differ."""
+        lines = []
+        own, seen = (model.img_resolution, model.img_channels), (self.space.resolution, self.space.channels)
+        if own != seen:
+            colours = {1: "gray", 3: "RGB"}
+            made, shown = (f"{size}x{size} {colours.get(depth, f'of {depth} channels')}" for size, depth in (own, seen))
+            lines.append(("converted", f"images of {made} to {shown} for the teacher"))
+        if self.classes.rule != "same":
+            lines.append(("classes", f"the teacher is told {self.classes}"))
+        return lines
+
+
+def space_of(config: TrainConfig, teacher: Denoiser) -> Space:
+    """The space that --match, --clip and --clip-return name, in the teacher's size."""
+    cls: Any = SPACES[config.match]
+    space: Space
+    if teacher.space is None:
+        space = cls(teacher.img_resolution, teacher.img_channels)
+    elif config.match == "pixels":
+        space = teacher.space
+    else:
+        assert isinstance(teacher.space, Latents)
+        assert teacher.space.images is not None
+        space = cls(*teacher.space.images, teacher.space)
+    return Shown(space, config.clip_return) if config.clip else space

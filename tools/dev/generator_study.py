@@ -55,7 +55,8 @@ for sigma in SIGMAS:
     ROWS[f"refiner-{sigma}-frozen"] = refiner(f"--sigma-init={sigma} --freeze=generator")
     ROWS[f"refiner-{sigma}-start"] = untrained(f"--gan-pkl=fashion-gan.pkl --student=refiner --sigma-init={sigma}")
 for steps in (1, 2, 4):
-    ROWS[f"steps-{steps}"] = trained(f"{TEACHER} --student-steps={steps} --kimg=12")
+    ROWS[f"steps-{steps}"] = trained(f"{TEACHER} --student-steps={steps} --kimg=12 --clip=false")
+    ROWS[f"steps-{steps}-clipped"] = trained(f"{TEACHER} --student-steps={steps} --kimg=12 --clip=true --clip-return=0")
     ROWS[f"steps-{steps}-start"] = untrained(f"{TEACHER} --student-steps={steps}")
 for student in ("decoder", "flow", "radiance"):
     ROWS[student] = trained(f"{TEACHER} --student={student} --kimg=24")

@@ -77,7 +77,9 @@ ROWS = {
         f"--kind=gan --resume=fashion-gan.pkl --kimg=53 {REAL} --batch=32 --mixing=0 --pl-weight=0 --aug=noaug "
         "--gamma=0.05 --lr=2e-3 --ema=5"
     ),
-    "one-step": trained("--kind=di --teacher=fashion-teacher.pkl --kimg=29"),
+    "one-step": trained("--kind=di --teacher=fashion-teacher.pkl --kimg=29 --clip=false"),
+    "one-step-clipped": trained("--kind=di --teacher=fashion-teacher.pkl --kimg=29 --clip=true --clip-return=0"),
+    "recipe-bf16": refined("--amp=bf16"),
 }
 COLUMNS = {
     "FD": "fd_fashion", "precision": "pr_fashion_precision", "recall": "pr_fashion_recall",

@@ -8,36 +8,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
-from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.data.teacher_samples import samples_wanted
-from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.divergences import parse_divergence
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.headroom import WORSE, compare, look
-from stylegan_di.interfaces import Denoiser, Generator, Space
+from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.journal.journal import Journal
-from stylegan_di.labels import class_map
 from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.networks.edm_layers import prepare_convolutions
 from stylegan_di.presets import RECIPES, use_of
-from stylegan_di.snapshots.checkpoint import as_generator, load_snapshot
 from stylegan_di.snapshots.teachers import open_teachers
-from stylegan_di.spaces import SPACES
-from stylegan_di.spaces.latents import Latents
-from stylegan_di.spaces.shown import Shown
-from stylegan_di.specs import parse
-from stylegan_di.students import STUDENTS
-from stylegan_di.students.fresh import FRESH_STUDENTS
-from stylegan_di.students.one_step import OneStepStudent
-from stylegan_di.students.refiner import RefinerStudent
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.hashing import weights_hash
 from stylegan_di.training import feature_adversary as critic
@@ -50,6 +37,7 @@ from stylegan_di.training.instruction import FakePass, Instruction
 from stylegan_di.training.methods.base import GeneratorMethod, count_parameters, drops_at_random
 from stylegan_di.training.online_teacher import OnlineTeacher
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
+from stylegan_di.training.student import open_student
 from stylegan_di.training.whitening import whitened
 
 FAKE_LOSS, STUDENT_GRADIENT = "Loss/fake_score", "Gradient/student"
@@ -132,12 +120,14 @@ class DiffInstruct(GeneratorMethod):
             teachers = [] if config.teacher is None else open_teachers(config.teacher, config.teacher_options)
             if any(teacher.space is not None for _, teacher in teachers):
                 _check_latents(config)
-        model, discriminator = _student(config, teachers[0][1] if teachers else None)
+        model, discriminator = open_student(config, teachers[0][1] if teachers else None)
         instructions = []
         if config.divergence != "none":
             for index, (weight, teacher) in enumerate(teachers):
-                instructions.append(instruction(config, teacher, model.label_dim, weight, index))
-        adversary = None if config.critic == "none" else _feature_adversary(config, teachers[0][1], model.label_dim)
+                instructions.append(Instruction.configured(config, teacher, model.label_dim, weight, index))
+        adversary = None
+        if config.critic != "none":
+            adversary = FeatureAdversary.configured(config, teachers[0][1], model.label_dim)
         return cls(config, device, dataset, model, instructions, discriminator, adversary, online)
 
     def examine(self, evaluator: Evaluator | None = None, factor: float = WORSE) -> Iterator[tuple[str, str]]:
@@ -293,7 +283,7 @@ class DiffInstruct(GeneratorMethod):
         for each in self.instructions:
             share = f", weight {each.weight:g}" if len(self.instructions) > 1 else ""
             lines.append(("teacher", f"{config.teacher}, {count_parameters(each.teacher)}{share}"))
-            lines += _conversions(self.model, each)
+            lines += each.conversions(self.model)
             lines.append(("divergence", f"{config.divergence}, adversarial weight {config.adv_weight:g}"))
         if self.prepared:
             lines.append(("winograd", f"{self.prepared} convolutions of the teacher"))
@@ -311,26 +301,6 @@ def rms(gradient: Tensor) -> Tensor:
     return gradient.flatten(1).square().mean(dim=1).sqrt()
 
 
-def _student(config: TrainConfig, teacher: Denoiser | None) -> tuple[Generator, torch.nn.Module | None]:
-    """Returns the generator to train, and the discriminator of its file."""
-    if config.gan_pkl is None:
-        assert teacher is not None
-        student: Generator = (
-            _new_student(config.student, teacher) if config.makes_student
-            else OneStepStudent.of_teacher(teacher, config.sigma_init, config.student_steps)
-        )  # fmt: skip
-        student.known_labels = teacher.known_labels
-        return student, None
-    snapshot = load_snapshot(config.gan_pkl)
-    gan = as_generator(snapshot)
-    if config.student == "refiner":
-        assert teacher is not None
-        known = gan.known_labels
-        gan = RefinerStudent.of(gan, teacher, config.sigma_init)
-        gan.known_labels = known
-    return gan, snapshot.networks.get("D")  # that it has one where it is needed, preflight checks
-
-
 def _check_latents(config: TrainConfig) -> None:
     """Raises UserError for what a teacher that works on latents has no part in: it neither sees nor makes pixels."""
     latents = f"--teacher={config.teacher} works on an autoencoder's latents, and"
@@ -342,86 +312,3 @@ def _check_latents(config: TrainConfig) -> None:
             f"{latents} --divergence={config.divergence} asks the GAN's own discriminator, which sees pixels; add "
             "--critic=features"
         )
-
-
-def _new_student(student: str, teacher: Denoiser) -> Generator:
-    """Makes the new network of --student for the teacher's images and classes."""
-    spec = parse(student, FRESH_STUDENTS, "--student")
-    _, height, width = teacher.image_shape
-    if width != height:
-        raise UserError(
-            f"--student={student} makes square images, and the teacher's are {width}x{height}: leave it out, for a "
-            "student that is a copy of the teacher's network"
-        )
-    try:
-        network = spec.network(
-            img_resolution=teacher.img_resolution, img_channels=teacher.img_channels, label_dim=teacher.label_dim
-        )
-    except ValueError as error:
-        raise UserError(f"--student={student}: {error}") from None
-    found = next(filter(None, (role.of_network(network, {}) for role in STUDENTS.values())))
-    return found.eval()
-
-
-def instruction(
-    config: TrainConfig, teacher: Denoiser, label_dim: int, weight: float = 1.0, index: int = 0
-) -> Instruction:
-    """Makes the configured instruction of a teacher, with a copy of it, or adapters on it, as the fake score.
-
-    label_dim: the student's; index: of the teacher among several.
-    """
-    divergence = parse_divergence(config.divergence)
-    assert divergence is not None
-    rank = config.fake_rank
-    return Instruction(
-        teacher=teacher,
-        space=_space(config, teacher),
-        fake_score=teacher.trainable_copy() if rank is None else teacher.adapted_copy(rank),
-        divergence=divergence,
-        student_law=parse(config.noise_law, NOISE_LAWS, "--noise-law"),
-        fake_law=parse(config.fake_noise_law, NOISE_LAWS, "--fake-noise-law"),
-        weight=weight,
-        role=f"fake_score{index + 1}" if index else "fake_score",
-        classes=class_map(config.classes, label_dim, teacher.label_dim),
-    )
-
-
-def _space(config: TrainConfig, teacher: Denoiser) -> Space:
-    """The space that --match, --clip and --clip-return name, in the teacher's size."""
-    cls: Any = SPACES[config.match]
-    space: Space
-    if teacher.space is None:
-        space = cls(teacher.img_resolution, teacher.img_channels)
-    elif config.match == "pixels":
-        space = teacher.space
-    else:
-        assert isinstance(teacher.space, Latents)
-        assert teacher.space.images is not None
-        space = cls(*teacher.space.images, teacher.space)
-    return Shown(space, config.clip_return) if config.clip else space
-
-
-def _feature_adversary(config: TrainConfig, teacher: Denoiser, label_dim: int) -> FeatureAdversary:
-    """Makes the configured critic on the teacher's features; label_dim is the student's."""
-    law = "lognormal" if config.critic_noise_law == "none" else config.critic_noise_law
-    return FeatureAdversary(
-        parse(config.critic, CRITIC_SPECS, "--critic"),
-        teacher,
-        parse(law, NOISE_LAWS, "--critic-noise-law"),
-        _space(config, teacher),
-        class_map(config.classes, label_dim, teacher.label_dim),
-        teachers_own=samples_wanted(config.data) is not None,
-    )
-
-
-def _conversions(model: Generator, to: Instruction) -> list[tuple[str, str]]:
-    """Lines of the header: how the teacher sees the student's images and classes where they differ."""
-    lines = []
-    own, seen = (model.img_resolution, model.img_channels), (to.space.resolution, to.space.channels)
-    if own != seen:
-        colours = {1: "gray", 3: "RGB"}
-        made, shown = (f"{size}x{size} {colours.get(depth, f'of {depth} channels')}" for size, depth in (own, seen))
-        lines.append(("converted", f"images of {made} to {shown} for the teacher"))
-    if to.classes.rule != "same":
-        lines.append(("classes", f"the teacher is told {to.classes}"))
-    return lines
