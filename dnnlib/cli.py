@@ -19,7 +19,7 @@ import click
 import torch
 
 from stylegan_di.dnnlib.terminal import one_line, plain_output
-from stylegan_di.dnnlib.util import DEVICE, UserError, option_name
+from stylegan_di.dnnlib.util import DEVICE, UserError, did_you_mean, option_name
 
 MAX_SEED = 2**32 - 1  # the largest seed of numpy's RandomState
 MAX_SEEDS = 1_000_000
@@ -83,6 +83,15 @@ class Device(click.ParamType):
         return value
 
 
+class Choice(click.Choice):
+    """One of some texts; one that is close to another text is suggested."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        message = super().get_invalid_choice_message(value, ctx)
+        hint = did_you_mean(str(value), map(str, self.choices))
+        return message.rstrip(".") + hint if hint else message
+
+
 class CommaList(click.ParamType):
     """'a,b' -> ('a', 'b'); 'none' -> (); spaces around the parts do not count. Parts are one of `choices`, if given."""
 
@@ -102,7 +111,8 @@ class CommaList(click.ParamType):
             if "" in parts:
                 raise ValueError("an empty part")
             if unknown := [part for part in parts if self.choices and part not in self.choices]:
-                self.fail(f"{unknown[0]!r} is not one of {', '.join(map(repr, self.choices))}", param, ctx)
+                hint = did_you_mean(unknown[0], self.choices)
+                self.fail(f"{unknown[0]!r} is not one of {', '.join(map(repr, self.choices))}{hint}", param, ctx)
             return tuple(self.item(part) for part in parts)
         except ValueError:
             self.fail(f"'{value}' is not a comma-separated list of {self.item.__name__}", param, ctx)
@@ -117,7 +127,7 @@ class DeclaredOption(click.Option):
         elif declared.many:
             kind = CommaList(declared.item, declared.choices)
         else:
-            kind = click.Choice(declared.choices) if declared.choices else declared.item
+            kind = Choice(declared.choices) if declared.choices else declared.item
         names = [option_name(declared.name), declared.name]
         super().__init__(names, type=kind, help=declared.help, multiple=declared.join is not None)
         if declared.join is not None:

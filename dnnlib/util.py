@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +37,12 @@ def not_installed(what: str, package: str, extra: str) -> UserError:
 def option_name(name: str) -> str:
     """'batch_gpu' -> '--batch-gpu': what an option is called on the command line, as messages name it."""
     return "--" + (name if name.startswith("S_") else name.replace("_", "-"))  # EDM's S_churn, ... keep their line
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """'; did you mean sid?' where one of the known words is close, else ''."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def say(text: str) -> None:

@@ -43,6 +43,11 @@ _LAW = f"a spec: {usage(NOISE_LAWS)}."
 
 
 @dataclass(frozen=True)
+class Word:
+    """A value in the place of a spec, without fields."""
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """A training run, as `python train.py --help` explains it."""
 
@@ -507,24 +512,28 @@ def makes_student(student: str | None) -> bool:
 
 def uses_teacher(values: Mapping[str, Any]) -> bool:
     """Whether options of --kind=di leave a use for a teacher; None or missing where they are not given."""
-    if values.get("divergence") != "none" or (values.get("critic") or "none") != "none":
+    if values.get("divergence") != "none" or values.get("critic") not in (None, "none"):
         return True
     return samples_wanted(values.get("data")) is not None
 
 
 def check_specs(kind: Kind, values: Mapping[str, Any]) -> None:
     """Raises UserError for a spec that names nothing; values are fields, None or missing where they are not given."""
-    parse_divergence(values.get("divergence") or "none")
-    if (critic := values.get("critic") or "none") != "none":
-        parse(critic, CRITIC_SPECS, "--critic")
+    if (divergence := values.get("divergence")) == "":
+        raise UserError(f"--divergence=: accepted: none, {', '.join(DIVERGENCES)}, or a sum such as ikl+0.5*sid")
+    if divergence is not None:
+        parse_divergence(divergence)
     if samples_wanted(data := values.get("data")) is not None and kind != "di":
         raise UserError(f"--data={data} is for --kind=di, which has a teacher; this is --kind={kind}")
-    if makes_student(student := values.get("student")):
-        assert student is not None
-        parse(student, {"auto": object, "refiner": object} | FRESH_STUDENTS, "--student")
-    for name in ("noise_law", "fake_noise_law", "critic_noise_law"):
-        law = values.get(name)
-        if law is not None and (name, law) != ("critic_noise_law", "none"):
-            parse(law, NOISE_LAWS, option_name(name))
+    specs: dict[str, dict[str, type[Any]]] = {
+        "critic": {"none": Word, **CRITIC_SPECS},
+        "student": {"auto": Word, "refiner": Word, **FRESH_STUDENTS},
+        "noise_law": NOISE_LAWS,
+        "fake_noise_law": NOISE_LAWS,
+        "critic_noise_law": {"none": Word, **NOISE_LAWS},
+    }
+    for name, accepted in specs.items():
+        if (text := values.get(name)) is not None:
+            parse(text, accepted, option_name(name))
     for name in values.get("metrics") or ():
         metric(name)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from stylegan_di.dnnlib.util import UserError, option_name
-from stylegan_di.specs import FINITE, Range, did_you_mean
+from stylegan_di.dnnlib.util import UserError, did_you_mean, option_name
+from stylegan_di.specs import FINITE, Range
 
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 

@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TypeVar
 
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.augment import augment_pipe
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.data.teacher_samples import samples_wanted
+from stylegan_di.data.teacher_samples import PREFIX, samples_wanted
 from stylegan_di.dnnlib.untrusted import untrusted
-from stylegan_di.dnnlib.util import UserError, not_installed
+from stylegan_di.dnnlib.util import UserError, did_you_mean, not_installed
 from stylegan_di.hub import HUB
 from stylegan_di.labels import class_map
 from stylegan_di.metrics.references import SUFFIXES, load_references, picked
@@ -48,8 +49,8 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
     """
     files = Files(config, fetch)
     checks = (_processes(config, processes), _minibatch(config, processes, files), _compiler(config),
-              _trackers(config), _reference(config, fetch), _teacher(config, files), _gan(config, files),
-              _freeze(config, files), _data(config, files))  # fmt: skip
+              _trackers(config), _reference(config, fetch), _teacher(config, files), _critic(config, files),
+              _gan(config, files), _freeze(config, files), _data(config, files))  # fmt: skip
     problems = [problem for found in checks for problem in found] + files.problems
     if len(problems) == 1:
         raise UserError(problems[0])
@@ -112,7 +113,7 @@ class Files:
         if self.config.data is None or not self.config.needs_data or samples_wanted(self.config.data) is not None:
             return None
         data, labels = self.config.data, self.config.cond
-        return self._noted(lambda: ImageDataset(data, use_labels=labels))
+        return self._noted(lambda: open_data(data, use_labels=labels))
 
     @cached_property
     def autoencoder(self) -> Part | None:
@@ -134,6 +135,20 @@ class Files:
         except UserError as error:
             self.problems.append(str(error))
             return None
+
+
+def open_data(path: str, *, use_labels: bool = False) -> ImageDataset:
+    """Opens the images of --data.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not Path(path).exists():
+        name, _, count = path.partition(":")
+        meant = did_you_mean(name.lower(), ["teacher"])
+        hint = f"; did you mean {PREFIX}{count or '10000'}?" if meant else ""
+        raise UserError(f"--data={path} does not exist; give a folder or a .zip file of images{hint}")
+    return ImageDataset(path, use_labels=use_labels)
 
 
 def meant(contents: Contents | None) -> Blueprint | None:
@@ -255,6 +270,21 @@ def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
             class_map(config.classes, gan.classes, teacher.classes)
         except UserError as error:
             yield f"{unlike if config.classes is None else ''}{error}"
+
+
+def _critic(config: TrainConfig, files: Files) -> Iterator[str]:
+    """A critic stands on the first teacher, or on those of its pixels that are mixed with it."""
+    if config.critic == "none" or config.teacher is None or config.trains_teacher:
+        return
+    source, *others = [term.source for term in parse_teachers(config.teacher)]
+    if source not in files.teachers or not is_pipeline(source):
+        return
+    pipeline = read_pipeline(source, config.teacher_options)
+    if pipeline.is_transformer and (not others or pipeline.autoencoder is not None):
+        yield (
+            f"--critic={config.critic} judges by the features of a U-Net's encoder, which --teacher={source}, a "
+            f"{pipeline.network.class_name}, has not: choose another teacher, or leave --critic out"
+        )
 
 
 def _gan(config: TrainConfig, files: Files) -> Iterator[str]:

@@ -6,13 +6,12 @@ the defaults are the fields' own, and `number` declares the range beside the def
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, did_you_mean
 
 T = TypeVar("T")
 
@@ -52,12 +51,6 @@ def number(default: float, accepted: Range = FINITE) -> Any:
     return field(default=default, metadata={"range": accepted})
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """'; did you mean sid?' where one of the known words is close, else ''."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
-
-
 def parse(text: str, table: Mapping[str, type[T]], option: str, whole: str | None = None) -> T:
     """'sid:alpha=1.2' -> table['sid'](alpha=1.2).
 
@@ -80,13 +73,13 @@ def parse(text: str, table: Mapping[str, type[T]], option: str, whole: str | Non
     types = get_type_hints(cls)
     values: dict[str, Any] = {}
     for argument in arguments.split(",") if ":" in text else ():
-        key, _, value = argument.partition("=")
+        key = argument.partition("=")[0]
         if key in values:
             raise UserError(f"{where}: '{key}' is given twice; give it once")
         if key not in known:
             accepted = f"accepted: {', '.join(known)}{did_you_mean(key, known)}" if known else "it has no fields"
             raise UserError(f"{where}: '{name}' has no field '{key}'; {accepted}")
-        values[key] = _value(known[key], types[key], value, where)
+        values[key] = _value(known[key], types[key], argument, where)
     try:
         return cls(**values)
     except ValueError as error:  # of values that do not go together
@@ -118,20 +111,22 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _value(found: Field[Any], annotation: Any, text: str, where: str) -> Any:
-    """A field's value from its text, checked."""
+def _value(found: Field[Any], annotation: Any, argument: str, where: str) -> Any:
+    """A field's value from 'name=text', checked."""
+    _, equals, text = argument.partition("=")
+    given = argument if equals else f"'{argument}' has no value"
     if get_origin(annotation) is Literal:
         choices = get_args(annotation)
         if text not in choices:
             accepted = f"accepted: {', '.join(choices)}{did_you_mean(text, choices)}"
-            raise UserError(f"{where}: {found.name}={text}; {accepted}")
+            raise UserError(f"{where}: {given}; {accepted}")
         return text
     accepted_range = found.metadata.get("range", FINITE)
     value = _number(text, int if annotation is int else float)
     if value not in accepted_range:
         example = f"{found.name}={_text(found.default)}"
         whole = " that is whole" if annotation is int else ""
-        raise UserError(f"{where}: {found.name}={text}; accepted: {accepted_range}{whole}, such as {example}")
+        raise UserError(f"{where}: {given}; accepted: {accepted_range}{whole}, such as {example}")
     return value
 
 

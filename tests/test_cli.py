@@ -12,9 +12,20 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from stylegan_di.commands import dataset, inspect
+from stylegan_di.commands import COMMANDS, dataset, inspect
 from stylegan_di.commands.generate import main as generate
-from stylegan_di.dnnlib.cli import MAX_SEED, MAX_SEEDS, Device, Seeds, at_home, default_device, parse_seeds, user_errors
+from stylegan_di.dnnlib.cli import (
+    MAX_SEED,
+    MAX_SEEDS,
+    Choice,
+    CommaList,
+    Device,
+    Seeds,
+    at_home,
+    default_device,
+    parse_seeds,
+    user_errors,
+)
 from stylegan_di.dnnlib.logger import Logger
 from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError
@@ -94,6 +105,32 @@ def test_a_device_that_is_not_there_is_refused(device: str) -> None:
     result = CliRunner().invoke(command, [f"--device={device}"])
     assert result.exit_code == 2
     assert "'--device'" in result.stderr
+
+
+def test_another_choice_gets_a_suggestion_where_one_is_close() -> None:
+    @click.command()
+    @click.option("--solver", type=Choice(["euler", "heun", "dpmpp"]))
+    @click.option("--parts", type=CommaList(str, ["mapping", "b4"]))
+    def chooses(solver: str, parts: tuple[str, ...]) -> None:
+        click.echo(f"{solver} {parts}")
+
+    assert CliRunner().invoke(chooses, ["--solver=heun", "--parts=b4"]).output == "heun ('b4',)\n"
+    for given, told in (
+        ("--solver=dpmp", "'dpmp' is not one of 'euler', 'heun', 'dpmpp'; did you mean dpmpp?"),
+        ("--solver=x", "'x' is not one of 'euler', 'heun', 'dpmpp'."),
+        ("--parts=maping", "'maping' is not one of 'mapping', 'b4'; did you mean mapping?"),
+    ):
+        result = CliRunner().invoke(chooses, [given])
+        assert (result.exit_code, result.stderr.splitlines()[-1]) == (
+            2, f"Error: Invalid value for '{given.partition('=')[0]}': {told}"
+        )  # fmt: skip
+
+
+def test_every_command_makes_suggestions() -> None:
+    for name in COMMANDS:
+        found = importlib.import_module(f"stylegan_di.commands.{name.replace('-', '_')}").main
+        plain = [p.name for p in found.params if isinstance(p.type, click.Choice) and not isinstance(p.type, Choice)]
+        assert (name, plain) == (name, [])
 
 
 def test_the_home_folder_in_every_option(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

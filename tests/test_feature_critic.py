@@ -168,6 +168,17 @@ def test_a_damaged_file_of_the_cache_is_drawn_anew_and_this_is_said(
     assert capsys.readouterr().err == ""
 
 
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file, not a folder")
+    monkeypatch.setenv("DNNLIB_CACHE_DIR", str(tmp_path / "cache"))
+    said: list[Any] = []
+    with pytest.raises(UserError, match=r"teacher-samples cannot be written \(.*set DNNLIB_CACHE_DIR to a folder"):
+        teacher_samples(teacher(), 10, 0, CPU, lambda *report: said.append(report))
+    assert said == []
+
+
 @pytest.mark.parametrize("data", ["teacher:", "teacher:1", "teacher:-5", "teacher:1e4", "teacher:many"])
 def test_a_number_of_samples_that_is_none_is_refused(data: str) -> None:
     with pytest.raises(UserError, match="accepted is the number of samples to draw"):
@@ -224,7 +235,14 @@ def test_the_critic_alone_and_beside_an_f_divergence(
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["--critic=feature"], "there is no 'feature'; accepted: features; did you mean features?"),
+        (["--critic=feature"], "there is no 'feature'; accepted: none, features; did you mean features?"),
+        (["--critic="], "--critic=: there is no ''; accepted: none, features"),
+        (["--critic=none:x"], "--critic=none:x: 'none' has no field 'x'; it has no fields"),
+        (["--divergence="], "--divergence=: accepted: none, ikl, sid, sim, fisher, realuid, or a sum such as"),
+        (["--student=auto:x"], "--student=auto:x: 'auto' has no field 'x'; it has no fields"),
+        (["--critic=features", "--data=Teacher:9"],
+         "--data=Teacher:9 does not exist; give a folder or a .zip file of images; did you mean teacher:9?"),
+        (["--critic=features", "--data=techer"], "did you mean teacher:10000?"),
         (["--critic=features:rms=-1"], "rms=-1; accepted: a number from 0 on"),
         (["--critic=features"], "--critic=features needs --data: real images, or teacher:N"),
         (["--critic=features", "--data=teacher:x"], "accepted is the number of samples to draw"),

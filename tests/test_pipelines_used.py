@@ -53,6 +53,16 @@ def test_a_gan_is_refined_by_an_edm2_network_of_latents(tmp_path: Path) -> None:
     assert "resolution 16 against 8" in failed(*options, f"--gan-pkl={save_gan(tmp_path / 'small.pkl')}")
 
 
+def test_a_critic_on_features_refuses_a_transformer_before_it_draws_samples(tmp_path: Path) -> None:
+    teacher = tiny.save_dit(tmp_path / "p")
+    for more in ([], ["--dry-run"]):
+        told = failed(f"--teacher={teacher}", "--student=decoder", "--critic=features", "--data=teacher:8", *more)
+        assert told.strip() == (
+            f"Error: --critic=features judges by the features of a U-Net's encoder, which --teacher={teacher}, a "
+            "DiTTransformer2DModel, has not: choose another teacher, or leave --critic out"
+        )
+
+
 @pytest.mark.parametrize("kind", ["classes", "texts", "transformer"])
 def test_a_gan_is_refined_and_its_snapshot_needs_no_teacher(kind: str, tmp_path: Path) -> None:
     teacher = {

@@ -146,6 +146,17 @@ def test_a_gan_without_its_discriminator(files: dict[str, str], given: dict[str,
 # Data.
 
 
+@pytest.mark.parametrize("given", [dict(kind="edm"), dict(kind="di", gan_pkl="gan", teacher="teacher", adv_weight=1.0)])
+def test_data_that_do_not_exist_are_told_by_their_option(files: dict[str, str], given: dict[str, Any]) -> None:
+    told = problem(config(files=files, data="no.zip", **given))
+    assert told == "--data=no.zip does not exist; give a folder or a .zip file of images"
+
+
+def test_data_that_do_not_exist_where_a_preset_asks_for_their_size() -> None:
+    result = CliRunner().invoke(train.main, ["--kind=gan", "--data=no.zip", "--dry-run"])
+    assert (result.exit_code, "Error: --data=no.zip does not exist" in result.stderr) == (2, True)
+
+
 def test_data_of_other_images_than_the_gans(files: dict[str, str]) -> None:
     told = problem(hybrid(files, data="data16", cond=False))
     expected = "resolution, channels, classes are (16, 1, 0), the GAN's (8, 1, 3); --cond=true reads the labels"

@@ -10,14 +10,13 @@ import pytest
 
 from stylegan_di.diffusion import NOISE_LAWS, KarrasLaw, LogNormalLaw, VPLaw
 from stylegan_di.divergences import DIVERGENCES, IKL, SIM, RealUID, SiD
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, did_you_mean
 from stylegan_di.specs import (
     FINITE,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     Range,
-    did_you_mean,
     number,
     parse,
     parse_sum,
@@ -76,7 +75,9 @@ def test_specs_are_parsed(text: str, value: object) -> None:
          "--part=wheel:size=0: size=0; accepted: a number above 0 to 10, such as size=1.5"),
         ("wheel:size=big",
          "--part=wheel:size=big: size=big; accepted: a number above 0 to 10, such as size=1.5"),
-        ("wheel:size", "--part=wheel:size: size=; accepted: a number above 0 to 10, such as size=1.5"),
+        ("wheel:size", "--part=wheel:size: 'size' has no value; accepted: a number above 0 to 10, such as size=1.5"),
+        ("wheel:size=", "--part=wheel:size=: size=; accepted: a number above 0 to 10, such as size=1.5"),
+        ("wheel:colour", "--part=wheel:colour: 'colour' has no value; accepted: red, green"),
         ("wheel:size=nan", "--part=wheel:size=nan: size=nan; accepted: a number above 0 to 10, such as size=1.5"),
         ("wheel:spokes=inf",
          "--part=wheel:spokes=inf: spokes=inf; accepted: a number above 0 that is whole, such as spokes=12"),

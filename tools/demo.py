@@ -19,7 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import Choice, user_errors
 
 GANS = ("fashion-gan.pkl", "fashion-32-gan.pkl")
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,10 +28,10 @@ SCALE = 4  # factor by which the grid is enlarged
 
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option(
-    "--gan", type=click.Choice(GANS), default=GANS[0], show_default=True, help="The shipped GAN that is refined."
+    "--gan", type=Choice(GANS), default=GANS[0], show_default=True, help="The shipped GAN that is refined."
 )
 @click.option(
-    "--student", type=click.Choice(["auto", "refiner"]), default="auto", show_default=True, help="What is trained."
+    "--student", type=Choice(["auto", "refiner"]), default="auto", show_default=True, help="What is trained."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")

@@ -11,7 +11,7 @@ import os
 
 import click
 
-from stylegan_di.specs import did_you_mean
+from stylegan_di.dnnlib.util import did_you_mean
 
 #: PyTorch computes on the CPU, and says so, what it cannot on Apple's GPUs. It looks when it is imported.
 os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")

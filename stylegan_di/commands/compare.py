@@ -16,7 +16,7 @@ import click
 import torch
 
 from stylegan_di.commands.options import device_option
-from stylegan_di.dnnlib.cli import user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.explore.comparison import Comparison, check_comparable, compare
 from stylegan_di.explore.opening import of_pictures
@@ -57,7 +57,7 @@ def table(found: Comparison) -> str:
 @click.option("--columns", type=click.IntRange(min=1), default=16, show_default=True, help="Images per row.")
 @click.option("--rows", type=click.IntRange(min=1), default=4, show_default=True, help="Rows of each in the picture.")
 @click.option("--psi", default=PSI, show_default=True, metavar="LIST", help="Truncations of the curves, or none.")
-@click.option("--extractor", type=click.Choice(list(EXTRACTORS)), default="fashion", show_default=True,
+@click.option("--extractor", type=Choice(list(EXTRACTORS)), default="fashion", show_default=True,
               help="Network whose features to compare; fashion is a small Fashion-MNIST classifier.")
 @click.option("--detector-file", metavar="FILE", help="The extractor's weights.  [default: published or shipped ones]")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the latents.")

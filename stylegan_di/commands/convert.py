@@ -19,7 +19,7 @@ import click
 import torch
 
 from stylegan_di import zoo
-from stylegan_di.dnnlib.cli import user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write, sha256_of_file
 from stylegan_di.networks import r3gan, stylegan3
 from stylegan_di.networks.edm import Precond
@@ -58,7 +58,7 @@ def marked(snapshot: Snapshot, sigma_init: float | None) -> dict[str, Any]:
 @click.argument("network", metavar="IN")
 @click.argument("dest", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--which", metavar="ENTRY", help="Take only this network, such as G.  [default: all; ONNX: G_ema or ema]")
-@click.option("--for", "target", type=click.Choice(TARGETS),
+@click.option("--for", "target", type=Choice(TARGETS),
               help="[.pkl] Name the classes of this repository alone, with its kernels.  [default: opens in all]")
 @click.option("--sigma-init", type=click.FloatRange(min=0, min_open=True),
               help="Mark 'ema' as a one-step student that starts at this noise level.")

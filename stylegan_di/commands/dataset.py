@@ -21,7 +21,7 @@ from stylegan_di.data.check import check_dataset, describe_labels, notes_on_labe
 from stylegan_di.data.convert import TRANSFORMS, convert
 from stylegan_di.data.idx import IDX_IMAGES, MNIST, PADDED_MNIST, SPLITS
 from stylegan_di.data.sources import open_source
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import Choice, user_errors
 from stylegan_di.dnnlib.progress import PassProgress, Progress, counted
 from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError
@@ -72,7 +72,7 @@ def check(source: Path) -> None:
               help="Read a whole data set and list everything wrong with it; exit status 2 if there is anything")
 @click.option("--resolution", "size", callback=parse_resolution, metavar="WxH",
               help="Size of the images: 32x32 or 32; 24x16 for a denoiser")
-@click.option("--transform", type=click.Choice(TRANSFORMS),
+@click.option("--transform", type=Choice(TRANSFORMS),
               help="center-crop: resize the largest crop of that shape; center-crop-wide: the same on a black square "
               "of that width; center-crop-dhariwal: resize the shorter side, then crop; pad: add black borders and "
               "keep the pixels, as MNIST's images get without --resolution; letterbox: as large as fits, with black "
@@ -81,9 +81,9 @@ def check(source: Path) -> None:
               help="Put transparent images on this colour: white, #ff8000, ...  [default: refuse them]")
 @click.option("--white", type=click.IntRange(min=1, max=65535), metavar="VALUE",
               help="Take 16-bit gray images; this value becomes white: 65535, or 4095 for 12 bits")
-@click.option("--split", type=click.Choice(list(SPLITS)), help="Split of IDX files and CIFAR-10.  [default: train]")
+@click.option("--split", type=Choice(list(SPLITS)), help="Split of IDX files and CIFAR-10.  [default: train]")
 @click.option("--max-images", type=click.IntRange(min=1), help="Take only the first images")
-@click.option("--channels", type=click.Choice(["1", "3"]), help="Convert to gray (1) or RGB (3)")
+@click.option("--channels", type=Choice(["1", "3"]), help="Convert to gray (1) or RGB (3)")
 @click.option("--labels/--no-labels", default=None, help="Require labels / leave them out.  [default: if any]")
 @user_errors
 def main(

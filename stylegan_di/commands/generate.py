@@ -29,7 +29,7 @@ from stylegan_di.commands.options import (
     sampler_options,
     truncation_options,
 )
-from stylegan_di.dnnlib.cli import CommaList, Seeds, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, CommaList, Seeds, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.explore.opening import asked_for, one_asked_for, one_label, open_generator, open_of_w
@@ -124,10 +124,10 @@ def draw_seeds(
 @click.option("--S_min", "S_min", type=NOT_NEGATIVE, help="[teacher] Lowest noise level with churn.  [default: 0]")
 @click.option("--S_max", "S_max", type=NOT_NEGATIVE, help="[teacher] Highest noise level with churn.  [default: inf]")
 @click.option("--S_noise", "S_noise", type=NOT_NEGATIVE, help="[teacher] Deviation of churn's noise.  [default: 1]")
-@click.option("--disc", type=click.Choice(list(DISCRETIZATIONS)),
+@click.option("--disc", type=Choice(list(DISCRETIZATIONS)),
               help="[teacher] Noise levels.  [default: edm]")
-@click.option("--schedule", type=click.Choice(SCHEDULES), help="[teacher] sigma(t).  [default: linear]")
-@click.option("--scaling", type=click.Choice(SCALINGS), help="[teacher] s(t).  [default: none]")
+@click.option("--schedule", type=Choice(SCHEDULES), help="[teacher] sigma(t).  [default: linear]")
+@click.option("--scaling", type=Choice(SCALINGS), help="[teacher] s(t).  [default: none]")
 @user_errors
 def main(
     network: str,

@@ -25,7 +25,7 @@ import click
 from stylegan_di import zoo
 from stylegan_di.commands.options import device_option, entry_options, given, sampler_options, truncation_options
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.safe_files import open_plain
 from stylegan_di.dnnlib.util import UserError, say
@@ -137,9 +137,9 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
 @device_option
 @click.option("--gpus", type=click.IntRange(min=1), default=1, show_default=True,
               help="Processes that share the images, each with a GPU or a CPU core of its own.")
-@click.option("--amp", type=click.Choice(AMP_TYPES),
+@click.option("--amp", type=Choice(AMP_TYPES),
               help="[network] Type in which the network computes, by autocast.  [default: float32]")
-@click.option("--detector-amp", type=click.Choice(AMP_TYPES),
+@click.option("--detector-amp", type=Choice(AMP_TYPES),
               help="Type in which the extractors of features compute, by autocast.  [default: float32]")
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
               help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2.")

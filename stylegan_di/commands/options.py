@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import click
 
-from stylegan_di.dnnlib.cli import CommaList, Device, default_device
+from stylegan_di.dnnlib.cli import Choice, CommaList, Device, default_device
 from stylegan_di.sampling.ablation import SOLVERS
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 
@@ -21,7 +21,7 @@ device_option = click.option(
     help="cuda, cuda:N, cpu or mps.  [default: cuda when there]",
 )  # fmt: skip
 noise_mode_option = click.option(
-    "--noise-mode", type=click.Choice(["const", "random", "none"]),
+    "--noise-mode", type=Choice(["const", "random", "none"]),
     help="[GAN] StyleGAN2's noise inputs; random draws them from the seed.  [default: const]",
 )  # fmt: skip
 
@@ -39,12 +39,12 @@ def together(*options: Callable[[Function], Function]) -> Callable[[Function], F
 
 truncation_options = together(
     click.option("--trunc", type=float, help="[GAN] Truncation psi.  [default: 1]"),
-    click.option("--trunc-mode", type=click.Choice(["mean", "class"]),
+    click.option("--trunc-mode", type=Choice(["mean", "class"]),
                  help="[GAN] Truncate towards the mean of all w, or of the image's class.  [default: mean]"),
 )  # fmt: skip
 sampler_options = together(
     click.option("--steps", type=click.IntRange(min=1), help="[teacher] Sampler steps.  [default: 18, dpmpp: 8]"),
-    click.option("--solver", type=click.Choice([*SOLVERS, DPM_SOLVER]),
+    click.option("--solver", type=Choice([*SOLVERS, DPM_SOLVER]),
                  help="[teacher] Solver; dpmpp: DPM-Solver++(2M), good at 8 steps.  [default: heun]"),
 )  # fmt: skip
 entry_options = together(

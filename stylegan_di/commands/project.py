@@ -22,7 +22,7 @@ from stylegan_di import zoo
 from stylegan_di.commands.options import class_options, device_option
 from stylegan_di.data.convert import load_picture
 from stylegan_di.data.files import ImageFiles
-from stylegan_di.dnnlib.cli import user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.opening import one_asked_for, one_label, open_of_w
@@ -69,7 +69,7 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
 @click.option("--num-steps", type=click.IntRange(min=1), default=1000, show_default=True, help="Optimisation steps.")
 @click.option("--seed", type=click.IntRange(min=0), default=303, show_default=True, help="Seed of latents and noise.")
 @click.option("--save-video", "with_video", type=bool, default=True, show_default=True, help="Write the video?")
-@click.option("--video-format", type=click.Choice(["gif", "mp4"]), default="gif", show_default=True,
+@click.option("--video-format", type=Choice(["gif", "mp4"]), default="gif", show_default=True,
               help="proj.gif, or proj.mp4 with the package av.")
 @class_options()
 @click.option("--detector-file", metavar="vgg16=FILE,lpips=FILE",

@@ -17,7 +17,7 @@ import numpy as np
 
 from stylegan_di.commands.options import device_option
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import Choice, user_errors
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
@@ -37,11 +37,11 @@ def classes_of(data: str) -> np.ndarray | None:
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @click.option("--data", required=True, metavar="ZIP|DIR", help="The data set.")
 @click.option("--dest", required=True, metavar="FILE.npz", help="File to write.")
-@click.option("--extractor", type=click.Choice(list(EXTRACTORS)),
+@click.option("--extractor", type=Choice(list(EXTRACTORS)),
               help="Network whose features are taken; the file names it.  [default: inception, whose statistics EDM's "
               "code reads too; fashion for --data named so]")
 @click.option("--detector-file", metavar="FILE", help="The extractor's weights.  [default: published or shipped ones]")
-@click.option("--features", type=click.Choice(["none", "float16", "float32"]), default="float16", show_default=True,
+@click.option("--features", type=Choice(["none", "float16", "float32"]), default="float16", show_default=True,
               help="Type in which to store the features themselves, which precision and recall need.")
 @click.option("--batch", type=click.IntRange(min=1), default=64, show_default=True, help="Images at a time.")
 @device_option

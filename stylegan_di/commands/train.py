@@ -21,16 +21,14 @@ import click
 
 from stylegan_di import preflight, zoo
 from stylegan_di.config import TrainConfig, uses_teacher
-from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import GroupedCommand, declared_options, default_device, message_of, user_errors
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.cli import Choice, GroupedCommand, declared_options, default_device, message_of, user_errors
+from stylegan_di.dnnlib.util import UserError, did_you_mean
 from stylegan_di.options import Option, options_of
 from stylegan_di.presets import KIND_DEFAULTS
 from stylegan_di.resolve import resolve
 from stylegan_di.runs import processes
 from stylegan_di.runs.endings import Interrupted
 from stylegan_di.runs.resume import goes_on, resume
-from stylegan_di.specs import did_you_mean
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.distributed import ProcessLost
@@ -62,7 +60,7 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
         kind,
         given | {"device": device or default_device()},
         known.name if known else None,
-        resolution_of=lambda path: ImageDataset(path).resolution,
+        resolution_of=lambda path: preflight.open_data(path).resolution,
         gpus=given["gpus"] or distributed.launched(),
     )
 
@@ -72,7 +70,7 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
     help=(__doc__ or "").replace("\n    ", "\n\n    "),
     epilog="--kind=di --help shows only the options of --kind=di, with its defaults.",
 )
-@click.option("--kind", type=click.Choice(["di", "edm", "gan"]), help="What to train; not needed with --resume=latest.")
+@click.option("--kind", type=Choice(["di", "edm", "gan"]), help="What to train; not needed with --resume=latest.")
 @declared_options(options_of(TrainConfig), default_of)
 @click.option("-n", "--dry-run", is_flag=True, help="Print the resolved options and exit.")
 @user_errors

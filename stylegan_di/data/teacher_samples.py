@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -89,6 +90,13 @@ def _is_whole(path: Path, num: int) -> bool:
         return False
 
 
+def _check_writable(folder: Path) -> None:
+    with cache_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+
+
 @torch.no_grad()
 def _draw(
     sampler: Generator,
@@ -117,6 +125,9 @@ def _draw(
             report("Teacher's samples", samples, num)
 
     with distributed.together():
+        if distributed.rank() == 0:
+            _check_writable(path.parent)  # before the work of drawing, not after it
+        distributed.meet()
         distributed.share_out(num, BATCH, batch, keep, done)
         if distributed.rank() == 0:
             stacked, labels = torch.cat(images).permute(0, 2, 3, 1), torch.cat(classes).tolist()
@@ -126,6 +137,4 @@ def _draw(
                 load=lambda index: Image.fromarray(pixels[index]),
                 labels=labels if sampler.label_dim else None,
             )
-            with cache_errors(path.parent):
-                path.parent.mkdir(parents=True, exist_ok=True)
             convert(source, path, size=(pixels.shape[2], pixels.shape[1]))

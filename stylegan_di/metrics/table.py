@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, did_you_mean
 from stylegan_di.metrics.equivariance import Motion
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception_score import inception_score
@@ -17,7 +17,6 @@ from stylegan_di.metrics.manifolds import class_recall, density_coverage, precis
 from stylegan_di.metrics.path_length import Path
 from stylegan_di.metrics.spectrum import BANDS, band_ratios
 from stylegan_di.metrics.statistics import FeatureStats
-from stylegan_di.specs import did_you_mean
 
 
 @dataclass(frozen=True)

@@ -80,6 +80,10 @@ class Pipeline:
         return self.network.class_name == TEXT_NETWORK
 
     @property
+    def is_transformer(self) -> bool:
+        return self.network.class_name in NETWORKS["transformer"]
+
+    @property
     def told_sizes(self) -> bool:
         """Whether the network is told a pooled text and the images' sizes, as SDXL's is (arXiv 2307.01952)."""
         return self.network.config.get("addition_embed_type") == TEXT_AND_SIZES
@@ -302,7 +306,7 @@ def _check_options(pipeline: Pipeline, options: TeacherOptions, option: str) -> 
         raise UserError(f"--prompt={options.prompt}: a prompt is empty; give one, or one a class: 'a cat|a dog'")
     if not pipeline.reads_texts:
         refuse_texts(options, option)
-    has_null = pipeline.reads_texts or pipeline.network.class_name in NETWORKS["transformer"]
+    has_null = pipeline.reads_texts or pipeline.is_transformer
     if options.guidance != 1 and not has_null:
         raise UserError(
             f"--guidance={options.guidance:g}: {option} has no null label to be guided away from; leave it out"
