@@ -95,7 +95,8 @@ class TrainConfig:
     data: str | None = _input(
         None,
         "Training images: ZIP or folder (stylegan-di dataset makes them). --kind=di takes them where its losses use "
-        "real images, and takes teacher:N, samples of the teacher that are drawn once and cached.",
+        "real images, and takes teacher:N, samples of the teacher that are drawn once and cached, or teacher:fresh, "
+        "new ones at each step.",
     )
     cond: bool = _input(False, "Train a class-conditional model; the data set needs labels.")
     mirror: bool = _input(False, "Double the data set by horizontal flips.")
@@ -336,6 +337,12 @@ class TrainConfig:
         f"A critic on the teacher's features beside the divergence, a spec: {usage(CRITIC_SPECS)}. It learns from "
         "--data: real images, or samples of the teacher (teacher:10000).",
     )
+    teacher_samples: int | None = _di(
+        None,
+        "Beside the real images of --data, the critic on the teacher's features learns from so many samples of the "
+        "teacher, which are drawn once and cached: every other step. [default: none]",
+        Range(2, 10**9),
+    )
     adv_weight: float = _di(
         0.0,
         "Weight of the adversarial loss of the GAN's own discriminator beside the divergence; needs --data.",
@@ -443,6 +450,19 @@ class TrainConfig:
             raise UserError("--student=refiner joins a GAN and a teacher's network: give --gan-pkl and --teacher")
         if self.fsdp and self.critic != "none":
             raise UserError("--fsdp spreads the teacher, whose features --critic needs whole: leave one of them out")
+        if self.teacher_samples is not None and (samples_wanted(self.data) is not None or self.trains_teacher):
+            option = "--teacher=online" if self.trains_teacher else f"--data={self.data}"
+            raise UserError(
+                f"--teacher-samples={self.teacher_samples} is for samples of a frozen teacher beside real images; "
+                f"leave it or {option} out"
+            )
+        if self.divergence == "none" and self.critic != "none":
+            spec = parse(self.critic, CRITIC_SPECS, "--critic")
+            if spec.share:
+                raise UserError(
+                    f"--critic={self.critic}: share is of a divergence's gradient, and --divergence=none has none; "
+                    "give rms instead"
+                )
         if self.fake_warmup + self.teacher_warmup >= self.kimg and (self.fake_warmup or self.teacher_warmup):
             name, value = max(("fake", self.fake_warmup), ("teacher", self.teacher_warmup), key=lambda pair: pair[1])
             raise UserError(f"--{name}-warmup={value:g} leaves none of --kimg={self.kimg:g} to the student")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from stylegan_di.config import ONLINE, Kind, TrainConfig, check_specs, uses_teacher
-from stylegan_di.data.teacher_samples import samples_wanted
+from stylegan_di.data.teacher_samples import FRESH, samples_wanted
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.metrics.table import judge
 from stylegan_di.options import options_of
@@ -120,6 +120,10 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
             yield ("critic_noise_law",), "without a critic: leave it out, or give --critic=features"
         if samples_wanted(config.data) is not None:
             yield ("cond", "subset"), "with --data=teacher:N, whose labels and number are the teacher's" + leave
+        if samples_wanted(config.data) == FRESH:
+            yield ("mirror", "workers"), "with --data=teacher:fresh, which is no data set" + leave
+        if config.critic == "none":
+            yield ("teacher_samples",), "without --critic=features, a critic on the teacher's features" + leave
         if config.divergence == "none":
             yield DIVERGENCE, "with --divergence=none" + leave
             if not config.shows_teacher:

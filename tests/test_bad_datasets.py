@@ -279,8 +279,9 @@ def test_paths_that_are_no_data_sets(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"")
     not_images = f"{tmp_path / 'a.tar'} is neither a folder nor a .zip file; give one that holds images."
     assert_refused(tmp_path / "a.tar", not_images)
-    missing = f"{tmp_path / 'absent'} does not exist; give a folder or a .zip file of images."
-    assert_refused(tmp_path / "absent", missing)
+    missing = f"{tmp_path / 'absent'} does not exist; give a folder or a .zip file of images"
+    assert_opening_refuses(tmp_path / "absent", missing + ".", labels=False)
+    assert_training_refuses(tmp_path / "absent", f"--data={missing}", labels=False)
 
 
 def _edit(old: bytes, new: bytes) -> Callable[[bytes], bytes]:

@@ -24,8 +24,15 @@ def test_demo_refines_the_shipped_gan_and_draws_it(tmp_path: Path, monkeypatch: 
 def test_demo_distill_sets_student_beside_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = demo_distill.run
     short = {"train.py": ["--kimg=0.064", "--metric-samples=64", "--device=cpu"], "calc_metrics.py": ["--device=cpu"]}
-    monkeypatch.setattr(demo_distill, "run", lambda *command: real(*command, *short[command[0]]))
+    commands: list[tuple[str, ...]] = []
+
+    def shortened(*command: str) -> None:
+        commands.append(command)
+        real(*command, *short[command[0]])
+
+    monkeypatch.setattr(demo_distill, "run", shortened)
     monkeypatch.setattr(demo_distill, "SAMPLES", 64)
     result = CliRunner().invoke(demo_distill.main, [f"--outdir={tmp_path}"])
     assert result.exit_code == 0, result.output
-    assert re.search(r"fd_fashion +\d+\.\d+ +\d+\.\d+", result.output)
+    assert {"--solver=dpmpp", "--steps=8"} <= set(commands[1])
+    assert re.search(r"teacher, 8 steps +student, 1 step\nfd_fashion +\d+\.\d+ +\d+\.\d+", result.output)

@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from stylegan_di.critics.features import FeatureCritic, FeatureCriticSpec, Head
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.data.teacher_samples import samples_wanted, teacher_samples
+from stylegan_di.data.teacher_samples import FRESH, samples_wanted, teacher_samples
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.images import to_uint8
+from stylegan_di.images import from_uint8, to_uint8
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.labels import ClassMap, one_hot
 from stylegan_di.networks import edm2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.dpm_solver import dpm_solver
+from stylegan_di.snapshots.checkpoint import load_denoiser
 from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.feature_adversary import FeatureAdversary
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
+from stylegan_di.training.teacher_reals import FreshSamples
 from tests.test_methods import CPU, make_batch
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import edm_network, save_files
@@ -102,20 +106,26 @@ def test_a_teacher_without_an_encoder_is_refused_by_name() -> None:
         FeatureCritic(Shrink())
 
 
-@pytest.mark.parametrize(("rms", "weight"), [(0.05, 1.0), (0.2, 0.5), (0.0, 2.0)])
-def test_its_gradient_is_scaled_to_the_rms(rms: float, weight: float) -> None:
+@pytest.mark.parametrize(
+    ("rms", "share", "weight"), [(0.05, 0.0, 1.0), (0.2, 0.0, 0.5), (0.0, 0.0, 2.0), (0.05, 0.4, 3.0)]
+)
+def test_its_gradient_is_scaled_to_the_rms_or_to_a_share_of_the_divergences(
+    rms: float, share: float, weight: float
+) -> None:
     torch.manual_seed(0)
-    spec = FeatureCriticSpec(weight=weight, rms=rms, width=4)
+    spec = FeatureCriticSpec(weight=weight, rms=rms, share=share, width=4)
     adversary = FeatureAdversary(spec, teacher(), LogNormalLaw(), Pixels(8, 1), ClassMap())
     batch, x = make_batch(), torch.randn(4, 1, 8, 8, requires_grad=True)
-    labels = torch.eye(3)[[0, 1, 2, 0]]
-    gradient = adversary.gradient(x, labels, batch, batch.chunks[0])
+    labels, instructed = torch.eye(3)[[0, 1, 2, 0]], torch.randn(4, 1, 8, 8)
+    gradient, natural = adversary.gradient(x, labels, batch, batch.chunks[0], instructed)
     logits = adversary.logits(x, labels, batch, batch.chunks[0], "critic/student")
-    (natural,) = torch.autograd.grad(torch.nn.functional.softplus(-logits).sum(), x)
-    if rms:
-        assert float(gradient.square().mean().sqrt()) == pytest.approx(weight * rms, rel=1e-5)
-        natural = natural * rms / natural.square().mean().sqrt()
-    torch.testing.assert_close(gradient, weight * natural)
+    (expected,) = torch.autograd.grad(torch.nn.functional.softplus(-logits).sum(), x)
+    torch.testing.assert_close(natural, expected)
+    wanted = share * float(instructed.square().mean().sqrt()) if share else rms
+    if wanted:
+        assert float(gradient.square().mean().sqrt()) == pytest.approx(weight * wanted, rel=1e-5)
+        expected = expected * wanted / expected.square().mean().sqrt()
+    torch.testing.assert_close(gradient, weight * expected)
 
 
 # The teacher's samples.
@@ -179,11 +189,27 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_drawn(
     assert said == []
 
 
+def test_fresh_samples_are_the_solvers_by_the_images_seen() -> None:
+    network = teacher()
+    source, batch = FreshSamples(network), make_batch()
+    (chunk,) = batch.chunks
+    images, labels = source.take(batch)(chunk)
+    rng = batch.random("teacher samples", chunk)
+    classes = rng.integers(3)
+    assert labels is not None
+    assert torch.equal(labels.argmax(dim=1), classes)
+    drawn = to_uint8(dpm_solver(network, rng.normal(1, 8, 8), one_hot(classes, 3)).float())
+    assert torch.equal(images, from_uint8(drawn))
+    later, _ = source.take(dataclasses.replace(batch, nimg=batch.nimg + batch.size))(chunk)
+    assert not torch.equal(later, images)
+
+
 @pytest.mark.parametrize("data", ["teacher:", "teacher:1", "teacher:-5", "teacher:1e4", "teacher:many"])
 def test_a_number_of_samples_that_is_none_is_refused(data: str) -> None:
     with pytest.raises(UserError, match="accepted is the number of samples to draw"):
         samples_wanted(data)
     assert (samples_wanted("teacher:20"), samples_wanted("teacher.zip"), samples_wanted(None)) == (20, None, None)
+    assert samples_wanted("teacher:fresh") == FRESH
 
 
 # In a training.
@@ -203,7 +229,41 @@ def test_a_killed_run_with_a_critic_resumes_to_the_same_bits(files: dict[str, st
     assert "critic          features:width=4,scales=1" in (whole / "log.txt").read_text()
     statistics = [json.loads(line) for line in (whole / "stats.jsonl").read_text().splitlines()]
     names = {"Loss/critic", "Gradient/critic", "Gradient/critic_per_pixel", "Gradient/divergence_per_pixel/sigma<0.2"}
-    assert names <= statistics[-1].keys()
+    assert names | {"Gradient/critic_natural_per_pixel"} <= statistics[-1].keys()
+
+
+def both(files: dict[str, str]) -> list[str]:
+    return critic_command(files, f"--data={files['data']}", "--cond=true", "--teacher-samples=24")
+
+
+def test_fresh_samples_and_both_kinds_resume_to_the_same_bits(files: dict[str, str], tmp_path: Path) -> None:
+    for name, command in (("fresh", critic_command(files, "--data=teacher:fresh")), ("both", both(files))):
+        whole = whole_run(tmp_path / f"{name}-whole", *command)
+        folder = killed_run(tmp_path / name, 5, *command)
+        result = invoke("--resume=latest", f"--outdir={tmp_path / name}")
+        assert result.exit_code == 0, result.output
+        assert_same_run(whole, folder)
+    assert f"against {files['data']} and 24 samples of the teacher" in (whole / "log.txt").read_text()
+
+
+def test_real_images_and_the_teachers_samples_take_turns(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[bool, Tensor]] = []
+    logits = FeatureAdversary.logits
+
+    def noted(self: FeatureAdversary, images: Tensor, *args: Any, own: bool = False) -> Tensor:
+        if args[-1].endswith("/reals"):
+            seen.append((own, images.clone()))
+        return logits(self, images, *args, own=own)
+
+    monkeypatch.setattr(FeatureAdversary, "logits", noted)
+    whole_run(tmp_path, *both(files), "--kimg=0.016")
+    assert [own for own, _ in seen] == [False, True, False, True]
+    drawn = ImageDataset(teacher_samples(load_denoiser(files["teacher"]), 24, 0, CPU))
+    known = torch.stack([from_uint8(torch.from_numpy(drawn[index][0])) for index in range(24)])
+    among = [bool((image == known).flatten(1).all(dim=1).any()) for _, images in seen for image in images]
+    assert among == [own for own, images in seen for _ in images]
 
 
 def test_the_critic_alone_and_beside_an_f_divergence(
@@ -248,6 +308,10 @@ def test_the_critic_alone_and_beside_an_f_divergence(
         (["--critic=features", "--data=teacher:x"], "accepted is the number of samples to draw"),
         (["--critic=features", "--data=teacher:9", "--cond=true"], "--cond=True has no effect with --data=teacher:N"),
         (["--data=teacher:9"], "has no effect without --adv-weight"),
+        (["--teacher-samples=9"], "--teacher-samples=9 has no effect without --critic=features"),
+        (["--critic=features", "--data=teacher:9", "--teacher-samples=9"], "leave it or --data=teacher:9 out"),
+        (["--critic=features", "--data=teacher:fresh", "--mirror=true"], "which is no data set"),
+        (["--critic=features:share=1", "--divergence=none", "--data=teacher:9"], "has none; give rms instead"),
         (["--critic-noise-law=karras"], "has no effect without a critic"),
         (["--critic=features", "--data=teacher:9", "--fsdp=true"], "--fsdp spreads the teacher"),
         (["--fake-warmup=2", "--kimg=1"], "--fake-warmup=2 leaves none of --kimg=1 to the student"),

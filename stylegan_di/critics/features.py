@@ -22,12 +22,13 @@ class FeatureCriticSpec:
     """--critic=features:...; see `FeatureCritic` for scales and width.
 
     `weight` multiplies the critic's gradient in the student's images. It is scaled to `rms` a pixel over the images
-    that are computed together (--batch-gpu), or left at its natural scale where rms is 0. `lr` is the heads' learning
-    rate.
+    that are computed together (--batch-gpu), or, where `share` is above 0, to so many times the rms of the divergence's
+    own gradient there; it is left at its natural scale where both are 0. `lr` is the heads' learning rate.
     """
 
     weight: float = number(1.0, POSITIVE)
     rms: float = number(0.05, NOT_NEGATIVE)
+    share: float = number(0.0, NOT_NEGATIVE)
     lr: float = number(2e-3, POSITIVE)
     scales: int = number(2, Range(1, 16))
     width: int = number(64, Range(1, 4096))

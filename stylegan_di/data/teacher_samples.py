@@ -27,19 +27,25 @@ from stylegan_di.torch_utils.hashing import weights_hash
 
 BATCH = 64  # samples at a time
 PREFIX = "teacher:"
+FRESH = 0  # the number of --data=teacher:fresh
 
 
 def samples_wanted(data: str | None) -> int | None:
-    """The number of --data=teacher:N; None for data that are files.
+    """The number of --data=teacher:N, FRESH for teacher:fresh, None for data that are files.
 
     Raises:
-        UserError: N is not a number from 2 on.
+        UserError: N is neither a number from 2 on nor fresh.
     """
     if data is None or not data.startswith(PREFIX):
         return None
     count = data.removeprefix(PREFIX)
+    if count == "fresh":
+        return FRESH
     if not re.fullmatch(r"[0-9]{1,9}", count) or int(count) < 2:
-        raise UserError(f"--data={data}: accepted is the number of samples to draw, from 2 on, such as teacher:10000")
+        raise UserError(
+            f"--data={data}: accepted is the number of samples to draw, from 2 on, such as teacher:10000, or "
+            "teacher:fresh, for new ones at each step"
+        )
     return int(count)
 
 
@@ -98,6 +104,14 @@ def _check_writable(folder: Path) -> None:
 
 
 @torch.no_grad()
+def draw_samples(sampler: Generator, rng: SampleRandom) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws images [n,C,H,W] in uint8, and their classes [n], equally often; zeros where there are none."""
+    drawn = rng.integers(max(sampler.label_dim, 1))
+    labels = one_hot(drawn, sampler.label_dim) if sampler.label_dim else None
+    return to_uint8(sampler(sampler.sample_latents(len(rng), rng=rng), labels)), drawn
+
+
+@torch.no_grad()
 def _draw(
     sampler: Generator,
     num: int,
@@ -111,10 +125,8 @@ def _draw(
     classes: list[torch.Tensor] = []
 
     def batch(indices: range) -> tuple[torch.Tensor, torch.Tensor]:
-        rng = SampleRandom(seed, "teacher samples", 0, indices, device)
-        drawn = rng.integers(max(sampler.label_dim, 1))
-        labels = one_hot(drawn, sampler.label_dim) if sampler.label_dim else None
-        return to_uint8(sampler(sampler.sample_latents(len(rng), rng=rng), labels)).cpu(), drawn.cpu()
+        images, drawn = draw_samples(sampler, SampleRandom(seed, "teacher samples", 0, indices, device))
+        return images.cpu(), drawn.cpu()
 
     def keep(results: Sequence[torch.Tensor]) -> None:
         images.append(results[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -76,8 +77,16 @@ def generated(generator: Generator, batch: Batch, chunk: range, purpose: str) ->
     return generator(z, labels, rng=batch.random(f"{purpose}/noise", chunk)), labels
 
 
-class RealImages:
-    """Supplies the real images step by step: each process gets its share of the shuffled data set.
+class RealSource(ABC):
+    """Supplies what counts as real, step by step."""
+
+    @abstractmethod
+    def take(self, batch: Batch) -> Reals:
+        """Returns the real images of a step; must be called for consecutive steps."""
+
+
+class RealImages(RealSource):
+    """Supplies the images of a data set: each process gets its share of them, shuffled.
 
     num_workers: number of threads that load ahead.
     """
@@ -88,7 +97,6 @@ class RealImages:
         self._batches: Iterator[tuple[Tensor, Tensor]] | None = None
 
     def take(self, batch: Batch) -> Reals:
-        """Returns the real images of a step; must be called for consecutive steps."""
         if self._batches is None:  # start at the position of the training
             self._batches = iterate_batches(
                 self.dataset,

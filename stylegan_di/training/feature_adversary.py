@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from stylegan_di.labels import ClassMap, LabelLaw, class_map
 from stylegan_di.specs import parse
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training.adversary import logistic_update
-from stylegan_di.training.batch import Batch, Reals, Samples
+from stylegan_di.training.batch import Batch, Reals, RealSource, Samples
 from stylegan_di.training.instruction import space_of
 from stylegan_di.training.optimize import adam
 from stylegan_di.training.state import TrainState
@@ -36,6 +37,7 @@ class FeatureAdversary:
         law: the noise levels, clipped to the teacher's range.
         space, classes: how the teacher sees the student's images and labels.
         teachers_own: whether the real samples are the teacher's, with its own labels.
+        turns: the teacher's samples, which take every other step where there are real images too.
     """
 
     def __init__(
@@ -46,15 +48,19 @@ class FeatureAdversary:
         space: Space,
         classes: ClassMap,
         teachers_own: bool = False,
+        turns: RealSource | None = None,
     ) -> None:
         self.spec = spec
         self.critic = FeatureCritic(teacher, spec.scales, spec.width)
         self.law = law
         self.space, self.classes = space, classes
         self.teachers_own = teachers_own
+        self.turns = turns
 
     @classmethod
-    def configured(cls, config: TrainConfig, teacher: Denoiser, label_dim: int) -> FeatureAdversary:
+    def configured(
+        cls, config: TrainConfig, teacher: Denoiser, label_dim: int, turns: RealSource | None = None
+    ) -> FeatureAdversary:
         """Makes the configured critic on the teacher's features; label_dim is the student's."""
         law = "lognormal" if config.critic_noise_law == "none" else config.critic_noise_law
         return cls(
@@ -64,17 +70,20 @@ class FeatureAdversary:
             space_of(config, teacher),
             class_map(config.classes, label_dim, teacher.label_dim),
             teachers_own=samples_wanted(config.data) is not None,
+            turns=turns,
         )
 
     def optimizer(self) -> torch.optim.Optimizer:
         return adam(self.critic.heads, self.spec.lr, beta1=0.0, beta2=0.99)
 
-    def logits(self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str) -> Tensor:
+    def logits(
+        self, images: Tensor, labels: Tensor | None, batch: Batch, chunk: range, purpose: str, own: bool = False
+    ) -> Tensor:
         """Returns the critic's logits [n,1] of clean images, which are noised here.
 
-        purpose: keys the noise; it ends in '/reals' for real samples.
+        purpose: keys the noise; it ends in '/reals' for real samples. own: whether these are the teacher's.
         """
-        own = self.teachers_own and purpose.endswith("/reals")
+        own = own and purpose.endswith("/reals")
         x = images if own and self.critic.teacher.space is None else self.space.encode(images)
         if not own:
             labels = self.classes(labels, lambda classes: batch.labels(purpose, chunk, LabelLaw.uniform(classes)))
@@ -85,16 +94,29 @@ class FeatureAdversary:
         self, state: TrainState, batch: Batch, reals: Reals, fakes: Callable[[range], Samples], journal: Journal
     ) -> None:
         """Updates the heads on real samples and on fakes(chunk)."""
-        loss, real_logits, norm = logistic_update(state, ROLE, batch, reals, fakes, self.logits, "critic")
+        own = self.teachers_own
+        if self.turns is not None:
+            samples = self.turns.take(batch)  # at each step, so that a resumed run is where this one is
+            own = batch.nimg // batch.size % 2 == 1
+            reals = samples if own else reals
+        logits = partial(self.logits, own=own)
+        loss, real_logits, norm = logistic_update(state, ROLE, batch, reals, fakes, logits, "critic")
         journal.scalars({"Loss/critic": loss, "Loss/signs/critic_real": real_logits.sign()})
         journal.shared({"Gradient/critic": norm})
 
-    def gradient(self, x: Tensor, labels: Tensor | None, batch: Batch, chunk: range) -> Tensor:
-        """Returns the scaled, weighted gradient of the non-saturating loss in images x, which must require grad."""
+    def gradient(
+        self, x: Tensor, labels: Tensor | None, batch: Batch, chunk: range, instructed: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the gradient of the non-saturating loss in images x, scaled and weighted, and as it is.
+
+        x: must require grad. instructed: the divergence's gradient in x.
+        """
         logits = self.logits(x, labels, batch, chunk, "critic/student")
-        (gradient,) = torch.autograd.grad(loss_gan.generator_logistic(logits).sum(), x)
-        if self.spec.rms:
-            power = gradient.square().mean()
-            distributed.average([power])
-            gradient = gradient * (self.spec.rms / power.sqrt().clamp_min(1e-12))
-        return self.spec.weight * gradient
+        (natural,) = torch.autograd.grad(loss_gan.generator_logistic(logits).sum(), x)
+        scale: Tensor | float = 1.0
+        if self.spec.rms or self.spec.share:
+            powers = torch.stack([natural.square().mean(), instructed.square().mean()])
+            distributed.average([powers])
+            own, wanted = powers.sqrt().unbind()
+            scale = (self.spec.share * wanted if self.spec.share else self.spec.rms) / own.clamp_min(1e-12)
+        return self.spec.weight * (natural * scale), natural

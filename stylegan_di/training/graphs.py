@@ -19,7 +19,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
 from stylegan_di.random import SampleRandom
 from stylegan_di.torch_utils import distributed
-from stylegan_di.training.batch import Batch, RealImages, Reals, Samples
+from stylegan_di.training.batch import Batch, Reals, RealSource, Samples
 from stylegan_di.training.methods.base import Method
 
 USUAL_STEPS = 2  # before the one whose draws are noted: libraries choose their algorithms, Adam makes its moments
@@ -126,10 +126,10 @@ class _DrawnRandom(SampleRandom):
         return self._next("choose", (ends,))
 
 
-class HeldReals(RealImages):
+class HeldReals(RealSource):
     """The real images of a step, in tensors that stay where they are."""
 
-    def __init__(self, own: RealImages) -> None:
+    def __init__(self, own: RealSource) -> None:
         self.own = own
         self.held: dict[range, Samples] = {}
 

@@ -34,7 +34,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.torch_utils.ops import build
 
 ROOT = Path(__file__).resolve().parents[2]
-METRICS = "fd_fashion,pr_fashion,dc_fashion,fd_effnet,pr_effnet,dc_effnet,kid_effnet,spectrum,texture"
+METRICS = "fd_fashion,pr_fashion,dc_fashion,cr_fashion,fd_effnet,pr_effnet,dc_effnet,kid_effnet,spectrum,texture"
 NEWEST = "{out}/*/network-snapshot-*.pkl"
 ANOTHER = re.compile(r"\{row:([\w.-]+?)\}")
 

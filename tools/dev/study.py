@@ -27,12 +27,13 @@ IKL = "--divergence=ikl"
 REAL = "--cond=true --data={datasets}/fashion-16.zip"
 PLAIN = "--whitening=0 --clip=false"
 MENDED = "--whitening=1 --clip=true"
+AT_32 = Row.metrics.replace("fashion-16", "fashion-32")
 
 
-def trained(options: str) -> Row:
+def trained(options: str, metrics: str = Row.metrics) -> Row:
     """A training, of which the last snapshot is judged."""
     fixed = "train.py --metrics=none --snap=100 --device={device} --seed={seed} --outdir={out}"
-    return Row((f"{fixed} {options}",))
+    return Row((f"{fixed} {options}",), metrics=metrics)
 
 
 def refined(options: str) -> Row:
@@ -69,6 +70,9 @@ ROWS = {
     "sid-critic": refined(f"--kimg=17 --divergence=sid {FEATURES} {MENDED}"),
     "critic-5000": refined(f"{IKL} --kimg=26 --critic=features --data=teacher:5000 {MENDED}"),
     "critic-20000": refined(f"{IKL} --kimg=14 --critic=features --data=teacher:20000 {MENDED}"),
+    "critic-fresh": refined(f"{IKL} --kimg=17 --critic=features --data=teacher:fresh {MENDED}"),
+    "critic-both": refined(f"{IKL} --kimg=22 --critic=features --teacher-samples=10000 {REAL} {MENDED}"),
+    "critic-share": refined(f"{IKL} --kimg=22 --critic=features:share=1 --data=teacher:10000 {MENDED}"),
     "critic-real": refined(f"{IKL} --kimg=30 --critic=features {REAL} {MENDED}"),
     "own-d": refined(f"{IKL} --kimg=20 --adv-weight=1 --data=teacher:10000 {MENDED}"),
     "hybrid-real": refined(f"{IKL} --kimg=28 --adv-weight=1 {REAL} {MENDED}"),
@@ -80,6 +84,10 @@ ROWS = {
     "one-step": trained("--kind=di --teacher=fashion-teacher.pkl --kimg=29 --clip=false"),
     "one-step-clipped": trained("--kind=di --teacher=fashion-teacher.pkl --kimg=29 --clip=true --clip-return=0"),
     "recipe-bf16": refined("--amp=bf16"),
+    # At 32x32.
+    "before-32": Row((), "fashion-32-gan.pkl", AT_32, seeded=False),
+    "teacher-32": Row((), "fashion-32-teacher.pkl", f"--solver=dpmpp {AT_32}", seeded=False),
+    "recipe-32": trained("--kind=di --gan-pkl=fashion-32-gan.pkl", AT_32),
 }
 COLUMNS = {
     "FD": "fd_fashion", "precision": "pr_fashion_precision", "recall": "pr_fashion_recall",

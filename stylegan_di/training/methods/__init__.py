@@ -6,16 +6,16 @@ import torch
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.data.teacher_samples import samples_wanted, teacher_samples
+from stylegan_di.data.teacher_samples import FRESH, samples_wanted
 from stylegan_di.dnnlib.progress import PassProgress
 from stylegan_di.random import stream
 from stylegan_di.snapshots.teachers import open_teachers
-from stylegan_di.torch_utils import distributed
 from stylegan_di.training import label_laws
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.methods.edm import EDM
 from stylegan_di.training.methods.gan import GAN
+from stylegan_di.training.teacher_reals import kept_samples
 
 METHODS: dict[str, type[Method]] = {"edm": EDM, "gan": GAN, "di": DiffInstruct}
 
@@ -38,18 +38,18 @@ def _open_dataset(config: TrainConfig, device: torch.device) -> ImageDataset | N
     """Opens the data set. Images that fit in memory are decoded now, so that damaged files are found at the start."""
     if not config.needs_data or config.data is None:
         return None
-    progress = PassProgress()
-    path, use_labels, classes = config.data, config.cond, None
-    if (num := samples_wanted(config.data)) is not None:
+    num = samples_wanted(config.data)
+    if num == FRESH:
+        return None
+    if num is None:
+        dataset = ImageDataset(
+            config.data, use_labels=config.cond, max_size=config.subset, xflip=config.mirror, seed=config.seed
+        )
+    else:
         assert config.teacher is not None
         teacher = open_teachers(config.teacher, config.teacher_options)[0][1]
-        use_labels, classes = teacher.label_dim > 0, teacher.label_dim or None
-        report = progress if distributed.rank() == 0 else None
-        given = "" if teacher.space is None else f"{config.teacher_options}"
-        path = str(teacher_samples(teacher, num, config.seed, device, report, given))
-    dataset = ImageDataset(
-        path, use_labels=use_labels, max_size=config.subset, xflip=config.mirror, seed=config.seed, classes=classes
-    )
+        dataset = kept_samples(config, teacher, num, device)
     if dataset.is_cached:
+        progress = PassProgress()
         dataset.preload(lambda done, total: progress("Reading images", done, total))
     return dataset

@@ -18,7 +18,7 @@ from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.precision import AMP_TYPES, autocast
 from stylegan_di.training.adversary import PIPE, ROLE
-from stylegan_di.training.batch import Batch, RealImages
+from stylegan_di.training.batch import Batch, RealImages, RealSource
 from stylegan_di.training.optimize import adam
 from stylegan_di.training.state import TrainState
 
@@ -39,7 +39,7 @@ class Method(ABC):
         self.config = config
         self.device = device
         self.dataset = dataset
-        self.reals = None if dataset is None else RealImages(dataset, config.workers)
+        self.reals: RealSource | None = None if dataset is None else RealImages(dataset, config.workers)
         self.inputs: dict[str, str] = {}  # to check that a run resumes with the same files
         if dataset is not None:
             shape = [len(dataset), dataset.num_channels, dataset.resolution, dataset.label_dim]

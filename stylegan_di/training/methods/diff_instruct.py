@@ -16,6 +16,7 @@ from torch import Tensor
 from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
+from stylegan_di.data.teacher_samples import FRESH, samples_wanted
 from stylegan_di.divergences import parse_divergence
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.headroom import WORSE, compare, look
@@ -30,7 +31,7 @@ from stylegan_di.torch_utils.hashing import weights_hash
 from stylegan_di.training import feature_adversary as critic
 from stylegan_di.training import online_teacher, transfer
 from stylegan_di.training.adversary import ROLE, Adversary
-from stylegan_di.training.batch import Batch, Reals, Samples, generated
+from stylegan_di.training.batch import Batch, RealImages, Reals, Samples, generated
 from stylegan_di.training.denoising import new_network
 from stylegan_di.training.feature_adversary import FeatureAdversary
 from stylegan_di.training.instruction import FakePass, Instruction
@@ -38,6 +39,7 @@ from stylegan_di.training.methods.base import GeneratorMethod, count_parameters,
 from stylegan_di.training.online_teacher import OnlineTeacher
 from stylegan_di.training.optimize import adam, apply_gradients, trainable
 from stylegan_di.training.student import open_student
+from stylegan_di.training.teacher_reals import FreshSamples, kept_samples
 from stylegan_di.training.whitening import whitened
 
 FAKE_LOSS, STUDENT_GRADIENT = "Loss/fake_score", "Gradient/student"
@@ -125,10 +127,16 @@ class DiffInstruct(GeneratorMethod):
         if config.divergence != "none":
             for index, (weight, teacher) in enumerate(teachers):
                 instructions.append(Instruction.configured(config, teacher, model.label_dim, weight, index))
-        adversary = None
+        adversary = turns = None
+        if config.teacher_samples is not None:
+            samples = kept_samples(config, teachers[0][1], config.teacher_samples, device)
+            turns = RealImages(samples, config.workers)
         if config.critic != "none":
-            adversary = FeatureAdversary.configured(config, teachers[0][1], model.label_dim)
-        return cls(config, device, dataset, model, instructions, discriminator, adversary, online)
+            adversary = FeatureAdversary.configured(config, teachers[0][1], model.label_dim, turns)
+        method = cls(config, device, dataset, model, instructions, discriminator, adversary, online)
+        if samples_wanted(config.data) == FRESH and config.needs_data:
+            method.reals = FreshSamples(teachers[0][1])
+        return method
 
     def examine(self, evaluator: Evaluator | None = None, factor: float = WORSE) -> Iterator[tuple[str, str]]:
         """As a Method; factor: how many times as bad as the GAN the teacher must be to be hopeless."""
@@ -166,6 +174,8 @@ class DiffInstruct(GeneratorMethod):
             return "the discriminator's steps are not all alike"
         if self.online is not None:
             return "the average of the teacher on the way follows the images seen"
+        if self.feature_adversary is not None and self.feature_adversary.turns is not None:
+            return "real images and the teacher's samples take turns"
         return drops_at_random(self.model)
 
     def step(self, batch: Batch, journal: Journal) -> None:
@@ -256,21 +266,23 @@ class DiffInstruct(GeneratorMethod):
             for chunk in batch.chunks:
                 images, labels = samples or generated(self.model, batch, chunk, "student")
                 x = images.detach().requires_grad_()
-                total = torch.zeros_like(images)
+                instructed = torch.zeros_like(images)
                 for index, each in enumerate(self.instructions):
                     purpose = "divergence" + (f"/{index}" if index else "")
                     shared = None if passes is None else passes[index][chunk]
                     gradient, sigma = each.gradient(x, labels, batch, chunk, purpose, critic, shared)
                     journal.by_sigma("Gradient/divergence_per_pixel", rms(gradient), sigma)
-                    total = total + each.weight * gradient
+                    instructed = instructed + each.weight * gradient
+                total = instructed
                 if self.adversary is not None and self.config.adv_weight:
                     logits = self.adversary.logits(x, labels, batch, chunk, "augment/student")
                     (gradient,) = torch.autograd.grad(loss_gan.generator_logistic(logits).sum(), x)
                     journal.scalars({"Gradient/adversarial_per_pixel": rms(gradient)})
                     total = total + self.config.adv_weight * gradient
                 if self.feature_adversary is not None:
-                    gradient = self.feature_adversary.gradient(x, labels, batch, chunk)
+                    gradient, natural = self.feature_adversary.gradient(x, labels, batch, chunk, instructed)
                     journal.scalars({"Gradient/critic_per_pixel": rms(gradient)})
+                    journal.scalars({"Gradient/critic_natural_per_pixel": rms(natural)})
                     total = total + gradient
                 images.backward(whitened(total, self.config.whitening) / batch.local_size)
             journal.shared({STUDENT_GRADIENT: apply_gradients(self.state, "model")})
@@ -289,7 +301,8 @@ class DiffInstruct(GeneratorMethod):
             lines.append(("winograd", f"{self.prepared} convolutions of the teacher"))
         if self.feature_adversary is not None:
             heads = count_parameters(self.feature_adversary.critic.heads)
-            lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}"))
+            beside = "" if config.teacher_samples is None else f" and {config.teacher_samples} samples of the teacher"
+            lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}{beside}"))
         if config.cfg is not None:
             use = use_of(config.student, config.gan_pkl)
             lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(use)}"))
