@@ -282,6 +282,7 @@ def test_paths_that_are_no_data_sets(tmp_path: Path) -> None:
     missing = f"{tmp_path / 'absent'} does not exist; give a folder or a .zip file of images"
     assert_opening_refuses(tmp_path / "absent", missing + ".", labels=False)
     assert_training_refuses(tmp_path / "absent", f"--data={missing}", labels=False)
+    assert_check_names(tmp_path / "absent", missing + ".")
 
 
 def _edit(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
