@@ -56,7 +56,7 @@ def test_whole_steps_take_the_place_of_those_that_are_not_graphs() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["quality", "speed", "refiners"])
+@pytest.mark.parametrize("name", ["quality", "recall", "speed", "refiners"])
 def test_the_pages_pictures_are_drawn_from_the_files_beside_it(name: str, tmp_path: Path) -> None:
     made = CliRunner().invoke(pictures.main, [name, f"--out={tmp_path / 'a.svg'}"])
     assert made.exit_code == 0, made.output

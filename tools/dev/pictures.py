@@ -1,6 +1,7 @@
 """Draws the pictures of the benchmark page from the figures that are kept beside it.
 
     python tools/dev/pictures.py quality
+    python tools/dev/pictures.py recall
     python tools/dev/pictures.py speed
     python tools/dev/pictures.py refiners
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,14 @@ from stylegan_di.dnnlib.util import UserError
 from tools.dev.scaling import two_panels
 
 FIGURES = Path(__file__).resolve().parents[2] / "docs" / "measurements"
-JUDGES = {"fd_fashion": "FD, the classifier", "fd_effnet": "FD, EfficientNet"}
+DISTANCES = {"fd_fashion": "FD, the classifier", "fd_effnet": "FD, EfficientNet"}
+MODES = {"pr_fashion_recall": "recall, the classifier", "pr_fashion_precision": "precision, the classifier"}
 #: Rows of the study that are drawn, as the legend names them.
 CURVES = {
     "recipe": "sid: make demo", "refiner": "refiner", "ikl": "ikl, plain", "ikl-mended": "ikl", "sim": "sim",
     "critic-mended": "ikl + critic", "critic-alone-mended": "critic alone", "sid-critic": "sid + critic",
     "own-d": "ikl + the GAN's D", "hybrid-real": "the same, real images", "gan-continued": "GAN continued",
-    "one-step": "one step of the teacher",
+    "one-step-clipped": "one step of the teacher",
 }  # fmt: skip
 DRAWING = 0.0057  # seconds of one thread for a sample of the shipped teacher, in 8 evaluations
 SPEEDS = {"benchmark-cpu.json": "one CPU core, float32", "gpu-h200.json": "one H200, bf16"}
@@ -43,10 +46,22 @@ def main() -> None:
 @click.option("--out", type=click.Path(path_type=Path), default=FIGURES / "quality.svg")
 @user_errors
 def quality(out: Path) -> None:
+    draw_curves(DISTANCES, out)
+
+
+@main.command(help="Recall and precision against the processor's seconds, of the main rows of the study.")
+@click.option("--out", type=click.Path(path_type=Path), default=FIGURES / "recall.svg")
+@user_errors
+def recall(out: Path) -> None:
+    draw_curves(MODES, out)
+
+
+def draw_curves(metrics: Mapping[str, str], out: Path) -> None:
+    """Draws two metrics, with their titles, of the rows of CURVES."""
     files = ("study.jsonl", "curves.jsonl")
     results, states = ([json.loads(line) for line in _read(name).splitlines()] for name in files)
     with two_panels(out) as panels:
-        for axes, (metric, title) in zip(panels, JUDGES.items(), strict=True):
+        for axes, (metric, title) in zip(panels, metrics.items(), strict=True):
             for name, level in levels(results, metric).items():
                 axes.axhline(level, color="0.6", linestyle="--")
                 axes.annotate(name, (0, level), xytext=(4, -10), textcoords="offset points", color="0.4", fontsize=8)
@@ -55,7 +70,9 @@ def quality(out: Path) -> None:
                     style = {"color": f"C{index % 10}", "marker": "os"[index // 10], "markersize": 4}
                     axes.plot(seconds, values, label=label, **style)
                     label = "_"  # the legend names a row once
-            axes.set(xlim=(0, None), ylim=(0, None), xlabel="processor time, s", ylabel=title)
+            axes.set(xlim=(0, None), xlabel="processor time, s", ylabel=title)
+            if metrics is DISTANCES:
+                axes.set(ylim=(0, None))
             axes.grid(alpha=0.3)
         panels[0].figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     click.echo(f"written: {out}")
@@ -128,7 +145,7 @@ def sweep(results: list[dict[str, Any]], metric: str, frozen: bool) -> list[tupl
 
 def levels(results: list[dict[str, Any]], metric: str) -> dict[str, float]:
     """The metric of the rows that train nothing: the GAN before, and the teacher."""
-    return {result["row"]: result[metric] for result in results if "seconds" not in result}
+    return {result["row"]: result[metric] for result in results if result["row"] in ("before", "teacher")}
 
 
 def rates(report: dict[str, Any]) -> list[tuple[str, float, float]]:
