@@ -115,8 +115,13 @@ class FeatureAdversary:
         (natural,) = torch.autograd.grad(loss_gan.generator_logistic(logits).sum(), x)
         scale: Tensor | float = 1.0
         if self.spec.rms or self.spec.share:
-            powers = torch.stack([natural.square().mean(), instructed.square().mean()])
-            distributed.average([powers])
-            own, wanted = powers.sqrt().unbind()
-            scale = (self.spec.share * wanted if self.spec.share else self.spec.rms) / own.clamp_min(1e-12)
+            wanted = self.spec.share * _rms(instructed) if self.spec.share else self.spec.rms
+            scale = wanted / _rms(natural).clamp_min(1e-12)
         return self.spec.weight * (natural * scale), natural
+
+
+def _rms(gradient: Tensor) -> Tensor:
+    """Returns the root mean square over all processes' elements."""
+    power = gradient.square().mean()
+    distributed.average([power])
+    return power.sqrt()
