@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from stylegan_di.config import ONLINE, Kind, TrainConfig, check_specs, uses_teacher
+from stylegan_di.config import TrainConfig
+from stylegan_di.config.checks import check_specs
+from stylegan_di.config.derived import uses_teacher
+from stylegan_di.config.fields import ONLINE, Kind
 from stylegan_di.data.teacher_samples import FRESH, samples_wanted
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.metrics.table import judge

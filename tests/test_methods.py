@@ -13,12 +13,11 @@ from torch import Tensor
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.diffusion import NOISE_LAWS, KarrasLaw, add_noise
+from stylegan_di.diffusion import KarrasLaw, add_noise
 from stylegan_di.divergences import parse_divergence
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
 from stylegan_di.spaces.pixels import Pixels
-from stylegan_di.specs import parse
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.adversary import ROLE
@@ -53,8 +52,8 @@ def make(data: str = "made here", **given: Any) -> DiffInstruct:
         space=Pixels(8, 1),
         fake_score=EDMTeacher(edm_network(seed=2)),
         divergence=divergence,
-        student_law=parse(config.noise_law, NOISE_LAWS, "--noise-law"),
-        fake_law=parse(config.fake_noise_law, NOISE_LAWS, "--fake-noise-law"),
+        student_law=config.student_law,
+        fake_law=config.fake_law,
     )
     dataset = ImageDataset(data, use_labels=True) if config.needs_data else None
     return DiffInstruct(config, CPU, dataset, StyleGAN2Student(networks["G"]), [instruction], networks["D"])

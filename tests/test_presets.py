@@ -11,10 +11,9 @@ import torch
 
 from stylegan_di import presets, zoo
 from stylegan_di.config import TrainConfig
-from stylegan_di.diffusion import NOISE_LAWS, LogNormalLaw
+from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.resolve import resolve
-from stylegan_di.specs import parse
 from stylegan_di.training.denoising import new_network
 from stylegan_di.training.methods import gan
 
@@ -162,7 +161,7 @@ def test_the_published_settings_of_distillation() -> None:
     c = config("di", cfg="cifar10-uncond")
     assert (c.lr, c.fake_lr, c.batch, c.beta1, c.beta2, c.ema, c.ema_rampup) == (1e-5, None, 128, 0.0, 0.999, 500, 0.05)
     assert (c.divergence, c.sigma_init, c.noise_law, c.fake_noise_law) == ("ikl", 1.0, "lognormal", "lognormal")
-    law = parse(c.noise_law, NOISE_LAWS, "--noise-law")
+    law = c.student_law
     assert law == LogNormalLaw(P_mean=-1.2, P_std=1.2)
 
 

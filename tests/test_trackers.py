@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from stylegan_di import preflight
-from stylegan_di.config import Tracker, TrainConfig
+from stylegan_di.config import TrainConfig
+from stylegan_di.config.fields import Tracker
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal import TRACKERS
 from stylegan_di.journal.sinks import Sink

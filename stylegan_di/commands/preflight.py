@@ -22,7 +22,8 @@ import torch
 
 from stylegan_di import preflight
 from stylegan_di.commands.train import default_of, new_config
-from stylegan_di.config import HEADROOM, TrainConfig
+from stylegan_di.config import TrainConfig
+from stylegan_di.config.derived import HEADROOM
 from stylegan_di.dnnlib.cli import GroupedCommand, declared_options, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal

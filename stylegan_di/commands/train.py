@@ -20,7 +20,8 @@ from typing import Any, NoReturn
 import click
 
 from stylegan_di import preflight, zoo
-from stylegan_di.config import TrainConfig, uses_teacher
+from stylegan_di.config import TrainConfig
+from stylegan_di.config.derived import uses_teacher
 from stylegan_di.dnnlib.cli import Choice, GroupedCommand, declared_options, default_device, message_of, user_errors
 from stylegan_di.dnnlib.util import UserError, did_you_mean
 from stylegan_di.options import Option, options_of

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.config import TrainConfig
-from stylegan_di.diffusion import NOISE_LAWS, NoiseLaw
+from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.divergences import parse_divergence
 from stylegan_di.interfaces import Critic, Denoiser, Generator, Space
 from stylegan_di.labels import ClassMap, LabelLaw, class_map
@@ -17,7 +17,6 @@ from stylegan_di.loss_di import Divergence, Noised
 from stylegan_di.spaces import SPACES
 from stylegan_di.spaces.latents import Latents
 from stylegan_di.spaces.shown import Shown
-from stylegan_di.specs import parse
 from stylegan_di.training.batch import Batch, Samples
 
 
@@ -66,8 +65,8 @@ class Instruction:
             space=space_of(config, teacher),
             fake_score=teacher.trainable_copy() if rank is None else teacher.adapted_copy(rank),
             divergence=divergence,
-            student_law=parse(config.noise_law, NOISE_LAWS, "--noise-law"),
-            fake_law=parse(config.fake_noise_law, NOISE_LAWS, "--fake-noise-law"),
+            student_law=config.student_law,
+            fake_law=config.fake_law,
             weight=weight,
             role=f"fake_score{index + 1}" if index else "fake_score",
             classes=class_map(config.classes, label_dim, teacher.label_dim),

@@ -22,9 +22,9 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "options.md"
 COLUMNS = "| option | kinds | accepts | default | what it does |\n|---|---|---|---|---|\n"
 HEAD = """# Options of train.py
 
-This page is written by `python tools/dev/options_page.py` from the declarations in `stylegan_di/config.py`, as `--help`
-is. `--kind` chooses the method: `di` refines a GAN or distils a teacher, `edm` trains a denoiser, `gan` trains a
-StyleGAN2-ADA. A preset (`--cfg`, [presets](presets.md)) goes over the defaults here, and an option that is given goes
+This page is written by `python tools/dev/options_page.py` from the declarations in `stylegan_di/config/fields.py`, as
+`--help` is. `--kind` chooses the method: `di` refines a GAN or distils a teacher, `edm` trains a denoiser, `gan` trains
+a StyleGAN2-ADA. A preset (`--cfg`, [presets](presets.md)) goes over the defaults here, and an option that is given goes
 over both. An option that has no effect together with the others is refused.
 """
 

@@ -9,14 +9,12 @@ import torch
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.sampling.decoded import image_sampler
 from stylegan_di.snapshots.checkpoint import load_denoiser
 from stylegan_di.snapshots.teacher_files import open_latents
-from stylegan_di.specs import parse
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.batch import Batch
 from stylegan_di.training.denoising import LOSS, Denoising, new_network
@@ -37,7 +35,7 @@ class EDM(Method):
     ) -> None:
         """Takes a Method's arguments and the denoiser to train, whose space is what it sees of the images."""
         super().__init__(config, device, dataset)
-        self.denoising = Denoising(config, parse(config.noise_law, NOISE_LAWS, "--noise-law"), space=model.space)
+        self.denoising = Denoising(config, config.student_law, space=model.space)
         self.model, self.ema = model, model.trainable_copy()
         self.prepare({"model": self.model, "ema": self.ema}, compiled=[self.model])
 

@@ -1,27 +1,21 @@
-"""What a training run is, as one validated value, filled from the options given over the presets (`presets`).
+"""The options of train.py, each a field with its help, type, range, group and kinds (`options`).
 
-Each field is an option of train.py (`options`): --help, the checks of its value and docs/options.md come from here.
+--help, the checks of single values and docs/options.md come from here.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.data.augment import AUGMENT_PIPES
-from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.diffusion import NOISE_LAWS
-from stylegan_di.divergences import DIVERGENCES, parse_divergence
-from stylegan_di.dnnlib.util import UserError, option_name
-from stylegan_di.metrics.table import metric
-from stylegan_di.options import option, options_of
+from stylegan_di.divergences import DIVERGENCES
+from stylegan_di.options import option
 from stylegan_di.presets import EDM_PRESETS, GAN_PRESETS, RECIPES
-from stylegan_di.snapshots.pipelines import TeacherOptions
-from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, SIZE, Range, parse, usage
+from stylegan_di.specs import NOT_NEGATIVE, POSITIVE, SHARE, SIZE, Range, usage
 from stylegan_di.students.fresh import FRESH_STUDENTS
 from stylegan_di.teachers.mixed import join_teachers
 
@@ -37,19 +31,13 @@ _unet = partial(option, group="Denoiser, or the teacher that is trained on the w
 _gan = partial(option, group="Generator and discriminator", kinds=("gan",))
 _critic = partial(option, group="Discriminator's training", kinds=("gan", "di"))
 _di = partial(option, group="Diff-Instruct", kinds=("di",))
-HEADROOM = 1000  # samples on which GAN and teacher are compared on a GPU
 ONLINE = "online"  # --teacher's value for one that is trained on the way
 _LAW = f"a spec: {usage(NOISE_LAWS)}."
 
 
 @dataclass(frozen=True)
-class Word:
-    """A value in the place of a spec, without fields."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """A training run, as `python train.py --help` explains it."""
+class Fields:
+    """The options of a training run, as `python train.py --help` explains them."""
 
     kind: Kind
     cfg: str | None = _input(
@@ -348,212 +336,3 @@ class TrainConfig:
         "Weight of the adversarial loss of the GAN's own discriminator beside the divergence; needs --data.",
         NOT_NEGATIVE,
     )
-
-    def __post_init__(self) -> None:
-        for declared in options_of(TrainConfig):
-            declared.check(getattr(self, declared.name))
-        check_specs(self.kind, vars(self))
-        self._check_sense()
-
-    def to_json(self) -> str:
-        """The configuration as it is written to training_options.json."""
-        return json.dumps(asdict(self), indent=2)
-
-    @property
-    def trains_critic(self) -> bool:
-        """Whether a GAN's discriminator is trained."""
-        divergence = parse_divergence(self.divergence)
-        wanted = divergence is not None and divergence.needs_critic and self.critic == "none"
-        return self.kind == "gan" or (self.kind == "di" and (self.adv_weight > 0 or wanted))
-
-    @property
-    def needs_data(self) -> bool:
-        """Whether real images take part in the training."""
-        divergence = parse_divergence(self.divergence)
-        wanted = self.critic != "none" or (divergence is not None and divergence.needs_reals)
-        return self.kind != "di" or self.trains_critic or wanted or self.trains_teacher
-
-    @property
-    def makes_student(self) -> bool:
-        """Whether the student is a new network."""
-        return makes_student(self.student)
-
-    @property
-    def trains_teacher(self) -> bool:
-        """Whether --kind=di trains its teacher on the way."""
-        return self.teacher == ONLINE
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether a teacher takes part in --kind=di."""
-        return uses_teacher(vars(self))
-
-    @property
-    def shows_teacher(self) -> bool:
-        """Whether the teacher of --kind=di looks at the student's images."""
-        return self.divergence != "none" or self.critic != "none"
-
-    @property
-    def headroom_samples(self) -> int:
-        """Samples on which GAN and teacher are compared before a run; 0 where there are not both."""
-        both = self.gan_pkl is not None and self.shows_teacher and not self.trains_teacher
-        if self.kind != "di" or not both:
-            return 0
-        if self.headroom is not None:
-            return self.headroom
-        return HEADROOM if self.device.startswith("cuda") else 0
-
-    @property
-    def teacher_options(self) -> TeacherOptions:
-        """What the teacher is given besides its file."""
-        return TeacherOptions(self.prompt, self.negative_prompt, self.guidance, self.autoencoder, self.checkpointing)
-
-    @property
-    def wants_reals(self) -> str:
-        """The option of --kind=di for which real images or a discriminator are there, for messages."""
-        if self.critic != "none":
-            return f"--critic={self.critic}"
-        if self.trains_teacher:
-            return "--teacher=online"
-        return f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"
-
-    def _check_sense(self) -> None:
-        """Raises UserError for options that make no training together; what depends on files is for `preflight`."""
-        if self.on_divergence == "best" and self.metrics and metric(self.metrics[0]).higher_is_better is None:
-            raise UserError(f"--on-divergence=best: the first metric, {self.metrics[0]}, tells no better from worse")
-        if self.on_divergence == "best" and not self.metrics:
-            raise UserError("--on-divergence=best needs --metrics, whose first tells which snapshot is best")
-        if self.headroom == 1:
-            raise UserError("--headroom=1: nothing is measured on one sample; accepted are 0, for none, or 2 and more")
-        if self.kind in ("edm", "gan") and self.data is None:
-            raise UserError(
-                f"--kind={self.kind} needs --data=ZIP|DIR, the images to learn from (see stylegan-di dataset)"
-            )
-        if self.divergence == "none" and not self.adv_weight and self.critic == "none":
-            raise UserError("--divergence=none leaves nothing to train by; give --adv-weight=1 or another --divergence")
-        if self.kind == "di" and self.teacher is None and self.needs_teacher:
-            raise UserError(
-                "--kind=di needs --teacher=NAME|PATH|URL, a diffusion model, or --cfg=NAME, or a known --gan-pkl that "
-                "has one"
-            )
-        if self.winograd and (self.device != "cpu" or self.amp != "none" or self.compile or self.fsdp):
-            raise UserError("--winograd is for a teacher in float32 on a CPU: leave it or --amp, --compile, --fsdp out")
-        if self.winograd and self.trains_teacher:
-            raise UserError("--winograd is for a frozen teacher, and --teacher=online trains it: leave one of them out")
-        if self.fsdp and self.fake_rank is not None:
-            raise UserError(
-                f"--fsdp spreads two networks, and --fake-rank={self.fake_rank} makes them share one: leave one out"
-            )
-        if self.makes_student and self.gan_pkl is not None:
-            raise UserError(f"--student={self.student} is a new network: leave --gan-pkl={self.gan_pkl} out")
-        if self.student == "refiner" and (self.gan_pkl is None or self.teacher is None or self.trains_teacher):
-            raise UserError("--student=refiner joins a GAN and a teacher's network: give --gan-pkl and --teacher")
-        if self.fsdp and self.critic != "none":
-            raise UserError("--fsdp spreads the teacher, whose features --critic needs whole: leave one of them out")
-        if self.teacher_samples is not None and (samples_wanted(self.data) is not None or self.trains_teacher):
-            option = "--teacher=online" if self.trains_teacher else f"--data={self.data}"
-            raise UserError(
-                f"--teacher-samples={self.teacher_samples} is for samples of a frozen teacher beside real images; "
-                f"leave it or {option} out"
-            )
-        if self.divergence == "none" and self.critic != "none":
-            spec = parse(self.critic, CRITIC_SPECS, "--critic")
-            if spec.share:
-                raise UserError(
-                    f"--critic={self.critic}: share is of a divergence's gradient, and --divergence=none has none; "
-                    "give rms instead"
-                )
-        if self.fake_warmup + self.teacher_warmup >= self.kimg and (self.fake_warmup or self.teacher_warmup):
-            name, value = max(("fake", self.fake_warmup), ("teacher", self.teacher_warmup), key=lambda pair: pair[1])
-            raise UserError(f"--{name}-warmup={value:g} leaves none of --kimg={self.kimg:g} to the student")
-        self._check_teacher()
-        self._check_one_noise()
-        if self.blur_sigma and not self.blur_fade:
-            raise UserError(f"--blur-sigma={self.blur_sigma:g} needs --blur-fade, such as --blur-fade=200")
-        if {"/", "\\"} & set(self.desc):
-            raise UserError(f"--desc={self.desc}: accepted is a text without / and \\, as it becomes part of a name")
-        if len(set(self.metrics)) < len(self.metrics):
-            raise UserError(f"--metrics={','.join(self.metrics)} names a metric twice: leave one out")
-        if self.freeze and self.kind == "di" and self.gan_pkl is None:
-            parts = ",".join(self.freeze)
-            raise UserError(f"--freeze={parts} is for the layers of a GAN: give --gan-pkl, or leave it out")
-        if self.kind == "di" and self.needs_data and self.data is None:
-            raise UserError(f"{self.wants_reals} needs --data: real images, or teacher:N, samples of the teacher")
-        if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
-            or_critic = "" if self.adv_weight else ", or --critic=features"
-            raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses{or_critic}")
-
-    def _check_one_noise(self) -> None:
-        divergence = parse_divergence(self.divergence)
-        if not self.one_noise or divergence is None:
-            return
-        if divergence.differentiable or divergence.needs_reals:
-            raise UserError(
-                f"--one-noise=true is for divergences that see the student's samples once and need no gradient of the "
-                f"fake score, such as ikl; this is --divergence={self.divergence}"
-            )
-        if self.noise_law != self.fake_noise_law:
-            raise UserError(
-                f"--one-noise=true takes the noise levels of both updates from one law; --noise-law={self.noise_law} "
-                f"and --fake-noise-law={self.fake_noise_law} differ"
-            )
-
-    def _check_teacher(self) -> None:
-        """Raises UserError for a teacher on the way, or a conversion, that does not go with the other options."""
-        if self.trains_teacher and self.gan_pkl is None:
-            raise UserError("--teacher=online needs --gan-pkl, the GAN to refine; to train a teacher, use --kind=edm")
-        if self.trains_teacher and samples_wanted(self.data) is not None:
-            raise UserError(f"--teacher=online learns from real images: --data={self.data} are samples of a teacher")
-        if self.trains_teacher and (self.fsdp or self.match != "pixels" or self.classes is not None):
-            option = "--fsdp" if self.fsdp else f"--match={self.match}" if self.match != "pixels" else "--classes"
-            raise UserError(f"{option} does not go with --teacher=online, made for the GAN's own images: leave it out")
-        if self.trains_teacher and self.fake_rank is not None:
-            raise UserError(
-                f"--fake-rank={self.fake_rank} shares the teacher's weights, which --teacher=online moves: leave it out"
-            )
-        if self.guidance != 1 and self.classes == "null":
-            raise UserError(
-                f"--guidance={self.guidance:g} leads away from the null label, the only one that --classes=null tells: "
-                "leave it out"
-            )
-        divergence = parse_divergence(self.divergence)
-        needs_critic = divergence is not None and divergence.needs_critic
-        if self.match != "pixels" and needs_critic and self.critic == "none":
-            raise UserError(
-                f"--divergence={self.divergence} asks the GAN's own discriminator, which does not see what the teacher "
-                f"sees with --match={self.match}; add --critic=features"
-            )
-
-
-def makes_student(student: str | None) -> bool:
-    """Whether a value of --student, None where it is not given, is a spec of a new network."""
-    return student not in (None, "auto", "refiner")
-
-
-def uses_teacher(values: Mapping[str, Any]) -> bool:
-    """Whether options of --kind=di leave a use for a teacher; None or missing where they are not given."""
-    if values.get("divergence") != "none" or values.get("critic") not in (None, "none"):
-        return True
-    return samples_wanted(values.get("data")) is not None
-
-
-def check_specs(kind: Kind, values: Mapping[str, Any]) -> None:
-    """Raises UserError for a spec that names nothing; values are fields, None or missing where they are not given."""
-    if (divergence := values.get("divergence")) == "":
-        raise UserError(f"--divergence=: accepted: none, {', '.join(DIVERGENCES)}, or a sum such as ikl+0.5*sid")
-    if divergence is not None:
-        parse_divergence(divergence)
-    if samples_wanted(data := values.get("data")) is not None and kind != "di":
-        raise UserError(f"--data={data} is for --kind=di, which has a teacher; this is --kind={kind}")
-    specs: dict[str, dict[str, type[Any]]] = {
-        "critic": {"none": Word, **CRITIC_SPECS},
-        "student": {"auto": Word, "refiner": Word, **FRESH_STUDENTS},
-        "noise_law": NOISE_LAWS,
-        "fake_noise_law": NOISE_LAWS,
-        "critic_noise_law": {"none": Word, **NOISE_LAWS},
-    }
-    for name, accepted in specs.items():
-        if (text := values.get(name)) is not None:
-            parse(text, accepted, option_name(name))
-    for name in values.get("metrics") or ():
-        metric(name)
