@@ -12,15 +12,11 @@ from stylegan_di.critics.features import FeatureCriticSpec
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.diffusion import NOISE_LAWS, NoiseLaw
 from stylegan_di.divergences import parse_divergence
+from stylegan_di.presets import NEW_NETWORK, use_of
 from stylegan_di.snapshots.pipelines import TeacherOptions
 from stylegan_di.specs import parse
 
 HEADROOM = 1000  # samples on which GAN and teacher are compared on a GPU
-
-
-def makes_student(student: str | None) -> bool:
-    """Whether a value of --student, None where it is not given, is a spec of a new network."""
-    return student not in (None, "auto", "refiner")
 
 
 def uses_teacher(values: Mapping[str, Any]) -> bool:
@@ -79,9 +75,14 @@ class Derived(Fields):
         return self.data if self.needs_data and samples_wanted(self.data) is None else None
 
     @property
+    def use(self) -> str:
+        """What --kind=di is for, as the recipes say it."""
+        return use_of(self.student, self.gan_pkl)
+
+    @property
     def makes_student(self) -> bool:
         """Whether the student is a new network."""
-        return makes_student(self.student)
+        return self.use == NEW_NETWORK
 
     @property
     def trains_teacher(self) -> bool:

@@ -18,7 +18,7 @@ from stylegan_di.data.sources import Source
 from stylegan_di.dnnlib.util import UserError, cache_errors, cache_folder, say
 from stylegan_di.images import to_uint8
 from stylegan_di.interfaces import Denoiser, Generator
-from stylegan_di.labels import one_hot
+from stylegan_di.labels import LabelLaw
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.decoded import image_sampler
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
@@ -104,11 +104,10 @@ def _check_writable(folder: Path) -> None:
 
 
 @torch.no_grad()
-def draw_samples(sampler: Generator, rng: SampleRandom) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws images [n,C,H,W] in uint8, and their classes [n], equally often; zeros where there are none."""
-    drawn = rng.integers(max(sampler.label_dim, 1))
-    labels = one_hot(drawn, sampler.label_dim) if sampler.label_dim else None
-    return to_uint8(sampler(sampler.sample_latents(len(rng), rng=rng), labels)), drawn
+def draw_samples(sampler: Generator, rng: SampleRandom) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Draws images [n,C,H,W] in uint8 and labels [n,label_dim], each class equally often; None for no classes."""
+    labels = LabelLaw.uniform(sampler.label_dim).draw(rng) if sampler.label_dim else None
+    return to_uint8(sampler(sampler.sample_latents(len(rng), rng=rng), labels)), labels
 
 
 @torch.no_grad()
@@ -125,7 +124,8 @@ def _draw(
     classes: list[torch.Tensor] = []
 
     def batch(indices: range) -> tuple[torch.Tensor, torch.Tensor]:
-        images, drawn = draw_samples(sampler, SampleRandom(seed, "teacher samples", 0, indices, device))
+        images, labels = draw_samples(sampler, SampleRandom(seed, "teacher samples", 0, indices, device))
+        drawn = torch.zeros(len(indices), dtype=torch.int64) if labels is None else labels.argmax(dim=1)
         return images.cpu(), drawn.cpu()
 
     def keep(results: Sequence[torch.Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,9 +12,7 @@ from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
 from stylegan_di.critics.discriminator import DiscriminatorCritic
 from stylegan_di.data.augment import augment_pipe
-from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.journal.journal import Journal
-from stylegan_di.specs import parse
 from stylegan_di.torch_utils import distributed
 from stylegan_di.torch_utils.ops.upfirdn2d import filter2d
 from stylegan_di.training.batch import Batch, Reals, Samples
@@ -22,7 +21,6 @@ from stylegan_di.training.state import TrainState
 
 ADA_INTERVAL = 4  # steps between adjustments of p (arXiv 2006.06676, section 3)
 ROLE, PIPE, SIGNS = "discriminator", "augment_pipe", "real_signs"  # names in the training state
-
 
 Logits = Callable[[Tensor, Tensor | None, Batch, range, str], Tensor]  # images, labels, batch, chunk, purpose -> [n,1]
 
@@ -83,15 +81,15 @@ def blurred(images: Tensor, sigma: float) -> Tensor:
 class Adversary:
     """A discriminator in training; R1's default weight depends on the images' resolution."""
 
+    role: ClassVar[str] = ROLE
+
     def __init__(self, config: TrainConfig, network: torch.nn.Module, resolution: int) -> None:
         self.config = config
         pipe = None
         if config.aug != "noaug":
             pipe = augment_pipe(config.augpipe)
             pipe.p.copy_(torch.as_tensor(config.p))
-        law = config.critic_noise_law
-        noise_law = None if law == "none" else parse(law, NOISE_LAWS, "--critic-noise-law")
-        self.critic = DiscriminatorCritic(network, pipe, noise_law)
+        self.critic = DiscriminatorCritic(network, pipe, config.critic_law)
         default = 0.0002 * resolution**2 / config.batch  # StyleGAN2-ADA's heuristic
         self.gamma = default if config.gamma is None else config.gamma
 

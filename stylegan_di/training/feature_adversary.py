@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
-from stylegan_di.critics import CRITIC_SPECS
 from stylegan_di.critics.features import FeatureCritic, FeatureCriticSpec
 from stylegan_di.data.teacher_samples import samples_wanted
-from stylegan_di.diffusion import NOISE_LAWS, NoiseLaw
+from stylegan_di.diffusion import LogNormalLaw, NoiseLaw
 from stylegan_di.interfaces import Denoiser, Space
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import ClassMap, LabelLaw, class_map
-from stylegan_di.specs import parse
 from stylegan_di.torch_utils import distributed
 from stylegan_di.training.adversary import logistic_update
 from stylegan_di.training.batch import Batch, Reals, RealSource, Samples
 from stylegan_di.training.instruction import space_of
 from stylegan_di.training.optimize import adam
 from stylegan_di.training.state import TrainState
-
-ROLE = "critic"  # the heads' role in the training state
 
 
 class FeatureAdversary:
@@ -39,6 +36,8 @@ class FeatureAdversary:
         teachers_own: whether the real samples are the teacher's, with its own labels.
         turns: the teacher's samples, which take every other step where there are real images too.
     """
+
+    role: ClassVar[str] = "critic"  # of the heads in the training state
 
     def __init__(
         self,
@@ -62,16 +61,21 @@ class FeatureAdversary:
         cls, config: TrainConfig, teacher: Denoiser, label_dim: int, turns: RealSource | None = None
     ) -> FeatureAdversary:
         """Makes the configured critic on the teacher's features; label_dim is the student's."""
-        law = "lognormal" if config.critic_noise_law == "none" else config.critic_noise_law
+        assert config.critic_spec is not None
         return cls(
-            parse(config.critic, CRITIC_SPECS, "--critic"),
+            config.critic_spec,
             teacher,
-            parse(law, NOISE_LAWS, "--critic-noise-law"),
+            config.critic_law or LogNormalLaw(),
             space_of(config, teacher),
             class_map(config.classes, label_dim, teacher.label_dim),
             teachers_own=samples_wanted(config.data) is not None,
             turns=turns,
         )
+
+    @property
+    def networks(self) -> dict[str, torch.nn.Module]:
+        """The networks to include in the training state, by role."""
+        return {self.role: self.critic.heads}
 
     def optimizer(self) -> torch.optim.Optimizer:
         return adam(self.critic.heads, self.spec.lr, beta1=0.0, beta2=0.99)
@@ -100,7 +104,7 @@ class FeatureAdversary:
             own = batch.nimg // batch.size % 2 == 1
             reals = samples if own else reals
         logits = partial(self.logits, own=own)
-        loss, real_logits, norm = logistic_update(state, ROLE, batch, reals, fakes, logits, "critic")
+        loss, real_logits, norm = logistic_update(state, self.role, batch, reals, fakes, logits, "critic")
         journal.scalars({"Loss/critic": loss, "Loss/signs/critic_real": real_logits.sign()})
         journal.shared({"Gradient/critic": norm})
 

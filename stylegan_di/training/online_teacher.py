@@ -7,13 +7,12 @@ as a copy of it.
 from __future__ import annotations
 
 import copy
+from typing import ClassVar
 
 import torch
 
 from stylegan_di.config import TrainConfig
-from stylegan_di.diffusion import NOISE_LAWS
 from stylegan_di.journal.journal import Journal
-from stylegan_di.specs import parse
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.batch import Batch, Reals
 from stylegan_di.training.denoising import Denoising
@@ -21,7 +20,7 @@ from stylegan_di.training.optimize import adam
 from stylegan_di.training.schedule import ema_beta, update_ema
 from stylegan_di.training.state import TrainState
 
-ROLE, AVERAGE = "teacher", "teacher_ema"  # roles in the training state
+AVERAGE = "teacher_ema"  # its role in the training state
 
 
 class OnlineTeacher:
@@ -32,12 +31,13 @@ class OnlineTeacher:
         network: the denoiser at its start.
     """
 
+    role: ClassVar[str] = "teacher"  # of the denoiser in the training state
+
     def __init__(self, config: TrainConfig, network: EDMTeacher) -> None:
         self.config = config
         self.network, self.average = network, copy.deepcopy(network)
-        law = parse(config.fake_noise_law, NOISE_LAWS, "--fake-noise-law")
-        self.denoising = Denoising(config, law, ROLE, prefix="teacher/")
-        self.networks = {ROLE: self.network, AVERAGE: self.average}
+        self.denoising = Denoising(config, config.fake_law, self.role, prefix="teacher/")
+        self.networks = {self.role: self.network, AVERAGE: self.average}
 
     def optimizer(self) -> torch.optim.Optimizer:
         config = self.config

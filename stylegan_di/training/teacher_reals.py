@@ -10,7 +10,6 @@ from stylegan_di.data.teacher_samples import draw_samples, teacher_samples
 from stylegan_di.dnnlib.progress import PassProgress
 from stylegan_di.images import from_uint8
 from stylegan_di.interfaces import Denoiser
-from stylegan_di.labels import one_hot
 from stylegan_di.sampling.decoded import image_sampler
 from stylegan_di.sampling.diffusion_sampler import DPM_SOLVER
 from stylegan_di.torch_utils import distributed
@@ -38,8 +37,7 @@ class FreshSamples(RealSource):
 
     def take(self, batch: Batch) -> Reals:
         def draw(chunk: range) -> Samples:
-            images, classes = draw_samples(self.sampler, batch.random("teacher samples", chunk))
-            labels = one_hot(classes, self.sampler.label_dim) if self.sampler.label_dim else None
+            images, labels = draw_samples(self.sampler, batch.random("teacher samples", chunk))
             return from_uint8(images), labels
 
         return draw

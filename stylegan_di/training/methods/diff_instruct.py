@@ -17,19 +17,17 @@ from stylegan_di import loss_gan
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import FRESH, samples_wanted
-from stylegan_di.divergences import parse_divergence
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.headroom import WORSE, compare, look
 from stylegan_di.interfaces import Denoiser, Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.networks.edm_layers import prepare_convolutions
-from stylegan_di.presets import RECIPES, use_of
+from stylegan_di.presets import RECIPES
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.hashing import weights_hash
-from stylegan_di.training import feature_adversary as critic
-from stylegan_di.training import online_teacher, transfer
+from stylegan_di.training import transfer
 from stylegan_di.training.adversary import ROLE, Adversary
 from stylegan_di.training.batch import Batch, RealImages, Reals, Samples, generated
 from stylegan_di.training.denoising import new_network
@@ -69,8 +67,9 @@ class DiffInstruct(GeneratorMethod):
         super().__init__(config, device, dataset)
         self.model, self.ema = model, copy.deepcopy(model)
         self.instructions = list(instructions)
-        transfer.freeze(self.model, self.ema, config.freeze)
         self.adversary: Adversary | None = None
+        self.feature_adversary, self.online = feature_adversary, online
+        transfer.freeze(self.model, self.ema, config.freeze)
         networks: dict[str, torch.nn.Module] = {"model": self.model, "ema": self.ema}
         networks |= {each.role: each.fake_score for each in self.instructions}
         if discriminator is not None:
@@ -78,16 +77,13 @@ class DiffInstruct(GeneratorMethod):
         if config.trains_critic:
             assert discriminator is not None
             self.adversary = Adversary(config, discriminator, self.model.img_resolution)
-            networks |= self.adversary.networks
-        self.feature_adversary = feature_adversary
+        beside = [part for part in (self.adversary, feature_adversary, online) if part is not None]
+        for part in beside:
+            networks |= part.networks
         teachers = [each.teacher for each in self.instructions]
         if feature_adversary is not None:
-            networks[critic.ROLE] = feature_adversary.critic.heads
             teachers.append(feature_adversary.critic.teacher)
-        self.online = online
-        if online is not None:
-            networks |= online.networks
-        elif teachers:
+        if online is None and teachers:
             hashes = [weights_hash(teacher) for teacher in dict.fromkeys(teachers)]
             self.inputs["teacher"] = f"weights with SHA-256 {', '.join(hashes)}"
         scores = [network for each in self.instructions for network in (each.teacher, each.fake_score)]
@@ -100,13 +96,10 @@ class DiffInstruct(GeneratorMethod):
         lr = config.fake_lr or config.lr
         for each in self.instructions:
             self.state.optimizers[each.role] = adam(each.fake_score, lr, beta1=config.beta1, beta2=config.beta2)
+        for part in beside:
+            self.state.optimizers[part.role] = part.optimizer()
         if self.adversary is not None:
-            self.state.optimizers[ROLE] = self.adversary.optimizer()
             self.state.totals |= self.adversary.totals(device)
-        if feature_adversary is not None:
-            self.state.optimizers[critic.ROLE] = feature_adversary.optimizer()
-        if online is not None:
-            self.state.optimizers[online_teacher.ROLE] = online.optimizer()
 
     @classmethod
     def open(cls, config: TrainConfig, device: torch.device, dataset: ImageDataset | None) -> DiffInstruct:
@@ -127,6 +120,9 @@ class DiffInstruct(GeneratorMethod):
         if config.divergence != "none":
             for index, (weight, teacher) in enumerate(teachers):
                 instructions.append(Instruction.configured(config, teacher, model.label_dim, weight, index))
+        drawn = samples_wanted(config.data) if config.needs_data else None
+        if drawn is not None and drawn != FRESH:
+            dataset = kept_samples(config, teachers[0][1], drawn, device)
         adversary = turns = None
         if config.teacher_samples is not None:
             samples = kept_samples(config, teachers[0][1], config.teacher_samples, device)
@@ -134,7 +130,7 @@ class DiffInstruct(GeneratorMethod):
         if config.critic != "none":
             adversary = FeatureAdversary.configured(config, teachers[0][1], model.label_dim, turns)
         method = cls(config, device, dataset, model, instructions, discriminator, adversary, online)
-        if samples_wanted(config.data) == FRESH and config.needs_data:
+        if drawn == FRESH:
             method.reals = FreshSamples(teachers[0][1])
         return method
 
@@ -304,8 +300,7 @@ class DiffInstruct(GeneratorMethod):
             beside = "" if config.teacher_samples is None else f" and {config.teacher_samples} samples of the teacher"
             lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}{beside}"))
         if config.cfg is not None:
-            use = use_of(config.student, config.gan_pkl)
-            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(use)}"))
+            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(config.use)}"))
         return lines
 
 
@@ -319,8 +314,7 @@ def _check_latents(config: TrainConfig) -> None:
     latents = f"--teacher={config.teacher} works on an autoencoder's latents, and"
     if config.gan_pkl is None:
         raise UserError(f"{latents} a student makes images: give --gan-pkl, a GAN to refine")
-    divergence = parse_divergence(config.divergence)
-    if config.critic == "none" and divergence is not None and divergence.needs_critic:
+    if config.asks_discriminator:
         raise UserError(
             f"{latents} --divergence={config.divergence} asks the GAN's own discriminator, which sees pixels; add "
             "--critic=features"
