@@ -27,6 +27,11 @@ MAX_SEEDS = 1_000_000
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+def help_of(doc: str | None) -> str:
+    """Returns a module's docstring as the text of --help, where indented lines, the examples, are not joined."""
+    return (doc or "").replace("\n    ", "\n\n    ")
+
+
 def parse_seeds(text: str) -> list[int]:
     """Parses '0,3,10-12' as [0, 3, 10, 11, 12], in the order given.
 

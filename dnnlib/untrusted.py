@@ -156,3 +156,13 @@ def read_json(text: bytes | str, budget: Budget) -> Any:
     values = 1 + data.count(b",") + data.count(b"[") + data.count(b"{")
     budget.spend(bytes=len(data) + JSON_VALUE_BYTES * values)
     return json.loads(str(data, "utf-8"))  # of bytes it would guess the encoding, and import it
+
+
+def read_json_file(path: str | os.PathLike[str], most: int) -> Any:
+    """Reads a JSON file from outside of at most `most` bytes; `untrusted` around it refuses what goes wrong.
+
+    Raises:
+        RefusedFileError, OSError, OverBudget, ValueError, RecursionError: see `open_untrusted` and `read_json`.
+    """
+    with open_untrusted(path, most) as (file, size):
+        return read_json(file.read(), Budget(size))

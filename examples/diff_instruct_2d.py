@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that it ru
 
 from stylegan_di.diffusion import LogNormalLaw, edm_preconditioning
 from stylegan_di.divergences import parse_divergence
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.images import save_grid
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.loss_di import Noised
@@ -74,7 +74,7 @@ def picture(points: Tensor, side: int = 256) -> Tensor:
     return pad(image, [2, 2, 2, 2], value=128)
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--steps", default=2000, show_default=True, type=click.IntRange(min=5), help="Updates of the student.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--divergence", "spec", default="ikl", show_default=True, help="As train.py takes it.")

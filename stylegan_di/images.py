@@ -52,6 +52,12 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
         raise RefusedFileError(os.fspath(path), found, "Remove it to go without it.") from error
 
 
+def to_picture(image: Tensor) -> Image.Image:
+    """Converts an image uint8 [C,H,W], C = 1 or 3, to Pillow's."""
+    pixels = image.cpu().permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
     """Writes an image uint8 [C,H,W], C = 1 or 3, atomically, in the format of the path's suffix (.png, .jpg, ...)."""
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
@@ -60,9 +66,8 @@ def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
     format = Image.registered_extensions().get(path.suffix.lower())
     if format is None or format not in Image.SAVE:
         raise UserError(f"{path}: images cannot be written as {path.suffix!r}; use a name that ends in .png or .jpg.")
-    pixels = image.cpu().permute(1, 2, 0).contiguous().numpy()
     with atomic_file(path) as file:
-        Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, format=format)
+        to_picture(image).save(file, format=format)
 
 
 def save_grid(images: Tensor, path: str | os.PathLike[str], columns: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, untrusted
+from stylegan_di.dnnlib.untrusted import read_json_file, untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.random import SampleRandom
 
@@ -269,8 +269,8 @@ def class_map(classes: str | None, student: int, teacher: int) -> ClassMap:
     remedy = f"Accepted are null, drawn, or a file that is a JSON list of {student} classes."
     if not Path(classes).is_file():
         raise UserError(f"--classes={classes}: there is no such file. {remedy}")
-    with untrusted(f"--classes={classes}", remedy=remedy), open_untrusted(classes, MAX_BYTES) as (file, size):
-        listed = read_json(file.read(), Budget(size))
+    with untrusted(f"--classes={classes}", remedy=remedy):
+        listed = read_json_file(classes, MAX_BYTES)
     return ClassMap("table", _table(listed, classes, student, teacher))
 
 

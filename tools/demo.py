@@ -19,14 +19,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import Choice, user_errors
+from stylegan_di.dnnlib.cli import Choice, help_of, user_errors
 
 GANS = ("fashion-gan.pkl", "fashion-32-gan.pkl")
 ROOT = Path(__file__).resolve().parent.parent
 SCALE = 4  # factor by which the grid is enlarged
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option(
     "--gan", type=Choice(GANS), default=GANS[0], show_default=True, help="The shipped GAN that is refined."
 )

@@ -16,7 +16,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 
 ROOT = Path(__file__).resolve().parent.parent
 TEACHER = "fashion-teacher.pkl"
@@ -31,7 +31,7 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, ROOT / command[0], *command[1:]], check=True)
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the run.")
 @click.option("--outdir", default="runs", show_default=True, help="Folder in which the run's folder is made.")
 @user_errors

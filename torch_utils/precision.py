@@ -27,6 +27,11 @@ def moved(x: Tensor, device: torch.device) -> Tensor:
     return (x.to(widest(device)) if x.dtype == torch.float64 else x).to(device)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """x in float64 if it is so, else in float32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def as_float64(x: Tensor) -> Tensor:
     """x in float64: on its device, or on the CPU where its device has no float64."""
     return (x.cpu() if x.device.type in WITHOUT_FLOAT64 else x).double()

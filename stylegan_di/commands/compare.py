@@ -16,7 +16,7 @@ import click
 import torch
 
 from stylegan_di.commands.options import device_option
-from stylegan_di.dnnlib.cli import Choice, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, help_of, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.explore.comparison import Comparison, check_comparable, compare
 from stylegan_di.explore.opening import of_pictures
@@ -50,7 +50,7 @@ def table(found: Comparison) -> str:
     return "\n".join(lines)
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.argument("old", metavar="OLD")
 @click.argument("new", metavar="NEW")
 @click.option("--num", type=click.IntRange(min=1, max=100_000), default=256, show_default=True, help="Latents.")

@@ -21,7 +21,7 @@ from stylegan_di.data.check import check_dataset, describe_labels, notes_on_labe
 from stylegan_di.data.convert import TRANSFORMS, convert
 from stylegan_di.data.idx import IDX_IMAGES, MNIST, PADDED_MNIST, SPLITS
 from stylegan_di.data.sources import open_source
-from stylegan_di.dnnlib.cli import Choice, user_errors
+from stylegan_di.dnnlib.cli import Choice, help_of, user_errors
 from stylegan_di.dnnlib.progress import PassProgress, Progress, counted
 from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError
@@ -64,7 +64,7 @@ def check(source: Path) -> None:
         raise click.exceptions.Exit(2)
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--source", type=click.Path(path_type=Path), required=True,
               help="Folder or zip of images, IDX file or a folder of them, CIFAR-10's tar, LSUN's LMDB folder")
 @click.option("--dest", type=click.Path(path_type=Path), help="A .zip file or a new folder")

@@ -16,7 +16,7 @@ import click
 import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.util import UserError, cache_folder
 from stylegan_di.torch_utils.ops import build
 from stylegan_di.torch_utils.ops.bias_act import bias_act
@@ -95,7 +95,7 @@ def kernel_report(device: str) -> Iterator[tuple[bool, str]]:
             yield well, f"  {name:<17s} {text:<14s} differs from its reference by {largest:.1e}{verdict}"
 
 
-@click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
+@click.command(help=help_of(__doc__))
 @user_errors
 def main() -> None:
     for line in machine():

@@ -29,7 +29,7 @@ from stylegan_di.commands.options import (
     sampler_options,
     truncation_options,
 )
-from stylegan_di.dnnlib.cli import Choice, CommaList, Seeds, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, CommaList, Seeds, help_of, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.explore.opening import asked_for, one_asked_for, one_label, open_generator, open_of_w
@@ -97,7 +97,7 @@ def draw_seeds(
     click.echo(f"{len(seeds)} images in {outdir}" + (f", all in {grid}" if grid is not None else ""))
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file, or a known name.")
 @entry_options
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Such as 0,3,10-20: one image each.  [default: 0-63]")

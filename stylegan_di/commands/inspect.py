@@ -10,7 +10,7 @@ import json
 
 import click
 
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.snapshots.inspection import Inspection, inspect_file
 
@@ -31,7 +31,7 @@ def report(found: Inspection) -> str:
     return "\n".join(map(one_line, lines))
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.argument("network", metavar="IN")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @user_errors

@@ -20,7 +20,7 @@ import click
 from torch import Tensor
 
 from stylegan_di.commands.options import class_options, device_option, given, noise_mode_option, truncation_options
-from stylegan_di.dnnlib.cli import Seeds, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Seeds, help_of, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import loop
@@ -40,7 +40,7 @@ def parse_grid(_context: click.Context, _option: click.Parameter, value: str) ->
     return int(match[1]), int(match[2])
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
 @click.option("--seeds", type=Seeds(), metavar="LIST", help="Keyframes: two or more for each cell.")
 @click.option("--projected-w", type=click.Path(path_type=Path), multiple=True, metavar="FILE",

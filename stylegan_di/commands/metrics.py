@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ import click
 from stylegan_di import zoo
 from stylegan_di.commands.options import device_option, entry_options, given, sampler_options, truncation_options
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import Choice, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, help_of, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.dnnlib.safe_files import open_plain
 from stylegan_di.dnnlib.util import UserError, say
@@ -116,7 +116,35 @@ def json_lines(blocks: Sequence[Mapping[str, float]], metrics: Sequence[str], co
     return lines
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+def refuse_for_images(which: str | None, of_network: Mapping[str, Any], repeat: int) -> None:
+    """Raises UserError for options that are for networks."""
+    if of_network or repeat > 1:
+        raise UserError(
+            "--autoencoder, --amp, --trunc, --trunc-mode, --steps, --solver and --repeat are for --network; leave them "
+            "out with --images"
+        )
+    if which is not None:
+        raise UserError(f"--which={which} is for --network; leave it out with --images")
+
+
+def folder_for(outdir: Path | None, network: str | None) -> Path | None:
+    """Returns the folder of metric-<name>.jsonl: --outdir, else the run's that the network is of; None for no file."""
+    if outdir is not None:
+        return writable_folder("--outdir", outdir)
+    beside = Path(network or "").parent
+    return beside if (beside / "training_options.json").is_file() else None
+
+
+def write(lines: Iterable[tuple[str, str]], folder: Path | None) -> None:
+    """Prints each metric's line, and appends it to its file in the folder."""
+    for name, line in lines:
+        click.echo(line)
+        if folder is not None:
+            with open_plain(folder / f"metric-{name}.jsonl", "a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+
+@click.command(help=help_of(__doc__))
 @click.option("--network", metavar="NAME|PATH|URL", help="Network file, or a known name.")
 @entry_options
 @click.option("--images", metavar="DIR|ZIP", help="Images to measure, instead of a network's.")
@@ -172,23 +200,16 @@ def main(
     keep_freed_memory()
     if (network is None) == (images is None):
         raise UserError("give either --network or --images, to say what to measure")
-    if images is not None and (given(autoencoder=autoencoder, amp=amp, **options) or repeat > 1):
-        raise UserError(
-            "--autoencoder, --amp, --trunc, --trunc-mode, --steps, --solver and --repeat are for --network; leave them "
-            "out with --images"
-        )
+    if images is not None:
+        refuse_for_images(which, given(autoencoder=autoencoder, amp=amp, **options), repeat)
     seed = seed or 0
-    if images is not None and which is not None:
-        raise UserError(f"--which={which} is for --network; leave it out with --images")
     if any_size and ((images is None and data is None) or mirror):
         raise UserError("--any-size is for --images and --data without --mirror; leave it out")
     start = time.monotonic()
     names = [name.strip() for name in metrics.split(",")]
     for name in names:
         metric(name)  # a wrong name is told before anything is written
-    folder = None if outdir is None else writable_folder("--outdir", outdir)
-    if folder is None and (Path(network or "").parent / "training_options.json").is_file():
-        folder = Path(network or "").parent  # a run's
+    folder = folder_for(outdir, network)
     if gpus > 1 and not processes.started():
         processes.check_count(gpus, device)
         raise click.exceptions.Exit(processes.run(sys.orig_argv, gpus))
@@ -224,8 +245,4 @@ def main(
     click.echo(table(*mean_and_spread(blocks), repeat, f"{source}, {samples}:"))
     common = {"total_time": seconds, "total_time_str": format_time(seconds), "num_gpus": distributed.world_size(),
               "num_samples": num, "snapshot_pkl": source, "seed": seed}  # fmt: skip
-    for name, line in zip(names, json_lines(blocks, names, common), strict=True):
-        click.echo(line)
-        if folder is not None:
-            with open_plain(folder / f"metric-{name}.jsonl", "a", encoding="utf-8") as file:
-                file.write(line + "\n")
+    write(zip(names, json_lines(blocks, names, common), strict=True), folder)

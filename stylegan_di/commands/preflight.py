@@ -24,7 +24,7 @@ from stylegan_di import preflight
 from stylegan_di.commands.train import default_of, new_config
 from stylegan_di.config import TrainConfig
 from stylegan_di.config.derived import HEADROOM
-from stylegan_di.dnnlib.cli import GroupedCommand, declared_options, user_errors
+from stylegan_di.dnnlib.cli import GroupedCommand, declared_options, help_of, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal.journal import Journal
 from stylegan_di.journal.resources import estimate
@@ -55,7 +55,7 @@ def cost(config: TrainConfig, method: DiffInstruct, steps: int) -> str:
     return f"{estimate(seconds, config.kimg, method.device)}, from {steps} step{'s' if steps > 1 else ''}"
 
 
-@click.command(cls=GroupedCommand, help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(cls=GroupedCommand, help=help_of(__doc__))
 @declared_options(options_of(TrainConfig), default_of)
 @click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Steps that are timed.")
 @user_errors

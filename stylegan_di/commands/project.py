@@ -22,7 +22,7 @@ from stylegan_di import zoo
 from stylegan_di.commands.options import class_options, device_option
 from stylegan_di.data.convert import load_picture
 from stylegan_di.data.files import ImageFiles
-from stylegan_di.dnnlib.cli import Choice, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, help_of, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.opening import one_asked_for, one_label, open_of_w
@@ -62,7 +62,7 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
     return perceptual(lpips.to(device)), "LPIPS"
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="A GAN or refiner: a file or known name.")
 @click.option("--target", required=True, type=click.Path(path_type=Path), metavar="FILE|DIR",
               help="Image to project, or a folder of them: each gets a folder of its own in --outdir.")

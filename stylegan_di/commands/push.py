@@ -18,7 +18,7 @@ import click
 from PIL import Image
 
 from stylegan_di import hub, zoo
-from stylegan_di.dnnlib.cli import user_errors, writable_folder
+from stylegan_di.dnnlib.cli import help_of, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import open_picture, save_grid, to_uint8
 from stylegan_di.interfaces import Denoiser
@@ -30,7 +30,7 @@ WIDTH, LARGEST = 640, 2560  # pixels: pictures are at least so wide, but no side
 README, SAMPLES_PICTURE = "README.md", "samples.png"
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.argument("network", metavar="NETWORK")
 @click.argument("repo", metavar="REPO")
 @click.option("--licence", help="Identifier of the hub. [default: from those of GAN, teacher and images, if known]")

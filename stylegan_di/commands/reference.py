@@ -17,7 +17,7 @@ import numpy as np
 
 from stylegan_di.commands.options import device_option
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import Choice, user_errors
+from stylegan_di.dnnlib.cli import Choice, help_of, user_errors
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
@@ -34,7 +34,7 @@ def classes_of(data: str) -> np.ndarray | None:
         return None
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--data", required=True, metavar="ZIP|DIR", help="The data set.")
 @click.option("--dest", required=True, metavar="FILE.npz", help="File to write.")
 @click.option("--extractor", type=Choice(list(EXTRACTORS)),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from stylegan_di.commands.options import device_option
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError, atomic_file, not_installed
 from stylegan_di.explore.opening import of_pictures
@@ -85,7 +85,7 @@ def load_matplotlib(what: str) -> tuple[Any, Any]:
     return matplotlib, Figure
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--network", "networks", multiple=True, metavar="NAME|PATH|URL", help="Network to draw; several may be.")
 @click.option("--images", "folders", multiple=True, metavar="ZIP|DIR", help="Images to draw; several may be.")
 @click.option("--data", required=True, metavar="ZIP|DIR", help="Real images to compare with.")

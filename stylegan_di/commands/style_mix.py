@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.commands.options import class_options, device_option, given, noise_mode_option, truncation_options
-from stylegan_di.dnnlib.cli import Seeds, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Seeds, help_of, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.latents import coarse_styles, mix_styles
 from stylegan_di.explore.opening import one_asked_for, open_gan
@@ -26,7 +26,7 @@ from stylegan_di.explore.projection import joined_ws
 from stylegan_di.images import save_grid, save_image
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--network", required=True, metavar="NAME|PATH|URL", help="Network file of a GAN, or a known name.")
 @click.option("--rows", type=Seeds(), metavar="LIST", help="Seeds of the rows, such as 85,100-103.")
 @click.option("--cols", type=Seeds(), metavar="LIST", help="Seeds of the columns.")

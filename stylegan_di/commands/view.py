@@ -15,7 +15,7 @@ from pathlib import Path
 
 import click
 
-from stylegan_di.dnnlib.cli import Device, default_device, user_errors
+from stylegan_di.dnnlib.cli import Device, default_device, help_of, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.viewer.export import ORT_FOLDER, export
 from stylegan_di.explore.viewer.looks import Viewer
@@ -25,7 +25,7 @@ from stylegan_di.torch_utils.ops import build as kernels
 PORT = 8000
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.argument("network", metavar="A")
 @click.argument("after", metavar="[B]", required=False)
 @click.option("--port", type=click.IntRange(0, 65535), help="Port on 127.0.0.1; 0: any free one.  [default: 8000]")

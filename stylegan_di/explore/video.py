@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from stylegan_di.dnnlib.util import UserError, atomic_file, not_installed
+from stylegan_di.images import to_picture
 
 GIF_RATES = (1, 2, 4, 5, 10, 20, 25, 50)  # a frame lasts a whole number of hundredths of a second, at least two
 
@@ -33,23 +34,25 @@ def save_video(frames: Iterable[Tensor], path: str | os.PathLike[str], fps: int)
     """Writes frames uint8 [C,H,W] atomically; C = 1 or 3, H and W must be even for .mp4, and a .gif loops forever."""
     path = Path(path)
     check_video("the file", path, fps)
-    pictures = (np.ascontiguousarray(frame.cpu().permute(1, 2, 0).numpy()) for frame in frames)
+    pictures = map(to_picture, frames)
     with atomic_file(path) as file:
         if path.suffix.lower() == ".gif":
-            images = (Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture) for picture in pictures)
-            first = next(images)
-            first.save(file, format="GIF", save_all=True, append_images=images, duration=1000 // fps, loop=0)
-            return
-        av = _import_av("a .mp4")
-        with av.open(file, mode="w", format="mp4") as container:
-            stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
-            stream.pix_fmt = "yuv420p"
-            for number, picture in enumerate(pictures):
-                if number == 0:
-                    stream.height, stream.width = picture.shape[:2]
-                frame = av.VideoFrame.from_ndarray(np.broadcast_to(picture, [*picture.shape[:2], 3]), "rgb24")
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
+            first = next(pictures)
+            first.save(file, format="GIF", save_all=True, append_images=pictures, duration=1000 // fps, loop=0)
+        else:
+            _save_mp4(pictures, file, fps)
+
+
+def _save_mp4(pictures: Iterator[Image.Image], file: IO[bytes], fps: int) -> None:
+    av = _import_av("a .mp4")
+    with av.open(file, mode="w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options={"crf": "16"})
+        stream.pix_fmt = "yuv420p"
+        for number, picture in enumerate(pictures):
+            if number == 0:
+                stream.width, stream.height = picture.size
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.asarray(picture.convert("RGB")), "rgb24")))
+        container.mux(stream.encode())
 
 
 def _import_av(what: str) -> Any:

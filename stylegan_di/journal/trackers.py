@@ -18,9 +18,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from stylegan_di.dnnlib.untrusted import Budget, brief, open_untrusted, read_json, untrusted
+from stylegan_di.dnnlib.untrusted import brief, read_json_file, untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_write, say
-from stylegan_di.images import tile
+from stylegan_di.images import tile, to_picture
 from stylegan_di.journal.sinks import Sink
 
 PROJECT = "stylegan-di"
@@ -87,9 +87,8 @@ class Tracker(Sink, ABC):
 
     def images(self, name: str, images: Tensor, columns: int) -> None:
         """Logs the grids of all snapshots as one series of pictures, 'fakes'."""
-        pixels = tile(images, columns).cpu().permute(1, 2, 0).contiguous().numpy()
         series = "fakes" if name.startswith("fakes") else name
-        self.log({series: self.picture(Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels))})
+        self.log({series: self.picture(to_picture(tile(images, columns)))})
 
 
 class WandB(Tracker):
@@ -144,8 +143,8 @@ def identity(path: Path) -> str:
     if not path.exists():
         atomic_write(path, (json.dumps({"id": uuid.uuid4().hex[:8]}) + "\n").encode())
     remedy = "Remove it: the tracker then begins a new run."
-    with untrusted(str(path), remedy=remedy), open_untrusted(path, MAX_IDENTITY) as (file, size):
-        found = str(read_json(file.read(), Budget(size))["id"])
+    with untrusted(str(path), remedy=remedy):
+        found = str(read_json_file(path, MAX_IDENTITY)["id"])
         if not found.isalnum():
             raise ValueError(f"id={found[:40]}")
         return found

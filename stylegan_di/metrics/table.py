@@ -48,7 +48,6 @@ class PathMetric:
     """An entry that measures paths through a GAN's latent space instead of comparing images with real ones."""
 
     path: Path
-    extractor: str = "lpips"
     suffixes: tuple[str, ...] = ("",)
     uses_reals: bool = False
     higher_is_better: bool = False
@@ -59,7 +58,6 @@ class MotionMetric:
     """An entry that measures how exactly a StyleGAN3's picture moves instead of comparing images with real ones."""
 
     motion: Motion
-    extractor: str | None = None
     suffixes: tuple[str, ...] = ("",)
     uses_reals: bool = False
     higher_is_better: bool = True

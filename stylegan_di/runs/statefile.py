@@ -26,7 +26,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, safetensors_budget, untrusted
+from stylegan_di.dnnlib.untrusted import open_untrusted, read_json, read_json_file, safetensors_budget, untrusted
 from stylegan_di.dnnlib.util import UserError, atomic_file, atomic_write, sha256_of
 from stylegan_di.runs.endings import storage_errors
 
@@ -172,8 +172,8 @@ def manifest(path: Path) -> dict[str, Any]:
         RefusedFileError: if it is none.
     """
     source = manifest_path(path)
-    with untrusted(str(source)), open_untrusted(source, MAX_MANIFEST) as (file, size):
-        content = read_json(file.read(), Budget(size))
+    with untrusted(str(source)):
+        content = read_json_file(source, MAX_MANIFEST)
         if content["format"] != FORMAT:
             raise UserError(f"{source}: its format is {str(content['format'])[:20]}, this version reads {FORMAT}")
         texts = (content["sha256"], content["config_sha256"])
@@ -185,17 +185,14 @@ def manifest(path: Path) -> dict[str, Any]:
 def damage(path: Path) -> str | None:
     """Returns what is wrong with a state file, None if it is intact."""
     try:
-        with untrusted(str(path)):
-            found = manifest(path)
-            with open_untrusted(path) as (file, size):
-                if size != found["bytes"]:
-                    return f"it has {size} bytes, not {str(found['bytes'])[:20]}"
-                digest = sha256_of(file)
-            if digest != found["sha256"]:
-                return f"its SHA-256 is {digest[:12]}..., not {found['sha256'][:12]}..."
+        found = manifest(path)
+        with untrusted(str(path)), open_untrusted(path) as (file, size):
+            if size != found["bytes"]:
+                return f"it has {size} bytes, not {str(found['bytes'])[:20]}"
+            digest = sha256_of(file)
     except UserError as error:
         return str(error)
-    return None
+    return None if digest == found["sha256"] else f"its SHA-256 is {digest[:12]}..., not {found['sha256'][:12]}..."
 
 
 def load_state(path: Path) -> State:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_di import zoo
-from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, untrusted
+from stylegan_di.dnnlib.untrusted import read_json_file, untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.hub import HUB, NETWORK, parse
 from stylegan_di.interfaces import Denoiser
@@ -121,8 +121,8 @@ def metrics_before(folder: Path) -> dict[str, float]:
     path = folder / "result.json"
     if not path.is_file():
         return {}
-    with untrusted(str(path)), open_untrusted(path, MAX_RESULT) as (file, size):
-        return {str(name): float(value) for name, value in read_json(file.read(), Budget(size))["before"].items()}
+    with untrusted(str(path)):
+        return {str(name): float(value) for name, value in read_json_file(path, MAX_RESULT)["before"].items()}
 
 
 def _what(snapshot: Snapshot) -> str:

@@ -20,6 +20,7 @@ from stylegan_di.networks.flow import Flow
 from stylegan_di.networks.radiance import RadianceField
 from stylegan_di.random import SampleRandom
 from stylegan_di.specs import Range, number
+from stylegan_di.torch_utils.precision import at_least_float32
 
 Network = Decoder | Flow | RadianceField
 WIDTH = Range(8, 2**16)
@@ -90,8 +91,7 @@ class FreshStudent(Generator):
 
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """z as `sample_latents` draws it; labels [B,label_dim] one-hot; rng is not needed: nothing else is random."""
-        images = self.network(z, labels)
-        return images if images.dtype == torch.float64 else images.float()
+        return at_least_float32(self.network(z, labels))
 
     @classmethod
     def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> FreshStudent | None:

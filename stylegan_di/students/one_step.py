@@ -20,6 +20,7 @@ from stylegan_di.labels import Chosen
 from stylegan_di.networks.edm import Precond
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import SeedNoise, image_latents
+from stylegan_di.torch_utils.precision import at_least_float32
 
 SIGMA_END = 0.2  # which the levels of several steps would reach after the last
 MAX_STEPS = 64
@@ -104,7 +105,7 @@ class OneStepStudent(Generator):
             images = torch.zeros_like(z[:, 0])
             for index, level in enumerate(self.levels):
                 images = self._denoised(images + level * z[:, index], level, labels)
-        return images if images.dtype == torch.float64 else images.float()
+        return at_least_float32(images)
 
     def _denoised(self, x: Tensor, level: float, labels: Tensor | None) -> Tensor:
         return self.network(x, torch.full([x.shape[0]], level, dtype=x.dtype, device=x.device), labels)

@@ -14,7 +14,7 @@ from stylegan_di.networks import r3gan
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import numpy_latents
 from stylegan_di.students.stylegan2 import checked_labels
-from stylegan_di.torch_utils.precision import moved
+from stylegan_di.torch_utils.precision import at_least_float32, moved
 
 
 class R3GANStudent(Generator):
@@ -45,8 +45,7 @@ class R3GANStudent(Generator):
         Raises:
             UserError: if labels are missing or given against the network's nature.
         """
-        images = self.network(z, checked_labels(labels, self.label_dim, z.shape[0]))
-        return images if images.dtype == torch.float64 else images.float()
+        return at_least_float32(self.network(z, checked_labels(labels, self.label_dim, z.shape[0])))
 
     @classmethod
     def of_network(cls, network: torch.nn.Module | None, extras: Mapping[str, Any]) -> R3GANStudent | None:

@@ -21,6 +21,7 @@ from stylegan_di.random import SampleRandom
 from stylegan_di.students.one_step import network_of_teacher
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.students.stylegan3 import gan_student
+from stylegan_di.torch_utils.precision import at_least_float32
 
 PARTS = ("generator", "denoiser")
 
@@ -105,8 +106,7 @@ class RefinerStudent(Generator):
         """Images [B,C,H,W] -> refined ones; noise [B,C,H,W], None for that of `noise_mode` without a source."""
         if noise is None:
             noise = self.network.noise_const * (self.noise_mode != "none")
-        refined = self.network.refine(images, noise.to(images), labels)
-        return refined if refined.dtype == torch.float64 else refined.float()
+        return at_least_float32(self.network.refine(images, noise.to(images), labels))
 
     @torch.no_grad()
     def draw(self, seeds: Sequence[int], *, class_index: Chosen | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from stylegan_di.labels import Chosen
 from stylegan_di.networks import stylegan2
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.seeded import call_size, numpy_latents, uint8_images
-from stylegan_di.torch_utils.precision import moved
+from stylegan_di.torch_utils.precision import at_least_float32, moved
 
 W_AVG_SAMPLES = 4096  # latents for the mean of a snapshot's w_avg, or of a class's w
 
@@ -93,7 +93,7 @@ class StyleGAN2Student(Generator):
             images = self.network.synthesis(self.truncated(z, labels), **noise)
         else:
             images = self.network(z, labels, truncation_psi=self.trunc, **noise)
-        return images if images.dtype == torch.float64 else images.float()
+        return at_least_float32(images)
 
     # In a training.
 

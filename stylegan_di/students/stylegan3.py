@@ -15,6 +15,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.networks import stylegan2, stylegan3
 from stylegan_di.random import SampleRandom
 from stylegan_di.students.stylegan2 import StyleGAN2Student, checked_labels
+from stylegan_di.torch_utils.precision import at_least_float32
 
 NUM_LAYERS = 14  # of a network whose file does not say
 
@@ -76,7 +77,7 @@ class StyleGAN3Student(StyleGAN2Student):
             images = self.network.synthesis(self.truncated(z, labels))
         else:
             images = self.network(z, labels, truncation_psi=self.trunc, update_emas=self.training)
-        return images if images.dtype == torch.float64 else images.float()
+        return at_least_float32(images)
 
     # In a training.
 

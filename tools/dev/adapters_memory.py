@@ -22,7 +22,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from stylegan_di.diffusion import discrete_levels
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.journal.resources import peak_memory
@@ -131,7 +131,7 @@ def _resident() -> int:
     return found
 
 
-@click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
+@click.command(help=help_of(__doc__))
 @click.option("--network", type=click.Choice(list(NETWORKS)), default="ddpm256", show_default=True)
 @click.option("--rank", type=click.IntRange(1, 4096), default=64, show_default=True, help="Rank of the adapters.")
 @click.option("--batch", type=click.IntRange(1), default=2, show_default=True, help="Images in the update.")

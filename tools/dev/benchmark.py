@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import Device, user_errors
+from stylegan_di.dnnlib.cli import Device, help_of, user_errors
 from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.ops import build
@@ -164,7 +164,7 @@ def convolution_rate(device: torch.device) -> float:
     return 2 * x.numel() * weight[:, 0].numel() / 1e9 / min(times)
 
 
-@click.command(help=__doc__.replace("\n    ", "\n\n    ") if __doc__ else None)
+@click.command(help=help_of(__doc__))
 @click.option("--rows", "names", help="Only rows whose names contain one of these, comma-separated.")
 @click.option("--rounds", type=click.IntRange(min=2), default=7, show_default=True, help="Timings of each side.")
 @click.option("--device", type=Device(), default="cpu", show_default=True)

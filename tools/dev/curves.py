@@ -20,7 +20,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Generator
 from stylegan_di.metrics.evaluate import Evaluator
@@ -54,7 +54,7 @@ def states(folder: Path) -> Iterator[tuple[float, Generator]]:
             yield nimg / max(seen), generator
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path, file_okay=False))
 @click.option("--data", required=True, metavar="ZIP", help="The test images.")
 @click.option("--num", type=click.IntRange(2), default=10000, show_default=True, help="Samples.")

@@ -21,7 +21,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.images import from_uint8
 from stylegan_di.metrics.spectrum import BANDS, octaves
@@ -55,7 +55,7 @@ def text(values: Tensor) -> str:
     return " ".join(f"{float(value):7.3f}" for value in values)
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--data", default="datasets/fashion-16-test.zip", show_default=True, help="Real images of one channel.")
 @user_errors

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import Device, user_errors
+from stylegan_di.dnnlib.cli import Device, help_of, user_errors
 from stylegan_di.journal.journal import Journal
 from stylegan_di.metrics.features import extract, generated_images
 from stylegan_di.metrics.frechet import frechet_distance
@@ -58,7 +58,7 @@ def median_seconds(work: Callable[[], object], device: torch.device, rounds: int
     return statistics.median(seconds(several, device) for _ in range(rounds)) / together
 
 
-@click.group(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.group(help=help_of(__doc__))
 def main() -> None:
     torch.backends.cudnn.allow_tf32 = False
 

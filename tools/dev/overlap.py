@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.journal.journal import Journal
 from stylegan_di.runs import processes as runs
 from stylegan_di.torch_utils import distributed
@@ -84,7 +84,7 @@ def measured_step(method: Any, batch: Batch) -> dict[str, float]:
             "overlap": spans.overlap("exchange", "backward"), "mib": spans.bytes / 2**20}  # fmt: skip
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--processes", type=click.IntRange(min=1), default=4, show_default=True)
 @click.option("--batch", type=click.IntRange(min=1), default=32, show_default=True, help="Images over all processes.")
 @click.option("--steps", type=click.IntRange(min=1), default=10, show_default=True, help="After one that warms up.")

@@ -19,7 +19,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.util import UserError
 from tools.dev.scaling import two_panels
 
@@ -37,7 +37,7 @@ DRAWING = 0.0057  # seconds of one thread for a sample of the shipped teacher, i
 SPEEDS = {"benchmark-cpu.json": "one CPU core, float32", "gpu-h200.json": "one H200, bf16"}
 
 
-@click.group(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.group(help=help_of(__doc__))
 def main() -> None:
     pass
 

@@ -29,7 +29,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from stylegan_di.dnnlib.cli import Seeds, user_errors
+from stylegan_di.dnnlib.cli import Seeds, help_of, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.torch_utils.ops import build
 
@@ -204,7 +204,7 @@ def run(place: Place, tasks: list[tuple[str, int]], workers: int, limit: float) 
     pool.shutdown(wait=not running, cancel_futures=True)
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.argument("study")
 @click.option("--rows", default="", help="Comma-separated.  [default: all]")
 @click.option("--seeds", type=Seeds(), default="1,2,3", show_default=True, help="Seeds of the trainings.")

@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 import stylegan_di
 from stylegan_di.commands.spectrum import load_matplotlib, save_figure
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import FeatureExtractor, Generator
 from stylegan_di.journal.journal import Journal
@@ -84,7 +84,7 @@ def begin() -> str:
     return build.load("cpu", may_build=True)
 
 
-@click.group(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.group(help=help_of(__doc__))
 def main() -> None:
     """The commands below."""
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs 
 
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sampler import iterate_batches
-from stylegan_di.dnnlib.cli import user_errors
+from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.util import not_installed
 from stylegan_di.images import from_uint8
 
@@ -29,7 +29,7 @@ LAYOUT = dict(block_out_channels=(16, 32, 64), layers_per_block=1, norm_num_grou
               mid_block_add_attention=False)  # fmt: skip
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.option("--data", required=True, help="Training images: ZIP or folder.")
 @click.option("--dest", required=True, help="Folder that gets config.json and the weights.")
 @click.option("--kimg", type=float, default=100, show_default=True, help="Thousands of images to train on.")

@@ -15,11 +15,10 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from PIL import Image
-
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.explore.viewer.looks import Look, Viewer
 from stylegan_di.explore.viewer.page import page
+from stylegan_di.images import to_picture
 
 ADDRESS = "127.0.0.1"
 OWN_NAMES = ("127.0.0.1", "localhost")
@@ -55,9 +54,8 @@ class ViewServer(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
     def png(self, look: Look) -> bytes:
-        picture = self.viewer.picture(look).permute(1, 2, 0).numpy()
         buffer = io.BytesIO()
-        Image.fromarray(picture[:, :, 0] if picture.shape[2] == 1 else picture).save(buffer, format="png")
+        to_picture(self.viewer.picture(look)).save(buffer, format="png")
         return buffer.getvalue()
 
 
