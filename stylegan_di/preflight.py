@@ -6,36 +6,27 @@ this machine: nothing is downloaded for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TypeVar
 
 from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.augment import augment_pipe
-from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.data.teacher_samples import PREFIX, samples_wanted
-from stylegan_di.dnnlib.untrusted import untrusted
-from stylegan_di.dnnlib.util import UserError, did_you_mean, not_installed
-from stylegan_di.hub import HUB
+from stylegan_di.data.teacher_samples import samples_wanted
+from stylegan_di.dnnlib.util import UserError, not_installed
+from stylegan_di.inputs import Files, meant, reference_name, shape_of
 from stylegan_di.labels import class_map
 from stylegan_di.metrics.references import SUFFIXES, load_references, picked
 from stylegan_di.metrics.table import Metric, metric, need_reals
 from stylegan_di.presets import R3GAN as R3GAN_PRESET
-from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, Blueprint, ImageShape, image_shape
-from stylegan_di.snapshots.checkpoint import MODELS
-from stylegan_di.snapshots.formats import Contents, open_contents
-from stylegan_di.snapshots.pipelines import Part, downsampling, is_pipeline, read_autoencoder, read_pipeline
-from stylegan_di.snapshots.teacher_files import LATENT_CHANNELS, student_shape
+from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, ImageShape
+from stylegan_di.snapshots.pipelines import Autoencoder, is_pipeline, read_pipeline
 from stylegan_di.students import stylegan2, stylegan3
 from stylegan_di.students.refiner import PARTS as REFINER_PARTS
 from stylegan_di.teachers.mixed import parse_teachers
 from stylegan_di.torch_utils.ops import build as kernels
 
-T = TypeVar("T")
 MBSTD_GROUP = 4  # of discriminators whose files do not say
 
 
@@ -57,132 +48,6 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
     if problems:
         listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, start=1))
         raise UserError(f"{len(problems)} problems: {listed}")
-
-
-@dataclass
-class Files:
-    """The headers of a run's files, opened when first asked for; None for those that it has not, or cannot be read."""
-
-    config: TrainConfig
-    fetch: bool
-
-    def __post_init__(self) -> None:
-        self.problems: list[str] = []  # what went wrong while opening
-
-    @cached_property
-    def gan(self) -> Contents | None:
-        return self._contents(self.config.gan_pkl)
-
-    @cached_property
-    def resumed(self) -> Contents | None:
-        """The GAN that --kind=gan starts from."""
-        source = self.config.resume
-        return self._contents(None if source is None else zoo.TRANSFER_SOURCES.get(source, source))
-
-    @cached_property
-    def transfer(self) -> Contents | None:
-        """The denoiser that --kind=edm starts from."""
-        return self._contents(self.config.transfer)
-
-    @cached_property
-    def teachers(self) -> dict[str, ImageShape]:
-        """The images that each teacher is made for, by its name."""
-        if self.config.teacher is None or self.config.trains_teacher:
-            return {}
-        found = {term.source: self._teacher(term.source) for term in parse_teachers(self.config.teacher)}
-        return {source: shape for source, shape in found.items() if shape is not None}
-
-    def _teacher(self, source: str) -> ImageShape | None:
-        options = self.config.teacher_options
-        on_a_hub = any(name.startswith(HUB) for name in (source, options.autoencoder or ""))
-        if on_a_hub and not self.fetch:
-            return None
-
-        def shape_of_teacher() -> ImageShape | None:
-            with untrusted(f"--teacher={source}"):
-                if is_pipeline(source):
-                    return read_pipeline(source, options).shape(options)
-                shape = shape_of(self._contents(source))
-                return None if shape is None else student_shape(source, shape, options)
-
-        return self._noted(shape_of_teacher)
-
-    @cached_property
-    def data(self) -> ImageDataset | None:
-        """The data set with its first image."""
-        if self.config.data is None or not self.config.needs_data or samples_wanted(self.config.data) is not None:
-            return None
-        data, labels = self.config.data, self.config.cond
-        return self._noted(lambda: open_data(data, use_labels=labels))
-
-    @cached_property
-    def autoencoder(self) -> Part | None:
-        """The autoencoder in whose latents --kind=edm trains."""
-        source = self.config.autoencoder
-        if source is None or self.config.kind != "edm" or (source.startswith(HUB) and not self.fetch):
-            return None
-        return self._noted(lambda: read_autoencoder(source))
-
-    def _contents(self, source: str | None) -> Contents | None:
-        if source is None or not (self.fetch or zoo.is_local(source)):
-            return None
-        return self._noted(lambda: open_contents(source))
-
-    def _noted(self, opened: Callable[[], T]) -> T | None:
-        """What can be opened; a problem is noted, to be told with the others."""
-        try:
-            return opened()
-        except UserError as error:
-            self.problems.append(str(error))
-            return None
-
-
-def open_data(path: str, *, use_labels: bool = False) -> ImageDataset:
-    """Opens the images of --data.
-
-    Raises:
-        UserError: there are none.
-    """
-    if not Path(path).exists():
-        name, _, count = path.partition(":")
-        meant = did_you_mean(name.lower(), ["teacher"])
-        hint = f"; did you mean {PREFIX}{count or '10000'}?" if meant else ""
-        raise UserError(f"--data={path} does not exist; give a folder or a .zip file of images{hint}")
-    return ImageDataset(path, use_labels=use_labels)
-
-
-def meant(contents: Contents | None) -> Blueprint | None:
-    """The network that is meant: the first of MODELS that the file has."""
-    blueprints = {} if contents is None else contents.blueprints
-    return next((blueprint for name in MODELS if (blueprint := blueprints.get(name)) is not None), None)
-
-
-def shape_of(contents: Contents | None) -> ImageShape | None:
-    """What images the network that is meant makes."""
-    found = meant(contents)
-    return None if found is None else image_shape(found)
-
-
-def reference_of(config: TrainConfig) -> str | None:
-    """The reference statistics of the metrics: --ref, else those of a known GAN or teacher; None: --data itself.
-
-    Raises:
-        UserError: there is nothing to compare with.
-    """
-    known = zoo.entry(config.gan_pkl or "")
-    if known is None and config.match == "pixels":
-        known = zoo.entry(config.teacher or "")
-    source = config.ref or (known.reference if known is not None else None)
-    has_images = config.needs_data and config.data is not None and samples_wanted(config.data) is None
-    if source is None and not has_images:
-        raise UserError(
-            f"--metrics={','.join(config.metrics)} needs --ref=NPZ, reference statistics, because none are known for "
-            f"{config.gan_pkl or config.teacher}; or give --metrics=none"
-        )
-    return source
-
-
-# The checks.
 
 
 def _processes(config: TrainConfig, processes: int) -> Iterator[str]:
@@ -232,20 +97,27 @@ def _trackers(config: TrainConfig) -> Iterator[str]:
 
 
 def _reference(config: TrainConfig, fetch: bool) -> Iterator[str]:
-    if config.metrics and not need_reals(config.metrics):
-        if config.ref is not None:
-            yield f"--ref={config.ref}: --metrics={','.join(config.metrics)} compares with no real images; leave it out"
-    elif config.metrics:
+    if need_reals(config.metrics):
         try:
-            source = reference_of(config)
-            if source is not None and (fetch or zoo.is_local(source)):
-                path = zoo.resolve(source)
-                found = load_references(path) if path.suffix in SUFFIXES else {}
-                for entry in map(metric, config.metrics) if found else ():
-                    if isinstance(entry, Metric) and entry.uses_reals:
-                        picked(found, entry, source)
+            _check_reference(config, fetch)
         except UserError as error:
             yield str(error)
+    elif config.metrics and config.ref is not None:
+        yield f"--ref={config.ref}: --metrics={','.join(config.metrics)} compares with no real images; leave it out"
+
+
+def _check_reference(config: TrainConfig, fetch: bool) -> None:
+    """Raises UserError if there is nothing to compare with, or a file of statistics has not what a metric needs."""
+    source = reference_name(config)
+    if source is None or not (fetch or zoo.is_local(source)):
+        return
+    path = zoo.resolve(source)
+    if path.suffix not in SUFFIXES:
+        return
+    found = load_references(path)
+    for entry in map(metric, config.metrics):
+        if isinstance(entry, Metric) and entry.uses_reals:
+            picked(found, entry, source)
 
 
 def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
@@ -320,53 +192,78 @@ def _data(config: TrainConfig, files: Files) -> Iterator[str]:
     data = files.data
     if data is None:
         return
-    side, width, channels = data.resolution, data.width, data.num_channels
-    found = ImageShape(side, channels, data.label_dim, None if width == side else width)
-    unfit = f"--data={config.data} has images of " + (f"side {side}" if width == side else found.size)
-    factor = 1
-    if (autoencoder := files.autoencoder) is not None:
-        factor, known = downsampling(autoencoder), autoencoder.config.get("in_channels", 3)
-        if known != channels:
-            yield (
-                f"--data={config.data} has images of {channels} channels, and --autoencoder={config.autoencoder} takes "
-                f"images of {known}: make them so with stylegan-di dataset (--channels)"
-            )
-        if width != side:
-            yield f"{unfit}; --autoencoder={config.autoencoder} is for square ones: leave it out, or crop them"
-        channels = autoencoder.config.get("latent_channels", LATENT_CHANNELS)
+    width = None if data.width == data.resolution else data.width
+    images = ImageShape(data.resolution, data.num_channels, data.label_dim, width)
+    if files.autoencoder is not None:
+        yield from _latents(config, images, files.autoencoder)
+    yield from _sizes(config, images, 1 if files.autoencoder is None else files.autoencoder.downsampling)
+    if config.subset is not None and config.subset > len(data):
+        yield f"--subset={config.subset}: --data={config.data} holds {len(data)} images; leave it out to use all"
+    yield from _alike(config, files, images)
+    if config.trains_critic and config.aug != "noaug":
+        yield from _augmentations(config, data.resolution)
+
+
+def _unfit(config: TrainConfig, images: ImageShape) -> str:
+    """The beginning of what is wrong with the size of images."""
+    size = f"side {images.resolution}" if images.width is None else images.size
+    return f"--data={config.data} has images of {size}"
+
+
+def _latents(config: TrainConfig, images: ImageShape, autoencoder: Autoencoder) -> Iterator[str]:
+    known = autoencoder.image_channels
+    if known != images.channels:
+        yield (
+            f"--data={config.data} has images of {images.channels} channels, and --autoencoder={config.autoencoder} "
+            f"takes images of {known}: make them so with stylegan-di dataset (--channels)"
+        )
+    if images.width is not None:
+        taken = f"--autoencoder={config.autoencoder} is for square ones"
+        yield f"{_unfit(config, images)}; {taken}: leave it out, or crop them"
+
+
+def _sizes(config: TrainConfig, images: ImageShape, factor: int) -> Iterator[str]:
+    """A U-Net halves the sides level by level, after an autoencoder that makes them `factor` times smaller."""
+    side, unfit = images.resolution, _unfit(config, images)
     makes_network = config.trains_teacher or (config.kind == "edm" and config.transfer is None)
     levels = len(config.channel_mult) if makes_network else 1
     multiple = factor * 2 ** (levels - 1)
-    if side % multiple or width % multiple:
-        needed = "one" if width == side else "sides"
+    if side % multiple or (images.width or side) % multiple:
+        needed = "one" if images.width is None else "sides"
         yield (
             f"{unfit}; --channel-mult of {levels} resolutions needs {needed} divisible by {multiple}: resize with "
             "stylegan-di dataset"
         )
-    if config.kind == "gan" and width != side:
+    if config.kind == "gan" and images.width is not None:
         yield f"{unfit}; --kind=gan needs square ones: crop with stylegan-di dataset --transform=center-crop"
     elif config.kind == "gan" and (side < 4 or side & (side - 1)):
         yield f"{unfit}; --kind=gan needs one that is a power of two, from 4: resize with stylegan-di dataset"
     if config.kind == "gan" and config.resume is None and config.cbase < side:
         yield f"--cbase={config.cbase} leaves no channels at {side} pixels: give {side} or more"
-    if config.subset is not None and config.subset > len(data):
-        yield f"--subset={config.subset}: --data={config.data} holds {len(data)} images; leave it out to use all"
+
+
+def _alike(config: TrainConfig, files: Files, images: ImageShape) -> Iterator[str]:
+    """Images, or their latents, are to be as those of the network that there is already."""
     network, whose = next(iter(files.teachers.values()), None), "teacher"
     for start, name in ((files.transfer, "network to start from"), (files.gan, "GAN")):
         if start is not None:
             network, whose = shape_of(start), name
-    found = ImageShape(side // factor, channels, data.label_dim, found.width)
-    if network is not None and found != network:
+    if (autoencoder := files.autoencoder) is not None:
+        side = images.resolution // autoencoder.downsampling
+        images = replace(images, resolution=side, channels=autoencoder.latent_channels)
+    if network is not None and images != network:
         yield (
-            f"--data={config.data}: resolution, channels, classes are {found}, the {whose}'s "
-            f"{network}; --cond=true reads the labels of the data set, stylegan-di dataset resizes it "
-            "(--resolution) and makes it gray or RGB (--channels)"
+            f"--data={config.data}: resolution, channels, classes are {images}, the {whose}'s {network}; --cond=true "
+            "reads the labels of the data set, stylegan-di dataset resizes it (--resolution) and makes it gray or RGB "
+            "(--channels)"
         )
-    if config.trains_critic and config.aug != "noaug":
-        pipe = augment_pipe(config.augpipe)
-        reach = pipe.Hz_fbank.shape[1] // 2
-        if pipe.imgfilter and side <= reach:
-            yield (
-                f"--augpipe={config.augpipe} filters frequency bands, which needs images larger than {reach} pixels, "
-                f"and those of --data={config.data} have {side}; choose one without, such as bgc"
-            )
+
+
+def _augmentations(config: TrainConfig, side: int) -> Iterator[str]:
+    pipe = augment_pipe(config.augpipe)
+    reach = pipe.Hz_fbank.shape[1] // 2
+    if pipe.imgfilter and side <= reach:
+        yield (
+            f"--augpipe={config.augpipe} filters frequency bands, which needs images larger than {reach} pixels, and "
+            f"those of --data={config.data} have {side}; choose one without, such as bgc"
+        )

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LAYERS: list[tuple[str, ...]] = [
     ("train", "generate", "calc_metrics", "tools", "examples", "stylegan_di.commands", "stylegan_di.__main__"),
     ("stylegan_di.training",),
-    ("stylegan_di.runs", "stylegan_di.preflight", "stylegan_di.resolve", "stylegan_di.journal"),
+    ("stylegan_di.runs", "stylegan_di.preflight", "stylegan_di.inputs", "stylegan_di.resolve", "stylegan_di.journal"),
     ("stylegan_di.config", "stylegan_di.explore"),
     ("stylegan_di.snapshots", "stylegan_di.divergences"),
     ("stylegan_di.teachers", "stylegan_di.students", "stylegan_di.critics", "stylegan_di.spaces"),

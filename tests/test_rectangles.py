@@ -14,9 +14,9 @@ from stylegan_di.critics.features import FeatureCritic
 from stylegan_di.data.convert import convert
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.sources import open_source
+from stylegan_di.inputs import shape_of
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.networks.edm import EDMPrecond, Precond
-from stylegan_di.preflight import shape_of
 from stylegan_di.random import SampleRandom
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import ImageShape

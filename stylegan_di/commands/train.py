@@ -22,8 +22,17 @@ import click
 from stylegan_di import preflight, zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.config.derived import uses_teacher
-from stylegan_di.dnnlib.cli import Choice, GroupedCommand, declared_options, default_device, message_of, user_errors
+from stylegan_di.dnnlib.cli import (
+    Choice,
+    GroupedCommand,
+    declared_options,
+    default_device,
+    help_of,
+    message_of,
+    user_errors,
+)
 from stylegan_di.dnnlib.util import UserError, did_you_mean
+from stylegan_di.inputs import open_data
 from stylegan_di.options import Option, options_of
 from stylegan_di.presets import KIND_DEFAULTS
 from stylegan_di.resolve import resolve
@@ -61,14 +70,14 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
         kind,
         given | {"device": device or default_device()},
         known.name if known else None,
-        resolution_of=lambda path: preflight.open_data(path).resolution,
+        resolution_of=lambda path: open_data(path).resolution,
         gpus=given["gpus"] or distributed.launched(),
     )
 
 
 @click.command(
     cls=GroupedCommand,
-    help=(__doc__ or "").replace("\n    ", "\n\n    "),
+    help=help_of(__doc__),
     epilog="--kind=di --help shows only the options of --kind=di, with its defaults.",
 )
 @click.option("--kind", type=Choice(["di", "edm", "gan"]), help="What to train; not needed with --resume=latest.")

@@ -13,7 +13,7 @@ from torch import Tensor
 from stylegan_di.diffusion import discrete_levels
 from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.snapshots.blueprint import Bounded
-from stylegan_di.snapshots.pipelines import Part, Pipeline, TeacherOptions, check_words, downsampling, weights_files
+from stylegan_di.snapshots.pipelines import Autoencoder, Part, Pipeline, TeacherOptions, check_words, weights_files
 from stylegan_di.spaces.latents import Latents
 from stylegan_di.teachers.discrete import DiscreteTeacher, FlowTimes, Texts, Times
 
@@ -65,7 +65,9 @@ class Decoder(torch.nn.Module):
         return self.autoencoder.decode(latents).sample
 
 
-def latents_of(part: Part, side: int, option: str, standard: tuple[list[float], list[float]] | None = None) -> Latents:
+def latents_of(
+    part: Autoencoder, side: int, option: str, standard: tuple[list[float], list[float]] | None = None
+) -> Latents:
     """The space of an autoencoder's latents.
 
     Args:
@@ -81,9 +83,8 @@ def latents_of(part: Part, side: int, option: str, standard: tuple[list[float], 
         shift, scale = config["latents_mean"], [scale / std for std in config["latents_std"]]
     if standard is not None:
         shift, scale = standard
-    autoencoder = _network(part, option)
-    channels, images = config.get("latent_channels", 4), (side * downsampling(part), config.get("in_channels", 3))
-    return Latents(Encoder(autoencoder), side, channels, shift, scale, Decoder(autoencoder), images)
+    network, images = _network(part, option), (side * part.downsampling, part.image_channels)
+    return Latents(Encoder(network), side, part.latent_channels, shift, scale, Decoder(network), images)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_di import hub
-from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, safetensors_budget, untrusted
+from stylegan_di.dnnlib.untrusted import open_untrusted, read_json_file, safetensors_budget, untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.snapshots.blueprint import ImageShape
 
@@ -65,13 +65,33 @@ class Part:
 
 
 @dataclass(frozen=True)
+class Autoencoder(Part):
+    """An autoencoder, and what its config says of its images and latents, or leaves to the default of its class."""
+
+    @property
+    def image_channels(self) -> int:
+        return self.config.get("in_channels", 3)
+
+    @property
+    def latent_channels(self) -> int:
+        return self.config.get("latent_channels", 4)
+
+    @property
+    def downsampling(self) -> int:
+        """How many times smaller than images its latents are."""
+        prefix = "encoder_" if self.class_name == "AutoencoderTiny" else ""
+        levels = self.config.get(f"{prefix}block_out_channels")
+        return int(2 ** (len(levels) - 1)) if isinstance(levels, list) and 0 < len(levels) <= 16 else 8
+
+
+@dataclass(frozen=True)
 class Pipeline:
     """A pipeline as its JSON describes it; what it has no use for is None."""
 
     source: str
     network: Part
     scheduler: Part
-    autoencoder: Part | None
+    autoencoder: Autoencoder | None
     texts: tuple[tuple[Part, Part], ...]  # text encoders with their tokenizers
     zero_null: bool  # whether the embedding of no negative prompt is zero, not that of the empty text
 
@@ -86,7 +106,7 @@ class Pipeline:
     @property
     def told_sizes(self) -> bool:
         """Whether the network is told a pooled text and the images' sizes, as SDXL's is (arXiv 2307.01952)."""
-        return self.network.config.get("addition_embed_type") == TEXT_AND_SIZES
+        return _is_told_sizes(self.network)
 
     def shape(self, options: TeacherOptions) -> ImageShape:
         """The shape of the images that a student must make for this teacher."""
@@ -97,8 +117,7 @@ class Pipeline:
             classes = len(prompts) if len(prompts) > 1 else 0
         if autoencoder is None:
             return ImageShape(config["sample_size"], config["in_channels"], classes)
-        side = config["sample_size"] * downsampling(autoencoder)
-        return ImageShape(side, autoencoder.config.get("in_channels", 3), classes)
+        return ImageShape(config["sample_size"] * autoencoder.downsampling, autoencoder.image_channels, classes)
 
     def sentence(self) -> str:
         """What the run's header says of it."""
@@ -129,13 +148,13 @@ def read_pipeline(source: str, options: TeacherOptions) -> Pipeline:
         raise UserError(f"{option}: model_index.json names no {' or '.join(NETWORKS)}, the network of a teacher")
     network = _part(folder, index, name, NETWORKS[name], option)
     _check_network(network, option)
-    told_sizes = network.config.get("addition_embed_type") == TEXT_AND_SIZES
+    told_sizes = _is_told_sizes(network)
     texts = TEXTS[: 2 if told_sizes else 1] if network.class_name == TEXT_NETWORK else ()
-    autoencoder = None
+    autoencoder: Autoencoder | None = None
     if options.autoencoder is not None:
         autoencoder = read_autoencoder(options.autoencoder)
     elif _is_there(index.get("vae")):
-        autoencoder = _part(folder, index, "vae", AUTOENCODERS, option)
+        autoencoder = Autoencoder(**vars(_part(folder, index, "vae", AUTOENCODERS, option)))
     pipeline = Pipeline(
         source=source,
         network=network,
@@ -155,7 +174,7 @@ def read_pipeline(source: str, options: TeacherOptions) -> Pipeline:
     return pipeline
 
 
-def read_autoencoder(source: str) -> Part:
+def read_autoencoder(source: str) -> Autoencoder:
     """Reads the JSON of --autoencoder: a folder with the files of an autoencoder, or of a pipeline that has one.
 
     Raises:
@@ -169,15 +188,7 @@ def read_autoencoder(source: str) -> Part:
     class_name = config.get("_class_name")
     if class_name not in AUTOENCODERS:
         raise UserError(f"{option} is a {str(class_name)[:60]}; accepted are {', '.join(AUTOENCODERS)}")
-    return Part(folder, class_name, config)
-
-
-def downsampling(autoencoder: Part) -> int:
-    """How many times smaller than images an autoencoder's latents are."""
-    config = autoencoder.config
-    prefix = "encoder_" if autoencoder.class_name == "AutoencoderTiny" else ""
-    levels = config.get(f"{prefix}block_out_channels")
-    return int(2 ** (len(levels) - 1)) if isinstance(levels, list) and 0 < len(levels) <= 16 else 8
+    return Autoencoder(folder, class_name, config)
 
 
 def locate(source: str, option: str) -> Path:
@@ -199,6 +210,10 @@ def locate(source: str, option: str) -> Path:
         patterns = {"allow_patterns": list(FETCHED), "ignore_patterns": list(NOT_FETCHED)}
         options = {"revision": name.revision, "force_download": hub.anew()}
         return Path(library.snapshot_download(name.repo, **options, **patterns))
+
+
+def _is_told_sizes(network: Part) -> bool:
+    return network.config.get("addition_embed_type") == TEXT_AND_SIZES
 
 
 def _is_there(entry: Any) -> bool:
@@ -227,8 +242,8 @@ def _part(folder: Path, index: Mapping[str, Any], name: str, accepted: Sequence[
 def _json(path: Path, option: str) -> dict[str, Any]:
     if not path.exists():
         raise UserError(f"{option}: no {path.name} in {path.parent}, which a pipeline in diffusers' layout has")
-    with untrusted(f"{option}: {path}", remedy="Copy it again."), open_untrusted(path, MAX_JSON) as (file, size):
-        content = read_json(file.read(), Budget(size))
+    with untrusted(f"{option}: {path}", remedy="Copy it again."):
+        content = read_json_file(path, MAX_JSON)
         if not isinstance(content, dict):
             raise ValueError("it holds no JSON object")
         return content
@@ -294,7 +309,7 @@ def _check_latents(pipeline: Pipeline, index: Mapping[str, Any], options: Teache
         if pipeline.reads_texts or other is not None or channels not in (1, 3):
             found = f" ({other}: {index[other][1]} is none)" if other is not None else ""
             raise UserError(f"{option} works on an autoencoder's latents{found}: give --autoencoder=DIR|hf:owner/name")
-    elif (latent := autoencoder.config.get("latent_channels", 4)) != channels:
+    elif (latent := autoencoder.latent_channels) != channels:
         given = f"--autoencoder={options.autoencoder}" if options.autoencoder else "its autoencoder"
         raise UserError(f"{option} has {channels} channels and {given} has latents of {latent}: they do not fit")
 

@@ -8,18 +8,9 @@ from stylegan_di.interfaces import Denoiser
 from stylegan_di.snapshots import diffusers_parts
 from stylegan_di.snapshots.blueprint import ImageShape
 from stylegan_di.snapshots.checkpoint import as_denoiser, load_snapshot
-from stylegan_di.snapshots.pipelines import (
-    TeacherOptions,
-    downsampling,
-    is_pipeline,
-    read_autoencoder,
-    read_pipeline,
-    refuse_texts,
-)
+from stylegan_di.snapshots.pipelines import TeacherOptions, is_pipeline, read_autoencoder, read_pipeline, refuse_texts
 from stylegan_di.spaces.latents import Latents
 from stylegan_di.teachers.guided import Guided
-
-LATENT_CHANNELS = 4  # of an autoencoder that does not say
 
 
 def open_teacher(source: str, options: TeacherOptions | None = None) -> Denoiser:
@@ -60,7 +51,7 @@ def open_latents(source: str, of: Denoiser | int) -> Latents:
     """
     option = f"--autoencoder={source}"
     part = read_autoencoder(source)
-    side = of // downsampling(part) if isinstance(of, int) else of.img_resolution
+    side = of // part.downsampling if isinstance(of, int) else of.img_resolution
     with untrusted(option):
         latents = diffusers_parts.latents_of(part, side, option, None if isinstance(of, int) else of.latents)
     if not isinstance(of, int) and of.img_channels != latents.channels:
@@ -89,9 +80,9 @@ def student_shape(source: str, shape: ImageShape, options: TeacherOptions) -> Im
             )
         return shape
     part = read_autoencoder(options.autoencoder)
-    if part.config.get("latent_channels", LATENT_CHANNELS) != shape.channels:
+    if part.latent_channels != shape.channels:
         raise UserError(
             f"--autoencoder={options.autoencoder}: {option} has {shape.channels} channels, not those of its latents; "
             "leave it out, or give another"
         )
-    return ImageShape(shape.resolution * downsampling(part), part.config.get("in_channels", 3), shape.classes)
+    return ImageShape(shape.resolution * part.downsampling, part.image_channels, shape.classes)

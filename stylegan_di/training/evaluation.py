@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di import preflight, zoo
+from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.progress import PassProgress, format_time
 from stylegan_di.images import tile, to_uint8
+from stylegan_di.inputs import reference_name
 from stylegan_di.journal.clock import comparison_table
 from stylegan_di.journal.journal import Journal
 from stylegan_di.labels import one_hot
@@ -169,7 +170,7 @@ def reference_of(method: Method) -> str | ImageDataset | None:
     config = method.config
     if not need_reals(config.metrics):
         return None
-    source = preflight.reference_of(config)
+    source = reference_name(config)
     if source is not None:
         return str(zoo.resolve(source))
     return method.dataset if config.subset is None else ImageDataset(

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 
-from stylegan_di import preflight, zoo
+from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.inputs import reference_name
 from stylegan_di.interfaces import Conditional
 from stylegan_di.labels import LabelLaw
 from stylegan_di.metrics.references import label_law_of
@@ -40,7 +41,7 @@ def choose(config: TrainConfig, dataset: ImageDataset | None, model: Conditional
 def _of_reference(config: TrainConfig, label_dim: int) -> LabelLaw | None:
     """The law of the reference statistics' labels, where they have labels of as many classes."""
     try:
-        source = preflight.reference_of(config)
+        source = reference_name(config)
     except UserError:
         return None
     return label_law_of(source, label_dim) if source is not None and zoo.is_local(source) else None
