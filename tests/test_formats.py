@@ -230,7 +230,7 @@ def test_fake_score_beside_a_student_is_a_denoiser(tmp_path: Path) -> None:
 
 
 def stylegan3_state(network: torch.nn.Module) -> PersistentObject:
-    from stylegan_di.snapshots.formats import to_pickle
+    from stylegan_di.snapshots.writing import to_pickle
 
     return read_pickle(to_pickle({"G_ema": network}, {}, {}, "stylegan3"), "some.pkl")["G_ema"]
 

@@ -19,15 +19,15 @@ import click
 import torch
 
 from stylegan_di import zoo
-from stylegan_di.dnnlib.cli import Choice, user_errors, writable_folder
+from stylegan_di.dnnlib.cli import Choice, help_of, user_errors, writable_folder
 from stylegan_di.dnnlib.util import UserError, atomic_write, sha256_of_file
 from stylegan_di.networks import r3gan, stylegan3
 from stylegan_di.networks.edm import Precond
 from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.snapshots.checkpoint import Snapshot, as_generator, as_model, as_shown, load_snapshot, save_snapshot
-from stylegan_di.snapshots.formats import TARGETS
 from stylegan_di.snapshots.inspection import inspect_file
 from stylegan_di.snapshots.onnx import to_onnx
+from stylegan_di.snapshots.writing import TARGETS
 
 STYLEGANS = (Generator, Discriminator, stylegan3.Generator)
 SUFFIXES = (".pkl", ".safetensors", ".onnx")
@@ -54,7 +54,7 @@ def marked(snapshot: Snapshot, sigma_init: float | None) -> dict[str, Any]:
     return extras
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(help=help_of(__doc__))
 @click.argument("network", metavar="IN")
 @click.argument("dest", metavar="OUT", type=click.Path(path_type=Path, dir_okay=False))
 @click.option("--which", metavar="ENTRY", help="Take only this network, such as G.  [default: all; ONNX: G_ema or ema]")

@@ -1,4 +1,4 @@
-"""Opens networks from every supported file format, and writes snapshots (`formats`).
+"""Opens networks from every supported file format, and writes snapshots (`formats`, `writing`).
 
 No file is trusted: its contents are checked before anything is built (`blueprint`).
 """
@@ -19,7 +19,8 @@ from stylegan_di.dnnlib.util import UserError, atomic_write
 from stylegan_di.labels import LabelLaw
 from stylegan_di.sampling.diffusion_sampler import DiffusionSampler
 from stylegan_di.snapshots.blueprint import CLASSES, build, class_name
-from stylegan_di.snapshots.formats import Contents, open_contents, to_pickle, to_safetensors
+from stylegan_di.snapshots.formats import Contents, open_contents
+from stylegan_di.snapshots.writing import to_pickle, to_safetensors
 from stylegan_di.students import STUDENTS
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.refiner import RefinerStudent
@@ -214,7 +215,7 @@ def save_snapshot(
         networks: by entry: G, D, G_ema, augment_pipe (NVlabs' loader wants the first three), or ema.
         extras: other entries: training_set_kwargs or dataset_kwargs, a one-step student's sigma_init, augment_pipe.
         metadata: the provenance, each value a str or float (command, teacher, kimg, ...).
-        target: the one repository for whose classes a .pkl of StyleGANs is written, one of `formats.TARGETS`; by
+        target: the one repository for whose classes a .pkl of StyleGANs is written, one of `writing.TARGETS`; by
             default it opens in all.
 
     Raises:

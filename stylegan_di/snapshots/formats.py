@@ -1,4 +1,4 @@
-"""Reads network files without building the networks, and writes them: NVlabs' pickles, ours, and safetensors.
+"""Reads network files without building the networks: NVlabs' pickles, ours, safetensors, and state dicts.
 
 A pickle holds what NVlabs' training loops write, in their order: stylegan2-ada's and stylegan3's {training_set_kwargs,
 G, D, G_ema, augment_pipe}, EDM's {ema, loss_fn, augment_pipe, dataset_kwargs}, or the TensorFlow era's triple
@@ -10,11 +10,9 @@ guided-diffusion and a .bin of DMD2 are state dicts that torch.save wrote.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import safetensors.torch
@@ -23,34 +21,23 @@ from torch import Tensor
 
 from stylegan_di import zoo
 from stylegan_di.dnnlib.untrusted import Budget, open_untrusted, read_json, untrusted
-from stylegan_di.dnnlib.util import UserError
-from stylegan_di.networks.r3gan import Generator as R3GANGenerator
-from stylegan_di.networks.stylegan3 import Generator as StyleGAN3
 from stylegan_di.snapshots import adm, edm_weights, r3gan, stylegan3, tensorflow
-from stylegan_di.snapshots.blueprint import R3GAN, ROLES, STYLEGAN3, Blueprint, class_name
-from stylegan_di.snapshots.portable import STYLEGAN2_MODULES, nvlabs_source, portable_source
+from stylegan_di.snapshots.blueprint import R3GAN, ROLES, STYLEGAN3, Blueprint
 from stylegan_di.torch_utils.persistence import (
-    Persistent,
-    PersistentModule,
     PersistentObject,
     RefusedFileError,
     TensorFlowNetwork,
     check_beginning,
     flatten_state,
     read_pickle,
-    write_pickle,
 )
 from stylegan_di.torch_utils.torch_archive import read_state_dict
 
-CHECKSUM = "weights_sha256"  # the entry of the provenance that holds the `weights_hash`
+CHECKSUM = "weights_sha256"  # the entry of the provenance that holds the `checksum`
 FORMAT_VERSION = "1"  # the version of our safetensors files
-STYLEGAN2_ORDER = ("training_set_kwargs", "G", "D", "G_ema", "augment_pipe")
-R3GAN_ORDER = ("G", "D", "G_ema", "training_set_kwargs")
-EDM_ORDER = ("ema", "loss_fn", "augment_pipe", "dataset_kwargs")
 OPTIMIZERS = ("D_opt_state", "G_opt_state")  # R3GAN's
 DIFF_INSTRUCT, EMA_ALONE = "Diff-Instruct", "EDM's networks without its training (SiD's, DMD2's)"
 STATE_DICTS = (".pt", ".pth", ".bin")  # suffixes of what torch.save wrote
-TARGETS = tuple(STYLEGAN2_MODULES)  # repositories whose StyleGAN2 a pickle may be written for alone
 AMBIGUOUS = (DIFF_INSTRUCT, EMA_ALONE)  # their 'ema' may be a one-step student; the file does not say
 
 
@@ -61,7 +48,7 @@ class Contents:
     `source` is the file's name; `writer` is the program whose form it has; `blueprints` are by entry, None where the
     file says None; `extras` are the other plain entries; `metadata` is the provenance; `objects` names the entries that
     are not read because only training uses them (EDM's loss_fn, EDM2's encoder); `embedded` holds the SHA-256 of each
-    embedded source; `weights_sha256` is the `weights_hash` that was saved with the file, None where there is none.
+    embedded source; `weights_sha256` is the `checksum` that was saved with the file, None where there is none.
     """
 
     source: str
@@ -78,7 +65,7 @@ class Contents:
         if self.weights_sha256 is None:
             return None
         weights = {name: None if part is None else part.weights for name, part in self.blueprints.items()}
-        return weights_hash(weights) == self.weights_sha256
+        return checksum(weights) == self.weights_sha256
 
 
 def open_contents(name_path_or_url: str | os.PathLike[str]) -> Contents:
@@ -132,10 +119,7 @@ def _read(data: bytes, source: str, budget: Budget) -> Contents:
     return _from_pickle(content, source, budget)
 
 
-# Writing.
-
-
-def weights_hash(networks: Mapping[str, Mapping[str, Tensor] | None]) -> str:
+def checksum(networks: Mapping[str, Mapping[str, Tensor] | None]) -> str:
     """Returns the SHA-256 of the weights of networks by entry: their names, types, shapes and bytes."""
     digest = hashlib.sha256()
     for name, weights in sorted(networks.items()):
@@ -144,90 +128,6 @@ def weights_hash(networks: Mapping[str, Mapping[str, Tensor] | None]) -> str:
             digest.update(f"{name}.{key} {plain.dtype} {list(plain.shape)}\n".encode())
             digest.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _with_hash(networks: Mapping[str, torch.nn.Module | None], metadata: Mapping[str, Any]) -> dict[str, Any]:
-    states = {name: None if network is None else network.state_dict() for name, network in networks.items()}
-    return dict(metadata) | {CHECKSUM: weights_hash(states)}
-
-
-def to_pickle(
-    networks: Mapping[str, torch.nn.Module | None],
-    extras: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    target: str | None = None,
-) -> bytes:
-    """Returns a pickle for NVlabs' tools.
-
-    `target` is the one repository, of TARGETS, whose classes it names (StyleGAN3's are in one only); by default it
-    carries its source, and opens in all of them.
-
-    Raises:
-        UserError: if the target is unknown.
-    """
-    if target is not None and target not in TARGETS:
-        raise UserError(f"target {target!r}; accepted are {', '.join(TARGETS)}")
-    entries = {**networks, **extras}
-    order = EDM_ORDER if "ema" in networks else STYLEGAN2_ORDER
-    if any(isinstance(network, R3GANGenerator) for network in networks.values()):
-        order = R3GAN_ORDER
-    ordered = {name: entries.get(name) for name in order} | entries
-    tree = ordered | {"provenance": _with_hash(networks, metadata)}
-    if target is not None and any(isinstance(network, StyleGAN3) for network in networks.values()):
-        target = "stylegan3"
-    if target == "stylegan3" or any(isinstance(network, StyleGAN3) for network in networks.values()):
-        tree = {name: _for_stylegan3(entry) for name, entry in tree.items()}
-    source_of = portable_source if target is None else partial(nvlabs_source, repository=target)
-    return write_pickle(tree, source_of=source_of)
-
-
-def _for_stylegan3(entry: Any) -> Any:
-    return stylegan3.for_stylegan3(entry) if isinstance(entry, torch.nn.Module) else entry
-
-
-def to_safetensors(
-    networks: Mapping[str, torch.nn.Module | None], extras: Mapping[str, Any], metadata: Mapping[str, Any]
-) -> bytes:
-    """Returns a safetensors file; the same networks give the same bytes."""
-    weights: dict[str, Tensor] = {}
-    described: dict[str, Any] = {}
-    for name, network in networks.items():
-        described[name] = None
-        if isinstance(network, PersistentModule):
-            described[name] = {
-                "class_name": class_name(network),
-                "init_args": network._init_args,
-                "init_kwargs": network.init_kwargs,
-            }
-            for key, value in network.state_dict().items():
-                weights[f"{name}.{key}"] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
-    parts = {"networks": described, "extras": dict(extras), "provenance": _with_hash(networks, metadata)}
-    texts = {name: json.dumps(part, default=_arguments) for name, part in parts.items()}
-    return _with_metadata(safetensors.torch.save(weights), {"format_version": FORMAT_VERSION} | texts)
-
-
-def _arguments(obj: Any) -> dict[str, Any]:
-    """Describes an object of EDM's training, such as its augment_pipe, by its constructor's arguments."""
-    if not isinstance(obj, Persistent):
-        raise TypeError(f"a {type(obj).__name__} cannot be written to a snapshot")
-    return obj.init_kwargs
-
-
-def _header(data: bytes) -> tuple[dict[str, Any], int]:
-    """Returns the header of valid safetensors (8 bytes of length, then JSON) and the offset of the weights."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    return json.loads(data[8:end]), end
-
-
-def _with_metadata(data: bytes, metadata: dict[str, str]) -> bytes:
-    """Inserts metadata into safetensors in the given order; the library's order differs from run to run."""
-    header, end = _header(data)
-    text = json.dumps({"__metadata__": metadata} | header).encode()
-    text += b" " * (-len(text) % 8)  # keeps the weights aligned
-    return len(text).to_bytes(8, "little") + text + data[end:]
-
-
-# Reading.
 
 
 def _from_pickle(content: dict[str, Any], source: str, budget: Budget) -> Contents:
@@ -312,7 +212,7 @@ def _tensorflow_hashes(network: TensorFlowNetwork) -> Iterator[str]:
 
 
 def _from_safetensors(data: bytes, source: str, budget: Budget) -> Contents:
-    header, end = _header_from_outside(data, budget)
+    header, end = _header(data, budget)
     metadata = header.pop("__metadata__", {})
     if "config" in metadata and "values" in metadata:
         remedy = "Pass a network-snapshot-* or network-best file of the same folder, or this one as train.py --resume."
@@ -335,8 +235,8 @@ def _from_safetensors(data: bytes, source: str, budget: Budget) -> Contents:
     return contents
 
 
-def _header_from_outside(data: bytes, budget: Budget) -> tuple[dict[str, Any], int]:
-    """Returns what `_header` does, of a file that may be anything."""
+def _header(data: bytes, budget: Budget) -> tuple[dict[str, Any], int]:
+    """Returns the header of safetensors (8 bytes of length, then JSON) and the offset of the weights."""
     end = 8 + int.from_bytes(data[:8], "little")
     if not 8 < end <= len(data):
         raise ValueError(f"a header of {end - 8} bytes in a file of {len(data)}")

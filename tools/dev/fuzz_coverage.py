@@ -44,7 +44,8 @@ with atheris.instrument_imports(include=["stylegan_di"]) if atheris else context
     from stylegan_di.runs import resume, statefile
     from stylegan_di.snapshots import adm
     from stylegan_di.snapshots.blueprint import build
-    from stylegan_di.snapshots.formats import read_contents, to_safetensors
+    from stylegan_di.snapshots.formats import read_contents
+    from stylegan_di.snapshots.writing import to_safetensors
     from stylegan_di.torch_utils.persistence import RefusedFileError
     from stylegan_di.torch_utils.torch_archive import read_state_dict
 
