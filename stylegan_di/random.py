@@ -23,6 +23,7 @@ from stylegan_di.torch_utils.copies import to_device
 WORKERS = min(4, os.cpu_count() or 1)  # threads that draw numbers for a GPU
 WORTH_THREADS = 2**14  # from so many numbers on
 
+
 def stream(seed: int, purpose: str, nimg: int = 0, index: int = 0) -> np.random.Generator:
     """Returns the random stream of one key (counter-based Philox, keyed by a hash)."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{nimg}/{index}".encode(), digest_size=16).digest()

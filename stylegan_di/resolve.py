@@ -27,6 +27,7 @@ from stylegan_di.presets import (
     use_of,
 )
 
+LEAVE = ": leave it out"
 REFINERS: dict[str, Any] = {"sigma_init": 1.0}  # --student=refiner where no recipe says otherwise
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 #: NVlabs' defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth, nothing is blurred.
@@ -101,66 +102,70 @@ def resolve(
 
 def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
     """Which options the others leave without effect, and why; given all the same, they are refused."""
-    leave = ": leave it out"
     if config.kind == "di":
-        if not config.trains_teacher:
-            yield ONLINE_TEACHER, "without --teacher=online, a teacher that is trained on the way" + leave
-        else:
-            why = "with --teacher=online, a denoiser of pixels that is trained on the way"
-            yield (*TEACHER, "headroom"), why + leave
-        if config.gan_pkl is None or not config.needs_teacher:
-            yield ("match", "classes", "force", "headroom"), "without a GAN to refine and its teacher" + leave
-        if not config.trains_critic:
-            yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
-        if not config.needs_data:
-            yield REAL_IMAGES, "without --adv-weight, --critic or a divergence that sees real images: leave it out"
-        if judge(config.metrics) is None:
-            why = f"with --metrics={','.join(config.metrics) or 'none'}, by which GAN and teacher cannot be compared"
-            yield ("headroom",), why + leave
-        if not config.clip:
-            yield ("clip_return",), "without --clip=true" + leave
-        if not config.trains_critic and config.critic == "none":
-            yield ("critic_noise_law",), "without a critic: leave it out, or give --critic=features"
-        if samples_wanted(config.data) is not None:
-            yield ("cond", "subset"), "with --data=teacher:N, whose labels and number are the teacher's" + leave
-        if samples_wanted(config.data) == FRESH:
-            yield ("mirror", "workers"), "with --data=teacher:fresh, which is no data set" + leave
-        if config.critic == "none":
-            yield ("teacher_samples",), "without --critic=features, a critic on the teacher's features" + leave
-        if config.divergence == "none":
-            yield DIVERGENCE, "with --divergence=none" + leave
-            if not config.shows_teacher:
-                yield ("headroom", "force"), "with --divergence=none and no --critic" + leave
-            if not config.needs_teacher:
-                yield ("teacher", "checkpointing", *TEACHER), "with --divergence=none" + leave
-        if config.gan_pkl is not None:
-            yield ("student_steps",), "with --gan-pkl, which makes its images in one: leave it out"
-        if config.makes_student:
-            yield ("sigma_init", "student_steps"), f"with --student={config.student}, a new network" + leave
-        if config.gan_pkl is not None and config.student == "auto":
-            yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
+        yield from _without_effect_in_di(config)
     if config.kind != "gan" and not config.cond:
-        yield ("label_dropout",), "without --cond=true" + leave
+        yield ("label_dropout",), "without --cond=true" + LEAVE
     if config.transfer is not None:
-        yield ("cfg", *UNET_LAYERS), "with --transfer, whose network is as in its file" + leave
+        yield ("cfg", *UNET_LAYERS), "with --transfer, whose network is as in its file" + LEAVE
     if config.gamma == 0:
-        yield ("r1_interval",), "with --gamma=0" + leave
+        yield ("r1_interval",), "with --gamma=0" + LEAVE
     idle = {"noaug": ("p", "target", "ada_kimg", "augpipe"), "fixed": ("target", "ada_kimg"), "ada": ()}[config.aug]
-    yield idle, f"with --aug={config.aug}" + leave
+    yield idle, f"with --aug={config.aug}" + LEAVE
     if not config.metrics:
         yield ("ref", "metric_samples", "detector_file"), "without metrics: leave it out, or give --metrics"
     if not config.pl_weight:
-        yield ("pl_interval",), "with --pl-weight=0" + leave
+        yield ("pl_interval",), "with --pl-weight=0" + LEAVE
     if config.kind == "gan" and not config.blur_sigma:
-        yield ("blur_fade",), "with --blur-sigma=0" + leave
+        yield ("blur_fade",), "with --blur-sigma=0" + LEAVE
     if config.cfg == R3GAN:
-        yield NOT_R3GANS, f"with --cfg={R3GAN}" + leave
+        yield NOT_R3GANS, f"with --cfg={R3GAN}" + LEAVE
     elif config.kind == "gan":
-        yield ("anneal",), f"without --cfg={R3GAN}" + leave
+        yield ("anneal",), f"without --cfg={R3GAN}" + LEAVE
     if config.cfg in STYLEGAN3:
-        yield ("noise_inputs",), f"with --cfg={config.cfg}, whose generator has none" + leave
+        yield ("noise_inputs",), f"with --cfg={config.cfg}, whose generator has none" + LEAVE
     if config.resume is not None:
-        yield GAN_LAYERS, "with --resume, whose networks are as in its file" + leave
+        yield GAN_LAYERS, "with --resume, whose networks are as in its file" + LEAVE
+
+
+def _without_effect_in_di(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Which options of --kind=di the others leave without effect, and why."""
+    if not config.trains_teacher:
+        yield ONLINE_TEACHER, "without --teacher=online, a teacher that is trained on the way" + LEAVE
+    else:
+        why = "with --teacher=online, a denoiser of pixels that is trained on the way"
+        yield (*TEACHER, "headroom"), why + LEAVE
+    if config.gan_pkl is None or not config.needs_teacher:
+        yield ("match", "classes", "force", "headroom"), "without a GAN to refine and its teacher" + LEAVE
+    if not config.trains_critic:
+        yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
+    if not config.needs_data:
+        yield REAL_IMAGES, "without --adv-weight, --critic or a divergence that sees real images: leave it out"
+    if judge(config.metrics) is None:
+        why = f"with --metrics={','.join(config.metrics) or 'none'}, by which GAN and teacher cannot be compared"
+        yield ("headroom",), why + LEAVE
+    if not config.clip:
+        yield ("clip_return",), "without --clip=true" + LEAVE
+    if not config.trains_critic and config.critic == "none":
+        yield ("critic_noise_law",), "without a critic: leave it out, or give --critic=features"
+    if samples_wanted(config.data) is not None:
+        yield ("cond", "subset"), "with --data=teacher:N, whose labels and number are the teacher's" + LEAVE
+    if samples_wanted(config.data) == FRESH:
+        yield ("mirror", "workers"), "with --data=teacher:fresh, which is no data set" + LEAVE
+    if config.critic == "none":
+        yield ("teacher_samples",), "without --critic=features, a critic on the teacher's features" + LEAVE
+    if config.divergence == "none":
+        yield DIVERGENCE, "with --divergence=none" + LEAVE
+        if not config.shows_teacher:
+            yield ("headroom", "force"), "with --divergence=none and no --critic" + LEAVE
+        if not config.needs_teacher:
+            yield ("teacher", "checkpointing", *TEACHER), "with --divergence=none" + LEAVE
+    if config.gan_pkl is not None:
+        yield ("student_steps",), "with --gan-pkl, which makes its images in one: leave it out"
+    if config.makes_student:
+        yield ("sigma_init", "student_steps"), f"with --student={config.student}, a new network" + LEAVE
+    if config.gan_pkl is not None and config.student == "auto":
+        yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
 
 
 def _text(value: Any) -> str:

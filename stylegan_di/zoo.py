@@ -3,9 +3,9 @@
 A name that begins with hf: is a file of the hub (`hub`). Another is looked up first as a local file, then among the
 files shipped with the package, then among the published URLs (downloaded once into the cache, see `dnnlib.download`). A
 local file of a known name is used only if its hash is the known one, or if none is known; a line says so if it is not
-known or wrong. A file of a published folder that is not
-in the table is named with its folder, as in paper-fig11b-cifar10/cifar10u-cifar-ada-best-fid.pkl. Published files have
-their publishers' licences, mostly for non-commercial use only; the terms are shown when a file is first requested.
+known or wrong. A file of a published folder that is not in the table is named with its folder, as in
+paper-fig11b-cifar10/cifar10u-cifar-ada-best-fid.pkl. Published files have their publishers' licences, mostly for
+non-commercial use only; the terms are shown when a file is first requested.
 """
 
 from __future__ import annotations

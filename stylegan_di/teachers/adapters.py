@@ -45,14 +45,14 @@ class AdaptedRows:
             self.count = None
 
     def take(self, adapter: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Before an adapter's A."""
+        """Gives an adapter's A, whose hook this is, the last samples alone."""
         if self.count is None:
             return None
         self.whole = len(inputs[0])
         return (inputs[0][-self.count :],)
 
     def fill(self, adapter: torch.nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """After its B: zeros for the other samples."""
+        """Puts zeros in front of what its B says, for the other samples."""
         if self.count is None:
             return output
         return torch.cat([output.new_zeros(self.whole - self.count, *output.shape[1:]), output])

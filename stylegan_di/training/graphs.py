@@ -94,7 +94,6 @@ class _DrawnBatch(Batch):
         draws.given += 1
         return _DrawnRandom(SampleRandom(self.seed, purpose, self.nimg, chunk, self.device), drawn)
 
-
     def seed_dropout(self, chunk: range) -> None:
         """Does nothing: a step with dropout is no graph."""
 
@@ -137,13 +136,12 @@ class HeldReals(RealSource):
         """Loads the images of the next step."""
         load = self.own.take(batch)
         for chunk in batch.chunks:
-            images, labels = load(chunk)
-            if chunk in self.held:
-                for target, source in zip(self.held[chunk], (images, labels), strict=True):
-                    if target is not None and source is not None:
-                        target.copy_(source)
-            else:
-                self.held[chunk] = images, labels
+            if chunk not in self.held:
+                self.held[chunk] = load(chunk)
+                continue
+            for target, source in zip(self.held[chunk], load(chunk), strict=True):
+                if target is not None and source is not None:
+                    target.copy_(source)
 
     def take(self, batch: Batch) -> Reals:
         return self.held.__getitem__

@@ -87,23 +87,19 @@ def _check_agreement(config: TrainConfig, resumed: Resumed | None) -> None:
 
 def _open_folder(config: TrainConfig, resumed: Resumed | None) -> RunFolder:
     """Returns the run's folder, which the first process creates or reopens; all processes raise its errors."""
-    if distributed.rank() == 0:
-        try:
-            if resumed is None:
-                folder = RunFolder.create(config)
-            else:
-                with storage_errors(resumed.folder):
-                    folder = RunFolder.reopen(resumed.folder, config)
-            message = json.dumps({"path": str(folder.path)})
-        except UserError as error:
-            distributed.broadcast_string(json.dumps({"error": str(error)}))
-            raise
-        distributed.broadcast_string(message)
-        return folder
-    answer = json.loads(distributed.broadcast_string(""))
-    if "error" in answer:
-        raise UserError(answer["error"])
-    return RunFolder(Path(answer["path"]), config)
+    if distributed.rank() != 0:
+        answer = json.loads(distributed.broadcast_string(""))
+        if "error" in answer:
+            raise UserError(answer["error"])
+        return RunFolder(Path(answer["path"]), config)
+    try:
+        with storage_errors(resumed.folder) if resumed is not None else nullcontext():
+            folder = RunFolder.create(config) if resumed is None else RunFolder.reopen(resumed.folder, config)
+    except UserError as error:
+        distributed.broadcast_string(json.dumps({"error": str(error)}))
+        raise
+    distributed.broadcast_string(json.dumps({"path": str(folder.path)}))
+    return folder
 
 
 def _sinks(config: TrainConfig, folder: RunFolder) -> list[Sink]:

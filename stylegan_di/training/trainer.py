@@ -37,8 +37,6 @@ from stylegan_di.training.state import TrainState
 SKIPS_INTERVAL = 10  # steps between checks for skipped updates
 TRIED = range(5, 10)  # steps by which the time of a run is estimated; earlier ones choose algorithms and make graphs
 MAX_RETURNS = 3  # returns to the best snapshot with --on-divergence=best
-
-
 ANNEALED_LR = 0.25  # the factor on learning rates where --anneal ends
 
 

@@ -137,13 +137,13 @@ def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
     common: dict[str, Any] = dict(
         c_dim=dataset.label_dim, img_resolution=dataset.resolution, img_channels=dataset.num_channels
     )
-    widths: dict[str, Any] = dict(channel_base=config.cbase, channel_max=config.cmax)
-    halves: dict[str, Any] = dict(num_fp16_res=config.fp16_res, conv_clamp=256) if config.fp16_res else {}
-    generator = _new_stylegan3(config, common) if config.cfg in STYLEGAN3 else _new_stylegan2(config, common)
+    layers: dict[str, Any] = dict(channel_base=config.cbase, channel_max=config.cmax)
+    if config.fp16_res:
+        layers |= dict(num_fp16_res=config.fp16_res, conv_clamp=256)
+    generator = _new_stylegan3(config, common) if config.cfg in STYLEGAN3 else _new_stylegan2(config, common, layers)
     discriminator = stylegan2.Discriminator(
         **common,
-        **widths,
-        **halves,
+        **layers,
         architecture=config.d_arch,
         block_kwargs={"freeze_layers": config.freezed} if config.freezed else {},
         mapping_kwargs={},
@@ -152,15 +152,12 @@ def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
     return transfer.GAN(generator, discriminator, copy.deepcopy(generator))
 
 
-def _new_stylegan2(config: TrainConfig, common: dict[str, Any]) -> stylegan2.Generator:
-    synthesis: dict[str, Any] = dict(channel_base=config.cbase, channel_max=config.cmax)
-    if config.fp16_res:
-        synthesis |= dict(num_fp16_res=config.fp16_res, conv_clamp=256)
+def _new_stylegan2(config: TrainConfig, common: dict[str, Any], layers: dict[str, Any]) -> stylegan2.Generator:
     return stylegan2.Generator(
         z_dim=config.w_dim,
         w_dim=config.w_dim,
         mapping_kwargs=dict(num_layers=config.map_depth),
-        synthesis_kwargs=synthesis if config.noise_inputs else synthesis | dict(use_noise=False),
+        synthesis_kwargs=layers if config.noise_inputs else layers | dict(use_noise=False),
         **common,
     )
 
