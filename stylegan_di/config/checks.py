@@ -59,11 +59,11 @@ def contradictions(config: Derived) -> Iterator[str]:
 
 def _reporting(config: Derived) -> Iterator[str]:
     """What is measured, and where it is written."""
-    first = next(iter(config.metrics), None)
-    if config.on_divergence == "best" and first is None:
-        yield "--on-divergence=best needs --metrics, whose first tells which snapshot is best"
-    elif config.on_divergence == "best" and first is not None and metric(first).higher_is_better is None:
-        yield f"--on-divergence=best: the first metric, {first}, tells no better from worse"
+    if config.on_divergence == "best":
+        if not config.metrics:
+            yield "--on-divergence=best needs --metrics, whose first tells which snapshot is best"
+        elif metric(config.metrics[0]).higher_is_better is None:
+            yield f"--on-divergence=best: the first metric, {config.metrics[0]}, tells no better from worse"
     if len(set(config.metrics)) < len(config.metrics):
         yield f"--metrics={','.join(config.metrics)} names a metric twice: leave one out"
     if config.headroom == 1:
