@@ -284,7 +284,10 @@ class TrainConfig:
         f"teacher's network behind it; or a new network, a spec (docs/students.md): {usage(FRESH_STUDENTS)}.",
     )
     sigma_init: float = _di(
-        2.5, "Noise level at which a one-step student starts, or that a refiner adds to the GAN's images.", POSITIVE
+        2.5,
+        "Noise level at which a one-step student starts, or that a refiner adds to the GAN's images. [default: 2.5, "
+        "for a refiner 1]",
+        POSITIVE,
     )
     student_steps: int = _di(
         1, "Denoising steps of a student that is distilled without a GAN, trained at their levels.", Range(1, 64)
@@ -478,7 +481,8 @@ class TrainConfig:
             parts = ",".join(self.freeze)
             raise UserError(f"--freeze={parts} is for the layers of a GAN: give --gan-pkl, or leave it out")
         if self.kind == "di" and self.needs_data and self.data is None:
-            raise UserError(f"{self.wants_reals} needs --data: real images, or teacher:N, samples of the teacher")
+            samples = "" if self.trains_teacher else ", or teacher:N, samples of the teacher"
+            raise UserError(f"{self.wants_reals} needs --data: real images{samples}")
         if self.kind == "di" and self.trains_critic and self.gan_pkl is None:
             or_critic = "" if self.adv_weight else ", or --critic=features"
             raise UserError(f"{self.wants_reals} needs --gan-pkl, whose discriminator it uses{or_critic}")

@@ -111,7 +111,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
             yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
         if not config.needs_data:
             yield REAL_IMAGES, "without --adv-weight, --critic or a divergence that sees real images: leave it out"
-        if judge(config.metrics) is None:
+        if judge(config.metrics) is None and config.headroom != 0:
             why = f"with --metrics={','.join(config.metrics) or 'none'}, by which GAN and teacher cannot be compared"
             yield ("headroom",), why + leave
         if not config.clip:

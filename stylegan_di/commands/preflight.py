@@ -54,7 +54,7 @@ def cost(config: TrainConfig, method: DiffInstruct, steps: int) -> str:
     return f"{estimate(seconds, config.kimg, method.device)}, from {steps} step{'s' if steps > 1 else ''}"
 
 
-@click.command(cls=GroupedCommand, help=(__doc__ or "").replace("\n    ", "\n\n    "))
+@click.command(cls=GroupedCommand, kind="di", help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @declared_options(options_of(TrainConfig), default_of)
 @click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Steps that are timed.")
 @user_errors
