@@ -84,8 +84,9 @@ def resolve(
         preset = _edm_options(given) if kind == "edm" else _di_options(given, known_name)
     resumed = STARTED_FROM_A_GAN if "resume" in given else {}
     config = TrainConfig(kind=kind, **(KIND_DEFAULTS[kind] | preset | resumed | given))
+    asked = [name for name in given if (name, given[name]) != ("headroom", 0)]  # 0 asks for none, as is the case then
     for names, why in _without_effect(config):
-        if idle := [name for name in names if name in given]:
+        if idle := [name for name in names if name in asked]:
             raise UserError(f"{option_name(idle[0])}={_text(given[idle[0]])} has no effect {why}")
     if config.cfg == R3GAN and config.aug == "ada":
         raise UserError("--aug=ada goes by signs of logits, which mean nothing to --cfg=r3gan: give fixed or noaug")
@@ -111,7 +112,7 @@ def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]
             yield DISCRIMINATOR, "without --adv-weight; leave it out, or give --adv-weight=1"
         if not config.needs_data:
             yield REAL_IMAGES, "without --adv-weight, --critic or a divergence that sees real images: leave it out"
-        if judge(config.metrics) is None and config.headroom != 0:
+        if judge(config.metrics) is None:
             why = f"with --metrics={','.join(config.metrics) or 'none'}, by which GAN and teacher cannot be compared"
             yield ("headroom",), why + leave
         if not config.clip:
