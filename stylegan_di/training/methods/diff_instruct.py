@@ -68,6 +68,7 @@ class DiffInstruct(GeneratorMethod):
         """
         super().__init__(config, device, dataset)
         self.model, self.ema = model, copy.deepcopy(model)
+        self.model.learns = True
         self.instructions = list(instructions)
         transfer.freeze(self.model, self.ema, config.freeze)
         self.adversary: Adversary | None = None
