@@ -25,19 +25,18 @@ SIGMA_END = 0.2  # which the levels of several steps would reach after the last
 MAX_STEPS = 64
 
 
-def network_of_teacher(teacher: Denoiser) -> Precond:
+def network_of_teacher(teacher: Denoiser, refused: str) -> Precond:
     """A copy of a teacher's network, from which a student starts.
 
     Raises:
-        UserError: the teacher is not one network of EDM's form.
+        UserError: the teacher is not one network of EDM's form; `refused` says what follows from that.
     """
     try:
         network = teacher.trainable_copy().entries().get("ema")
     except UserError:  # it has no form in a snapshot, so a student of its kind would have none either
         network = None
     if not isinstance(network, Precond):
-        kind = type(teacher).__name__
-        raise UserError(f"a {kind} cannot be distilled to one step; give --gan-pkl, a GAN to refine")
+        raise UserError(f"a {type(teacher).__name__} {refused}")
     return network
 
 
@@ -76,7 +75,8 @@ class OneStepStudent(Generator):
         Raises:
             UserError: the teacher is not one network of EDM's form.
         """
-        return cls(network_of_teacher(teacher), sigma_init, steps)
+        refused = "cannot be distilled to one step; give --gan-pkl, a GAN to refine"
+        return cls(network_of_teacher(teacher, refused), sigma_init, steps)
 
     def train(self, mode: bool = True) -> OneStepStudent:
         """The network stays in evaluation mode: dropout is for denoisers; here an image is a function of its latent."""
