@@ -188,6 +188,13 @@ def reference_of(config: TrainConfig) -> str | None:
 def _processes(config: TrainConfig, processes: int) -> Iterator[str]:
     if config.batch % processes:
         yield f"--batch={config.batch} does not divide over {processes} processes"
+    together = min(config.batch_gpu or config.batch, config.batch) * processes
+    if config.kind == "di" and config.weighs_samples and together == 1:
+        alone = "--batch=1" if config.batch == 1 else "--batch-gpu=1"
+        yield (
+            f"--divergence={config.divergence} weighs the images that are computed together against each other, and "
+            f"{alone} leaves one: give 2 or more"
+        )
     if config.fsdp and processes == 1:
         yield "--fsdp spreads weights over several processes, and there is one: give --gpus, or leave it out"
 
