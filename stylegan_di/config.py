@@ -363,10 +363,15 @@ class TrainConfig:
         return json.dumps(asdict(self), indent=2)
 
     @property
+    def weighs_samples(self) -> bool:
+        """Whether the divergence weighs samples by the density ratio that a critic gives."""
+        divergence = parse_divergence(self.divergence)
+        return divergence is not None and divergence.needs_critic
+
+    @property
     def trains_critic(self) -> bool:
         """Whether a GAN's discriminator is trained."""
-        divergence = parse_divergence(self.divergence)
-        wanted = divergence is not None and divergence.needs_critic and self.critic == "none"
+        wanted = self.weighs_samples and self.critic == "none"
         return self.kind == "gan" or (self.kind == "di" and (self.adv_weight > 0 or wanted))
 
     @property
@@ -520,9 +525,7 @@ class TrainConfig:
                 f"--guidance={self.guidance:g} leads away from the null label, the only one that --classes=null tells: "
                 "leave it out"
             )
-        divergence = parse_divergence(self.divergence)
-        needs_critic = divergence is not None and divergence.needs_critic
-        if self.match != "pixels" and needs_critic and self.critic == "none":
+        if self.match != "pixels" and self.weighs_samples and self.critic == "none":
             raise UserError(
                 f"--divergence={self.divergence} asks the GAN's own discriminator, which does not see what the teacher "
                 f"sees with --match={self.match}; add --critic=features"

@@ -23,8 +23,9 @@ from stylegan_di.presets import (
     recipe_name,
     use_of,
 )
+from stylegan_di.students.refiner import SIGMA_INIT
 
-REFINERS: dict[str, Any] = {"sigma_init": 1.0}  # --student=refiner where no recipe says otherwise
+REFINERS: dict[str, Any] = {"sigma_init": SIGMA_INIT}  # --student=refiner where no recipe says otherwise
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 #: NVlabs' defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth, nothing is blurred.
 STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None, "blur_sigma": 0.0}

@@ -68,6 +68,7 @@ class DiffInstruct(GeneratorMethod):
         """
         super().__init__(config, device, dataset)
         self.model, self.ema = model, copy.deepcopy(model)
+        self.model.learns = True
         self.instructions = list(instructions)
         transfer.freeze(self.model, self.ema, config.freeze)
         self.adversary: Adversary | None = None
@@ -128,13 +129,16 @@ class DiffInstruct(GeneratorMethod):
             for index, (weight, teacher) in enumerate(teachers):
                 instructions.append(Instruction.configured(config, teacher, model.label_dim, weight, index))
         adversary = turns = None
+        num = samples_wanted(config.data) if config.needs_data else None
+        if num:  # drawn last, as it takes long: whatever is wrong with the networks is known
+            dataset = kept_samples(config, teachers[0][1], num, device)
         if config.teacher_samples is not None:
             samples = kept_samples(config, teachers[0][1], config.teacher_samples, device)
             turns = RealImages(samples, config.workers)
         if config.critic != "none":
             adversary = FeatureAdversary.configured(config, teachers[0][1], model.label_dim, turns)
         method = cls(config, device, dataset, model, instructions, discriminator, adversary, online)
-        if samples_wanted(config.data) == FRESH and config.needs_data:
+        if num == FRESH:
             method.reals = FreshSamples(teachers[0][1])
         return method
 
