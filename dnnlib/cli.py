@@ -10,7 +10,7 @@ import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -164,14 +164,30 @@ def declared_options(
 
 
 class GroupedCommand(click.Command):
-    """A command whose --help shows declared options in their groups, and with --kind only those of that kind."""
+    """A command whose --help shows declared options in their groups, and with --kind only those of that kind.
+
+    Args:
+        kind: that of a command without --kind.
+        elsewhere: what to do instead of options that similar programs have, by their names.
+    """
+
+    def __init__(self, *args: Any, kind: str | None = None, elsewhere: Mapping[str, str] | None = None, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.kind = kind
+        self.elsewhere = elsewhere or {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         kinds = [value for flag, value in pairwise([*args, ""]) if flag == "--kind"]
         kinds += [arg.partition("=")[2] for arg in args if arg.startswith("--kind=")]
         known = next((p.type.choices for p in self.params if isinstance(p.type, click.Choice) and p.name == "kind"), ())
-        ctx.meta["kind"] = next((kind for kind in kinds if kind in known), None)
-        return super().parse_args(ctx, args)
+        ctx.meta["kind"] = next((kind for kind in kinds if kind in known), self.kind)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in self.elsewhere:
+                raise
+            remedy = self.elsewhere[error.option_name]
+            raise click.UsageError(f"No such option '{error.option_name}': {remedy}", ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}

@@ -130,6 +130,7 @@ class Generator(Conditional, ABC):
     parts: Sequence[str] = ()  # names of the parts that can be frozen
     frozen: Sequence[str] = ()  # names of those that are
     network: torch.nn.Module  # the bare network, for code that needs its particular type
+    learns: bool = False  # whether it is the one in training, whose samples may differ from what it is used for
     num_ws: int = 0  # styles of its w, which `mapped` and `uint8_of_ws` are for; 0: it has no w
 
     @abstractmethod

@@ -237,6 +237,10 @@ class ClassMap:
             return labels @ self.table.to(labels)
         return labels if self.rule == "same" else None
 
+    def of_teachers(self, labels: Tensor | None) -> Tensor | None:
+        """Labels of the teacher's own samples beside such a student's: theirs, unless it is told none of them."""
+        return None if self.rule == "null" else labels
+
     def __str__(self) -> str:
         if self.table is None:
             return {"null": "the null label for all", "drawn": f"drawn from {self.label_dim}"}.get(self.rule, self.rule)

@@ -26,6 +26,7 @@ from torch import Tensor
 from stylegan_di.diffusion import add_noise, edm_weight, per_sample
 from stylegan_di.interfaces import Critic, Denoiser
 from stylegan_di.specs import Range, number
+from stylegan_di.torch_utils import distributed
 
 Weight = Literal["sigma2", "one", "dmd"]
 FDivergence = Literal["reverse_kl", "forward_kl", "js", "hellinger", "jeffreys", "chi2"]
@@ -185,9 +186,11 @@ class Divergence(ABC):
 
 
 def f_weight(log_ratio: Tensor, f: FDivergence, clip: float) -> Tensor:
-    """h(r) per sample [B] of log r [B], r kept within [1/clip, clip], and divided by its mean over these samples."""
+    """h(r) of samples [B] by their log r [B], r kept in [1/clip, clip], divided by its mean over all processes."""
     weight = F_WEIGHTS[f](log_ratio.clamp(-math.log(clip), math.log(clip)).exp())
-    return weight / weight.mean()
+    mean = weight.mean()
+    distributed.average([mean])
+    return weight / mean
 
 
 @dataclass(frozen=True)

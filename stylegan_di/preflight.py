@@ -53,6 +53,13 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
 def _processes(config: TrainConfig, processes: int) -> Iterator[str]:
     if config.batch % processes:
         yield f"--batch={config.batch} does not divide over {processes} processes"
+    together = min(config.batch_gpu or config.batch, config.batch) * processes
+    if config.kind == "di" and config.weighs_samples and together == 1:
+        alone = "--batch=1" if config.batch == 1 else "--batch-gpu=1"
+        yield (
+            f"--divergence={config.divergence} weighs the images that are computed together against each other, and "
+            f"{alone} leaves one: give 2 or more"
+        )
     if config.fsdp and processes == 1:
         yield "--fsdp spreads weights over several processes, and there is one: give --gpus, or leave it out"
 
@@ -165,6 +172,14 @@ def _gan(config: TrainConfig, files: Files) -> Iterator[str]:
             f"--adv-weight={config.adv_weight:g}: the discriminator cannot learn from --data={config.data}, whose "
             f"size is the teacher's with --match={config.match}; give --critic=features, or real images"
         )
+    elif config.trains_critic and config.classes is not None and samples_wanted(config.data) is not None:
+        gan = shape_of(files.gan)
+        if gan is not None and gan.classes:
+            wanted = f"--adv-weight={config.adv_weight:g}" if config.adv_weight else f"--divergence={config.divergence}"
+            yield (
+                f"{wanted}: the discriminator takes the GAN's classes, and --data={config.data} has the teacher's, "
+                f"which are others with --classes={config.classes}; give --critic=features in its place, or real images"
+            )
     if config.trains_critic and files.gan is not None and files.gan.blueprints.get("D") is None:
         yield (
             f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which {config.wants_reals} needs; "

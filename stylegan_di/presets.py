@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import UserError, did_you_mean
 
 #: Defaults of each kind that differ from TrainConfig's.
 KIND_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -193,5 +193,5 @@ def check_cfg(kind: str, cfg: str) -> None:
     accepted: dict[str, tuple[str, ...]] = {"gan": GAN_PRESETS, "edm": tuple(EDM_PRESETS), "di": tuple(RECIPES)}
     if cfg not in accepted[kind]:
         others = [other for other, names in accepted.items() if cfg in names]
-        hint = f" ({cfg} is for --kind={others[0]})" if others else ""
+        hint = f" ({cfg} is for --kind={others[0]})" if others else did_you_mean(cfg, accepted[kind])
         raise UserError(f"--cfg={cfg}: accepted for --kind={kind} are {', '.join(accepted[kind])}{hint}")

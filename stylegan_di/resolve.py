@@ -26,9 +26,10 @@ from stylegan_di.presets import (
     recipe_name,
     use_of,
 )
+from stylegan_di.students.refiner import SIGMA_INIT
 
 LEAVE = ": leave it out"
-REFINERS: dict[str, Any] = {"sigma_init": 1.0}  # --student=refiner where no recipe says otherwise
+REFINERS: dict[str, Any] = {"sigma_init": SIGMA_INIT}  # --student=refiner where no recipe says otherwise
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 #: NVlabs' defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth, nothing is blurred.
 STARTED_FROM_A_GAN: dict[str, Any] = {"ada_kimg": 100.0, "ema_rampup": None, "blur_sigma": 0.0}
@@ -88,8 +89,9 @@ def resolve(
         preset = _edm_options(given) if kind == "edm" else _di_options(given, known_name)
     resumed = STARTED_FROM_A_GAN if "resume" in given else {}
     config = TrainConfig(kind=kind, **(KIND_DEFAULTS[kind] | preset | resumed | given))
+    asked = [name for name in given if (name, given[name]) != ("headroom", 0)]  # 0 asks for none, as is the case then
     for names, why in _without_effect(config):
-        if idle := [name for name in names if name in given]:
+        if idle := [name for name in names if name in asked]:
             raise UserError(f"{option_name(idle[0])}={_text(given[idle[0]])} has no effect {why}")
     if config.cfg == R3GAN and config.aug == "ada":
         raise UserError("--aug=ada goes by signs of logits, which mean nothing to --cfg=r3gan: give fixed or noaug")

@@ -321,7 +321,10 @@ def published(name: str, copy: str | os.PathLike[str] | None = None) -> Path:
     try:
         return resolve(name)
     except UserError as error:
-        raise UserError(f"{error} (Metrics need these weights; --detector-file names a local copy.)") from None
+        raise UserError(
+            f"{error} (Metrics need these weights; --detector-file names a local copy, and a training with "
+            "--metrics=none does without.)"
+        ) from None
 
 
 def is_local(name_path_or_url: str | os.PathLike[str]) -> bool:
@@ -381,12 +384,13 @@ def _show_terms(url: str) -> None:
     if not terms and not url.startswith(hub.PAGES):
         return
     key = re.sub(r"\W+", "-", beginning.split("://")[1]).strip("-")
-    notice_once(key, f"Terms of {url} and the files beside it: {terms or 'its page tells'}. This is shown once.")
+    notice_once(key, f"Terms of {url} and the files beside it: {terms or 'see its page'}. This is shown once.")
 
 
 def _unknown(text: str) -> str:
     if Path(text).is_dir():
-        return "this is a folder; pass a file in it."
+        best = ", such as network-best.pkl" if (Path(text) / "network-best.pkl").is_file() else ""
+        return f"this is a folder; pass a file in it{best}."
     near = difflib.get_close_matches(Path(text).name, ENTRIES, n=3, cutoff=0.5)
     names = f"; known names like it: {', '.join(near)}" if near else ""
     return f"there is no such file{names}. Pass the path of a file, a URL, or a known name such as cifar10.pkl."

@@ -129,6 +129,12 @@ def test_images_against_a_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert lines["fd_fashion"]["results"]["fd_fashion"] == pytest.approx(0, abs=1e-6)
     assert lines["pr_fashion"]["results"] == {"pr_fashion_precision": 1, "pr_fashion_recall": 1}
     assert lines["fd_fashion"]["num_samples"] == 8
+    smaller = tmp_path / "smaller"
+    smaller.mkdir()
+    for path in images.iterdir():
+        Image.open(path).resize((16, 16)).save(smaller / path.name)
+    told = run(f"--images={smaller}", f"--data={images}", "--metrics=spectrum").stderr
+    assert "images of 16x16 pixels cannot be compared with real ones of 28x28; give real images of their size" in told
 
 
 def test_a_part_of_the_images_is_chosen_by_seed(tmp_path: Path) -> None:
@@ -174,8 +180,9 @@ def test_the_data_set_that_the_network_names_is_the_reference(tmp_path: Path, mo
         ([f"--network={GAN}"], "no reference is known"),
         ([f"--network={GAN}", REF, "--data=x"], "--data and --ref"),
         ([f"--network={GAN}", REF, "--metrics=fid"], "no metric 'fid'"),
-        ([f"--network={GAN}", REF, "--metrics=fid50k_full,fd_fashion", "--detector-file=none.pth"], "none.pth"),
-        ([f"--network={GAN}", REF, "--metrics=fd_fashion", "--steps=3"], "--steps=3 is not for a GAN"),
+        ([f"--network={GAN}", REF, "--metrics=is50k,fd_fashion", "--detector-file=none.pth"], "none.pth"),
+        ([f"--network={GAN}", REF, "--metrics=fid50k"], "choose other --metrics (fd_fashion, pr_fashion, kid_fashion"),
+        ([f"--network={GAN}", REF, "--metrics=fd_fashion", "--steps=3"], "--steps=3 is not for a StyleGAN2"),
         ([f"--network={TEACHER}", REF, "--metrics=fd_fashion", "--trunc=0.5"],
          "--trunc=0.5 is not for a diffusion teacher, which this network is: leave it out"),
         (["--images=x", REF, "--trunc=0.5"], "--trunc, --trunc-mode, --steps, --solver and --repeat are for --network"),

@@ -616,6 +616,9 @@ def test_f_weights_are_exact(f: FDivergence, values: list[float]) -> None:
     log_ratio = torch.tensor([0.25, 1, 4], dtype=torch.float64).log()
     expected = torch.tensor(values, dtype=torch.float64)
     torch.testing.assert_close(f_weight(log_ratio, f, clip=10), expected / expected.mean())
+    with pytest.MonkeyPatch.context() as patch:  # another process, whose samples have three times the weight
+        patch.setattr("stylegan_di.torch_utils.distributed.average", lambda means: means[0].mul_(2))
+        torch.testing.assert_close(f_weight(log_ratio, f, clip=10), expected / expected.mean() / 2)
 
 
 @pytest.mark.parametrize("f", get_args(FDivergence))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from stylegan_di.commands.train import NVLABS
 from tools.dev import options_page
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +99,12 @@ def test_every_option_of_the_lineage_has_its_row(heading: str) -> None:
     if "`-n`" in section(heading):
         theirs.add("dry-run")
     assert set(LINEAGE[heading].split()) - theirs == set()
+
+
+def test_what_is_said_of_options_of_the_lineage_is_on_the_page_too() -> None:
+    pages = "".join(section(heading) for heading in ("stylegan3: `train", "edm: ", "Not here"))
+    assert not {name.lstrip("-") for name in NVLABS} & options_of("train")
+    assert {name for name in NVLABS if f"`{name}" not in pages} == set()
 
 
 @pytest.mark.parametrize("heading", LINEAGE)

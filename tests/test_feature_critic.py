@@ -28,7 +28,7 @@ from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.training.feature_adversary import FeatureAdversary
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.teacher_reals import FreshSamples
-from tests.test_methods import CPU, make_batch
+from tests.test_methods import CPU, make, make_batch
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import edm_network, save_files
 
@@ -264,6 +264,41 @@ def test_real_images_and_the_teachers_samples_take_turns(
     known = torch.stack([from_uint8(torch.from_numpy(drawn[index][0])) for index in range(24)])
     among = [bool((image == known).flatten(1).all(dim=1).any()) for _, images in seen for image in images]
     assert among == [own for own, images in seen for _ in images]
+
+
+@pytest.mark.parametrize(
+    ("classes", "asked"),
+    [(ClassMap(), [1, 2, 0, 1]), (ClassMap("null"), None), (ClassMap("drawn", label_dim=3), [1, 2, 0, 1]),
+     (ClassMap("table", torch.eye(3)[[2, 0, 1]]), [1, 2, 0, 1])],
+    ids=lambda value: value.rule if isinstance(value, ClassMap) else "",
+)  # fmt: skip
+def test_the_teachers_samples_keep_their_classes_unless_it_is_told_none(
+    classes: ClassMap, asked: list[int] | None, files: dict[str, str]
+) -> None:
+    """Those of --classes are the GAN's; by a label that only one kind of samples has they would be told apart."""
+    own, batch, x = torch.eye(3)[[1, 2, 0, 1]], make_batch(), torch.zeros(4, 1, 8, 8)
+    adversary = FeatureAdversary(FeatureCriticSpec(width=4), teacher(), LogNormalLaw(), Pixels(8, 1), classes, True)
+    told: list[Any] = []
+    adversary.critic.logits = lambda *given: told.append(given[-1]) or given[0]  # type: ignore[method-assign, func-returns-value, return-value]
+    adversary.logits(x, own, batch, batch.chunks[0], "critic/reals", own=True)
+    method = make(files["data"], divergence="realuid")
+    (to,) = method.instructions
+    to.classes, to.teachers_own = classes, True
+    to.fake_score.register_forward_pre_hook(lambda _, given: told.append(given[-1]))
+    to.score_loss((x, own), batch, batch.chunks[0], "fake_score", (x, own))
+    for found in (told[0], told[2]):
+        assert (None if found is None else found.argmax(dim=1).tolist()) == asked
+
+
+def test_a_discriminator_takes_no_samples_of_other_classes(files: dict[str, str]) -> None:
+    common = ["--kind=di", f"--teacher={files['teacher']}", f"--gan-pkl={files['gan']}", "--metrics=none"]
+    for option in ("--adv-weight=1", "--divergence=ikl:f=js"):
+        result: Any = invoke(*common, option, "--data=teacher:9", "--classes=null", "--dry-run")
+        assert result.exit_code == 2, result.output
+        assert (
+            f"{option}: the discriminator takes the GAN's classes, and --data=teacher:9 has the teacher's, which are "
+            "others with --classes=null; give --critic=features in its place, or real images"
+        ) in " ".join(result.output.split())
 
 
 def test_the_critic_alone_and_beside_an_f_divergence(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from stylegan_di.journal.journal import Journal
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import load_generator
 from stylegan_di.students.one_step import SIGMA_END, OneStepStudent
 from tests.test_conformance import _edm
+from tests.test_methods import Watch, make, make_batch
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
-from tests.tiny import save_files
+from tests.tiny import edm_network, save_files
 
 pytestmark = pytest.mark.usefixtures("small_grids")
 
@@ -52,7 +55,7 @@ def test_in_training_a_sample_ends_at_a_drawn_step_whose_gradient_alone_flows() 
     z = student.sample_latents(8, rng=rng(range(8)))
     last = rng(range(8)).integers(2)
     assert 0 < int(last.sum()) < 8
-    student.train().requires_grad_(True)
+    student.requires_grad_(True).learns = True
     images = student(z, labels, rng=rng(range(8)))
     with torch.no_grad():
         first = step(student, torch.zeros(8, 1, 8, 8), z, 0, labels)
@@ -69,6 +72,23 @@ def test_in_training_a_sample_ends_at_a_drawn_step_whose_gradient_alone_flows() 
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
     halves = torch.cat([student(z[i], labels[i], rng=rng(range(i.start, i.stop))) for i in (slice(0, 4), slice(4, 8))])
     torch.testing.assert_close(halves, images, rtol=1e-5, atol=1e-6)
+
+
+def test_the_fake_score_learns_from_all_steps_in_one_chunk_in_several_and_in_the_warm_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the same samples each time, the last of which the student then learns from."""
+    given: list[dict[str, Any]] = [{}, {}, {"fake_warmup": 1.0}]
+    methods = [make(student=OneStepStudent(edm_network(), 2.5, 2), fake_steps=2, **each) for each in given]
+    whole, parts, warm = (Watch(method, monkeypatch) for method in methods)
+    for method, batch_gpu in zip(methods, (4, 2, 4), strict=True):
+        method.step(make_batch(batch_gpu=batch_gpu), Journal())
+    for other in (parts, warm):
+        torch.testing.assert_close(torch.cat(other.fake), torch.cat(whole.fake), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.cat(parts.student), whole.student[0], rtol=1e-5, atol=1e-6)
+    assert torch.equal(whole.fake[1], whole.student[0])
+    assert warm.student == []
+    assert not methods[0].ema.learns
 
 
 def test_a_run_goes_on_exactly_and_its_file_knows_its_steps(tmp_path: Path) -> None:

@@ -245,8 +245,8 @@ def test_files_are_named_by_seed_and_the_grid_holds_them_in_order(tmp_path: Path
 @pytest.mark.parametrize(
     ("network", "options", "message"),
     [
-        (SG2_COND, ["--steps=9"], "--steps=9 is not for a GAN, which this network is: leave it out"),
-        (SG2_COND, ["--S_churn=0"], "--S_churn=0.0 is not for a GAN"),
+        (SG2_COND, ["--steps=9"], "--steps=9 is not for a StyleGAN2, which this network is: leave it out"),
+        (SG2_COND, ["--S_churn=0"], "--S_churn=0.0 is not for a StyleGAN2"),
         (EDM_COND, ["--trunc=1"], "--trunc=1.0 is not for a diffusion teacher, which this network is"),
         (EDM_COND, ["--noise-mode=const"], "--noise-mode=const is not for a diffusion teacher"),
         (EDM_COND, ["--sigma-min=3", "--sigma-max=2"], "--sigma-min=3 is not below --sigma-max=2"),
@@ -254,7 +254,7 @@ def test_files_are_named_by_seed_and_the_grid_holds_them_in_order(tmp_path: Path
         (EDM_COND, ["--disc=ve", "--sigma-min=100"], "--sigma-min=100 is not below --sigma-max=100"),
         (EDM_COND, ["--disc=ve", "--rho=5"], "--rho=5 is for --disc=edm, not ve: leave it out"),
         (EDM_COND, ["--solver=rk4"], "--solver"),
-        (SG2_COND, ["--solver=euler"], "--solver=euler is not for a GAN"),
+        (SG2_COND, ["--solver=euler"], "--solver=euler is not for a StyleGAN2"),
         (EDM_COND, ["--S_noise=1.01"], "--S_noise=1.01 needs --S_churn above 0"),
         (EDM_COND, ["--rho=nan"], "--rho=nan: accepted are finite numbers"),
         (EDM_COND, ["--sigma-max=inf"], "--sigma-max=inf: accepted are finite numbers"),

@@ -197,6 +197,11 @@ def test_where_it_has_no_effect_it_is_refused(option: list[str], why: str) -> No
     assert why in result.output
 
 
+def test_none_may_be_asked_for_where_there_is_none() -> None:
+    result = invoke("--kind=di", "--gan-pkl=fashion-gan.pkl", "--metrics=none", "--headroom=0", "--dry-run")
+    assert (result.exit_code, '"headroom": 0' in result.output) == (0, True)
+
+
 def test_the_first_metric_that_judges_images_compares_them_and_one_that_wants_more_samples_says_so(
     files: dict[str, str], tmp_path: Path
 ) -> None:

@@ -63,7 +63,7 @@ def test_networks_are_opened_by_their_names(hub: Hub, capsys: pytest.CaptureFixt
     assert isinstance(open_teacher("hf:me/both/teacher.safetensors"), EDMTeacher)
     assert set(hub.given) == {"x/gan.pkl", "gan.pkl", "teacher.safetensors"}
     told = capsys.readouterr().err
-    assert told.count("Terms of https://huggingface.co/me/gan/ and the files beside it: its page tells.") == 1
+    assert told.count("Terms of https://huggingface.co/me/gan/ and the files beside it: see its page.") == 1
     assert zoo.is_local("hf:me/gan/x/gan.pkl")
     assert not zoo.is_local("hf:me/none/gan.pkl")
 
@@ -130,7 +130,7 @@ def test_what_would_be_sent_can_be_looked_at(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output + str(result.exception)
     card = (tmp_path / "card" / "README.md").read_text()
     assert "license: apache-2.0" in card
-    assert "A GAN of 16x16 pixels, 1 channel(s), 10 classes." in card
+    assert "A StyleGAN2 of 16x16 pixels, 1 channel, 10 classes." in card
     assert "stylegan-di generate --network=hf:me/fashion" in card
     with Image.open(tmp_path / "card" / "samples.png") as picture:
         assert picture.width >= push.WIDTH

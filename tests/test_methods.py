@@ -16,6 +16,7 @@ from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.diffusion import KarrasLaw, add_noise
 from stylegan_di.divergences import parse_divergence
 from stylegan_di.dnnlib.util import UserError
+from stylegan_di.interfaces import Generator
 from stylegan_di.journal.journal import Journal
 from stylegan_di.spaces.pixels import Pixels
 from stylegan_di.students.stylegan2 import StyleGAN2Student
@@ -40,8 +41,8 @@ def make_batch(nimg: int = 0, size: int = 4, batch_gpu: int = 4) -> Batch:
     return Batch.of_step(seed=1, nimg=nimg, size=size, batch_gpu=batch_gpu, rank=0, world_size=1, device=CPU)
 
 
-def make(data: str = "made here", **given: Any) -> DiffInstruct:
-    """A GAN with its discriminator, a teacher and another network as its fake score."""
+def make(data: str = "made here", student: Generator | None = None, **given: Any) -> DiffInstruct:
+    """A GAN, or another student, with the GAN's discriminator, a teacher and another network as its fake score."""
     made: dict[str, Any] = dict(teacher="made here", gan_pkl="made here", data=data, workers=0, aug="noaug", batch=4)
     config = TrainConfig("di", **(made | given))
     networks: Any = gan_networks()
@@ -56,7 +57,8 @@ def make(data: str = "made here", **given: Any) -> DiffInstruct:
         fake_law=config.fake_law,
     )
     dataset = ImageDataset(data, use_labels=True) if config.needs_data else None
-    return DiffInstruct(config, CPU, dataset, StyleGAN2Student(networks["G"]), [instruction], networks["D"])
+    student = student or StyleGAN2Student(networks["G"])
+    return DiffInstruct(config, CPU, dataset, student, [instruction], networks["D"])
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

@@ -151,6 +151,10 @@ def test_references_are_inceptions_but_of_fashion(
     for data in (folder, folder.rename(tmp_path / "my-Fashion-32")):
         CliRunner().invoke(make_reference.main, [f"--data={data}", f"--dest={tmp_path / 'ref.npz'}"])
     assert opened == ["inception", "fashion"]
+    (tmp_path / "file").write_text("")
+    told = CliRunner().invoke(make_reference.main, [f"--data={folder}", f"--dest={tmp_path / 'file' / 'ref.npz'}"])
+    assert f"--dest={tmp_path / 'file' / 'ref.npz'}: cannot write into {tmp_path / 'file'}" in told.output
+    assert len(opened) == 2
 
 
 @pytest.mark.parametrize("labels", [np.zeros(2, int), np.zeros(3), np.array([0, -1, 0]), np.zeros([3, 1], int)])

@@ -254,6 +254,16 @@ def test_a_batch_that_does_not_divide_over_the_processes(files: dict[str, str]) 
     assert "does not divide over 8 processes" in problem(hybrid(files, batch=4), processes=8)
 
 
+def test_weights_of_one_image_at_a_time(files: dict[str, str]) -> None:
+    given: dict[str, Any] = dict(divergence="ikl:f=js", data="data", cond=True, critic="features", batch=4)
+    assert problem(refine(files, **given, batch_gpu=1)) == (
+        "--divergence=ikl:f=js weighs the images that are computed together against each other, and --batch-gpu=1 "
+        "leaves one: give 2 or more"
+    )
+    preflight.check(refine(files, **given, batch_gpu=1), processes=2, fetch=True)
+    preflight.check(refine(files, **given, batch_gpu=2), processes=1, fetch=True)
+
+
 def test_sharding_over_one_process(files: dict[str, str]) -> None:
     assert problem(refine(files, fsdp=True)).startswith("--fsdp spreads weights over several processes")
     preflight.check(refine(files, fsdp=True), processes=2, fetch=True)

@@ -60,7 +60,7 @@ def test_two_processes_make_the_same_bits_as_one_with_the_same_micro_batches(
     single = whole_run(tmp_path, *small(files), "--batch-gpu=2")
     assert {name: value for name, value in differences(single, double).items() if value} == {}
     assert_same_statistics(single, double)
-    assert (double / "log.txt").read_text().count("over 2 process(es)") == 1
+    assert (double / "log.txt").read_text().count("over 2 processes") == 1
     assert len((double / "stats.jsonl").read_text().splitlines()) == 4  # the first process alone writes
 
 

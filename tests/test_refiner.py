@@ -22,9 +22,11 @@ from stylegan_di.networks.refiner import Refiner
 from stylegan_di.random import SampleRandom
 from stylegan_di.snapshots.checkpoint import load_generator, load_snapshot, save_snapshot
 from stylegan_di.students.one_step import OneStepStudent
-from stylegan_di.students.refiner import RefinerStudent
+from stylegan_di.students.refiner import SIGMA_INIT, RefinerStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
+from stylegan_di.training.methods import diff_instruct
+from tests.gaussians import GaussianDenoiser
 from tests.test_conformance import MAKE_STUDENTS, _edm, _gan
 from tests.test_resume import SHORT, assert_same_run, invoke, killed_run, whole_run
 from tests.tiny import edm_network, gan_networks, save_files
@@ -151,6 +153,31 @@ def test_a_run_goes_on_exactly_and_its_file_is_a_refiner(
     assert result.exit_code == 0, result.output
     pixels = np.asarray(Image.open(out / "seed0003.png"))
     assert np.array_equal(pixels, to_uint8(found.draw([3], class_index=2))[0, 0].numpy())
+
+
+def test_a_network_of_edm2_is_put_behind_a_gan(tmp_path: Path) -> None:
+    made = RefinerStudent.of(StyleGAN2Student(_gan()), EDMTeacher(edm_network(precond="edm2")), 0.7)
+    found = load_generator(save(made, tmp_path / "refiner.pkl"))
+    assert torch.equal(found.draw([1], class_index=2), made.draw([1], class_index=2))
+
+
+def test_a_refiner_keeps_its_noise_level() -> None:
+    _, teacher, refiner = parts()
+    assert RefinerStudent.of(refiner, teacher, SIGMA_INIT).network.sigma_init == 0.7
+    with pytest.raises(UserError, match=r"--sigma-init=2: --gan-pkl is a refiner already, .* level 0\.7: leave it out"):
+        RefinerStudent.of(refiner, teacher, 2.0)
+
+
+def test_networks_that_cannot_be_joined_are_refused_before_the_teachers_samples_are_drawn(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(diff_instruct, "kept_samples", lambda *_: pytest.fail("samples are drawn"))
+    given = [f"--gan-pkl={files['r3gan']}", f"--teacher={files['teacher']}", "--critic=features", "--data=teacher:9"]
+    result = invoke("--kind=di", "--student=refiner", *given, "--metrics=none", f"--outdir={tmp_path / 'runs'}")
+    assert "wants a StyleGAN2 or StyleGAN3 as --gan-pkl, and this is a R3GAN" in result.output
+    assert not (tmp_path / "runs").exists()
+    with pytest.raises(UserError, match="a GaussianDenoiser cannot be put behind a GAN, as --student=refiner does"):
+        RefinerStudent.of(parts()[0], GaussianDenoiser(0.0, 1.0), 1.0)
 
 
 def save(student: RefinerStudent, path: Path) -> Path:

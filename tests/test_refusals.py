@@ -47,7 +47,7 @@ def test_a_gan_as_the_teacher(tmp_path: Path) -> None:
         load_denoiser(path)
     assert str(caught.value) == (
         f"{path}: found no diffusion model: its entries are G_ema. Pass a generator as --gan-pkl or --network "
-        "(load_generator), and an EDM network as the teacher."
+        "(load_generator), and an EDM network as --teacher or --transfer."
     )
 
 

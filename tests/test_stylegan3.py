@@ -193,7 +193,7 @@ def test_generate_moves_and_turns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network", "arguments", "words"),
     [
-        ("sg2-uncond", ["--translate=0.1,0"], "--translate=0.1,0.0 is not for a GAN"),
+        ("sg2-uncond", ["--translate=0.1,0"], "--translate=0.1,0.0 is not for a StyleGAN2"),
         ("edm-uncond", ["--rotate=5"], "--rotate=5.0 is not for a diffusion teacher"),
         ("sg3-t", ["--noise-mode=none"], "--noise-mode=none is not for a StyleGAN3"),
         ("sg3-t", ["--translate=1"], "--translate=1.0 --rotate=0.0: accepted are finite numbers X,Y and DEG"),

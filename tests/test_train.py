@@ -510,6 +510,11 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
         (["--kind=gan", "--data=x", "--cfg=paper256", "--pl-weight=0", "--pl-interval=2"],
          "--pl-interval=2 has no effect with --pl-weight=0"),
         (["--kind=di", "--teacher=x", "--resume=y"], "belongs to --kind=gan"),
+        (["--resume=training-state-000100.pt"], "--transfer=network-snapshot-NNN.pkl"),
+        (["--kind=edm", "--data=x", "--duration=200"], "No such option '--duration': give --kimg"),
+        ([f"--resume={__file__}"], "is no training state; to continue a run, give latest"),
+        (["--kind=di", "--gan-pkl=fashon-gan.pkl"], "fashon-gan.pkl: there is no such file; known names like it: fa"),
+        (["--kind=di", "--gan-pkl=fashion-gan.pkl", "--cfg=fashon"], "did you mean fashion?"),
         (["--kind=di", "--teacher=x", "--batch=0"], "--batch=0: accepted is"),
         (["--kind=di", "--teacher=x", "--lr-decay=1"], "--lr-decay=1.0: accepted is"),
         (["--kind=di", "--teacher=no-such.pkl", "--metrics=none"], "no-such.pkl"),
@@ -520,12 +525,20 @@ def test_wrong_options_are_refused_with_the_remedy(arguments: list[str], message
     assert message in refused(*arguments, f"--outdir={tmp_path}")
 
 
+def test_a_teacher_on_the_way_asks_for_real_images_alone(tmp_path: Path) -> None:
+    told = refused("--kind=di", "--gan-pkl=x", "--teacher=online", f"--outdir={tmp_path}")
+    assert told.endswith("--teacher=online needs --data: real images")
+
+
 def test_a_reference_that_no_metric_uses_is_refused(files: dict[str, str], tmp_path: Path) -> None:
     output = refused(*di(files, f"--gan-pkl={files['gan']}", "--metrics=is50k"), f"--outdir={tmp_path}")
     assert "--metrics=is50k compares with no real images" in output
 
 
-def test_an_outdir_that_cannot_be_written_is_named(files: dict[str, str], tmp_path: Path) -> None:
+def test_an_outdir_that_cannot_be_written_is_named_before_anything_is_drawn(
+    files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
+    monkeypatch.delattr("stylegan_di.training.launch.build")
     output = refused(*di(files, f"--gan-pkl={files['gan']}"), f"--outdir={tmp_path / 'file'}")
     assert "choose another folder" in output

@@ -2,8 +2,7 @@
 
     stylegan-di interpolate --network=fashion-gan.pkl --class=8 --seeds=0-11 --grid=3x2 --output=loop.gif
     stylegan-di interpolate --network=ffhq.pkl --seeds=0-31 --grid=4x2 --frames=480 --fps=60 --output=loop.mp4
-
-    python tools/interpolate.py --network=ffhq.pkl --projected-w=me/projected_w.npz --seeds=3-5 --output=loop.gif
+    stylegan-di interpolate --network=ffhq.pkl --projected-w=me/projected_w.npz --seeds=3-5 --output=loop.gif
 
 The grid's cells take consecutive seeds: with 12 seeds, each cell of a 3x2 grid shows two keyframes. Projections
 (stylegan-di project) are keyframes before the seeds; their noise maps are not used, as they belong to one image. With

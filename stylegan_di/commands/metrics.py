@@ -170,7 +170,8 @@ def write(lines: Iterable[tuple[str, str]], folder: Path | None) -> None:
 @click.option("--detector-amp", type=Choice(AMP_TYPES),
               help="Type in which the extractors of features compute, by autocast.  [default: float32]")
 @click.option("--detector-file", metavar="[NAME=]FILE,...",
-              help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2.")
+              help="Local weights instead of downloads; for several, name them: inception, vgg16, lpips, dinov2, "
+              "efficientnet_lite0.")
 @truncation_options
 @sampler_options
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), help="Folder for metric-<name>.jsonl.")

@@ -53,9 +53,10 @@ entry_options = together(
 )
 
 
-def class_options(several: str = "") -> Callable[[Function], Function]:
-    """--class and --label, texts and numbers; `several` says what several classes do."""
-    text = f"Class of a conditional network, its number or its name{several}.  [default: drawn from the seed]"
+def class_options(several: str = "", *, needed: bool = False) -> Callable[[Function], Function]:
+    """--class and --label, texts and numbers; `several` says what several classes do, `needed` that one has to be."""
+    default = "a conditional network needs it, or --label" if needed else "default: drawn from the seed"
+    text = f"Class of a conditional network, its number or its name{several}.  [{default}]"
     return together(
         click.option("--class", "classes", metavar="N|NAME", help=text),
         click.option("--label", type=CommaList(float), metavar="X,Y,...",

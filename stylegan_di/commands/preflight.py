@@ -55,7 +55,7 @@ def cost(config: TrainConfig, method: DiffInstruct, steps: int) -> str:
     return f"{estimate(seconds, config.kimg, method.device)}, from {steps} step{'s' if steps > 1 else ''}"
 
 
-@click.command(cls=GroupedCommand, help=help_of(__doc__))
+@click.command(cls=GroupedCommand, kind="di", help=help_of(__doc__))
 @declared_options(options_of(TrainConfig), default_of)
 @click.option("--steps", type=click.IntRange(min=1), default=3, show_default=True, help="Steps that are timed.")
 @user_errors

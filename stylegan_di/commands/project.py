@@ -71,7 +71,7 @@ def open_features(detector_file: str | None, device: str) -> tuple[Features, str
 @click.option("--save-video", "with_video", type=bool, default=True, show_default=True, help="Write the video?")
 @click.option("--video-format", type=Choice(["gif", "mp4"]), default="gif", show_default=True,
               help="proj.gif, or proj.mp4 with the package av.")
-@class_options()
+@class_options(needed=True)
 @click.option("--detector-file", metavar="vgg16=FILE,lpips=FILE",
               help="Weights of LPIPS.  [default: those in the cache]")
 @click.option("--outdir", type=click.Path(path_type=Path, file_okay=False), default="out", show_default=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from stylegan_di.commands.options import device_option
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.cli import Choice, help_of, user_errors
+from stylegan_di.dnnlib.cli import Choice, help_of, user_errors, writable_folder
 from stylegan_di.dnnlib.progress import Progress
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.metrics.extractors import EXTRACTORS, open_extractor
@@ -39,7 +39,7 @@ def classes_of(data: str) -> np.ndarray | None:
 @click.option("--dest", required=True, metavar="FILE.npz", help="File to write.")
 @click.option("--extractor", type=Choice(list(EXTRACTORS)),
               help="Network whose features are taken; the file names it.  [default: inception, whose statistics EDM's "
-              "code reads too; fashion for --data named so]")
+              "code reads too; fashion if the name of --data has 'fashion' in it]")
 @click.option("--detector-file", metavar="FILE", help="The extractor's weights.  [default: published or shipped ones]")
 @click.option("--features", type=Choice(["none", "float16", "float32"]), default="float16", show_default=True,
               help="Type in which to store the features themselves, which precision and recall need.")
@@ -57,6 +57,7 @@ def main(
 ) -> None:
     if Path(dest).suffix != ".npz":
         raise UserError(f"--dest={dest}: its name must end in .npz")
+    writable_folder(f"--dest={dest}", Path(dest).parent)
     extractor = extractor or ("fashion" if "fashion" in Path(data).name.lower() else "inception")
     network = open_extractor(extractor, detector_file).to(device)
     dataset = ImageDataset(data)

@@ -1,8 +1,7 @@
 """Mixes styles: shows every row's image with some styles of every column's image.
 
     stylegan-di style-mix --network=ffhq.pkl --rows=85,100,75 --cols=55,821,1789 --styles=0-6 --outdir=out
-
-    python tools/style_mixing.py --network=ffhq.pkl --rows-w=me/projected_w.npz --cols=55,821 --outdir=out
+    stylegan-di style-mix --network=ffhq.pkl --rows-w=me/projected_w.npz --cols=55,821 --outdir=out
 
 Writes <row>-<column>.png and grid.png, whose first row and column show the unmixed images. Projections
 (stylegan-di project) come before the seeds, and are named w0, w1, ...; their noise maps are not used. The noise of

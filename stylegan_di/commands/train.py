@@ -44,6 +44,21 @@ from stylegan_di.torch_utils.allocator import keep_freed_memory
 from stylegan_di.torch_utils.distributed import ProcessLost
 from stylegan_di.training.launch import launch
 
+_ALWAYS = "leave it out, as the fast way is always chosen"
+#: Options of stylegan2-ada-pytorch's, stylegan3's and edm's train.py that are not here (docs/migration.md).
+NVLABS = {
+    "--fp32": "give --fp16-res=0",
+    "--fp16": "give --amp=fp16",
+    "--glr": "the generator's learning rate is --lr",
+    "--duration": "give --kimg, in thousands of images",
+    "--cres": "give --channel-mult",
+    "--xflip": "give --mirror",
+    "--dump": "leave it out, as each snapshot comes with a state",
+    "--nosubdir": "leave it out, as two runs never share a folder",
+    "--cache": "leave it out, as a data set of up to 1 GiB is always kept in memory",
+    **dict.fromkeys(["--nhwc", "--nobench", "--bench", "--allow-tf32", "--ls"], _ALWAYS),
+}
+
 
 def default_of(declared: Option, kind: str | None) -> str:
     """Returns an option's default as --help shows it, for one kind if --kind is given."""
@@ -58,14 +73,22 @@ def default_of(declared: Option, kind: str | None) -> str:
 
 def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
     if kind is None and given["resume"] is not None:
+        if os.path.isfile(given["resume"]):
+            raise UserError(
+                f"--resume={given['resume']} is no training state; to continue a run, give latest, its folder, or one "
+                "of its training states; to start from the GAN in this file, give --kind=gan"
+            )
         hint = did_you_mean(given["resume"], ["latest"])
         raise UserError(f"--resume={given['resume']}: there is no such file or folder{hint}")
     if kind is None:
         raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to continue a run")
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
     has_own = given["teacher"] is not None or given["cfg"] is not None
-    if kind == "di" and uses_teacher(given) and known is not None and not has_own:
-        given["teacher"] = known.teacher
+    if kind == "di" and uses_teacher(given) and not has_own:
+        if known is not None:
+            given["teacher"] = known.teacher
+        elif given["gan_pkl"] is not None and zoo.is_local(given["gan_pkl"]):
+            zoo.resolve(given["gan_pkl"])  # a mistyped name has no known teacher: tell of the name, not of --teacher
     return resolve(
         kind,
         given | {"device": device or default_device()},
@@ -77,6 +100,7 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
 
 @click.command(
     cls=GroupedCommand,
+    elsewhere=NVLABS,
     help=help_of(__doc__),
     epilog="--kind=di --help shows only the options of --kind=di, with its defaults.",
 )

@@ -170,7 +170,8 @@ def _one_noise(config: Derived) -> Iterator[str]:
 def _images(config: Derived) -> Iterator[str]:
     """Real images, and the discriminator that sees them, have to be there where they are needed."""
     if config.kind == "di" and config.needs_data and config.data is None:
-        yield f"{config.wants_reals} needs --data: real images, or teacher:N, samples of the teacher"
+        samples = "" if config.trains_teacher else ", or teacher:N, samples of the teacher"
+        yield f"{config.wants_reals} needs --data: real images{samples}"
     if config.kind == "di" and config.trains_critic and config.gan_pkl is None:
         or_critic = "" if config.adv_weight else ", or --critic=features"
         yield f"{config.wants_reals} needs --gan-pkl, whose discriminator it uses{or_critic}"

@@ -52,10 +52,15 @@ class Derived(Fields):
         return None if self.critic == "none" else parse(self.critic, CRITIC_SPECS, "--critic")
 
     @property
-    def asks_discriminator(self) -> bool:
-        """Whether the divergence takes the density ratio from the GAN's own discriminator, for want of a critic."""
+    def weighs_samples(self) -> bool:
+        """Whether the divergence weighs samples by the density ratio that a critic gives."""
         divergence = parse_divergence(self.divergence)
-        return divergence is not None and divergence.needs_critic and self.critic == "none"
+        return divergence is not None and divergence.needs_critic
+
+    @property
+    def asks_discriminator(self) -> bool:
+        """Whether that critic is the GAN's own discriminator, for want of another."""
+        return self.weighs_samples and self.critic == "none"
 
     @property
     def trains_critic(self) -> bool:

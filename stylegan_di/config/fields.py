@@ -272,7 +272,10 @@ class Fields:
         f"teacher's network behind it; or a new network, a spec (docs/students.md): {usage(FRESH_STUDENTS)}.",
     )
     sigma_init: float = _di(
-        2.5, "Noise level at which a one-step student starts, or that a refiner adds to the GAN's images.", POSITIVE
+        2.5,
+        "Noise level at which a one-step student starts, or that a refiner adds to the GAN's images. [default: 2.5, "
+        "for a refiner 1]",
+        POSITIVE,
     )
     student_steps: int = _di(
         1, "Denoising steps of a student that is distilled without a GAN, trained at their levels.", Range(1, 64)

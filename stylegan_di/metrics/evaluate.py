@@ -33,6 +33,9 @@ from stylegan_di.metrics.table import Metric, MotionMetric, PathMetric, metric, 
 from stylegan_di.metrics.vgg16 import VGG16, load_lpips
 from stylegan_di.torch_utils import distributed
 
+Reference = str | os.PathLike[str] | ImageDataset | None
+
+LPIPS = ("vgg16", "lpips")  # the networks of path lengths
 OF_PIXELS = ("spectrum", "texture", "fashion")  # extractors that do not resize images of any size and shape
 CHUNK = 1000  # features that are turned into class probabilities at a time
 
@@ -92,13 +95,17 @@ class Evaluator:
         self.report = report
         self.keep = {entry.extractor for entry in self.of_images.values() if entry.needs_features}
         self.keep_reals = {e.extractor for e in self.of_images.values() if e.needs_features and e.uses_reals}
+        self.real_size: tuple[int, int] | None = None  # width and height of the real images, where they are known
         with distributed.together():
+            uses = [*dict.fromkeys(e.extractor for e in self.of_images.values()), *(LPIPS if self.of_paths else ())]
+            files = detector_files(detector_file, uses)
+            statistics = self._read_statistics(reference)  # those that do not fit are refused before a download
             if distributed.rank() != 0:
                 distributed.meet()  # the first process downloads what is missing, and the others find it
-            self._open_extractors(detector_file)
+            self._open_extractors(files)
             if distributed.rank() == 0:
                 distributed.meet()
-            self.references = self._open_references(reference)
+            self.references = self._open_references(reference, statistics)
 
     def __call__(self, generator: Generator, seed: int = 0) -> dict[str, float]:
         """Returns every figure for `num_samples` images of a generator; equal seeds mean equal latents and labels."""
@@ -121,6 +128,7 @@ class Evaluator:
                 if distributed.rank() == 0:
                     results[name] = psnr(errors)
             if self.of_images:
+                self._check_alike(generator.image_shape[2], generator.image_shape[1])
                 images = generated_images(
                     generator, num=self.num_samples, batch=batch, seed=seed, device=self.device, amp=self.amp
                 )
@@ -139,6 +147,7 @@ class Evaluator:
             raise UserError(f"{', '.join(self.of_motions)}: equivariance is for a StyleGAN3, not for images")
         num = min(self.num_samples, len(dataset))
         self._check_size(dataset)
+        self._check_alike(dataset.width, dataset.resolution)
         with distributed.together():
             batch = self.batch or batch_size(max(dataset.resolution, dataset.width))
             results = self._measure(dataset_images(dataset, num=num, batch=batch))
@@ -181,10 +190,8 @@ class Evaluator:
         report = self.report
         return None if report is None else lambda done: report(label, done, total)
 
-    def _open_extractors(self, detector_file: str | os.PathLike[str] | None) -> None:
-        names = list(dict.fromkeys(entry.extractor for entry in self.of_images.values()))
-        uses = [*names, *(["vgg16", "lpips"] if self.of_paths else [])]
-        files = detector_files(detector_file, uses)
+    def _open_extractors(self, files: Mapping[str, str]) -> None:
+        names = dict.fromkeys(entry.extractor for entry in self.of_images.values())
         self.extractors = {name: open_extractor(name, files.get(name)).to(self.device) for name in names}
         for extractor in {entry.extractor for entry in self.of_images.values() if entry.of_classes}:
             classifier = self.extractors[extractor]
@@ -197,24 +204,42 @@ class Evaluator:
             assert isinstance(vgg, VGG16)
             self.lpips = load_lpips(vgg, files.get("lpips")).to(self.device)
 
-    def _open_references(self, reference: str | os.PathLike[str] | ImageDataset | None) -> dict[str, FeatureStats]:
-        """The statistics that each metric compares with, by its name, in the first process; {} in the others."""
+    def _read_statistics(self, reference: Reference) -> dict[str, FeatureStats] | None:
+        """A file's statistics, by extractor, in the first process, {} in the others; None where it is no such file."""
+        if reference is None or isinstance(reference, ImageDataset) or Path(reference).suffix not in SUFFIXES:
+            return None
+        if distributed.rank() != 0 or not need_reals(self.metrics):
+            return {}
+        found = load_references(zoo.resolve(reference))
+        for entry in self.of_images.values():
+            if entry.uses_reals:
+                picked(found, entry, os.fspath(reference))
+        return found
+
+    def _open_references(
+        self, reference: Reference, statistics: Mapping[str, FeatureStats] | None
+    ) -> dict[str, FeatureStats]:
+        """The statistics that each metric compares with, by its name, in the first process; {} in the others.
+
+        statistics: those of a file, as `_read_statistics` returns them.
+        """
         entries = {name: entry for name, entry in self.of_images.items() if entry.uses_reals}
         if not need_reals(self.metrics):
             return {}
         if reference is None:
             raise UserError(f"{', '.join(entries)}: there is nothing to compare with; give --data or --ref")
-        if not isinstance(reference, ImageDataset) and Path(reference).suffix in SUFFIXES:
+        if statistics is not None and not isinstance(reference, ImageDataset):
             if distributed.rank() != 0:
                 return {}
-            found = load_references(zoo.resolve(reference))
             source = os.fspath(reference)
-            return {name: picked(found, e, source, self.extractors[e.extractor].dim) for name, e in entries.items()}
+            dims = {name: self.extractors[entry.extractor].dim for name, entry in entries.items()}
+            return {name: picked(statistics, entry, source, dims[name]) for name, entry in entries.items()}
         labels = need_labels(self.metrics)
         dataset = reference if isinstance(reference, ImageDataset) else ImageDataset(reference, use_labels=labels)
         if labels and not dataset.has_labels:
             raise UserError(f"{self._labelled()}: {dataset.name} was opened without its labels (--cond); leave it out")
         self._check_size(dataset)
+        self.real_size = dataset.width, dataset.resolution
         stats = {name: self._dataset_features(dataset, entry) for name, entry in entries.items()}
         return {name: found for name, found in stats.items() if found is not None}
 
@@ -241,6 +266,15 @@ class Evaluator:
         wrong = [name for name, entry in self.of_images.items() if entry.extractor in OF_PIXELS]
         if dataset.any_size and wrong:
             raise UserError(f"--any-size: {', '.join(wrong)} does not resize images: leave it out")
+
+    def _check_alike(self, width: int, height: int) -> None:
+        """Raises UserError for spectra of images of another size than the real ones'."""
+        if "spectrum" in self.metrics and self.real_size not in (None, (width, height)):
+            real = "{}x{}".format(*self.real_size or ())
+            raise UserError(
+                f"spectrum: images of {width}x{height} pixels cannot be compared with real ones of {real}; give real "
+                f"images of their size (stylegan-di dataset --resolution={width}x{height})"
+            )
 
     def _labelled(self) -> str:
         """The metrics that need labels, for a message."""

@@ -30,7 +30,7 @@ from stylegan_di.metrics.statistics import (
     load_label_counts,
     load_stats,
 )
-from stylegan_di.metrics.table import Metric
+from stylegan_di.metrics.table import METRICS, Metric
 from stylegan_di.torch_utils.persistence import read_pickle
 
 SUFFIXES = (".npz", ".pkl")  # suffixes of files that hold statistics
@@ -77,10 +77,12 @@ def picked(found: Mapping[str, FeatureStats], entry: Metric, source: str, dim: i
     if stats is None or dim not in (None, len(stats.mean)):
         held = " and ".join(f"{name} features of {len(other.mean)} dimensions" for name, other in found.items())
         wanted = f"{entry.extractor} features" + ("" if dim is None else f" of {dim}")
+        compared = {name: other for name, other in METRICS.items() if isinstance(other, Metric) and other.uses_reals}
+        fit = ", ".join(name for name, other in compared.items() if other.extractor in found)
         raise UserError(
-            f"--ref={source} holds {held}; the metrics asked for need {wanted}: "
-            "choose other --metrics, or give images to compare with (a ZIP as --ref, or as --data of "
-            "stylegan-di metrics)"
+            f"--ref={source} holds {held}; the metrics asked for need {wanted}: choose other --metrics"
+            + (f" ({fit})" if fit else "")
+            + ", or give images to compare with (a ZIP as --ref, or as --data of stylegan-di metrics)"
         )
     if entry.needs_features and stats.features is None:
         raise UserError(

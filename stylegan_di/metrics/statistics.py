@@ -24,7 +24,7 @@ from stylegan_di.torch_utils.precision import as_float64
 MAX_DIM = 1 << 13  # largest dimension of features that is read from a file
 MAX_MAGNITUDE = 1e6  # of a mean; a variance may be its square
 ROUNDING = 1e-4  # how far below 0 an eigenvalue may be, relative to the largest variance; files may be in float32
-REMEDY = "Reference statistics are an .npz file with mu and sigma; make them with --data."
+REMEDY = "Reference statistics are an .npz file with mu and sigma; make one with stylegan-di reference."
 
 _ARRAYS = ("mu", "sigma", "num", "extractor", "features", "labels")  # what a file of statistics may hold
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stylegan_di.networks import stylegan2, stylegan3
-from stylegan_di.networks.edm import PRECONDITIONERS, Precond
+from stylegan_di.networks import edm2, stylegan2, stylegan3
+from stylegan_di.networks.edm import PRECONDITIONERS, DDPMPrecond, Precond
 from stylegan_di.torch_utils.persistence import PersistentModule
 
 #: By the names that a file gives them.
@@ -16,7 +16,9 @@ GENERATORS: dict[str, type[PersistentModule]] = {
     "Generator": stylegan2.Generator,
     "stylegan3.Generator": stylegan3.Generator,
 }
-DENOISERS: dict[str, type[Precond]] = {cls.__name__: cls for cls in PRECONDITIONERS.values()}
+DENOISERS: dict[str, type[Precond]] = {
+    cls.__name__: cls for cls in (*PRECONDITIONERS.values(), DDPMPrecond, edm2.Precond)
+}
 
 
 class Refiner(PersistentModule):
@@ -54,7 +56,10 @@ class Refiner(PersistentModule):
             classes = getattr(network, "c_dim", None) if network is self.generator else network.label_dim
             width = getattr(network, "img_width", None)
             if (network.img_resolution, network.img_channels, classes) != shape or width is not None:
-                raise ValueError(f"a {type(network).__name__} of other images than {shape}")
+                raise ValueError(
+                    f"a {type(network).__name__} of other images or classes than {img_resolution}x{img_resolution}, "
+                    f"{img_channels} channels, {label_dim} classes"
+                )
         self.register_buffer("noise_const", torch.randn(img_channels, img_resolution, img_resolution))
 
     @classmethod

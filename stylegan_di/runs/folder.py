@@ -19,6 +19,13 @@ from stylegan_di.dnnlib.util import UserError, atomic_write, naming, sync_direct
 from stylegan_di.runs import statefile
 
 
+def check_outdir(outdir: str) -> None:
+    """Raises UserError for an --outdir that cannot be written, as far as that shows without writing."""
+    existing = next((path for path in (Path(outdir), *Path(outdir).parents) if os.path.exists(path)), Path())
+    if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+        raise UserError(f"--outdir={outdir}: cannot write into {existing}; choose another folder")
+
+
 class RunFolder:
     """The folder `<outdir>/00000-<name>/`; runs that start at the same time get different numbers."""
 

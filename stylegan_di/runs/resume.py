@@ -111,6 +111,11 @@ def _found_from_here(config: TrainConfig, state: State) -> TrainConfig:
 
 def _choose(source: str, outdir: Path) -> tuple[Path, list[str]]:
     path = Path(source)
+    if path.suffix == ".pt":
+        raise UserError(
+            f"--resume={source}: edm's training states hold pickled code, which is not read; start from the network "
+            "beside it: --transfer=network-snapshot-NNN.pkl"
+        )
     if source != "latest" and not path.is_dir():
         if not path.is_file():
             raise UserError(f"--resume={source}: there is no such file; pass a run folder, or latest")

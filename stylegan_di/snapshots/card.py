@@ -129,7 +129,7 @@ def _what(snapshot: Snapshot) -> str:
     model = as_model(snapshot)
     kind = "diffusion model" if isinstance(model, Denoiser) else model.kind
     channels, height, width = model.image_shape
-    shape = f"{width}x{height} pixels, {channels} channel(s)"
+    shape = f"{width}x{height} pixels, {channels} channel{'s' if channels > 1 else ''}"
     classes = f", {model.label_dim} classes" if model.label_dim else ""
     made = ""
     if snapshot.metadata.get("kind") == "di":

@@ -112,7 +112,7 @@ def as_denoiser(snapshot: Snapshot) -> interfaces.Denoiser:
     raise RefusedFileError(
         snapshot.source,
         f"no diffusion model: {_listing(snapshot)}" if student is None else f"a {student.kind}",
-        "Pass a generator as --gan-pkl or --network (load_generator), and an EDM network as the teacher.",
+        "Pass a generator as --gan-pkl or --network (load_generator), and an EDM network as --teacher or --transfer.",
     )
 
 

@@ -26,27 +26,26 @@ SIGMA_END = 0.2  # which the levels of several steps would reach after the last
 MAX_STEPS = 64
 
 
-def network_of_teacher(teacher: Denoiser) -> Precond:
+def network_of_teacher(teacher: Denoiser, refused: str) -> Precond:
     """A copy of a teacher's network, from which a student starts.
 
     Raises:
-        UserError: the teacher is not one network of EDM's form.
+        UserError: the teacher is not one network of EDM's form; `refused` says what follows from that.
     """
     try:
         network = teacher.trainable_copy().entries().get("ema")
     except UserError:  # it has no form in a snapshot, so a student of its kind would have none either
         network = None
     if not isinstance(network, Precond):
-        kind = type(teacher).__name__
-        raise UserError(f"a {kind} cannot be distilled to one step; give --gan-pkl, a GAN to refine")
+        raise UserError(f"a {type(teacher).__name__} {refused}")
     return network
 
 
 class OneStepStudent(Generator):
     """images = x_steps of x_i = D(x_(i-1) + sigma_i z_i; sigma_i), x_0 = 0, z standard normal.
 
-    The levels fall geometrically, sigma_i = sigma_init (SIGMA_END / sigma_init)^((i - 1) / steps). While it is trained,
-    a sample is x_i for an i drawn uniformly, and gradients flow through the last denoising alone.
+    The levels fall geometrically, sigma_i = sigma_init (SIGMA_END / sigma_init)^((i - 1) / steps). If it `learns`, a
+    sample is x_i for an i drawn uniformly, and gradients flow through the last denoising alone.
 
     Args:
         network: a preconditioned network, kept as `.network`.
@@ -63,7 +62,6 @@ class OneStepStudent(Generator):
         ratio = SIGMA_END / sigma_init
         self.levels = tuple(sigma_init * ratio ** (index / steps) for index in range(steps))
         self.register_buffer("level_of_step", torch.tensor(self.levels), persistent=False)
-        self.learns = False  # whether samples end at a drawn level
         self.network = network
         self.training = False
         self.sigma_init = float(sigma_init)
@@ -78,11 +76,11 @@ class OneStepStudent(Generator):
         Raises:
             UserError: the teacher is not one network of EDM's form.
         """
-        return cls(network_of_teacher(teacher), sigma_init, steps)
+        refused = "cannot be distilled to one step; give --gan-pkl, a GAN to refine"
+        return cls(network_of_teacher(teacher, refused), sigma_init, steps)
 
     def train(self, mode: bool = True) -> OneStepStudent:
         """The network stays in evaluation mode: dropout is for denoisers; here an image is a function of its latent."""
-        self.learns = mode
         return super().train(False)
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
@@ -95,7 +93,7 @@ class OneStepStudent(Generator):
     def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
         """z as `sample_latents` draws it; labels [B,label_dim] one-hot, None the null label.
 
-        rng: draws at which step a sample ends while the student is trained; else nothing but z is random.
+        rng: draws at which step a sample ends if the student `learns`; else nothing but z is random.
         """
         if len(self.levels) == 1:
             images = self._denoised(self.sigma_init * z, self.sigma_init, labels)

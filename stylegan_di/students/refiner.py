@@ -24,6 +24,7 @@ from stylegan_di.students.stylegan3 import gan_student
 from stylegan_di.torch_utils.precision import at_least_float32
 
 PARTS = ("generator", "denoiser")
+SIGMA_INIT = 1.0  # the noise level unless one is given
 
 
 class RefinerStudent(Generator):
@@ -75,13 +76,23 @@ class RefinerStudent(Generator):
             UserError: if the two cannot be joined.
         """
         if isinstance(gan, RefinerStudent):
+            if sigma_init not in (SIGMA_INIT, gan.network.sigma_init):
+                raise UserError(
+                    f"--sigma-init={sigma_init:g}: --gan-pkl is a refiner already, which adds noise of level "
+                    f"{gan.network.sigma_init:g}: leave it out"
+                )
             return cls(gan.network)
         if not isinstance(gan, StyleGAN2Student):
             raise UserError(f"--student=refiner wants a StyleGAN2 or StyleGAN3 as --gan-pkl, and this is a {gan.kind}")
+        refused = "cannot be put behind a GAN, as --student=refiner does; leave that out, or choose another teacher"
+        network = network_of_teacher(teacher, refused)
         try:
-            made = cls(Refiner.of(gan.network, network_of_teacher(teacher), sigma_init))
+            made = cls(Refiner.of(gan.network, network, sigma_init)).eval()
         except ValueError as error:
-            raise UserError(f"--student=refiner: teacher and GAN do not match: {error}") from None
+            raise UserError(
+                f"--student=refiner: teacher and GAN do not match: {error}; choose a teacher of the GAN's images and "
+                "classes, or leave it out"
+            ) from None
         made.starts_as_gan = True
         return made
 

@@ -36,7 +36,7 @@ class StyleGAN2Student(Generator):
         trunc_mode: what truncation draws towards: the 'mean' of all w, or that of the sample's 'class'.
     """
 
-    kind = "GAN"
+    kind = "StyleGAN2"
     options: ClassVar[Sequence[str]] = ("trunc", "trunc_mode", "noise_mode")
     #: The steps of a GAN's training whose samples move the running means.
     means_move_with: ClassVar[Sequence[str]] = ("generator", "path_length")

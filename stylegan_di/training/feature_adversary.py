@@ -89,7 +89,9 @@ class FeatureAdversary:
         """
         own = own and purpose.endswith("/reals")
         x = images if own and self.critic.teacher.space is None else self.space.encode(images)
-        if not own:
+        if own:
+            labels = self.classes.of_teachers(labels)
+        else:
             labels = self.classes(labels, lambda classes: batch.labels(purpose, chunk, LabelLaw.uniform(classes)))
         noise, sigma = batch.noise(self.law, purpose, chunk, x, within=self.critic.teacher)
         return self.critic.logits(x, noise, sigma, labels)

@@ -51,10 +51,15 @@ def wanted(method: Method) -> bool:
 
 
 def header(method: Method) -> list[tuple[str, str]]:
-    """A line of a run's header on a GPU."""
+    """A line of a run's header on a GPU.
+
+    Raises:
+        UserError: as `wanted`, on any device.
+    """
+    graph = wanted(method)
     if method.device.type != "cuda":
         return []
-    if wanted(method):
+    if graph:
         return [("steps", "one CUDA graph")]
     return [("steps", f"launched kernel by kernel, because {hindrance(method) or '--cuda-graph=false'}")]
 

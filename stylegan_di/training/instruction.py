@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from stylegan_di.config import TrainConfig
+from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.diffusion import NoiseLaw
 from stylegan_di.divergences import parse_divergence
 from stylegan_di.interfaces import Critic, Denoiser, Generator, Space
@@ -36,7 +37,8 @@ class Instruction:
     """A teacher with its space, fake score, divergence and weight. A training has one or several of these.
 
     Teacher and fake score see the student's images in `space`, with labels by `classes`. `role` names the fake score in
-    the training state and keys its random numbers.
+    the training state and keys its random numbers. `teachers_own`: whether real samples are a teacher's, with its own
+    labels.
     """
 
     teacher: Denoiser
@@ -48,6 +50,7 @@ class Instruction:
     weight: float = 1.0
     role: str = "fake_score"
     classes: ClassMap = field(default_factory=ClassMap)
+    teachers_own: bool = False
 
     @classmethod
     def configured(
@@ -70,6 +73,7 @@ class Instruction:
             weight=weight,
             role=f"fake_score{index + 1}" if index else "fake_score",
             classes=class_map(config.classes, label_dim, teacher.label_dim),
+            teachers_own=samples_wanted(config.data) is not None,
         )
 
     def score_loss(
@@ -83,7 +87,10 @@ class Instruction:
             labels = self._labels(labels, batch, chunk, purpose)
             seen = None
             if reals is not None:
-                own = self._labels(reals[1], batch, chunk, f"{purpose}/reals")
+                own = (
+                    self.classes.of_teachers(reals[1]) if self.teachers_own
+                    else self._labels(reals[1], batch, chunk, f"{purpose}/reals")
+                )  # fmt: skip
                 seen = Noised(self.space.encode(reals[0]), noise, sigma, own)
         said = []
 

@@ -18,7 +18,7 @@ from stylegan_di.journal import SINKS, TRACKERS
 from stylegan_di.journal.journal import Journal
 from stylegan_di.journal.sinks import Sink
 from stylegan_di.runs.endings import Interrupted, StopRequest, memory_errors, storage_errors
-from stylegan_di.runs.folder import RunFolder
+from stylegan_di.runs.folder import RunFolder, check_outdir
 from stylegan_di.runs.processes import follow_parent
 from stylegan_di.runs.resume import Resumed
 from stylegan_di.runs.statefile import versions
@@ -47,6 +47,8 @@ def launch(config: TrainConfig, resumed: Resumed | None = None) -> dict[str, Any
     distributed.init(device)
     try:
         _check_agreement(config, resumed)
+        if resumed is None:
+            check_outdir(config.outdir)  # before samples are drawn for `examine`
         preflight.check(config, processes=distributed.world_size(), fetch=True)
         method = build(config, device)
         ops = load_kernels(device.type)
@@ -151,7 +153,8 @@ def describe(method: Method, ops: str, found: Sequence[tuple[str, str]] = (), re
         elif name is not None:
             source = zoo.TRANSFER_SOURCES.get(name, name)
             lines.append(("opened", f"{source}: {inspect_file(source, try_networks=False).sentence()}"))
-    lines.append(("batch", f"{config.batch} over {distributed.world_size()} process(es) on {method.device}"))
+    over = f" over {count} processes" if (count := distributed.world_size()) > 1 else ""
+    lines.append(("batch", f"{config.batch}{over} on {method.device}"))
     lines.append(("ops", ops))
     lines.append(("length", f"{config.kimg:g} kimg, seed {config.seed}"))
     lines += [("resumed", note) for note in (resumed.notes if resumed else ())]

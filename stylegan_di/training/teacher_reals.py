@@ -21,9 +21,18 @@ def kept_samples(config: TrainConfig, teacher: Denoiser, num: int, device: torch
     report = PassProgress() if distributed.rank() == 0 else None
     given = "" if teacher.space is None else f"{config.teacher_options}"
     path = teacher_samples(teacher, num, config.seed, device, report, given)
-    return ImageDataset(
+    dataset = ImageDataset(
         path, use_labels=teacher.label_dim > 0, xflip=config.mirror, seed=config.seed, classes=teacher.label_dim or None
     )
+    preload(dataset)
+    return dataset
+
+
+def preload(dataset: ImageDataset) -> None:
+    """Decodes images that fit in memory now, so that damaged files are found at the start."""
+    if dataset.is_cached:
+        progress = PassProgress()
+        dataset.preload(lambda done, total: progress("Reading images", done, total))
 
 
 class FreshSamples(RealSource):

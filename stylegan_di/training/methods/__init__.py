@@ -6,13 +6,13 @@ import torch
 
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.dataset import ImageDataset
-from stylegan_di.dnnlib.progress import PassProgress
 from stylegan_di.random import stream
 from stylegan_di.training import label_laws
 from stylegan_di.training.methods.base import Method
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.methods.edm import EDM
 from stylegan_di.training.methods.gan import GAN
+from stylegan_di.training.teacher_reals import preload
 
 METHODS: dict[str, type[Method]] = {"edm": EDM, "gan": GAN, "di": DiffInstruct}
 
@@ -32,13 +32,11 @@ def build(config: TrainConfig, device: torch.device) -> Method:
 
 
 def _open_dataset(config: TrainConfig) -> ImageDataset | None:
-    """Opens the data set. Images that fit in memory are decoded now, so that damaged files are found at the start."""
+    """Opens the images of --data; a teacher's samples are drawn by the method, which has the teacher."""
     if config.image_files is None:
         return None
     dataset = ImageDataset(
         config.image_files, use_labels=config.cond, max_size=config.subset, xflip=config.mirror, seed=config.seed
     )
-    if dataset.is_cached:
-        progress = PassProgress()
-        dataset.preload(lambda done, total: progress("Reading images", done, total))
+    preload(dataset)
     return dataset

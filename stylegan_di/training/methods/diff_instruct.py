@@ -66,6 +66,7 @@ class DiffInstruct(GeneratorMethod):
         """
         super().__init__(config, device, dataset)
         self.model, self.ema = model, copy.deepcopy(model)
+        self.model.learns = True
         self.instructions = list(instructions)
         self.adversary: Adversary | None = None
         self.feature_adversary, self.online = feature_adversary, online
@@ -120,17 +121,17 @@ class DiffInstruct(GeneratorMethod):
         if config.divergence != "none":
             for index, (weight, teacher) in enumerate(teachers):
                 instructions.append(Instruction.configured(config, teacher, model.label_dim, weight, index))
-        drawn = samples_wanted(config.data) if config.needs_data else None
-        if drawn is not None and drawn != FRESH:
-            dataset = kept_samples(config, teachers[0][1], drawn, device)
         adversary = turns = None
+        num = samples_wanted(config.data) if config.needs_data else None
+        if num:  # drawn last, as it takes long: whatever is wrong with the networks is known
+            dataset = kept_samples(config, teachers[0][1], num, device)
         if config.teacher_samples is not None:
             samples = kept_samples(config, teachers[0][1], config.teacher_samples, device)
             turns = RealImages(samples, config.workers)
         if config.critic != "none":
             adversary = FeatureAdversary.configured(config, teachers[0][1], model.label_dim, turns)
         method = cls(config, device, dataset, model, instructions, discriminator, adversary, online)
-        if drawn == FRESH:
+        if num == FRESH:
             method.reals = FreshSamples(teachers[0][1])
         return method
 

@@ -1,0 +1,155 @@
+"""A whole step of Diff-Instruct on Gaussians: its gradients are those of the divergence's closed form.
+
+The student is x = m + s z, teacher and fake score are exact denoisers. The gradients are of second degree in z and the
+noise n, so the four pairs of signs, which have the moments of a standard normal up to there, give their exact means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from stylegan_di.config import TrainConfig
+from stylegan_di.diffusion import LogNormalLaw, edm_weight, per_sample
+from stylegan_di.divergences import parse_divergence
+from stylegan_di.interfaces import Denoiser, Generator
+from stylegan_di.journal.journal import Journal
+from stylegan_di.random import SampleRandom
+from stylegan_di.spaces.pixels import Pixels
+from stylegan_di.training.batch import Batch
+from stylegan_di.training.instruction import Instruction
+from stylegan_di.training.methods import diff_instruct
+from stylegan_di.training.methods.diff_instruct import DiffInstruct
+from tests.test_methods import CPU, make_batch
+
+MEAN, STD, SIGMA = 0.3, 0.5, 0.7  # of the teacher; the noise level
+SIGNS = {"z": torch.tensor([1.0, 1.0, -1.0, -1.0]), "noise": torch.tensor([1.0, -1.0, 1.0, -1.0])}
+Closed = Callable[[Tensor, Tensor], Tensor]  # mean and std of the student -> the divergence
+
+
+class Line(Generator):
+    """x = m + s z of one number."""
+
+    img_resolution = img_channels = 1
+    label_dim = 0
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.mean, self.std = (torch.nn.Parameter(torch.tensor(value)) for value in (mean, std))
+
+    def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
+        return torch.empty([n, 1, 1, 1])
+
+    def forward(self, z: Tensor, labels: Tensor | None = None, *, rng: SampleRandom | None = None) -> Tensor:
+        return self.mean + self.std * z
+
+
+class Exact(Denoiser):
+    """The denoiser of N(m, s^2), whose parameters these are."""
+
+    img_resolution = img_channels = 1
+    label_dim = 0
+
+    def __init__(self, mean: float, std: float) -> None:
+        super().__init__()
+        self.mean, self.std = (torch.nn.Parameter(torch.tensor(value)) for value in (mean, std))
+
+    def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        noise = per_sample(sigma, x).square()
+        return (x * self.std.square() + self.mean * noise) / (self.std.square() + noise)
+
+
+def kl(weight: float) -> Closed:
+    """w KL(q_sigma || p_sigma)."""
+
+    def closed(mean: Tensor, std: Tensor) -> Tensor:
+        ratio = (std.square() + SIGMA**2) / (STD**2 + SIGMA**2)
+        return weight / 2 * (ratio + (mean - MEAN).square() / (STD**2 + SIGMA**2) - 1 - ratio.log())
+
+    return closed
+
+
+def fisher(weight: float) -> Closed:
+    """w E |s_p - s_q|^2."""
+
+    def closed(mean: Tensor, std: Tensor) -> Tensor:
+        own, teachers = std.square() + SIGMA**2, STD**2 + SIGMA**2
+        return weight * ((1 / own - 1 / teachers).square() * own + ((mean - MEAN) / teachers).square())
+
+    return closed
+
+
+def mixed(mean: Tensor, std: Tensor) -> Tensor:
+    return 2 * kl(SIGMA**2)(mean, std) + 0.5 * fisher(SIGMA**4)(mean, std)
+
+
+def gradients(
+    patch: pytest.MonkeyPatch, fake_score: Exact, batch_gpu: int, **given: Any
+) -> dict[str, tuple[float, float]]:
+    """The gradients in mean and std of a first step, by role."""
+    still = 1e-12  # Adam makes whole steps of rounding errors
+    config = TrainConfig("di", teacher="made here", gan_pkl="made here", batch=4, fake_lr=still, **given)
+    divergence = parse_divergence(config.divergence)
+    assert divergence is not None
+    law = LogNormalLaw()
+    instruction = Instruction(Exact(MEAN, STD), Pixels(1, 1), fake_score, divergence, law, law)
+    found: dict[str, tuple[float, float]] = {}
+    apply = diff_instruct.apply_gradients
+
+    def noted(state: Any, role: str) -> Tensor:
+        network: Any = state.networks[role]
+        found[role] = (float(network.mean.grad), float(network.std.grad))
+        return apply(state, role)
+
+    def signs(self: Batch, law: Any, purpose: str, chunk: range, x: Tensor, within: Any = None) -> Any:
+        return SIGNS["noise"][list(chunk)].reshape(x.shape), torch.full([len(chunk)], SIGMA)
+
+    patch.setattr(diff_instruct, "apply_gradients", noted)
+    patch.setattr(Batch, "noise", signs)
+    patch.setattr(
+        diff_instruct, "generated",
+        lambda model, batch, chunk, purpose: (model(SIGNS["z"][list(chunk)].reshape(-1, 1, 1, 1)), None),
+    )  # fmt: skip
+    method = DiffInstruct(config, CPU, None, Line(-0.4, 0.8), [instruction])
+    method.step(make_batch(batch_gpu=batch_gpu), Journal())
+    return found
+
+
+@pytest.mark.parametrize("batch_gpu", [4, 2, 1])
+@pytest.mark.parametrize(
+    ("given", "closed"),
+    [
+        ({"divergence": "ikl"}, kl(SIGMA**2)),
+        ({"divergence": "ikl", "one_noise": True}, kl(SIGMA**2)),
+        ({"divergence": "ikl", "fake_steps": 2}, kl(SIGMA**2)),
+        ({"divergence": "ikl:weight=one"}, kl(1)),
+        ({"divergence": "fisher"}, fisher(SIGMA**4)),
+        ({"divergence": "fisher:weight=sigma2"}, fisher(SIGMA**2)),
+        ({"divergence": "fisher:weight=one"}, fisher(1)),
+        ({"divergence": "2*ikl+0.5*fisher"}, mixed),
+    ],
+    ids=lambda value: ",".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_the_student_follows_the_divergence(
+    given: dict[str, Any], closed: Closed, batch_gpu: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mean, std = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (-0.4, 0.8))
+    expected = [float(part) for part in torch.autograd.grad(closed(mean, std), [mean, std])]
+    found = gradients(monkeypatch, Exact(-0.4, 0.8), batch_gpu, **given)
+    assert found["fake_score"] == pytest.approx((0, 0), abs=1e-6)  # it is exact, and so it stays
+    assert found["model"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_fake_score_follows_the_denoising_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    """E lambda |D(x_s) - x|^2 for D of N(m', s'^2) and x of N(m, s^2): with c = s'^2 / (s'^2 + sigma^2) it is
+    lambda ((1 - c)^2 ((m' - m)^2 + s^2) + c^2 sigma^2)."""
+    fake_mean, fake_std = (torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.1, 0.6))
+    share = fake_std.square() / (fake_std.square() + SIGMA**2)
+    error = (1 - share).square() * ((fake_mean + 0.4).square() + 0.8**2) + share.square() * SIGMA**2
+    loss = edm_weight(torch.tensor(SIGMA, dtype=torch.float64)) * error
+    expected = [float(part) for part in torch.autograd.grad(loss, [fake_mean, fake_std])]
+    assert gradients(monkeypatch, Exact(0.1, 0.6), 2)["fake_score"] == pytest.approx(expected, rel=1e-5)
