@@ -225,7 +225,7 @@ def test_it_is_compared_with_its_gan_and_with_no_other_student(tmp_path: Path) -
     decoder = MAKE_STUDENTS["decoder"]()
     save_snapshot(tmp_path / "decoder.pkl", decoder.entries(), extras=decoder.extras({}), metadata={})
     refused = CliRunner().invoke(compare.main, [str(file), str(tmp_path / "decoder.pkl"), *options])
-    assert "kind GAN against decoder" in refused.output
+    assert "kind StyleGAN2 against decoder" in refused.output
 
 
 def test_what_it_needs(files: dict[str, str]) -> None:
