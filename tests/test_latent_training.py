@@ -129,7 +129,7 @@ def test_its_samples_are_decoded_by_the_commands(files: dict[str, str], tmp_path
     assert "drawn in 8 evaluations" in result.output
     result = CliRunner().invoke(generate.main, [f"--network={gan}", given[1], f"--outdir={tmp_path / 'none'}"])
     assert result.exit_code == 2
-    assert f"--network={gan} is a GAN, which makes no latents" in result.output
+    assert f"--network={gan} is a StyleGAN2, which makes no latents" in result.output
 
 
 def refused(*arguments: str) -> str:

@@ -72,7 +72,7 @@ def use_tiny_networks(patch: Callable[[Any, str, Any], None]) -> None:
 
 def save_images(folder: Path) -> Path:
     folder.mkdir()
-    for index, image in enumerate(np.random.default_rng(0).integers(256, size=[11, 32, 32, 3], dtype=np.uint8)):
+    for index, image in enumerate(np.random.default_rng(0).integers(256, size=[11, 16, 16, 3], dtype=np.uint8)):
         Image.fromarray(image).save(folder / f"{index:02}.png")
     labels = [[f"{index:02}.png", index % CLASSES] for index in range(11)]
     (folder / "dataset.json").write_text(json.dumps({"labels": labels}))
