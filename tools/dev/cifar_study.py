@@ -9,7 +9,6 @@ A GAN of CIFAR-10 at 16x16 is refined by what was found on Fashion-MNIST; nothin
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import NEWEST, Row
+from tools.dev.rows import NEWEST, Row, read_results
 from tools.dev.study import results_option, table
 
 GAN, TEACHER = "{datasets}/cifar10-16-gan.pkl", "{datasets}/cifar10-16-teacher.pkl"
@@ -84,7 +83,7 @@ ROWS = {
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @results_option("cifar_study")
 def main(results: Path) -> None:
-    click.echo(table([json.loads(line) for line in results.read_text().splitlines()], ROWS, COLUMNS))
+    click.echo(table(read_results(results), ROWS, COLUMNS))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ A row is a training with the recipe of the shipped models but for its own option
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -16,7 +15,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import METRICS, Row
+from tools.dev.rows import METRICS, Row, read_results
 from tools.dev.study import results_option, table
 
 SIGMAS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.5)
@@ -76,7 +75,7 @@ COLUMNS = {
 @results_option("generator_study")
 @click.option("--rows", default="", metavar="PREFIX", help="Rows whose names begin so.  [default: all]")
 def main(results: Path, rows: str) -> None:
-    found = [json.loads(line) for line in results.read_text().splitlines()]
+    found = read_results(results)
     shown = [result for result in found if result["row"].startswith(rows)]
     columns = {title: name for title, name in COLUMNS.items() if any(name in result for result in shown)}
     click.echo(table(shown, ROWS, columns))

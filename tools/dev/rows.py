@@ -159,6 +159,11 @@ def numbers_of(found: dict[str, Any]) -> dict[str, float]:
     return numbers
 
 
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """Returns what a study's rows gave, from its lines of JSON."""
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def pending(rows: dict[str, Row], names: Sequence[str], seeds: Sequence[int], known: list[dict[str, Any]]) -> list[Any]:
     """What is to be run, (name, seed), seed by seed, with the rows that others need before them."""
     done = {(result["row"], result["seed"]) for result in known}
@@ -235,7 +240,7 @@ def main(
         raise UserError(f"--rows={unknown[0]}: accepted are {', '.join(known_rows)}")
     os.environ |= {"OMP_NUM_THREADS": "1", "DNNLIB_CACHE_DIR": str(place.outdir / "cache")}  # the workers' too
     results = results or ROOT / f"docs/measurements/{study}.jsonl"
-    known = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    known = read_results(results) if results.exists() else []
     click.echo(built(device))  # now, so that no row's time holds that
     for result in run(place, pending(known_rows, names, seeds, known), workers, limit):
         click.echo(json.dumps(result))

@@ -8,7 +8,6 @@ A row is a training with the recipe of the demo but for its own options, judged 
 
 from __future__ import annotations
 
-import json
 import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,7 +18,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import ROOT, Row
+from tools.dev.rows import ROOT, Row, read_results
 
 F = TypeVar("F", bound=Callable[..., Any])
 FEATURES = "--critic=features --data=teacher:10000"
@@ -133,7 +132,7 @@ def results_option(study: str) -> Callable[[F], F]:
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @results_option("study")
 def main(results: Path) -> None:
-    click.echo(table([json.loads(line) for line in results.read_text().splitlines()]))
+    click.echo(table(read_results(results)))
 
 
 if __name__ == "__main__":

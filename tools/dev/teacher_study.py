@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import Row
+from tools.dev.rows import Row, read_results
 from tools.dev.study import results_option, table
 
 RUN = "--device={device} --seed={seed} --outdir={out} --metrics=none --snap=100"
@@ -79,7 +78,7 @@ ROWS = {
 @click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
 @results_option("teacher_study")
 def main(results: Path) -> None:
-    click.echo(table([json.loads(line) for line in results.read_text().splitlines()], ROWS, COLUMNS))
+    click.echo(table(read_results(results), ROWS, COLUMNS))
 
 
 if __name__ == "__main__":
