@@ -17,8 +17,8 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.util import UserError, not_installed
 from stylegan_di.inputs import Files, meant, reference_name, shape_of
 from stylegan_di.labels import class_map
-from stylegan_di.metrics.references import SUFFIXES, load_references, picked
-from stylegan_di.metrics.table import Metric, metric, need_reals
+from stylegan_di.metrics.references import SUFFIXES, references_for
+from stylegan_di.metrics.table import need_reals
 from stylegan_di.presets import R3GAN as R3GAN_PRESET
 from stylegan_di.snapshots.blueprint import R3GAN, STYLEGAN3, ImageShape
 from stylegan_di.snapshots.pipelines import Autoencoder, is_pipeline, read_pipeline
@@ -118,13 +118,8 @@ def _check_reference(config: TrainConfig, fetch: bool) -> None:
     source = reference_name(config)
     if source is None or not (fetch or zoo.is_local(source)):
         return
-    path = zoo.resolve(source)
-    if path.suffix not in SUFFIXES:
-        return
-    found = load_references(path)
-    for entry in map(metric, config.metrics):
-        if isinstance(entry, Metric) and entry.uses_reals:
-            picked(found, entry, source)
+    if zoo.resolve(source).suffix in SUFFIXES:
+        references_for(config.metrics, source)
 
 
 def _teacher(config: TrainConfig, files: Files) -> Iterator[str]:
@@ -175,14 +170,14 @@ def _gan(config: TrainConfig, files: Files) -> Iterator[str]:
     elif config.trains_critic and config.classes is not None and samples_wanted(config.data) is not None:
         gan = shape_of(files.gan)
         if gan is not None and gan.classes:
-            wanted = f"--adv-weight={config.adv_weight:g}" if config.adv_weight else f"--divergence={config.divergence}"
             yield (
-                f"{wanted}: the discriminator takes the GAN's classes, and --data={config.data} has the teacher's, "
-                f"which are others with --classes={config.classes}; give --critic=features in its place, or real images"
+                f"{config.wants_discriminator}: the discriminator takes the GAN's classes, and --data={config.data} "
+                f"has the teacher's, which are others with --classes={config.classes}; give --critic=features in its "
+                "place, or real images"
             )
     if config.trains_critic and files.gan is not None and files.gan.blueprints.get("D") is None:
         yield (
-            f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which {config.wants_reals} needs; "
+            f"--gan-pkl={config.gan_pkl} holds no discriminator 'D', which {config.wants_discriminator} needs; "
             "use the training's own .pkl, or leave that option out"
         )
 

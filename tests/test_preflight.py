@@ -135,7 +135,12 @@ def test_a_teacher_of_latents(files: dict[str, str]) -> None:
 
 @pytest.mark.parametrize(
     ("given", "who"),
-    [(dict(), "--adv-weight=1"), (dict(adv_weight=0.0, divergence="ikl:f=js"), "--divergence=ikl:f=js")],
+    [
+        (dict(), "--adv-weight=1"),
+        (dict(critic="features"), "--adv-weight=1"),
+        (dict(teacher="online"), "--adv-weight=1"),
+        (dict(adv_weight=0.0, divergence="ikl:f=js"), "--divergence=ikl:f=js"),
+    ],
 )
 def test_a_gan_without_its_discriminator(files: dict[str, str], given: dict[str, Any], who: str) -> None:
     told = problem(hybrid(files, gan_pkl="no_d", **given))

@@ -69,6 +69,15 @@ def test_rows_that_are_there_are_not_run_again(tmp_path: Path, monkeypatch: pyte
     assert CliRunner().invoke(rows.main, ["nothing"]).exit_code == 2
 
 
+def test_a_study_is_shown_by_the_beginning_of_its_rows_with_the_columns_that_they_have(tmp_path: Path) -> None:
+    kept = [{"row": "ikl", "seed": seed, "seconds": 9, "fd": seed} for seed in (1, 2)]
+    kept.append({"row": "sid", "seed": 1, "seconds": 9, "kid": 0.5})
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(result) + "\n" for result in kept))
+    command = study.table_command("", "study", ["sid", "ikl"], {"FD": "fd", "KID": "kid"})
+    shown = CliRunner().invoke(command, [f"--results={tmp_path / 'results.jsonl'}", "--rows=ik"])
+    assert shown.output == "| row | seeds | s | FD |\n|---|---|---|---|\n| ikl | 1, 2 | 9 +- 0 | 1.5 +- 0.5 |\n"
+
+
 def test_numbers_of_the_files_that_a_row_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "called", lambda line: (tmp_path / "row-1" / "run" / "result.json").write_text(line))
     left = '{{"seconds": 9.5, "before": {{"fd": 3.5}}, "best_kimg": 8, "old": "gan.pkl"}}'

@@ -174,4 +174,4 @@ def _images(config: Derived) -> Iterator[str]:
         yield f"{config.wants_reals} needs --data: real images{samples}"
     if config.kind == "di" and config.trains_critic and config.gan_pkl is None:
         or_critic = "" if config.adv_weight else ", or --critic=features"
-        yield f"{config.wants_reals} needs --gan-pkl, whose discriminator it uses{or_critic}"
+        yield f"{config.wants_discriminator} needs --gan-pkl, whose discriminator it uses{or_critic}"

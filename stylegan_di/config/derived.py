@@ -121,9 +121,14 @@ class Derived(Fields):
 
     @property
     def wants_reals(self) -> str:
-        """The option of --kind=di for which real images or a discriminator are there, for messages."""
+        """The option of --kind=di for which real images are there, for messages."""
         if self.critic != "none":
             return f"--critic={self.critic}"
         if self.trains_teacher:
             return "--teacher=online"
+        return self.wants_discriminator
+
+    @property
+    def wants_discriminator(self) -> str:
+        """The option of --kind=di for which a GAN's discriminator is there, for messages."""
         return f"--adv-weight={self.adv_weight:g}" if self.adv_weight else f"--divergence={self.divergence}"

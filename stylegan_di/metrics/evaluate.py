@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from stylegan_di import zoo
 from stylegan_di.data.dataset import ImageDataset
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.interfaces import Classifier, Generator
@@ -27,7 +26,7 @@ from stylegan_di.metrics.features import (
     generated_images,
 )
 from stylegan_di.metrics.path_length import path_distances, trimmed_mean
-from stylegan_di.metrics.references import SUFFIXES, load_references, picked
+from stylegan_di.metrics.references import SUFFIXES, picked, references_for
 from stylegan_di.metrics.statistics import FeatureStats
 from stylegan_di.metrics.table import Metric, MotionMetric, PathMetric, metric, need_labels, need_reals
 from stylegan_di.metrics.vgg16 import VGG16, load_lpips
@@ -210,11 +209,7 @@ class Evaluator:
             return None
         if distributed.rank() != 0 or not need_reals(self.metrics):
             return {}
-        found = load_references(zoo.resolve(reference))
-        for entry in self.of_images.values():
-            if entry.uses_reals:
-                picked(found, entry, os.fspath(reference))
-        return found
+        return references_for(self.metrics, os.fspath(reference))
 
     def _open_references(
         self, reference: Reference, statistics: Mapping[str, FeatureStats] | None

@@ -12,7 +12,7 @@ Pickles are read as inert data (`torch_utils.persistence`).
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from stylegan_di.metrics.statistics import (
     load_label_counts,
     load_stats,
 )
-from stylegan_di.metrics.table import METRICS, Metric
+from stylegan_di.metrics.table import METRICS, Metric, metric
 from stylegan_di.torch_utils.persistence import read_pickle
 
 SUFFIXES = (".npz", ".pkl")  # suffixes of files that hold statistics
@@ -59,6 +59,19 @@ def load_references(path: str | os.PathLike[str]) -> dict[str, FeatureStats]:
             found = {_EDM2_NAMES[name]: entry for name, entry in content.items() if name in _EDM2_NAMES}
             return {name: checked_stats({"mu": entry["mu"], "sigma": entry["sigma"]}) for name, entry in found.items()}
         raise ValueError("it is neither stylegan2-ada's nor EDM2's")
+
+
+def references_for(metrics: Iterable[str], source: str) -> dict[str, FeatureStats]:
+    """Returns the statistics in a file, a path or a known name, by the name of their extractor.
+
+    Raises:
+        UserError: the file cannot be read, or has not what one of the metrics compares with.
+    """
+    found = load_references(zoo.resolve(source))
+    for entry in map(metric, metrics):
+        if isinstance(entry, Metric) and entry.uses_reals:
+            picked(found, entry, source)
+    return found
 
 
 def picked(found: Mapping[str, FeatureStats], entry: Metric, source: str, dim: int | None = None) -> FeatureStats:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from stylegan_di import zoo
+from stylegan_di.dnnlib.progress import counted
 from stylegan_di.dnnlib.untrusted import read_json_file, untrusted
 from stylegan_di.dnnlib.util import UserError
 from stylegan_di.hub import HUB, NETWORK, parse
@@ -129,8 +130,8 @@ def _what(snapshot: Snapshot) -> str:
     model = as_model(snapshot)
     kind = "diffusion model" if isinstance(model, Denoiser) else model.kind
     channels, height, width = model.image_shape
-    shape = f"{width}x{height} pixels, {channels} channel{'s' if channels > 1 else ''}"
-    classes = f", {model.label_dim} classes" if model.label_dim else ""
+    shape = f"{width}x{height} pixels, {counted(channels, 'channel')}"
+    classes = f", {counted(model.label_dim, 'class', 'classes')}" if model.label_dim else ""
     made = ""
     if snapshot.metadata.get("kind") == "di":
         images = "real images and a diffusion teacher" if "data" in snapshot.metadata else "a diffusion teacher alone"

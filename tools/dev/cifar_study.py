@@ -12,12 +12,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import click
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import NEWEST, Row, read_results
-from tools.dev.study import results_option, table
+from tools.dev.rows import NEWEST, Row
+from tools.dev.study import table_command
 
 GAN, TEACHER = "{datasets}/cifar10-16-gan.pkl", "{datasets}/cifar10-16-teacher.pkl"
 JUDGE = (
@@ -80,11 +78,7 @@ ROWS = {
 }
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@results_option("cifar_study")
-def main(results: Path) -> None:
-    click.echo(table(read_results(results), ROWS, COLUMNS))
-
+main = table_command(__doc__, "cifar_study", ROWS, COLUMNS)
 
 if __name__ == "__main__":
     main()

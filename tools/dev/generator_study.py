@@ -11,12 +11,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import click
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import METRICS, Row, read_results
-from tools.dev.study import results_option, table
+from tools.dev.rows import METRICS, Row
+from tools.dev.study import table_command
 
 SIGMAS = (0.3, 0.5, 0.7, 1.0, 1.5, 2.5)
 TEACHER = "--teacher=fashion-teacher.pkl"
@@ -71,15 +69,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@results_option("generator_study")
-@click.option("--rows", default="", metavar="PREFIX", help="Rows whose names begin so.  [default: all]")
-def main(results: Path, rows: str) -> None:
-    found = read_results(results)
-    shown = [result for result in found if result["row"].startswith(rows)]
-    columns = {title: name for title, name in COLUMNS.items() if any(name in result for result in shown)}
-    click.echo(table(shown, ROWS, columns))
-
+main = table_command(__doc__, "generator_study", ROWS, COLUMNS)
 
 if __name__ == "__main__":
     main()

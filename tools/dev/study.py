@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
+from stylegan_di.dnnlib.cli import help_of
 from tools.dev.rows import ROOT, Row, read_results
 
-F = TypeVar("F", bound=Callable[..., Any])
 FEATURES = "--critic=features --data=teacher:10000"
 IKL = "--divergence=ikl"
 REAL = "--cond=true --data={datasets}/fashion-16.zip"
@@ -96,7 +96,7 @@ COLUMNS = {
 }  # fmt: skip
 
 
-def table(results: list[dict[str, Any]], rows: Iterable[str] = ROWS, columns: Mapping[str, str] = COLUMNS) -> str:
+def table(results: list[dict[str, Any]], rows: Iterable[str], columns: Mapping[str, str]) -> str:
     """A line of Markdown a row: the mean over its seeds, +- half the range where there are several."""
     lines = ["| row | seeds | s | " + " | ".join(columns) + " |", "|---" * (len(columns) + 3) + "|"]
     for row in rows:
@@ -118,22 +118,23 @@ def _cell(values: list[float | None], digits: int) -> str:
     return f"{statistics.mean(known):.{digits}f}{spread}"
 
 
-def results_option(study: str) -> Callable[[F], F]:
-    """--results, the file in which tools/dev/rows.py keeps what a study gave."""
+def table_command(doc: str | None, study: str, rows: Iterable[str], columns: Mapping[str, str]) -> click.Command:
+    """The command that prints what tools/dev/rows.py kept of a study as a table, without the columns that are empty."""
     kept = f"docs/measurements/{study}.jsonl"
-    return click.option(
-        "--results",
-        type=click.Path(path_type=Path, exists=True),
-        default=ROOT / kept,
-        help=f"The results.  [default: {kept}]",
-    )
+
+    @click.command(help=help_of(doc))
+    @click.option("--results", type=click.Path(path_type=Path, exists=True), default=ROOT / kept,
+                  help=f"The results.  [default: {kept}]")
+    @click.option("--rows", "prefix", default="", metavar="PREFIX", help="Rows whose names begin so.  [default: all]")
+    def main(results: Path, prefix: str) -> None:
+        shown = [result for result in read_results(results) if result["row"].startswith(prefix)]
+        known = {title: name for title, name in columns.items() if any(name in result for result in shown)}
+        click.echo(table(shown, rows, known))
+
+    return main
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@results_option("study")
-def main(results: Path) -> None:
-    click.echo(table(read_results(results)))
-
+main = table_command(__doc__, "study", ROWS, COLUMNS)
 
 if __name__ == "__main__":
     main()

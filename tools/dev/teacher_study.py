@@ -10,12 +10,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import click
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
-from tools.dev.rows import Row, read_results
-from tools.dev.study import results_option, table
+from tools.dev.rows import Row
+from tools.dev.study import table_command
 
 RUN = "--device={device} --seed={seed} --outdir={out} --metrics=none --snap=100"
 #: The layers of the shipped teacher and its learning rate, on real images of 16x16 pixels.
@@ -75,11 +73,7 @@ ROWS = {
 }
 
 
-@click.command(help=(__doc__ or "").replace("\n    ", "\n\n    "))
-@results_option("teacher_study")
-def main(results: Path) -> None:
-    click.echo(table(read_results(results), ROWS, COLUMNS))
-
+main = table_command(__doc__, "teacher_study", ROWS, COLUMNS)
 
 if __name__ == "__main__":
     main()
