@@ -254,6 +254,7 @@ def test_path_lengths_are_those_of_half_of_each_chunk_and_move_their_mean_once(
 def test_ema_has_the_half_life_it_is_given() -> None:
     assert ema_beta(1000, halflife_kimg=1, rampup=None, nimg=0) == 0.5
     assert ema_beta(100, halflife_kimg=10, rampup=0.05, nimg=2000) == 0.5
+    assert ema_beta(1000, halflife_kimg=1, rampup=0, nimg=2000) == 0.5  # as None, which no command line can say
     ema, model = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
     torch.nn.init.zeros_(ema.weight)
     torch.nn.init.ones_(model.weight)

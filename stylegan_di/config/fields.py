@@ -171,7 +171,7 @@ class Fields:
     beta2: float = _optim(0.99, "Adam's beta2 (a discriminator's is 0.99).", Range(0, 1, open_high=True))
     ema: float = _optim(10.0, "Half-life of the weights' average in thousands of images.", NOT_NEGATIVE)
     ema_rampup: float | None = _optim(
-        0.05, "While young, the half-life is at most this share of the images seen.", NOT_NEGATIVE
+        0.05, "While young, the half-life is at most this share of the images seen; 0: no such limit.", NOT_NEGATIVE
     )
 
     noise_law: str = _level("lognormal", f"Noise levels of the student's update (di) or the denoiser's (edm), {_LAW}")

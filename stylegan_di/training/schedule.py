@@ -41,11 +41,11 @@ def ema_beta(batch: int, *, halflife_kimg: float, rampup: float | None, nimg: in
     Args:
         batch: images per step.
         halflife_kimg: half-life in thousands of images; 0 switches the average off.
-        rampup: limits the half-life to rampup * nimg early in training; None for no limit.
+        rampup: limits the half-life to rampup * nimg early in training; None or 0 for no limit.
         nimg: images seen when the step began, as NVlabs count.
     """
     halflife = halflife_kimg * 1000
-    if rampup is not None:
+    if rampup:
         halflife = min(halflife, nimg * rampup)
     return 0.5 ** (batch / max(halflife, 1e-8))
 
