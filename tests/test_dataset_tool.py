@@ -328,6 +328,7 @@ def test_options_that_are_refused(photos: Path, tmp_path: Path) -> None:
     dest = tmp_path / "out.zip"
     assert "needs --resolution" in refused(photos, dest, "--transform=pad")
     assert "exists" in refused(tmp_path, photos)
+    assert "No such option '--height': give --resolution=WxH" in run("--height=32").output
     assert "is the source itself" in refused(photos, photos)
     (tmp_path / "file").touch()
     assert f"{tmp_path / 'file' / 'out.zip'} cannot be written" in run(

@@ -21,11 +21,13 @@ from stylegan_di.data.check import check_dataset, describe_labels, notes_on_labe
 from stylegan_di.data.convert import TRANSFORMS, convert
 from stylegan_di.data.idx import IDX_IMAGES, MNIST, PADDED_MNIST, SPLITS
 from stylegan_di.data.sources import open_source
-from stylegan_di.dnnlib.cli import Choice, help_of, user_errors
+from stylegan_di.dnnlib.cli import Choice, GroupedCommand, help_of, user_errors
 from stylegan_di.dnnlib.progress import PassProgress, Progress, counted
 from stylegan_di.dnnlib.terminal import one_line
 from stylegan_di.dnnlib.util import UserError
 
+#: Options of stylegan2-ada-pytorch's dataset_tool.py that are not here (docs/migration.md).
+NVLABS = dict.fromkeys(["--width", "--height"], "give --resolution=WxH, such as 32x32")
 OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
@@ -64,7 +66,7 @@ def check(source: Path) -> None:
         raise click.exceptions.Exit(2)
 
 
-@click.command(help=help_of(__doc__))
+@click.command(cls=GroupedCommand, elsewhere=NVLABS, help=help_of(__doc__))
 @click.option("--source", type=click.Path(path_type=Path), required=True,
               help="Folder or zip of images, IDX file or a folder of them, CIFAR-10's tar, LSUN's LMDB folder")
 @click.option("--dest", type=click.Path(path_type=Path), help="A .zip file or a new folder")
