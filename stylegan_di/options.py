@@ -71,6 +71,15 @@ def option(
     return field(default=default, metadata=declared)
 
 
+def typed(value: Any) -> str:
+    """Returns an option's value as it is typed; '' for None."""
+    if isinstance(value, tuple | list):
+        return ",".join(map(str, value)) or "none"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+
 @functools.cache
 def options_of(cls: type) -> tuple[Option, ...]:
     """The options among a dataclass's fields, in their order."""

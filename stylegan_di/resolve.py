@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.config.checks import check_specs
 from stylegan_di.config.derived import uses_teacher
@@ -12,7 +13,7 @@ from stylegan_di.config.fields import ONLINE, Kind
 from stylegan_di.data.teacher_samples import FRESH, samples_wanted
 from stylegan_di.dnnlib.util import UserError, option_name
 from stylegan_di.metrics.table import judge
-from stylegan_di.options import options_of
+from stylegan_di.options import options_of, typed
 from stylegan_di.presets import (
     BY_RESOLUTION,
     EDM_PRESETS,
@@ -29,6 +30,14 @@ from stylegan_di.presets import (
 from stylegan_di.students.refiner import SIGMA_INIT
 
 LEAVE = ": leave it out"
+MOST_NAMED = 4  # options in which a training departs from its recipe
+#: Options that say what is checked and shown of a run, and where and how it is computed and kept. What is learned is
+#: the same with any of them, but for rounding and for what --seed draws.
+ASIDE = (
+    "ref", "detector_file", "resume", "outdir", "desc", "seed", "device", "gpus", "heartbeat", "workers", "batch_gpu",
+    "tick", "compile", "cuda_graph", "fsdp", "max_skips", "on_divergence", "winograd", "force", "headroom",
+    "checkpointing", "metrics", "metric_samples", "snap", "state", "snap_format", "track",
+)  # fmt: skip
 REFINERS: dict[str, Any] = {"sigma_init": SIGMA_INIT}  # --student=refiner where no recipe says otherwise
 NO_RESUME = "noresume"  # stylegan2-ada's --resume for none
 #: NVlabs' defaults for starting from a GAN: ADA's p moves faster, the EMA has no youth, nothing is blurred.
@@ -92,7 +101,7 @@ def resolve(
     asked = [name for name in given if (name, given[name]) != ("headroom", 0)]  # 0 asks for none, as is the case then
     for names, why in _without_effect(config):
         if idle := [name for name in names if name in asked]:
-            raise UserError(f"{option_name(idle[0])}={_text(given[idle[0]])} has no effect {why}")
+            raise UserError(f"{option_name(idle[0])}={typed(given[idle[0]])} has no effect {why}")
     if config.cfg == R3GAN and config.aug == "ada":
         raise UserError("--aug=ada goes by signs of logits, which mean nothing to --cfg=r3gan: give fixed or noaug")
     if config.cfg == R3GAN and config.gamma is None:
@@ -100,6 +109,31 @@ def resolve(
     if config.aug == "fixed" and not config.p:
         raise UserError("--aug=fixed needs --p, the probability of augmentations, such as --p=0.2")
     return config
+
+
+def departure(config: TrainConfig) -> str:
+    """Says in which options a training differs from the recipe that it names; '' where in none.
+
+    A GAN or a teacher of the recipe's name counts as its own, wherever the file is.
+    """
+    recipe = RECIPES.get(config.cfg or "")
+    if config.kind != "di" or recipe is None:
+        return ""
+    given = {"cfg": config.cfg, "student": config.student}
+    if config.gan_pkl is not None:
+        given["gan_pkl"] = recipe.gan or config.gan_pkl
+    plain = TrainConfig("di", **(KIND_DEFAULTS["di"] | _di_options(given, None) | given))
+    found = []
+    for name in (declared.name for declared in options_of(TrainConfig) if declared.name not in ASIDE):
+        own, recipes = getattr(config, name), getattr(plain, name)
+        known = zoo.entry(own) if name in ("gan_pkl", "teacher") and own is not None else None
+        if own != recipes and (known is None or known.name != recipes):
+            found.append(f"no {option_name(name)}" if own is None else f"{option_name(name)}={typed(own)}")
+    if not found:
+        return ""
+    listed = " ".join(found[:MOST_NAMED]) + (f" and {len(found) - MOST_NAMED} more" if found[MOST_NAMED:] else "")
+    measured = ", so what was measured is another training" if config.use in recipe.measured else ""
+    return f"from the recipe by {listed}{measured}"
 
 
 def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:
@@ -168,10 +202,6 @@ def _without_effect_in_di(config: TrainConfig) -> Iterator[tuple[tuple[str, ...]
         yield ("sigma_init", "student_steps"), f"with --student={config.student}, a new network" + LEAVE
     if config.gan_pkl is not None and config.student == "auto":
         yield ("sigma_init",), "with --gan-pkl, a GAN to refine: it is for distilling a teacher; leave it out"
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _gan_options(given: Mapping[str, Any], resolution_of: Callable[[str], int], gpus: int) -> dict[str, Any]:

@@ -341,7 +341,7 @@ def test_the_critic_alone_and_beside_an_f_divergence(
         (["--critic=features:rms=-1"], "rms=-1; accepted: a number from 0 on"),
         (["--critic=features"], "--critic=features needs --data: real images, or teacher:N"),
         (["--critic=features", "--data=teacher:x"], "accepted is the number of samples to draw"),
-        (["--critic=features", "--data=teacher:9", "--cond=true"], "--cond=True has no effect with --data=teacher:N"),
+        (["--critic=features", "--data=teacher:9", "--cond=true"], "--cond=true has no effect with --data=teacher:N"),
         (["--data=teacher:9"], "has no effect without --adv-weight"),
         (["--teacher-samples=9"], "--teacher-samples=9 has no effect without --critic=features"),
         (["--critic=features", "--data=teacher:9", "--teacher-samples=9"], "leave it or --data=teacher:9 out"),

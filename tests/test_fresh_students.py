@@ -206,7 +206,7 @@ def test_what_cannot_be(files: dict[str, str]) -> None:
         ),
         (["--student=flow:depth=0"], "depth=0; accepted: a number from 1 to 256 that is whole"),
         (["--student=flow", f"--gan-pkl={files['gan']}"], "--student=flow is a new network: leave --gan-pkl="),
-        (["--student=flow", "--sigma-init=1"], "--sigma-init=1.0 has no effect with --student=flow"),
+        (["--student=flow", "--sigma-init=1"], "--sigma-init=1 has no effect with --student=flow"),
     ]:
         result = invoke("--kind=di", teacher, "--metrics=none", *SHORT, *given)
         assert (result.exit_code, told in result.output) == (2, True), result.output

@@ -13,7 +13,7 @@ from stylegan_di import presets, zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.diffusion import LogNormalLaw
 from stylegan_di.dnnlib.util import UserError
-from stylegan_di.resolve import resolve
+from stylegan_di.resolve import departure, resolve
 from stylegan_di.training.denoising import new_network
 from stylegan_di.training.methods import gan
 
@@ -171,6 +171,36 @@ def test_recipes_say_whether_they_were_measured() -> None:
     assert fashion.note(presets.REFINEMENT) == f"refinement, measured here: {pages}"
     assert fashion.note(presets.NEW_NETWORK) == f"a new network, measured here: {pages}"
     assert all("not measured here" in cifar.note(use) for use in (presets.REFINEMENT, presets.DISTILLATION))
+
+
+@pytest.mark.parametrize(
+    ("given", "departs"),
+    [
+        (dict(gan_pkl="fashion-gan.pkl", seed=3, metrics=(), tick=1.0), ""),
+        (dict(gan_pkl="a/fashion-gan.pkl", teacher="https://example.com/fashion-teacher.pkl"), ""),
+        (dict(gan_pkl="fashion-gan.pkl", student="refiner"), ""),
+        (dict(), ""),
+        (dict(student="decoder"), ""),
+        (dict(gan_pkl="fashion-gan.pkl", kimg=8.0, clip=False), "--kimg=8 --clip=false"),
+        (dict(gan_pkl="mine.pkl"), "--gan-pkl=mine.pkl"),
+        (dict(divergence="sid", teacher="other.pkl"), "--teacher=other.pkl --divergence=sid"),
+        (
+            dict(lr=1e-3, ema=1.0, batch=2, kimg=2.0, beta1=0.5),
+            "--batch=2 --kimg=2 --lr=0.001 --beta1=0.5 and 1 more",
+        ),
+    ],
+    ids=str,
+)
+def test_what_departs_from_a_recipe_is_named(given: dict[str, Any], departs: str) -> None:
+    said = f"from the recipe by {departs}, so what was measured is another training"
+    assert departure(config("di", cfg="fashion", **given)) == (said if departs else "")
+
+
+def test_what_departs_from_a_recipe_that_was_not_measured() -> None:
+    assert departure(config("di", cfg="cifar10-uncond", lr=1e-4)) == "from the recipe by --lr=0.0001"
+    alone = config("di", cfg="cifar10-cond", gan_pkl="cifar10.pkl", divergence="none", adv_weight=1.0, data="x")
+    assert departure(alone) == "from the recipe by no --teacher --data=x --divergence=none --adv-weight=1"
+    assert departure(config("di", teacher="x")) == departure(config("gan", data="x")) == ""
 
 
 def test_what_a_training_is_for_has_options_of_its_own() -> None:

@@ -235,4 +235,4 @@ def test_what_it_needs(files: dict[str, str]) -> None:
             "--student=refiner joins a GAN and a teacher's network"
             in invoke("--kind=di", "--student=refiner", *given).output
         )
-    assert "--sigma-init=2.0 has no effect with --gan-pkl" in invoke("--kind=di", gan, teacher, "--sigma-init=2").output
+    assert "--sigma-init=2 has no effect with --gan-pkl" in invoke("--kind=di", gan, teacher, "--sigma-init=2").output

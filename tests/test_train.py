@@ -503,7 +503,7 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
         (["--kind=di", "--gan-pkl=x", "--divergence=none", "--adv-weight=1", "--data=z", "--teacher=y"],
          "--teacher=y has no effect with --divergence=none"),
         (["--kind=di", "--gan-pkl=x", "--divergence=none", "--adv-weight=1", "--data=z", "--fsdp=true"],
-         "--fsdp=True has no effect with --divergence=none"),
+         "--fsdp=true has no effect with --divergence=none"),
         (["--kind=di", "--teacher=x", "--metrics=none", "--ref=y"], "--ref=y has no effect without metrics"),
         (["--kind=di", "--teacher=x", "--metrics=none", "--metric-samples=9"], "--metric-samples=9 has no effect"),
         (["--kind=di", "--teacher=x", "--metrics=none", "--detector-file=y"], "--detector-file=y has no effect"),

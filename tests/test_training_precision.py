@@ -156,7 +156,7 @@ def test_compiled_runs_end_with_the_same_weights(
         (["--kind=gan", "--data=x", "--amp=bf16"], "--amp=bf16 belongs to --kind=edm or di; this is --kind=gan"),
         (["--kind=gan", "--data=x", "--compile=true"], "--compile=True belongs to --kind=edm or di"),
         (["--kind=di", "--gan-pkl=x", "--divergence=none", "--adv-weight=1", "--data=y", "--compile=true"],
-         "--compile=True has no effect with --divergence=none"),
+         "--compile=true has no effect with --divergence=none"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: list[str], message: str) -> None:

@@ -86,11 +86,11 @@ def test_numbers_of_the_preset(resolution: int, batch: int, gamma: float, p: flo
     ("options", "words"),
     [
         ({"mixing": 0.5}, "--mixing=0.5 has no effect with --cfg=r3gan"),
-        ({"blur_sigma": 1.0, "blur_fade": 1.0}, "--blur-sigma=1.0 has no effect with --cfg=r3gan"),
+        ({"blur_sigma": 1.0, "blur_fade": 1.0}, "--blur-sigma=1 has no effect with --cfg=r3gan"),
         ({"freeze": ("b4",)}, "--freeze=b4 has no effect with --cfg=r3gan"),
         ({"aug": "ada"}, "--aug=ada goes by signs of logits"),
         ({"resolution": 128}, "knows the --gamma of 32, 64 and 256 pixels only"),
-        ({"cfg": "auto", "anneal": 5.0}, "--anneal=5.0 has no effect without --cfg=r3gan"),
+        ({"cfg": "auto", "anneal": 5.0}, "--anneal=5 has no effect without --cfg=r3gan"),
     ],
 )
 def test_refused(options: dict[str, Any], words: str) -> None:

@@ -75,8 +75,8 @@ def test_without_float16(cfg: str, halves: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"noise_inputs": False}, "--noise-inputs=False has no effect with --cfg=stylegan3-t, whose generator"),
-        ({"blur_fade": 5.0}, "--blur-fade=5.0 has no effect with --blur-sigma=0"),
+        ({"noise_inputs": False}, "--noise-inputs=false has no effect with --cfg=stylegan3-t, whose generator"),
+        ({"blur_fade": 5.0}, "--blur-fade=5 has no effect with --blur-sigma=0"),
         ({"blur_sigma": 5.0}, "--blur-sigma=5 needs --blur-fade"),
         ({"pl_interval": 2}, "--pl-interval=2 has no effect with --pl-weight=0"),
     ],

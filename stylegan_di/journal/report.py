@@ -28,7 +28,7 @@ from stylegan_di.journal.records import Measured, mean, measurements, not_shown,
 from stylegan_di.journal.sinks import Sink
 from stylegan_di.metrics.table import is_better
 from stylegan_di.metrics.table import metric as described
-from stylegan_di.options import options_of
+from stylegan_di.options import options_of, typed
 from stylegan_di.presets import KIND_DEFAULTS
 
 NAME = "report.html"
@@ -200,19 +200,10 @@ def _options(options: Mapping[str, Any]) -> list[dict[str, Any]]:
             continue
         value, default = options[declared.name], KIND_DEFAULTS[kind].get(declared.name, declared.default)
         found.append({
-            "name": option_name(declared.name), "group": declared.group, "value": _text(value),
+            "name": option_name(declared.name), "group": declared.group, "value": typed(value),
             "own": value != default, "help": declared.help,
         })  # fmt: skip
     return found
-
-
-def _text(value: Any) -> str:
-    """An option's value as it is typed."""
-    if isinstance(value, tuple | list):
-        return ",".join(map(str, value)) or "none"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 
 def previous(
@@ -229,7 +220,7 @@ def previous(
         if _subject(theirs) != _subject(options):
             continue
         changes = [
-            {"name": option_name(name), "then": _text(theirs[name]), "now": _text(options[name])}
+            {"name": option_name(name), "then": typed(theirs[name]), "now": typed(options[name])}
             for name in options.keys() & theirs.keys() - set(NO_DIFFERENCE)
             if theirs[name] != options[name]
         ]
