@@ -306,6 +306,7 @@ def test_the_report_in_text_and_json() -> None:
     assert f"origin      {SHIPPED}" in lines
     assert "            w_dim = 64" in lines
     assert any(line.startswith("provenance  command: train.py --kind=gan") for line in lines)
+    assert {"provenance  seed: 0", "provenance  kimg: 100"} <= set(lines)
     read = json.loads(run(inspect_pickle, "fashion-gan.pkl", "--json").output)
     assert read["entries"][2]["arguments"]["w_dim"] == 64
     assert read["sha256"] in result.output

@@ -151,6 +151,8 @@ def test_a_folder_without_networks_is_told(tmp_path: Path) -> None:
     ("value", "shown"),
     [
         (4.62391, "4.624"),
+        (123456.0, "123456"),
+        (1e300, "1e+300"),
         (float("nan"), "nan"),
         ("2026-11-24", "2026-11-24"),
         ("train.py --kind=di", "`train.py --kind=di`"),

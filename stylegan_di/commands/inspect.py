@@ -12,7 +12,7 @@ import click
 
 from stylegan_di.dnnlib.cli import help_of, user_errors
 from stylegan_di.dnnlib.terminal import one_line
-from stylegan_di.snapshots.inspection import Inspection, inspect_file
+from stylegan_di.snapshots.inspection import Inspection, inspect_file, is_whole
 
 
 def report(found: Inspection) -> str:
@@ -25,7 +25,8 @@ def report(found: Inspection) -> str:
     for entry in found.entries:
         lines += [f"network     {entry}", *(f"            {key} = {value}" for key, value in entry.arguments.items())]
     lines += [f"beside      {', '.join(found.others)}"] if found.others else []
-    lines += [f"provenance  {key}: {value}" for key, value in found.metadata.items()]
+    told = {key: f"{value:.0f}" if is_whole(value) else value for key, value in found.metadata.items()}
+    lines += [f"provenance  {key}: {value}" for key, value in told.items()]
     lines += [f"embedded    source with SHA-256 {digest}, not run" for digest in found.embedded]
     lines += [f"warning     {text}" for text in found.warnings]
     return "\n".join(map(one_line, lines))

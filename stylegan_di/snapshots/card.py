@@ -18,6 +18,7 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.hub import HUB, NETWORK, parse
 from stylegan_di.interfaces import Denoiser
 from stylegan_di.snapshots.checkpoint import Snapshot, as_model
+from stylegan_di.snapshots.inspection import is_whole
 from stylegan_di.teachers.mixed import parse_teachers
 
 METRIC = "metric/"  # what names of metrics in the provenance begin with
@@ -98,6 +99,8 @@ def sources(metadata: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def cell(value: Any) -> str:
     """Returns a value of a provenance, which may hold anything, as a cell of a table: a number, a word, or code."""
+    if is_whole(value):
+        return f"{value:.0f}"
     if isinstance(value, int | float):
         return f"{value:.4g}"
     text = "".join(letter if letter.isprintable() else " " for letter in str(value))

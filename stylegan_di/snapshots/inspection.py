@@ -93,6 +93,11 @@ def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool
     )
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value of a provenance, whose numbers are floats, is a whole number, such as a seed."""
+    return isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+
+
 def _entry(name: str, blueprint: Blueprint, source: str, try_network: bool) -> StoredNetwork:
     problem = None
     if try_network:
