@@ -514,6 +514,8 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
         (["--kind=edm", "--data=x", "--duration=200"], "No such option '--duration': give --kimg"),
         ([f"--resume={__file__}"], "is no training state; to continue a run, give latest"),
         (["--kind=di", "--gan-pkl=fashon-gan.pkl"], "fashon-gan.pkl: there is no such file; known names like it: fa"),
+        (["--kind=di", "--gan-pkl=x", "--teacher=Onlin", "--data=y"],
+         "--teacher=Onlin: there is no such file; accepted are online, for one that is trained on the way, a known"),
         (["--kind=di", "--gan-pkl=fashion-gan.pkl", "--cfg=fashon"], "did you mean fashion?"),
         (["--kind=di", "--teacher=x", "--batch=0"], "--batch=0: accepted is"),
         (["--kind=di", "--teacher=x", "--lr-decay=1"], "--lr-decay=1.0: accepted is"),

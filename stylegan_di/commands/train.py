@@ -22,6 +22,7 @@ import click
 from stylegan_di import preflight, zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.config.derived import uses_teacher
+from stylegan_di.config.fields import ONLINE
 from stylegan_di.dnnlib.cli import (
     Choice,
     GroupedCommand,
@@ -82,6 +83,12 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
         raise UserError(f"--resume={given['resume']}: there is no such file or folder{hint}")
     if kind is None:
         raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to continue a run")
+    teacher = given["teacher"] or ONLINE
+    if kind == "di" and teacher != ONLINE and did_you_mean(teacher.lower(), [ONLINE]) and not os.path.exists(teacher):
+        raise UserError(
+            f"--teacher={teacher}: there is no such file; accepted are {ONLINE}, for one that is trained on the way, a "
+            "known name such as edm-cifar10-32x32-cond-vp.pkl, a path, a URL, or hf:owner/name"
+        )
     known = zoo.entry(given["gan_pkl"] or given["teacher"] or "")
     has_own = given["teacher"] is not None or given["cfg"] is not None
     if kind == "di" and uses_teacher(given) and not has_own:
