@@ -235,8 +235,8 @@ def at_home(value: Any) -> Any:
 
 
 def message_of(error: UserError) -> str:
-    """Returns an error's message as the one line that is printed."""
-    return one_line(" ".join(str(error).splitlines()))
+    """Returns an error's message as it is printed: one line, or one a problem."""
+    return "\n".join(map(one_line, error.lines()))
 
 
 class _UserMistake(click.ClickException):
@@ -246,9 +246,9 @@ class _UserMistake(click.ClickException):
 
 
 def user_errors(function: Function) -> Function:
-    """Makes a command that raises a UserError end with one line on stderr, 'Error: ...', and the error's status.
+    """Makes a command that raises a UserError end with its lines on stderr, 'Error: ...', and the error's status.
 
-    The command gets the option --debug, with which the traceback and its causes come before that line. In the values of
+    The command gets the option --debug, with which the traceback and its causes come before them. In the values of
     its options ~ is the home folder. Of what is printed, characters that would steer a terminal are shown as escapes,
     and what the output cannot encode is replaced by '?'.
     """

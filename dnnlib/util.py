@@ -20,10 +20,28 @@ _CHUNK = 1 << 20
 class UserError(Exception):
     """A mistake that the user can fix. The message names the option or file, the value, what is accepted, the remedy.
 
-    Scripts print it as one line and exit with `status`; a user never sees its traceback.
+    Scripts print its lines, one but for `Problems`, and exit with `status`; a user never sees its traceback.
     """
 
     status = 2
+
+    def lines(self) -> list[str]:
+        """Returns what is printed; whatever a file or an option says begins no line of its own."""
+        return [_joined(str(self))]
+
+
+class Problems(UserError):
+    """Several mistakes, each an argument, which are printed one a line."""
+
+    def __str__(self) -> str:
+        return f"{len(self.args)} problems: {'; '.join(self.args)}"
+
+    def lines(self) -> list[str]:
+        return [f"{len(self.args)} problems:", *(f"  {_joined(problem)}" for problem in self.args)]
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.splitlines())
 
 
 def not_installed(what: str, package: str, extra: str) -> UserError:

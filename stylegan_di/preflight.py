@@ -14,7 +14,7 @@ from stylegan_di import zoo
 from stylegan_di.config import TrainConfig
 from stylegan_di.data.augment import augment_pipe
 from stylegan_di.data.teacher_samples import samples_wanted
-from stylegan_di.dnnlib.util import UserError, not_installed
+from stylegan_di.dnnlib.util import Problems, UserError, not_installed
 from stylegan_di.inputs import Files, meant, reference_name, shape_of
 from stylegan_di.labels import class_map
 from stylegan_di.metrics.references import SUFFIXES, references_for
@@ -43,11 +43,8 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
               _trackers(config), _reference(config, fetch), _teacher(config, files), _critic(config, files),
               _gan(config, files), _freeze(config, files), _data(config, files))  # fmt: skip
     problems = [problem for found in checks for problem in found] + files.problems
-    if len(problems) == 1:
-        raise UserError(problems[0])
     if problems:
-        listed = "; ".join(f"({number}) {problem}" for number, problem in enumerate(problems, start=1))
-        raise UserError(f"{len(problems)} problems: {listed}")
+        raise Problems(*problems) if len(problems) > 1 else UserError(*problems)
 
 
 def _processes(config: TrainConfig, processes: int) -> Iterator[str]:

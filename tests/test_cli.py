@@ -28,7 +28,7 @@ from stylegan_di.dnnlib.cli import (
 )
 from stylegan_di.dnnlib.logger import Logger
 from stylegan_di.dnnlib.terminal import one_line
-from stylegan_di.dnnlib.util import UserError
+from stylegan_di.dnnlib.util import Problems, UserError
 from stylegan_di.snapshots.checkpoint import save_snapshot
 from tests.tiny import gan_networks
 
@@ -159,6 +159,17 @@ def test_a_users_mistake_is_one_line_on_stderr_and_status_2() -> None:
     assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr == "Error: no such file here\n"
+
+
+def test_several_mistakes_are_a_line_each() -> None:
+    @click.command()
+    @user_errors
+    def fails() -> None:
+        raise Problems("a.pkl\nError: \x1b[31m", "b.pkl")
+
+    result = CliRunner().invoke(fails)
+    assert result.exit_code == 2
+    assert result.stderr == "Error: 2 problems:\n  a.pkl Error: \\x1b[31m\n  b.pkl\n"
 
 
 @pytest.mark.parametrize(
