@@ -1,5 +1,6 @@
 """Steps as CUDA graphs: the numbers that a graph is given are those of its step, and training stays the same."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,12 +16,13 @@ from stylegan_di.random import SampleRandom
 from stylegan_di.students.one_step import OneStepStudent
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.teachers.edm import EDMTeacher
-from stylegan_di.training import graphs
+from stylegan_di.training import graphs, transfer
 from stylegan_di.training.batch import Batch, RealImages, Samples
 from stylegan_di.training.feature_adversary import FeatureAdversary
 from stylegan_di.training.graphs import USUAL_STEPS, Draws, StepGraph
 from stylegan_di.training.methods.diff_instruct import DiffInstruct
 from stylegan_di.training.methods.edm import EDM
+from stylegan_di.training.methods.gan import GAN
 from tests.tiny import RESOLUTION, edm_network, gan_networks
 from tools.dev.benchmark_rows import step_of
 
@@ -77,7 +79,16 @@ def denoising_method(device: torch.device = CPU) -> EDM:
     return method
 
 
-def trained(method: DiffInstruct | EDM, step: Any, steps: int) -> list[torch.Tensor]:
+def adversarial_method(device: torch.device = CPU, **options: Any) -> GAN:
+    """StyleGAN2 with all that its steps do by turns: path lengths, R1, and the sum of signs that is begun anew."""
+    config = TrainConfig("gan", data="made here", lr=1e-3, aug="noaug", pl_interval=3, r1_interval=2, **options)
+    networks: Any = gan_networks(c_dim=10)
+    method = GAN(config, device, None, transfer.GAN(networks["G"], networks["D"], networks["G_ema"]))
+    method.reals = FiveImages()
+    return method
+
+
+def trained(method: DiffInstruct | EDM | GAN, step: Any, steps: int) -> list[torch.Tensor]:
     """All trained weights after some steps at a falling rate."""
     for index in range(steps):
         for optimizer in method.state.optimizers.values():
@@ -89,9 +100,14 @@ def trained(method: DiffInstruct | EDM, step: Any, steps: int) -> list[torch.Ten
     return [p.detach().cpu() for network in method.state.networks.values() for p in network.parameters()]
 
 
-def again(run: Any) -> Any:
+def again(run: Any, pool: Any) -> Any:
     """In place of a CUDA graph: the step's own code, on the tensors that it drew first."""
-    return run
+    return run, pool
+
+
+def repeats(graph: StepGraph) -> bool:
+    """Whether every combination of updates is a graph by now."""
+    return all(own.replay is not None for own in graph.repeated.values())
 
 
 @pytest.mark.parametrize("kind", ["gan", "onestep", "steps", "critic"])
@@ -99,7 +115,7 @@ def test_a_repeated_step_trains_as_usual_steps_do(kind: str) -> None:
     usual, repeated = method_of(kind), method_of(kind)
     graph = StepGraph(repeated, again)
     expected, found = trained(usual, usual.step, 6), trained(repeated, graph.step, 6)
-    assert graph.replay is not None
+    assert repeats(graph)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -107,19 +123,51 @@ def test_a_repeated_step_sees_each_steps_real_images() -> None:
     usual, repeated = denoising_method(), denoising_method()
     graph = StepGraph(repeated, again)
     expected, found = trained(usual, usual.step, 6), trained(repeated, graph.step, 6)
-    assert graph.replay is not None
+    assert repeats(graph)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert isinstance(repeated.reals, FiveImages)
 
 
-@pytest.mark.parametrize("kind", ["gan", "onestep", "steps", "critic", "edm"])
+def test_each_combination_of_a_gans_updates_is_repeated() -> None:
+    usual, repeated, captured = adversarial_method(), adversarial_method(), []
+
+    def capture(run: Any, pool: Any) -> Any:
+        captured.append((repeated.state.cur_step, pool))
+        return run, "memory"
+
+    graph = StepGraph(repeated, capture)
+    expected, found = trained(usual, usual.step, 53), trained(repeated, graph.step, 53)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert torch.equal(repeated.state.scalars["pl_mean"], usual.state.scalars["pl_mean"])
+    # Combinations come back after 12 steps, and are captured when they are met for the fourth time.
+    dues = [(step % 3 == 0, step % 2 == 0, step % 4 == 3) for step in range(53)]
+    fourth = [step for step, due in enumerate(dues) if dues[:step].count(due) == 3]
+    assert captured == [(step, "memory" if index else None) for index, step in enumerate(fourth)]
+    assert len(fourth) == 6
+    assert repeats(graph)
+
+
+def test_what_hinders_a_gans_graph() -> None:
+    assert adversarial_method().hinders_graph() == ""
+    assert "--blur-sigma" in adversarial_method(blur_sigma=2.0, blur_fade=1.0).hinders_graph()
+    method = adversarial_method()
+    method.adversary.critic.augment_pipe = torch.nn.Identity()
+    assert "--aug=noaug" in method.hinders_graph()
+    with_discriminator = method_of("gan")
+    with_discriminator.adversary = method.adversary
+    assert "--aug=noaug" in with_discriminator.hinders_graph()
+    assert with_discriminator.due() == (True, False)
+
+
+@pytest.mark.parametrize("kind", ["gan", "onestep", "steps", "critic", "edm", "adversarial"])
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=CUDA)])
 def test_a_cuda_graph_trains_as_usual_steps_do(kind: str, device: str) -> None:
     where = torch.device(device)
-    usual, repeated, fresh = (denoising_method(where) if kind == "edm" else method_of(kind, where) for _ in range(3))
-    graph = StepGraph(repeated)
-    expected, found = trained(usual, usual.step, 8), trained(repeated, graph.step, 8)
-    assert graph.replay is not None
+    make = {"edm": denoising_method, "adversarial": adversarial_method}.get(kind, partial(method_of, kind))
+    usual, repeated, fresh = (make(where) for _ in range(3))
+    graph, steps = StepGraph(repeated), 53 if kind == "adversarial" else 8
+    expected, found = trained(usual, usual.step, steps), trained(repeated, graph.step, steps)
+    assert repeats(graph)
     start = trained(fresh, fresh.step, 0)
     for a, b, c in zip(found, expected, start, strict=True):
         assert float((a - b).norm()) <= 1e-3 * float((b - c).norm()) + 1e-9
@@ -148,9 +196,9 @@ def test_refilled_draws_are_those_of_the_step() -> None:
 def test_a_new_phase_is_captured_anew() -> None:
     method, captured = method_of("gan"), []
 
-    def capture(run: Any) -> Any:
+    def capture(run: Any, pool: Any) -> Any:
         captured.append(method.state.cur_nimg)
-        return run
+        return run, pool
 
     graph = StepGraph(method, capture)
     trained(method, graph.step, USUAL_STEPS + 3)
@@ -163,7 +211,7 @@ def test_a_failed_capture_leaves_usual_steps_and_says_so(monkeypatch: pytest.Mon
     said: list[str] = []
     monkeypatch.setattr(Journal, "say", lambda self, text: said.append(text))
 
-    def capture(run: Any) -> Any:
+    def capture(run: Any, pool: Any) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     usual, method = method_of("gan"), method_of("gan")
@@ -190,5 +238,3 @@ def test_where_steps_can_be_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     method.model.network.dropout = 0.1  # type: ignore[assignment]
     assert method.hinders_graph() == "its network drops activations or labels at random"
-    method.adversary = object()  # type: ignore[assignment]
-    assert method.hinders_graph() == "the discriminator's steps are not all alike"

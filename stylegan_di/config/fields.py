@@ -134,7 +134,6 @@ class Fields:
     cuda_graph: Literal["auto", "true", "false"] = _run(
         "auto",
         "On a GPU, repeat a step as one CUDA graph, which is faster; auto: where a step can be one.",
-        kinds=("edm", "di"),
     )
     fsdp: bool = _run(False, "Spread the weights of teacher and fake score over the processes (FSDP2).", kinds=("di",))
     max_skips: int = _run(

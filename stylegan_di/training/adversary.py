@@ -119,6 +119,16 @@ class Adversary:
             noise, sigma = batch.noise(law, f"{purpose}/noise", chunk, images)
         return self.critic.logits(images, noise, sigma, labels, rng=batch.random(purpose, chunk))
 
+    def due(self, step: int) -> tuple[bool, bool]:
+        """Whether R1 and the adjustment of the augmentation belong to a step."""
+        return bool(self.gamma) and step % self.config.r1_interval == 0, (step + 1) % ADA_INTERVAL == 0
+
+    def hinders_graph(self) -> str:
+        """Says why the updates cannot be part of a CUDA graph; '' if they can."""
+        if self.critic.augment_pipe is not None:
+            return "the augmentation pads images by what it has drawn (--aug=noaug leaves it out)"
+        return "the blur of --blur-sigma follows the images seen" if self.config.blur_sigma else ""
+
     def step(
         self,
         state: TrainState,
@@ -128,15 +138,15 @@ class Adversary:
         journal: Journal,
     ) -> None:
         """Updates the discriminator on real images and fakes(chunk), and R1 and p when they are due."""
-        config = self.config
         loss, real_logits, norm = logistic_update(state, ROLE, batch, reals, fakes, self.logits, "augment")
         signs = real_logits.sign()
         state.totals[SIGNS] += torch.stack([signs.nan_to_num().sum(), signs.isfinite().sum()])
         journal.scalars({"Loss/D/loss": loss, **judged("real", real_logits)})
         journal.shared({"Gradient/discriminator": norm})
-        if self.gamma and state.cur_step % config.r1_interval == 0:
+        r1, augmentation = self.due(state.cur_step)
+        if r1:
             self._r1_update(state, batch, reals, journal)
-        if (state.cur_step + 1) % ADA_INTERVAL == 0:
+        if augmentation:
             self._adjust_augmentation(state, batch.size * ADA_INTERVAL, journal)
 
     def _r1_update(self, state: TrainState, batch: Batch, reals: Reals, journal: Journal) -> None:

@@ -2,7 +2,8 @@
 
 Early steps run as usual. Then one step notes which random numbers it draws, and the next is captured. From there on the
 CPU draws the same kinds of numbers for each step, loads its real images if it has any, copies both to where the
-captured step reads them, and replays it.
+captured step reads them, and replays it. Where some updates are not in every step, such as a GAN's lazy
+regularisation, each combination of updates has a graph.
 """
 
 from __future__ import annotations
@@ -152,23 +153,40 @@ class HeldReals(RealSource):
         return self.held.__getitem__
 
 
-def cuda_graph(run: Callable[[], None]) -> Callable[[], None]:
-    """Captures what `run` gives the GPU to do, which is not done yet; returns a function that does it."""
+def cuda_graph(run: Callable[[], None], pool: Any = None) -> tuple[Callable[[], None], Any]:
+    """Captures what `run` gives the GPU to do, which is not done yet.
+
+    pool: memory of another graph, which the two then share, since they are never replayed at once.
+
+    Returns a function that does it, and the graph's memory.
+    """
     torch.cuda.empty_cache()  # the graph has memory of its own
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         run()
-    return graph.replay
+    return graph.replay, graph.pool()
+
+
+@dataclass
+class Repeated:
+    """Steps that do the same: how many there were, and what is kept to repeat them."""
+
+    steps: int = 0
+    replay: Callable[[], None] | None = None
+    draws: Draws = field(default_factory=Draws)
+    journal: Journal = field(default_factory=Journal)
+    flags: list[tuple[str, Tensor]] = field(default_factory=list)  # by network, whether its update was skipped
 
 
 class StepGraph:
-    """A method's step that becomes a graph, anew where what a step does changes.
+    """A method's step that becomes a graph, one for each combination of updates, anew where a phase begins.
 
-    capture: takes a function that runs the step, returns one that repeats it on the same tensors.
+    capture: takes a function that runs the step, and what it returned as its second result the last time; returns a
+        function that repeats the step on the same tensors.
     """
 
     def __init__(
-        self, method: Method, capture: Callable[[Callable[[], None]], Callable[[], None]] = cuda_graph
+        self, method: Method, capture: Callable[[Callable[[], None], Any], tuple[Callable[[], None], Any]] = cuda_graph
     ) -> None:
         self.method = method
         self.capture = capture
@@ -177,13 +195,10 @@ class StepGraph:
 
     def _forget(self, phase: Any) -> None:
         self.phase = phase
-        self.steps = 0
-        self.replay: Callable[[], None] | None = None
-        self.draws = Draws()
+        self.repeated: dict[tuple[bool, ...], Repeated] = {}
         self.held = None if self.method.reals is None else HeldReals(self.method.reals)
-        self.journal = Journal()
         self.rates: list[Tensor] = []
-        self.flags: list[tuple[str, Tensor]] = []
+        self.pool: Any = None
 
     def step(self, batch: Batch, journal: Journal) -> None:
         """Does what the method's step does."""
@@ -196,30 +211,31 @@ class StepGraph:
         groups = [group for optimizer in state.optimizers.values() for group in optimizer.param_groups]
         for group in groups:
             group["lr"] = float(np.float32(group["lr"]))  # a graph reads it from the GPU, in float32
-        self.steps += 1
-        if self.steps <= USUAL_STEPS:
+        own = self.repeated.setdefault(self.method.due(), Repeated())
+        own.steps += 1
+        if own.steps <= USUAL_STEPS:
             return self.method.step(batch, journal)
         if self.held is not None:
             self.held.refill(batch)
-        if self.steps == USUAL_STEPS + 1:
-            return self._run(self.draws.batch(batch), journal)
-        if self.replay is None:
-            self.rates = [torch.tensor(group["lr"], device=self.method.device) for group in groups]
+        if own.steps == USUAL_STEPS + 1:
+            return self._run(own.draws.batch(batch), journal)
+        if own.replay is None:
+            self.rates = self.rates or [torch.tensor(group["lr"], device=self.method.device) for group in groups]
             try:
-                self._capture(batch, groups)
+                self._capture(own, batch, groups)
             except RuntimeError as error:
                 if self.method.config.cuda_graph == "true":
                     raise
                 self.failed = True
                 journal.say(f"steps are launched kernel by kernel: capturing one failed: {str(error).splitlines()[0]}")
                 return self._run(batch, journal)
-        assert self.replay is not None
+        assert own.replay is not None
         for rate, group in zip(self.rates, groups, strict=True):
             rate.fill_(group["lr"])
-        self.draws.refill(batch)
-        self.replay()
-        journal.repeat(self.journal)
-        state.undecided += [(state.cur_step, role, flag.clone()) for role, flag in self.flags]
+        own.draws.refill(batch)
+        own.replay()
+        journal.repeat(own.journal)
+        state.undecided += [(state.cur_step, role, flag.clone()) for role, flag in own.flags]
 
     def _run(self, batch: Batch, journal: Journal) -> None:
         """Runs the method's step on the real images that are held."""
@@ -230,20 +246,20 @@ class StepGraph:
         finally:
             self.method.reals = own
 
-    def _capture(self, batch: Batch, groups: list[dict[str, Any]]) -> None:
+    def _capture(self, own: Repeated, batch: Batch, groups: list[dict[str, Any]]) -> None:
         undecided = self.method.state.undecided
         before = len(undecided)
 
         def run() -> None:
-            self._run(self.draws.batch(batch), self.journal)
+            self._run(own.draws.batch(batch), own.journal)
 
         rates = [group["lr"] for group in groups]
         for group, rate in zip(groups, self.rates, strict=True):
             group.update(lr=rate, capturable=True)
         try:
-            self.replay = self.capture(run)
+            own.replay, self.pool = self.capture(run, self.pool)
         finally:
             for group, lr in zip(groups, rates, strict=True):
                 group.update(lr=lr, capturable=False)
-            self.flags = [(role, flag) for _, role, flag in undecided[before:]]
+            own.flags = [(role, flag) for _, role, flag in undecided[before:]]
             del undecided[before:]

@@ -64,7 +64,7 @@ class TrainState:
             module.load_state_dict({key: distributed.spread_like(weights[key], own[key]) for key in own})
         for role, optimizer in self.optimizers.items():
             optimizer.load_state_dict(_optimizer_state(optimizer, below(f"optimizer.{role}", tensors)))
-        self.scalars = {name: tensors[name].to(own.device) for name, own in self.scalars.items()}
+        self.scalars = {name: tensors[name].to(own.device, copy=True) for name, own in self.scalars.items()}
         self.totals = {
             name: tensors[name].to(own.device) / distributed.world_size() for name, own in self.totals.items()
         }

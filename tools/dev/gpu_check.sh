@@ -54,6 +54,7 @@ part step 110 bash -c "parts step --machine='$OUT/machine.json' --json='$OUT/ste
 for only in graphs compiled; do
     asked $only 110 bash -c "parts step --$only --machine='$OUT/machine.json' --json='$OUT/$only.json'"
 done
+part gan 60 bash -c "parts gan --json='$OUT/gan.json'"
 part metrics 90 bash -c "parts metrics --json='$OUT/metrics.json'"
 part processes 40 bash -c "parts processes --json='$OUT/processes.json'"
 ROWS=${TINY:+FIR chain forward}

@@ -26,16 +26,21 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs from a clone that is not installed
 
+from stylegan_di.config import TrainConfig
 from stylegan_di.dnnlib.cli import Device, help_of, user_errors
 from stylegan_di.journal.journal import Journal
 from stylegan_di.metrics.features import extract, generated_images
 from stylegan_di.metrics.frechet import frechet_distance
 from stylegan_di.metrics.inception import Inception
+from stylegan_di.networks.stylegan2 import Discriminator, Generator
 from stylegan_di.students.stylegan2 import StyleGAN2Student
 from stylegan_di.torch_utils.ops import build
 from stylegan_di.torch_utils.ops.bias_act import ACTIVATIONS
 from stylegan_di.torch_utils.ops.reference import reference_kernels
+from stylegan_di.training import transfer
+from stylegan_di.training.batch import Batch, Reals, RealSource
 from stylegan_di.training.graphs import USUAL_STEPS, StepGraph
+from stylegan_di.training.methods.gan import GAN
 from stylegan_di.training.schedule import update_ema
 from tools.dev.benchmark import peak_mib, report_file, seconds, write_report
 from tools.dev.benchmark_rows import Step, inputs_of, stylegan2, unet
@@ -244,6 +249,52 @@ def graphed(step: Step) -> Callable[[], object]:
     for _ in range(USUAL_STEPS + 2):
         run()
     return run
+
+
+class OneBatch(RealSource):
+    """The same real images in every step."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        self.images = images
+
+    def take(self, batch: Batch) -> Reals:
+        return lambda chunk: (self.images[chunk.start : chunk.stop], None)
+
+
+@main.command(help="Measures a StyleGAN2's training at CIFAR-10's size, kernel by kernel and as CUDA graphs.")
+@options
+@user_errors
+def gan(device: str, tiny: bool, target: Path | None) -> None:
+    where, batch, cycle = torch.device(device), 4 if tiny else 64, 16  # steps until the same updates are due again
+    build.load(where.type, may_build=True)
+    config = TrainConfig("gan", data="made here", aug="noaug", r1_interval=cycle, pl_interval=cycle // 4)
+    report = []
+    for fp16_res in (0,) if tiny else (4, 0):
+        layers: dict[str, Any] = dict(num_fp16_res=fp16_res, conv_clamp=256 if fp16_res else None)
+        layers |= dict(channel_base=64, channel_max=8) if tiny else {}
+        for name in ("kernel by kernel", *(["CUDA graphs"] if where.type == "cuda" else [])):
+            networks = [Generator(512, 0, 512, 32, 3, mapping_kwargs=dict(num_layers=2), synthesis_kwargs=layers)
+                        for _ in range(2)]  # fmt: skip
+            discriminator = Discriminator(c_dim=0, img_resolution=32, img_channels=3, **layers)
+            method = GAN(config, where, None, transfer.GAN(networks[0], discriminator, networks[1]))
+            method.reals = OneBatch(torch.rand([batch, 3, 32, 32], device=where) * 2 - 1)
+            step = StepGraph(method).step if name == "CUDA graphs" else method.step
+
+            def run(method: GAN = method, step: Callable[[Batch, Journal], None] = step) -> None:
+                state = method.state
+                for _ in range(cycle):
+                    step(Batch.of_step(seed=0, nimg=state.cur_nimg, size=batch, batch_gpu=batch, rank=0, world_size=1,
+                                       device=where), Journal((), where))  # fmt: skip
+                    state.cur_nimg, state.cur_step = state.cur_nimg + batch, state.cur_step + 1
+                    update_ema(method.ema, method.model, 0.99)
+
+            for _ in range(0 if tiny else USUAL_STEPS + 2):
+                run()
+            took = median_seconds(run, where, 1 if tiny else 3) / cycle
+            report.append({"row": f"{'float16' if fp16_res else 'float32'}, {name}", "images/s": batch / took,
+                           "ms": took * 1e3, "MiB": peak_mib(run, where)})  # fmt: skip
+            click.echo(json.dumps(report[-1]))
+            write_report(target, {"batch": batch, "rows": report})
 
 
 @main.command(help="Measures Inception alone, in float32 and bf16, and in a metric of a StyleGAN2's images.")

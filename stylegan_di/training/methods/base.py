@@ -127,6 +127,10 @@ class Method(ABC):
         """
         return None
 
+    def due(self) -> tuple[bool, ...]:
+        """Returns which of the updates that are not in every step the next one has; each combination is a graph."""
+        return ()
+
     def hinders_graph(self) -> str:
         """Says why a step cannot be one CUDA graph; '' if it can."""
         return f"a step of --kind={self.config.kind} depends on more than random numbers"

@@ -166,9 +166,12 @@ class DiffInstruct(GeneratorMethod):
         """Whether the student moves: the warm-up is over."""
         return self.state.cur_nimg >= (self.config.teacher_warmup + self.config.fake_warmup) * 1000
 
+    def due(self) -> tuple[bool, ...]:
+        return () if self.adversary is None else self.adversary.due(self.state.cur_step)
+
     def hinders_graph(self) -> str:
-        if self.adversary is not None:
-            return "the discriminator's steps are not all alike"
+        if self.adversary is not None and (why := self.adversary.hinders_graph()):
+            return why
         if self.online is not None:
             return "the average of the teacher on the way follows the images seen"
         if self.feature_adversary is not None and self.feature_adversary.turns is not None:

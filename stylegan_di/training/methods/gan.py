@@ -61,10 +61,17 @@ class GAN(GeneratorMethod):
         gan = _new_gan(config, dataset) if config.resume is None else _gan_to_resume(config, dataset)
         return cls(config, device, dataset, gan)
 
+    def due(self) -> tuple[bool, ...]:
+        config, step = self.config, self.state.cur_step
+        return bool(config.pl_weight) and step % config.pl_interval == 0, *self.adversary.due(step)
+
+    def hinders_graph(self) -> str:
+        return self.adversary.hinders_graph()
+
     def step(self, batch: Batch, journal: Journal) -> None:
         """Updates the generator, also by path lengths when these are due, then the discriminator."""
         self.generator_update(batch, journal)
-        if self.config.pl_weight and self.state.cur_step % self.config.pl_interval == 0:
+        if self.due()[0]:
             self.path_length_update(batch, journal)
         assert self.reals is not None
         reals = self.reals.take(batch)
@@ -130,7 +137,7 @@ class GAN(GeneratorMethod):
             new_mean = torch.stack(means).mean()
             distributed.average([new_mean])
             skipped = apply_gradients(self.state, "model")[0].isnan()
-            self.state.scalars[PL_MEAN] = torch.where(skipped, pl_mean, new_mean)
+            pl_mean.copy_(torch.where(skipped, pl_mean, new_mean))
 
 
 def _new_gan(config: TrainConfig, dataset: ImageDataset) -> transfer.GAN:
