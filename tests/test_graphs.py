@@ -1,5 +1,6 @@
 """Steps as CUDA graphs: the numbers that a graph is given are those of its step, and training stays the same."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +37,7 @@ def batch_at(nimg: int, device: torch.device = CPU) -> Batch:
 
 def method_of(kind: str, device: torch.device = CPU) -> DiffInstruct:
     student: Any = OneStepStudent(edm_network(seed=1), 2.5, steps=3 if kind == "steps" else 1)
-    if kind in ("gan", "critic"):
+    if kind in ("gan", "critic", "hybrid"):
         student = StyleGAN2Student(gan_networks()["G"])  # type: ignore[arg-type]
         student.known_labels = LabelLaw.of_counts([3, 0, 1])  # chosen by other draws than classes that are as frequent
     teacher, fake_score = EDMTeacher(edm_network(seed=2)), EDMTeacher(edm_network(seed=3))
@@ -45,6 +46,11 @@ def method_of(kind: str, device: torch.device = CPU) -> DiffInstruct:
             if parameter.abs().max() < 1e-3:  # a new network's last layers are zero, and hide all the others
                 torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
     method = step_of(student, teacher, fake_score, device)
+    if kind == "hybrid":
+        config = replace(method.config, gan_pkl="made here", data="made here", adv_weight=0.5, r1_interval=2)
+        discriminator = gan_networks()["D"]
+        method = DiffInstruct(config, device, None, student, method.instructions, discriminator=discriminator)
+        method.reals = FiveImages(classes=3)
     if kind != "critic":
         return method
     space, law = method.instructions[0].space, LogNormalLaw()
@@ -57,8 +63,8 @@ def method_of(kind: str, device: torch.device = CPU) -> DiffInstruct:
 class FiveImages(RealImages):
     """Images and classes that follow from the position in the training."""
 
-    def __init__(self) -> None:
-        self.taken = 0
+    def __init__(self, classes: int = 10) -> None:
+        self.taken, self.classes = 0, classes
 
     def take(self, batch: Batch) -> Any:
         assert batch.nimg == self.taken  # steps come one after the other, and none is left out
@@ -66,7 +72,7 @@ class FiveImages(RealImages):
 
         def load(chunk: range) -> Samples:
             images = SampleRandom(0, "reals", batch.nimg, chunk).normal(1, RESOLUTION, RESOLUTION).tanh()
-            return images.to(batch.device), torch.eye(10)[[i % 10 for i in chunk]].to(batch.device)
+            return images.to(batch.device), torch.eye(self.classes)[[i % self.classes for i in chunk]].to(batch.device)
 
         return load
 
@@ -110,11 +116,11 @@ def repeats(graph: StepGraph) -> bool:
     return all(own.replay is not None for own in graph.repeated.values())
 
 
-@pytest.mark.parametrize("kind", ["gan", "onestep", "steps", "critic"])
+@pytest.mark.parametrize("kind", ["gan", "onestep", "steps", "critic", "hybrid"])
 def test_a_repeated_step_trains_as_usual_steps_do(kind: str) -> None:
-    usual, repeated = method_of(kind), method_of(kind)
+    usual, repeated, steps = method_of(kind), method_of(kind), 17 if kind == "hybrid" else 6
     graph = StepGraph(repeated, again)
-    expected, found = trained(usual, usual.step, 6), trained(repeated, graph.step, 6)
+    expected, found = trained(usual, usual.step, steps), trained(repeated, graph.step, steps)
     assert repeats(graph)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
@@ -159,13 +165,13 @@ def test_what_hinders_a_gans_graph() -> None:
     assert with_discriminator.due() == (True, False)
 
 
-@pytest.mark.parametrize("kind", ["gan", "onestep", "steps", "critic", "edm", "adversarial"])
+@pytest.mark.parametrize("kind", ["gan", "onestep", "steps", "critic", "hybrid", "edm", "adversarial"])
 @pytest.mark.parametrize("device", [pytest.param("cuda", marks=CUDA)])
 def test_a_cuda_graph_trains_as_usual_steps_do(kind: str, device: str) -> None:
     where = torch.device(device)
-    make = {"edm": denoising_method, "adversarial": adversarial_method}.get(kind, partial(method_of, kind))
+    make: Any = {"edm": denoising_method, "adversarial": adversarial_method}.get(kind, partial(method_of, kind))
     usual, repeated, fresh = (make(where) for _ in range(3))
-    graph, steps = StepGraph(repeated), 53 if kind == "adversarial" else 8
+    graph, steps = StepGraph(repeated), {"adversarial": 53, "hybrid": 17}.get(kind, 8)
     expected, found = trained(usual, usual.step, steps), trained(repeated, graph.step, steps)
     assert repeats(graph)
     start = trained(fresh, fresh.step, 0)
