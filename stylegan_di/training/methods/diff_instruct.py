@@ -170,8 +170,8 @@ class DiffInstruct(GeneratorMethod):
         return () if self.adversary is None else self.adversary.due(self.state.cur_step)
 
     def hinders_graph(self) -> str:
-        if self.adversary is not None and (why := self.adversary.hinders_graph()):
-            return why
+        if self.adversary is not None:
+            return "with a discriminator it has not been verified on a GPU"
         if self.online is not None:
             return "the average of the teacher on the way follows the images seen"
         if self.feature_adversary is not None and self.feature_adversary.turns is not None:
