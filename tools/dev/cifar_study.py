@@ -3,6 +3,7 @@
     bash tools/dev/make_cifar_models.sh cifar-10-python.tar.gz
     python tools/dev/rows.py cifar_study --seeds=1,2,3
     python tools/dev/cifar_study.py
+    python tools/dev/cifar_study.py --results=docs/measurements/cifar_gpu.jsonl
 
 A GAN of CIFAR-10 at 16x16 is refined by what was found on Fashion-MNIST; nothing is chosen here.
 """
@@ -75,10 +76,18 @@ ROWS = {
     "sid-long": refined(f"{FAST} --kimg=60 --divergence=sid"),
     "refiner-long": refined(f"{REFINER} --kimg=42 {CLIPPED}"),
     "one-step-long": distilled(f"--kimg=60 {CLIPPED}"),
+    # As tools/dev/gpu_cifar.sh has it: more samples a step, and slower.
+    "refiner-sid-slow": refined(
+        "--student=refiner --divergence=sid --kimg=150 --batch=128 --lr=5e-4 --fake-lr=5e-4 --lr-decay=0.5 --ema=10 "
+        "--amp=bf16 --headroom=0 --tick=5"
+    ),
 }
 
 
-main = table_command(__doc__, "cifar_study", ROWS, COLUMNS)
+#: Rows of tools/dev/gpu_cifar.sh as it was first, whose rates did not fall.
+CONSTANT = ("sid-constant", "ikl-constant", "one-step-constant")
+
+main = table_command(__doc__, "cifar_study", (*ROWS, *CONSTANT), COLUMNS)
 
 if __name__ == "__main__":
     main()

@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# What a good teacher and minutes of a GPU give a GAN of photos: trains a class-conditional teacher of CIFAR-10 at 16x16,
-# then refines a GAN and distils the teacher, all runs side by side. bash tools/dev/gpu_cifar.sh OUT DATA.zip GAN.pkl [cuda|cpu]
+# What a better teacher and minutes of a GPU give a GAN of photos: trains a class-conditional teacher of CIFAR-10 at 16x16,
+# then refines a GAN, with the teacher's network behind it and without, and distils the teacher, all side by side.
+# bash tools/dev/gpu_cifar.sh OUT DATA.zip GAN.pkl [cuda|cpu]
 #
-# TEACHER and STUDENTS are the seconds of the two parts. Rates are constant and weights are averaged, so that a run can end
-# when its time is over; OUT gets the newest snapshot of each, NAME.pkl, and its log. With cpu it is a rehearsal.
-# DATA.zip and GAN.pkl are those of tools/dev/make_cifar_models.sh.
+# TEACHER and STUDENTS are the seconds of the two parts, KIMG the length for which rates fall. OUT gets the newest snapshot
+# of each run, NAME.pkl, and its log. With cpu it is a rehearsal. DATA.zip and GAN.pkl are those of make_cifar_models.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 USAGE="usage: bash tools/dev/gpu_cifar.sh OUT DATA.zip GAN.pkl [cuda|cpu]"
 OUT=${1:?$USAGE} DATA=${2:?$USAGE} GAN=${3:?$USAGE} DEVICE=${4:-cuda}
-PY=${PY:-python3} TEACHER=${TEACHER:-190} STUDENTS=${STUDENTS:-190}
+PY=${PY:-python3} TEACHER=${TEACHER:-190} STUDENTS=${STUDENTS:-220} KIMG=${KIMG:-280}
 TEACHER_TICK=50 TICK=10 WIDTH=64 BATCH=128
 [[ $DEVICE == cpu ]] && TEACHER_TICK=0.032 TICK=0.016 WIDTH=8 BATCH=16
 mkdir -p "$OUT"
@@ -19,22 +19,22 @@ train() { # NAME SECONDS TICK OPTIONS...: trains until the time is over, and tak
     local name=$1 seconds=$2 tick=$3
     shift 3
     timeout --signal=INT --kill-after=20 "$seconds" $PY train.py --device="$DEVICE" --metrics=none --snap=1 --tick="$tick" \
-        --kimg=100000 --outdir="$OUT/runs/$name" "$@" > "$OUT/$name.log" 2>&1 || true
+        --outdir="$OUT/runs/$name" "$@" > "$OUT/$name.log" 2>&1 || true
     cp "$(ls "$OUT/runs/$name"/*/network-snapshot-*.pkl | tail -n 1)" "$OUT/$name.pkl"
     echo "$name: $(grep '^tick' "$OUT/$name.log" | tail -n 1)"
 }
 
 REAL="--data=$DATA --cond=true --mirror=true"
-train teacher "$TEACHER" $TEACHER_TICK --kind=edm $REAL --batch=$((2 * BATCH)) --amp=bf16 --model-channels=$WIDTH \
-    --channel-mult=1,2,2 --num-blocks=1 --attn-resolutions=8 --dropout=0 --label-dropout=0.1 --augment=0 --lr=1.5e-3 \
-    --lr-rampup=10 --ema=50
+train teacher "$TEACHER" $TEACHER_TICK --kind=edm $REAL --kimg=100000 --batch=$((2 * BATCH)) --amp=bf16 \
+    --model-channels=$WIDTH --channel-mult=1,2,2 --num-blocks=1 --attn-resolutions=8 --dropout=0 --label-dropout=0.1 \
+    --augment=0 --lr=1.5e-3 --lr-rampup=10 --ema=50
 
-DI="--kind=di --teacher=$OUT/teacher.pkl --headroom=0 --batch=$BATCH --amp=bf16 --ema=20"
-REFINE="$DI --gan-pkl=$GAN --lr=1e-3 --fake-lr=1e-3"
-train sid-1 "$STUDENTS" $TICK $REFINE --divergence=sid --seed=1 &
-train sid-2 "$STUDENTS" $TICK $REFINE --divergence=sid --seed=2 &
-train ikl-1 "$STUDENTS" $TICK $REFINE --divergence=ikl --seed=1 &
-train one-step-1 "$STUDENTS" $TICK $DI --sigma-init=2.5 --divergence=sid --lr=5e-4 --fake-lr=5e-4 --seed=1 &
-train gan-continued-1 "$STUDENTS" $TICK --kind=gan --resume="$GAN" $REAL --batch=$BATCH --mixing=0 --pl-weight=0 \
-    --aug=noaug --gamma=0.05 --lr=2e-3 --ema=20 --seed=1 &
+DI="--kind=di --teacher=$OUT/teacher.pkl --headroom=0 --divergence=sid --batch=$BATCH --amp=bf16 --lr=5e-4 --fake-lr=5e-4
+    --lr-decay=0.5 --kimg=$KIMG --ema=10"
+train refiner-3 "$STUDENTS" $TICK $DI --gan-pkl="$GAN" --student=refiner --seed=3 &
+train refiner-4 "$STUDENTS" $TICK $DI --gan-pkl="$GAN" --student=refiner --seed=4 &
+train sid-3 "$STUDENTS" $TICK $DI --gan-pkl="$GAN" --seed=3 &
+train one-step-3 "$STUDENTS" $TICK $DI --sigma-init=2.5 --seed=3 &
+train gan-continued-1 "$STUDENTS" $TICK --kind=gan --resume="$GAN" $REAL --kimg=100000 --batch=$BATCH --mixing=0 \
+    --pl-weight=0 --aug=noaug --gamma=0.05 --lr=2e-3 --ema=20 --seed=1 &
 wait
