@@ -525,6 +525,7 @@ def test_what_does_not_match_is_refused_before_anything_is_written(files: dict[s
         (["--kind=di", "--teacher=x", "--batch=0"], "--batch=0: accepted is"),
         (["--kind=di", "--teacher=x", "--lr-decay=1"], "--lr-decay=1.0: accepted is"),
         (["--kind=di", "--teacher=no-such.pkl", "--metrics=none"], "no-such.pkl"),
+        (["--kind=edm", "--data=x", "--channel-mult=none"], "--channel-mult=none leaves the U-Net no resolution"),
         (["--kind=edm", "--data=x", "--channel-mult=a,b"], "comma-separated list of int"),
     ],
 )  # fmt: skip
