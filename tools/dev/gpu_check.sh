@@ -11,16 +11,18 @@ cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 OUT=${1:?usage: bash tools/dev/gpu_check.sh OUT [cuda|cpu]}
 DEVICE=${2:-cuda}
 PY=${PY:-python3}
+LIMIT=${LIMIT:-470} # seconds of the whole
 TINY=$([[ $DEVICE == cpu ]] && echo --tiny || true)
 mkdir -p "$OUT"
 OUT=$(cd "$OUT" && pwd)
 export DNNLIB_CACHE_DIR=${DNNLIB_CACHE_DIR:-$OUT/cache} PYTHONUNBUFFERED=1
 : > "$OUT/parts.jsonl"
 
-part() { # NAME SECONDS COMMAND...: runs a part and notes how it ended (124: it ran out of time)
+part() { # NAME SECONDS COMMAND...: runs a part and notes how it ended (124: it ran out of time, its own or the script's)
     local name=$1 limit=$2 start=$SECONDS status
     shift 2
     [[ -z ${PARTS:-} || " $PARTS " == *" $name "* ]] || return 0
+    (( limit < LIMIT - SECONDS )) || limit=$(( LIMIT > SECONDS ? LIMIT - SECONDS : 1 ))
     timeout --kill-after=5 "$limit" "$@" > "$OUT/$name.log" 2>&1 < /dev/null
     status=$?
     echo "{\"part\": \"$name\", \"status\": $status, \"seconds\": $((SECONDS - start))}" | tee -a "$OUT/parts.jsonl"

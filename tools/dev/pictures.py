@@ -153,7 +153,7 @@ def rates(report: dict[str, Any]) -> list[tuple[str, float, float]]:
     rows = report.get("benchmark-bf16", report)["rows"]
     found = [(row["name"], row["images_per_second"], row["images_per_second"] / row["ratio"])
              for row in rows if not row["name"].startswith(("fused FIR", "Frechet"))]  # fmt: skip
-    steps = {row["row"]: row["images/s"] for row in report.get("step", {}).get("rows", ())}
+    steps = {row["row"]: row["images/s"] for part in ("step", "graphs") for row in report.get(part, {}).get("rows", ())}
     for kind in ("StyleGAN2", "EDM student"):
         if graph := steps.get(f"{kind}, bf16, one CUDA graph"):
             name = f"Diff-Instruct step, cifar, {kind}"
