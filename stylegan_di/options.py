@@ -26,7 +26,7 @@ class Option:
 
     `kinds` are the kinds of training that have it (none: all); `item` is the type of its values, or of its parts where
     it is a list (`many`); `optional`: None is accepted; `choices` are the accepted texts, empty where any is; `join`:
-    makes one text, or None, of the texts of an option that may be given more than once.
+    makes one text, or None, of the texts of an option that may be given more than once; `blank`: an empty text is one.
     """
 
     name: str
@@ -40,6 +40,7 @@ class Option:
     optional: bool
     choices: tuple[str, ...]
     join: Callable[[Sequence[str]], str | None] | None = None
+    blank: bool = True
 
     def check(self, value: Any) -> None:
         """Raises UserError for a value that is not accepted; None is accepted where it is the default."""
@@ -49,6 +50,8 @@ class Option:
             if self.choices and part not in self.choices:
                 hint = did_you_mean(str(part), self.choices)
                 raise UserError(f"{option_name(self.name)}={part}: accepted are {', '.join(self.choices)}{hint}")
+            if part == "" and not self.blank:
+                raise UserError(f"{option_name(self.name)}= names nothing: give a value, or leave it out")
             if self.item is str and (found := _CONTROLS.search(part)):
                 raise UserError(f"{option_name(self.name)}={part[:80]!r}: the character {found[0]!r} is not accepted")
             if self.item in (int, float) and part not in self.accepted:
@@ -64,10 +67,11 @@ def option(
     kinds: tuple[str, ...] = (),
     choices: tuple[str, ...] = (),
     join: Callable[[Sequence[str]], str | None] | None = None,
+    blank: bool = True,
 ) -> Any:
     """A dataclass field that is an option; see `Option`."""
     declared: dict[str, Any] = {"help": help, "accepted": accepted, "group": group, "kinds": kinds}
-    declared |= {"choices": choices, "join": join}
+    declared |= {"choices": choices, "join": join, "blank": blank}
     return field(default=default, metadata=declared)
 
 
@@ -76,7 +80,7 @@ def typed(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ",".join(map(str, value)) or "none"
     if isinstance(value, float):
-        return f"{value:g}"
+        return f"{value:.12g}"  # to the last digit but for rounding, which 0.0002 * 4096 / 64 has
     return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
 
 

@@ -39,7 +39,7 @@ def check(config: TrainConfig, *, processes: int, fetch: bool) -> None:
         fetch: whether files that are not on this machine are downloaded; else they are not looked at.
     """
     files = Files(config, fetch)
-    checks = (_processes(config, processes), _minibatch(config, processes, files), _compiler(config),
+    checks = (_processes(config, processes), _minibatch(config, processes, files), _graph(config), _compiler(config),
               _trackers(config), _reference(config, fetch), _teacher(config, files), _critic(config, files),
               _gan(config, files), _freeze(config, files), _data(config, files))  # fmt: skip
     problems = [problem for found in checks for problem in found] + files.problems
@@ -84,6 +84,11 @@ def _minibatch(config: TrainConfig, processes: int, files: Files) -> Iterator[st
                 f"{name}: {size} images at a time do not divide into groups of {group}; choose --batch or --batch-gpu "
                 f"as its multiple{other}"
             )
+
+
+def _graph(config: TrainConfig) -> Iterator[str]:
+    if config.cuda_graph == "true" and not config.device.startswith("cuda"):
+        yield f"--cuda-graph=true is for a GPU, and this runs on {config.device}: leave it out"
 
 
 def _compiler(config: TrainConfig) -> Iterator[str]:

@@ -131,9 +131,12 @@ class Recipe:
     measured: tuple[str, ...]
     source: str
 
-    def note(self, use: str) -> str:
-        """Returns 'refinement, measured here: ...' or the like, for the header of a run."""
-        return f"{use}, {'measured here' if use in self.measured else 'not measured here'}: {self.source}"
+    def note(self, use: str, changes: str = "") -> str:
+        """Returns 'refinement, measured here: ...' or the like, for the header of a run with some options changed."""
+        measured = "measured here" if use in self.measured else "not measured here"
+        if not changes:
+            return f"{use}, {measured}: {self.source}"
+        return f"{use} with {changes}; {measured}{' without these' if use in self.measured else ''}: {self.source}"
 
 
 _FASHION: dict[str, Any] = dict(

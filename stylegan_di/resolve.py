@@ -82,7 +82,7 @@ def resolve(
         kinds = known[name].kinds
         if kinds and kind not in kinds:
             belongs = " or ".join(kinds)
-            raise UserError(f"{option_name(name)}={value} belongs to --kind={belongs}; this is --kind={kind}")
+            raise UserError(f"{option_name(name)}={typed(value)} belongs to --kind={belongs}; this is --kind={kind}")
         known[name].check(value)
     check_specs(kind, given)  # before the data set is opened for its resolution
     if "cfg" in given:
@@ -112,14 +112,14 @@ def resolve(
 
 
 def departure(config: TrainConfig) -> str:
-    """Says in which options a training differs from the recipe that it names; '' where in none.
+    """Returns the options in which a training differs from the recipe that it names, as typed; '' where in none.
 
     A GAN or a teacher of the recipe's name counts as its own, wherever the file is.
     """
     recipe = RECIPES.get(config.cfg or "")
     if config.kind != "di" or recipe is None:
         return ""
-    given = {"cfg": config.cfg, "student": config.student}
+    given = {"cfg": config.cfg, "student": config.student.partition(":")[0]}
     if config.gan_pkl is not None:
         given["gan_pkl"] = recipe.gan or config.gan_pkl
     plain = TrainConfig("di", **(KIND_DEFAULTS["di"] | _di_options(given, None) | given))
@@ -129,11 +129,7 @@ def departure(config: TrainConfig) -> str:
         known = zoo.entry(own) if name in ("gan_pkl", "teacher") and own is not None else None
         if own != recipes and (known is None or known.name != recipes):
             found.append(f"no {option_name(name)}" if own is None else f"{option_name(name)}={typed(own)}")
-    if not found:
-        return ""
-    listed = " ".join(found[:MOST_NAMED]) + (f" and {len(found) - MOST_NAMED} more" if found[MOST_NAMED:] else "")
-    measured = ", so what was measured is another training" if config.use in recipe.measured else ""
-    return f"from the recipe by {listed}{measured}"
+    return " ".join(found[:MOST_NAMED]) + (f" and {len(found) - MOST_NAMED} more" if found[MOST_NAMED:] else "")
 
 
 def _without_effect(config: TrainConfig) -> Iterator[tuple[tuple[str, ...], str]]:

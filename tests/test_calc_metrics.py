@@ -187,7 +187,7 @@ def test_the_data_set_that_the_network_names_is_the_reference(tmp_path: Path, mo
          "--trunc=0.5 is not for a diffusion teacher, which this network is: leave it out"),
         (["--images=x", REF, "--trunc=0.5"], "--trunc, --trunc-mode, --steps, --solver and --repeat are for --network"),
         (["--images=x", REF, "--repeat=2"], "--trunc, --trunc-mode, --steps, --solver and --repeat are for --network"),
-        ([f"--network={GAN}", REF, "--metrics=is50k"], "is50k compare with no real images"),
+        ([f"--network={GAN}", REF, "--metrics=is50k"], "--metrics=is50k compares with no real images"),
         ([f"--network={GAN}", "--data=x", "--metrics=fd_fashion", "--mirror=1"], "--mirror is for"),
         ([f"--network={GAN}", REF, "--metrics=fid50k", "--mirror=1"], "--mirror is for"),
         ([f"--network={GAN}", REF, "--metrics=fid50k,pr50k3", "--detector-file=x.pth"],

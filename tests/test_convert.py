@@ -312,6 +312,13 @@ def test_the_report_in_text_and_json() -> None:
     assert read["sha256"] in result.output
 
 
+def test_numbers_that_json_has_not_are_texts_in_it(tmp_path: Path) -> None:
+    metadata = {"metric/fd_fashion": float("nan"), "kimg": float("inf"), "seed": 3.0}
+    save_snapshot(tmp_path / "n.pkl", gan_networks(), extras={"training_set_kwargs": {}}, metadata=metadata)
+    text = run(inspect_pickle, str(tmp_path / "n.pkl"), "--json").output
+    assert json.loads(text)["metadata"] == {"metric/fd_fashion": "nan", "kimg": "inf", "seed": 3.0}
+
+
 def test_one_sentence() -> None:
     sentence = inspect_file("fashion-teacher.pkl", try_networks=False).sentence()
     assert sentence.startswith("ema (EDMPrecond 16x16x1, 10 classes, ")

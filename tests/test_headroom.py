@@ -145,7 +145,7 @@ def test_a_run_says_whether_the_teacher_is_better_and_what_it_takes(tmp_path: Pa
     found = re.search(r"headroom +fd_fashion ([\d.]+) of the GAN, ([\d.]+) of the teacher .* on 200 samples\n", log)
     assert found is not None
     assert float(found[2]) < 0.5 * float(found[1])
-    assert "\ndeparts         from the recipe by --batch=2 --kimg=0.022, so what was measured is another" in log
+    assert "\nrecipe          fashion: refinement with --batch=2 --kimg=0.022; measured here without these: docs" in log
     assert len(re.findall(r"estimate +[\d.]+ s/kimg: \d+s for 0.022 kimg, [\d.]+ GiB of memory\n", log)) == 1
 
 

@@ -131,7 +131,7 @@ def test_freezing_needs_a_gan(files: dict[str, str]) -> None:
     assert result.exit_code == 2
     assert "--freeze=mapping is for the layers of a GAN: give --gan-pkl" in result.output
     result = invoke("--kind=edm", f"--data={files['data']}", "--freeze=mapping", "-n")
-    assert "--freeze=('mapping',) belongs to --kind=gan or di" in result.output
+    assert "--freeze=mapping belongs to --kind=gan or di" in result.output
 
 
 def test_the_run_says_what_it_opened(files: dict[str, str], tmp_path: Path) -> None:

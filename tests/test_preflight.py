@@ -274,6 +274,12 @@ def test_sharding_over_one_process(files: dict[str, str]) -> None:
     preflight.check(refine(files, fsdp=True), processes=2, fetch=True)
 
 
+def test_a_graph_of_a_cpu(files: dict[str, str]) -> None:
+    told = problem(refine(files, cuda_graph="true"))
+    assert told == "--cuda-graph=true is for a GPU, and this runs on cpu: leave it out"
+    preflight.check(refine(files, cuda_graph="auto"), processes=1, fetch=True)
+
+
 # The reference.
 
 

@@ -170,7 +170,10 @@ def test_recipes_say_whether_they_were_measured() -> None:
     pages = "docs/demo.md and docs/measurements/generators.md"
     assert fashion.note(presets.REFINEMENT) == f"refinement, measured here: {pages}"
     assert fashion.note(presets.NEW_NETWORK) == f"a new network, measured here: {pages}"
+    changed = fashion.note(presets.REFINEMENT, "--kimg=8")
+    assert changed == f"refinement with --kimg=8; measured here without these: {pages}"
     assert all("not measured here" in cifar.note(use) for use in (presets.REFINEMENT, presets.DISTILLATION))
+    assert cifar.note(presets.REFINEMENT, "--kimg=8").startswith("refinement with --kimg=8; not measured here: the s")
 
 
 @pytest.mark.parametrize(
@@ -181,6 +184,8 @@ def test_recipes_say_whether_they_were_measured() -> None:
         (dict(gan_pkl="fashion-gan.pkl", student="refiner"), ""),
         (dict(), ""),
         (dict(student="decoder"), ""),
+        (dict(student="decoder:width=16"), "--student=decoder:width=16"),
+        (dict(kimg=24.000001), "--kimg=24.000001"),
         (dict(gan_pkl="fashion-gan.pkl", kimg=8.0, clip=False), "--kimg=8 --clip=false"),
         (dict(gan_pkl="mine.pkl"), "--gan-pkl=mine.pkl"),
         (dict(divergence="sid", teacher="other.pkl"), "--teacher=other.pkl --divergence=sid"),
@@ -192,14 +197,13 @@ def test_recipes_say_whether_they_were_measured() -> None:
     ids=str,
 )
 def test_what_departs_from_a_recipe_is_named(given: dict[str, Any], departs: str) -> None:
-    said = f"from the recipe by {departs}, so what was measured is another training"
-    assert departure(config("di", cfg="fashion", **given)) == (said if departs else "")
+    assert departure(config("di", cfg="fashion", **given)) == departs
 
 
 def test_what_departs_from_a_recipe_that_was_not_measured() -> None:
-    assert departure(config("di", cfg="cifar10-uncond", lr=1e-4)) == "from the recipe by --lr=0.0001"
+    assert departure(config("di", cfg="cifar10-uncond", lr=1e-4)) == "--lr=0.0001"
     alone = config("di", cfg="cifar10-cond", gan_pkl="cifar10.pkl", divergence="none", adv_weight=1.0, data="x")
-    assert departure(alone) == "from the recipe by no --teacher --data=x --divergence=none --adv-weight=1"
+    assert departure(alone) == "no --teacher --data=x --divergence=none --adv-weight=1"
     assert departure(config("di", teacher="x")) == departure(config("gan", data="x")) == ""
 
 
@@ -239,6 +243,8 @@ def test_an_unknown_gan_has_no_recipe() -> None:
         ("gan", dict(noise_law="vp"), "--noise-law=vp belongs to --kind=edm or di"),
         ("edm", dict(augment=1.5), "--augment=1.5: accepted is a number from 0 to 1"),
         ("edm", dict(freezed=1), "--freezed=1 belongs to --kind=gan"),
+        ("edm", dict(freeze=("mapping", "b4")), "--freeze=mapping,b4 belongs to --kind=gan or di"),
+        ("gan", dict(data=""), "--data= names nothing: give a value, or leave it out"),
         ("di", dict(cfg="ffhq64", subset=10), "--subset=10 has no effect without --adv-weight"),
     ],
 )

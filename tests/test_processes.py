@@ -254,4 +254,4 @@ def test_sharded_score_networks_train_as_whole_ones(files: dict[str, str], tmp_p
 def test_sharding_belongs_to_di() -> None:
     result = invoke("--kind=edm", "--data=x", "--fsdp=true")
     assert result.exit_code == 2
-    assert "--fsdp=True belongs to --kind=di" in result.output
+    assert "--fsdp=true belongs to --kind=di" in result.output

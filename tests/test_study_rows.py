@@ -76,6 +76,8 @@ def test_a_study_is_shown_by_the_beginning_of_its_rows_with_the_columns_that_the
     command = study.table_command("", "study", ["sid", "ikl"], {"FD": "fd", "KID": "kid"})
     shown = CliRunner().invoke(command, [f"--results={tmp_path / 'results.jsonl'}", "--rows=ik"])
     assert shown.output == "| row | seeds | s | FD |\n|---|---|---|---|\n| ikl | 1, 2 | 9 +- 0 | 1.5 +- 0.5 |\n"
+    refused = CliRunner().invoke(command, [f"--results={tmp_path / 'results.jsonl'}", "--rows=none"])
+    assert (refused.exit_code, "has no row of this study that --rows=none begins" in refused.output) == (2, True)
 
 
 def test_numbers_of_the_files_that_a_row_leaves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

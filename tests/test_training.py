@@ -251,6 +251,22 @@ def test_path_lengths_are_those_of_half_of_each_chunk_and_move_their_mean_once(
     torch.testing.assert_close(method.state.scalars["pl_mean"], 0.01 * torch.cat(lengths).detach().mean())
 
 
+def test_tensors_stay_as_they_are_when_a_training_goes_on_from_them() -> None:
+    method = make_gan(gamma=1.0)
+    batch = Batch.of_step(seed=0, nimg=0, size=4, batch_gpu=4, rank=0, world_size=1, device=CPU)
+    updates = ("generator", "path length", "discriminator", "r1")
+    for name in updates:
+        run(name, method, batch)
+    given = {name: tensor.clone() for name, tensor in method.state.tensors().items()}
+    before = {name: tensor.clone() for name, tensor in given.items()}
+    method.state.load_tensors(given)
+    for name in updates:
+        run(name, method, batch)
+    assert [name for name in given if not torch.equal(given[name], before[name])] == []
+    after = method.state.tensors()
+    assert {"pl_mean", "optimizer.model.0.step"} <= {n for n in given if not torch.equal(after[n], given[n])}
+
+
 def test_ema_has_the_half_life_it_is_given() -> None:
     assert ema_beta(1000, halflife_kimg=1, rampup=None, nimg=0) == 0.5
     assert ema_beta(100, halflife_kimg=10, rampup=0.05, nimg=2000) == 0.5

@@ -52,7 +52,7 @@ def reference_of(
         raise UserError("--mirror is for --data and for metrics of mirrored images, such as fid50k; leave it out")
     if not need_reals(metrics):
         if data is not None or ref is not None:
-            raise UserError(f"{', '.join(metrics)} compare with no real images; leave --data and --ref out")
+            raise UserError(f"--metrics={','.join(metrics)} compares with no real images; leave --data and --ref out")
         return None
     if mirror:
         return ImageDataset(data or "", xflip=True)

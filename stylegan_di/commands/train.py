@@ -84,7 +84,8 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
     if kind is None:
         raise UserError("--kind is missing: accepted are di, edm and gan; or --resume=latest to continue a run")
     teacher = given["teacher"] or ONLINE
-    if kind == "di" and teacher != ONLINE and did_you_mean(teacher.lower(), [ONLINE]) and not os.path.exists(teacher):
+    is_word = teacher != ONLINE and not {":", "*", "@"} & set(teacher)  # which URLs, the hub's names and mixtures have
+    if kind == "di" and is_word and did_you_mean(teacher.lower(), [ONLINE]) and not os.path.exists(teacher):
         raise UserError(
             f"--teacher={teacher}: there is no such file; accepted are {ONLINE}, for one that is trained on the way, a "
             "known name such as edm-cifar10-32x32-cond-vp.pkl, a path, a URL, or hf:owner/name"
@@ -94,7 +95,7 @@ def new_config(kind: Any, device: str | None, **given: Any) -> TrainConfig:
     if kind == "di" and uses_teacher(given) and not has_own:
         if known is not None:
             given["teacher"] = known.teacher
-        elif given["gan_pkl"] is not None and zoo.is_local(given["gan_pkl"]):
+        elif given["gan_pkl"] and zoo.is_local(given["gan_pkl"]):
             zoo.resolve(given["gan_pkl"])  # a mistyped name has no known teacher: tell of the name, not of --teacher
     return resolve(
         kind,

@@ -88,6 +88,8 @@ def _learning(config: Derived) -> Iterator[str]:
 
 
 def _computing(config: Derived) -> Iterator[str]:
+    if not config.channel_mult:
+        yield "--channel-mult=none leaves the U-Net no resolution: give a multiplier for each, such as 1,2,2"
     if config.winograd and (config.device != "cpu" or config.amp != "none" or config.compile or config.fsdp):
         yield "--winograd is for a teacher in float32 on a CPU: leave it or --amp, --compile, --fsdp out"
     if config.winograd and config.trains_teacher:

@@ -22,7 +22,7 @@ from stylegan_di.teachers.mixed import join_teachers
 Kind = Literal["edm", "gan", "di"]
 Tracker = Literal["tensorboard", "wandb", "trackio"]  # named as the packages that they need
 
-_input = partial(option, group="Inputs")
+_input = partial(option, group="Inputs", blank=False)  # a shell's variable that is not set names no file
 _run = partial(option, group="The run")
 _shown = partial(option, group="Metrics and snapshots")
 _optim = partial(option, group="Optimisation")

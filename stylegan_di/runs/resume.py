@@ -16,7 +16,7 @@ from stylegan_di.data.teacher_samples import samples_wanted
 from stylegan_di.dnnlib.download import is_url
 from stylegan_di.dnnlib.util import DEVICE, UserError, option_name
 from stylegan_di.hub import HUB
-from stylegan_di.options import Option, options_of
+from stylegan_di.options import Option, options_of, typed
 from stylegan_di.presets import KIND_DEFAULTS, check_cfg
 from stylegan_di.runs import statefile
 from stylegan_di.runs.statefile import State
@@ -174,7 +174,8 @@ def changed_config(state: State, given: Mapping[str, Any]) -> TrainConfig:
     stored = _checked_options(state)
     given = {name: value for name, value in given.items() if value is not None and value != stored.get(name)}
     if differing := [name for name in given if name not in MAY_CHANGE]:
-        named = "; ".join(f"{option_name(name)}={given[name]} was {stored.get(name)}" for name in differing)
+        was = {name: typed(stored.get(name)) or "not given" for name in differing}
+        named = "; ".join(f"{option_name(name)}={typed(given[name])} was {was[name]}" for name in differing)
         may = ", ".join(option_name(name) for name in MAY_CHANGE)
         raise UserError(f"--resume: these options cannot change: {named}. Leave them out; these may change: {may}")
     return TrainConfig(**{**stored, **given, "outdir": str(state.path.parent.parent)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ class Inspection:
     def as_dict(self) -> dict[str, Any]:
         """Returns everything as plain values for JSON."""
         entries = [vars(entry) | {"arguments": dict(entry.arguments)} for entry in self.entries]
-        return vars(self) | {"entries": entries, "metadata": dict(self.metadata)}
+        told = {key: value if _is_json(value) else str(value) for key, value in self.metadata.items()}
+        return vars(self) | {"entries": entries, "metadata": told}
 
 
 def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool = True) -> Inspection:
@@ -91,6 +93,11 @@ def inspect_file(name_path_or_url: str | os.PathLike[str], *, try_networks: bool
         embedded=contents.embedded,
         warnings=_warnings(contents, entries),
     )
+
+
+def _is_json(value: Any) -> bool:
+    """Whether JSON has such a number; any text is one of its."""
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def is_whole(value: Any) -> bool:

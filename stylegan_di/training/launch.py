@@ -17,7 +17,6 @@ from stylegan_di.dnnlib.util import UserError
 from stylegan_di.journal import SINKS, TRACKERS
 from stylegan_di.journal.journal import Journal
 from stylegan_di.journal.sinks import Sink
-from stylegan_di.resolve import departure
 from stylegan_di.runs.endings import Interrupted, StopRequest, memory_errors, storage_errors
 from stylegan_di.runs.folder import RunFolder, check_outdir
 from stylegan_di.runs.processes import follow_parent
@@ -138,10 +137,7 @@ def load_kernels(device: str) -> str:
 def describe(method: Method, ops: str, found: Sequence[tuple[str, str]] = (), resumed: Resumed | None = None) -> str:
     """Returns the header of a run: its networks, what was found of them, data, device, length, and what it resumes."""
     config = method.config
-    lines = method.header()
-    if departs := departure(config):
-        lines.append(("departs", departs))
-    lines += found
+    lines = [*method.header(), *found]
     if config.gan_pkl:
         lines.append(("GAN", config.gan_pkl))
     if method.dataset is not None:

@@ -120,7 +120,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, moments: Mapping[str, Ten
         if value.shape != (torch.Size([]) if name == "step" else parameter.shape):
             raise ValueError(f"the moment {key} of shape {list(value.shape)}")
         if name == "step":
-            own = value
+            own = value.clone()  # which the optimizer's steps count up in place
         elif distributed.is_sharded(parameter):
             own = distributed.spread_like(value, parameter)
         else:  # fused Adam reads moments in the parameter's memory layout

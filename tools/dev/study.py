@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -118,16 +118,19 @@ def _cell(values: list[float | None], digits: int) -> str:
     return f"{statistics.mean(known):.{digits}f}{spread}"
 
 
-def table_command(doc: str | None, study: str, rows: Iterable[str], columns: Mapping[str, str]) -> click.Command:
+def table_command(doc: str | None, study: str, rows: Collection[str], columns: Mapping[str, str]) -> click.Command:
     """The command that prints what tools/dev/rows.py kept of a study as a table, without the columns that are empty."""
     kept = f"docs/measurements/{study}.jsonl"
 
     @click.command(help=help_of(doc))
-    @click.option("--results", type=click.Path(path_type=Path, exists=True), default=ROOT / kept,
+    @click.option("--results", type=click.Path(path_type=Path, exists=True, dir_okay=False), default=ROOT / kept,
                   help=f"The results.  [default: {kept}]")
     @click.option("--rows", "prefix", default="", metavar="PREFIX", help="Rows whose names begin so.  [default: all]")
     def main(results: Path, prefix: str) -> None:
-        shown = [result for result in read_results(results) if result["row"].startswith(prefix)]
+        own = [result for result in read_results(results) if result["row"] in rows]
+        shown = [result for result in own if result["row"].startswith(prefix)]
+        if not shown:
+            raise click.UsageError(f"--results={results} has no row of this study that --rows={prefix} begins")
         known = {title: name for title, name in columns.items() if any(name in result for result in shown)}
         click.echo(table(shown, rows, known))
 

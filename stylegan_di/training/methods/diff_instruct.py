@@ -24,6 +24,7 @@ from stylegan_di.journal.journal import Journal
 from stylegan_di.metrics.evaluate import Evaluator
 from stylegan_di.networks.edm_layers import prepare_convolutions
 from stylegan_di.presets import RECIPES
+from stylegan_di.resolve import departure
 from stylegan_di.snapshots.teachers import open_teachers
 from stylegan_di.teachers.edm import EDMTeacher
 from stylegan_di.torch_utils.hashing import weights_hash
@@ -304,7 +305,7 @@ class DiffInstruct(GeneratorMethod):
             beside = "" if config.teacher_samples is None else f" and {config.teacher_samples} samples of the teacher"
             lines.append(("critic", f"{config.critic}, {heads} on {config.teacher}, against {config.data}{beside}"))
         if config.cfg is not None:
-            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(config.use)}"))
+            lines.append(("recipe", f"{config.cfg}: {RECIPES[config.cfg].note(config.use, departure(config))}"))
         return lines
 
 
