@@ -61,7 +61,8 @@ def header(method: Method) -> list[tuple[str, str]]:
     if method.device.type != "cuda":
         return []
     if graph:
-        return [("steps", "one CUDA graph")]
+        several = "CUDA graphs, one for each combination of updates"
+        return [("steps", several if method.due() else "one CUDA graph")]
     return [("steps", f"launched kernel by kernel, because {hindrance(method) or '--cuda-graph=false'}")]
 
 
