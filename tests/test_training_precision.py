@@ -154,7 +154,7 @@ def test_compiled_runs_end_with_the_same_weights(
     ("options", "message"),
     [
         (["--kind=gan", "--data=x", "--amp=bf16"], "--amp=bf16 belongs to --kind=edm or di; this is --kind=gan"),
-        (["--kind=gan", "--data=x", "--compile=true"], "--compile=True belongs to --kind=edm or di"),
+        (["--kind=gan", "--data=x", "--compile=true"], "--compile=true belongs to --kind=edm or di"),
         (["--kind=di", "--gan-pkl=x", "--divergence=none", "--adv-weight=1", "--data=y", "--compile=true"],
          "--compile=true has no effect with --divergence=none"),
     ],
