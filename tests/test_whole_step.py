@@ -35,8 +35,8 @@ SIGNS = {"z": torch.tensor([1.0, 1.0, -1.0, -1.0]), "noise": torch.tensor([1.0, 
 Closed = Callable[[Tensor, Tensor], Tensor]  # mean and std of the student -> the divergence
 
 
-class Line(Generator):
-    """x = m + s z of one number."""
+class OfGaussian(torch.nn.Module):
+    """A network of one number, whose parameters are a mean and a standard deviation."""
 
     img_resolution = img_channels = 1
     label_dim = 0
@@ -44,6 +44,10 @@ class Line(Generator):
     def __init__(self, mean: float, std: float) -> None:
         super().__init__()
         self.mean, self.std = (torch.nn.Parameter(torch.tensor(value)) for value in (mean, std))
+
+
+class Line(OfGaussian, Generator):
+    """x = m + s z."""
 
     def sample_latents(self, n: int, *, rng: SampleRandom) -> Tensor:
         return torch.empty([n, 1, 1, 1])
@@ -52,15 +56,8 @@ class Line(Generator):
         return self.mean + self.std * z
 
 
-class Exact(Denoiser):
-    """The denoiser of N(m, s^2), whose parameters these are."""
-
-    img_resolution = img_channels = 1
-    label_dim = 0
-
-    def __init__(self, mean: float, std: float) -> None:
-        super().__init__()
-        self.mean, self.std = (torch.nn.Parameter(torch.tensor(value)) for value in (mean, std))
+class Exact(OfGaussian, Denoiser):
+    """The denoiser of N(m, s^2)."""
 
     def forward(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
         noise = per_sample(sigma, x).square()

@@ -15,26 +15,19 @@ TEACHER_TICK=50 TICK=10 WIDTH=64 BATCH=128
 [[ $DEVICE == cpu ]] && TEACHER_TICK=0.032 TICK=0.016 WIDTH=8 BATCH=16
 mkdir -p "$OUT"
 
-train() { # NAME SECONDS TICK OPTIONS...: trains until the time is over, and takes the newest snapshot
-    local name=$1 seconds=$2 tick=$3
-    shift 3
-    timeout --signal=INT --kill-after=20 "$seconds" $PY train.py --device="$DEVICE" --metrics=none --snap=1 --tick="$tick" \
-        --outdir="$OUT/runs/$name" "$@" > "$OUT/$name.log" 2>&1 || true
-    cp "$(ls "$OUT/runs/$name"/*/network-snapshot-*.pkl | tail -n 1)" "$OUT/$name.pkl"
-    echo "$name: $(grep '^tick' "$OUT/$name.log" | tail -n 1)"
-}
+source tools/dev/gpu_training.sh
 
 REAL="--data=$DATA --cond=true --mirror=true"
-train teacher "$TEACHER" $TEACHER_TICK --kind=edm $REAL --kimg=100000 --batch=$((2 * BATCH)) --amp=bf16 \
+train teacher "$TEACHER" --tick=$TEACHER_TICK --kind=edm $REAL --kimg=100000 --batch=$((2 * BATCH)) --amp=bf16 \
     --model-channels=$WIDTH --channel-mult=1,2,2 --num-blocks=1 --attn-resolutions=8 --dropout=0 --label-dropout=0.1 \
     --augment=0 --lr=1.5e-3 --lr-rampup=10 --ema=50
 
 DI="--kind=di --teacher=$OUT/teacher.pkl --headroom=0 --divergence=sid --batch=$BATCH --amp=bf16 --lr=5e-4 --fake-lr=5e-4
     --lr-decay=0.5 --kimg=$KIMG --ema=10"
-train refiner-3 "$STUDENTS" $TICK $DI --gan-pkl="$GAN" --student=refiner --seed=3 &
-train refiner-4 "$STUDENTS" $TICK $DI --gan-pkl="$GAN" --student=refiner --seed=4 &
-train sid-3 "$STUDENTS" $TICK $DI --gan-pkl="$GAN" --seed=3 &
-train one-step-3 "$STUDENTS" $TICK $DI --sigma-init=2.5 --seed=3 &
-train gan-continued-1 "$STUDENTS" $TICK --kind=gan --resume="$GAN" $REAL --kimg=100000 --batch=$BATCH --mixing=0 \
+train refiner-3 "$STUDENTS" --tick=$TICK $DI --gan-pkl="$GAN" --student=refiner --seed=3 &
+train refiner-4 "$STUDENTS" --tick=$TICK $DI --gan-pkl="$GAN" --student=refiner --seed=4 &
+train sid-3 "$STUDENTS" --tick=$TICK $DI --gan-pkl="$GAN" --seed=3 &
+train one-step-3 "$STUDENTS" --tick=$TICK $DI --sigma-init=2.5 --seed=3 &
+train gan-continued-1 "$STUDENTS" --tick=$TICK --kind=gan --resume="$GAN" $REAL --kimg=100000 --batch=$BATCH --mixing=0 \
     --pl-weight=0 --aug=noaug --gamma=0.05 --lr=2e-3 --ema=20 --seed=1 &
 wait

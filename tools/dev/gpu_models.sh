@@ -20,20 +20,14 @@ $PY -m torch_utils.ops.build --device="$DEVICE" > "$OUT/build.log" 2>&1 || echo 
 [[ -e $OUT/fashion-32.zip ]] || $PY tools/dataset_tool.py --source="$SOURCE" --split=$SPLIT --transform=pad \
     --resolution=32x32 --dest="$OUT/fashion-32.zip" > "$OUT/data.log" 2>&1
 
-train() { # NAME SECONDS KIMG OPTIONS...: trains, and takes the newest snapshot
-    local name=$1 seconds=$2 kimg=$3
-    shift 3
-    timeout --signal=INT "$seconds" $PY train.py --device="$DEVICE" --metrics=none --outdir="$OUT/runs/$name" \
-        --kimg="$kimg" --tick="$TICK" --snap=1 "$@" > "$OUT/$name.log" 2>&1 || true
-    cp "$(ls "$OUT/runs/$name"/*/network-snapshot-*.pkl | tail -n 1)" "$OUT/${name}32.pkl"
-    echo "$name: $(grep '^tick' "$OUT/$name.log" | tail -n 1)"
-}
+source tools/dev/gpu_training.sh
 
-DATA="--data=$OUT/fashion-32.zip --cond=true --workers=2 --batch=$BATCH"
-train teacher 150 "${LENGTHS[0]}" --kind=edm $DATA --amp=bf16 --model-channels=32 --channel-mult=1,2,2 --num-blocks=2 \
-    --attn-resolutions=8 --dropout=0 --label-dropout=0.1 --augment=0 --lr=2e-3 --lr-rampup=5 --lr-decay=0.5 --ema=10 &
-train gan 150 "${LENGTHS[1]}" --kind=gan $DATA --cbase=1024 --cmax=64 --w-dim=64 --noise-inputs=false --mixing=0 \
-    --pl-weight=0 --aug=noaug --gamma=0.05 --lr=2e-3 --ema=10 &
+DATA="--data=$OUT/fashion-32.zip --cond=true --workers=2 --batch=$BATCH --tick=$TICK"
+train teacher32 150 --kind=edm $DATA --kimg="${LENGTHS[0]}" --amp=bf16 --model-channels=32 --channel-mult=1,2,2 \
+    --num-blocks=2 --attn-resolutions=8 --dropout=0 --label-dropout=0.1 --augment=0 --lr=2e-3 --lr-rampup=5 \
+    --lr-decay=0.5 --ema=10 &
+train gan32 150 --kind=gan $DATA --kimg="${LENGTHS[1]}" --cbase=1024 --cmax=64 --w-dim=64 --noise-inputs=false \
+    --mixing=0 --pl-weight=0 --aug=noaug --gamma=0.05 --lr=2e-3 --ema=10 &
 wait
-train refined 90 "${LENGTHS[2]}" --kind=di --gan-pkl="$OUT/gan32.pkl" --teacher="$OUT/teacher32.pkl" --cfg=fashion \
-    --force=true
+train refined32 90 --kind=di --gan-pkl="$OUT/gan32.pkl" --teacher="$OUT/teacher32.pkl" --cfg=fashion --force=true \
+    --kimg="${LENGTHS[2]}" --tick=$TICK
